@@ -1,0 +1,1 @@
+"""ALFWorld on the genuine TextWorld engine."""

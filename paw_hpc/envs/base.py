@@ -1,0 +1,90 @@
+"""What a benchmark must offer: tasks, environments in worker processes, and the agent's view of an episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Message = dict[str, str]
+"""A chat message: {"role": "user" | "assistant" | "system", "content": text}."""
+
+
+@dataclass(slots=True, frozen=True)
+class Task:
+    """One task instance. `task_id` is stable across machines (no absolute path in it)."""
+
+    task_id: str
+    task_type: str
+    source: str
+    """Where the engine finds it on this machine, for example a game file."""
+
+
+@dataclass(slots=True, frozen=True)
+class EnvironmentState:
+    """What the environment says after a reset or a step."""
+
+    observation: str
+    admissible: tuple[str, ...]
+    """Admissible commands, sorted; empty where a benchmark has no such list."""
+    reward: float = 0.0
+    """As the benchmark's protocol says (success_reward on success), without penalties."""
+    done: bool = False
+    success: bool = False
+    score: float = 0.0
+
+
+class Session(Protocol):
+    """One live episode of an environment."""
+
+    async def reset(self) -> EnvironmentState: ...
+
+    async def step(self, action: str) -> EnvironmentState:
+        """Raises EnvironmentFailure when the environment (not the agent) is at fault."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class EnvironmentFailure(RuntimeError):
+    """The environment died, hung or answered nonsense. The episode ends as failed by the environment and is not trained on."""
+
+
+class AgentView(Protocol):
+    """The agent's side of one episode: renders prompts, parses responses, remembers the history."""
+
+    def start(self, state: EnvironmentState) -> None: ...
+
+    def messages(self) -> list[Message]:
+        """The prompt for the current step."""
+        ...
+
+    def parse(self, response: str) -> tuple[str, bool]:
+        """(action for the environment, valid). Valid: well-formed and, where the benchmark lists them, admissible."""
+        ...
+
+    def observe(self, action: str, state: EnvironmentState) -> None: ...
+
+    def anchor(self) -> str:
+        """Key of the current state for GiGPO's grouping."""
+        ...
+
+    def shorten(self) -> bool:
+        """Drop the oldest part of the history because the prompt does not fit; False when nothing is left to drop."""
+        ...
+
+
+class Benchmark(Protocol):
+    """A benchmark package."""
+
+    def tasks(self, split: str) -> list[Task]:
+        """All tasks of a split, in one global order that no machine changes."""
+        ...
+
+    def view(self, task: Task, seed: int) -> AgentView: ...
+
+    async def open(self, task: Task, members: int) -> Sequence[Session]:
+        """Sessions of one task; they share the reset work."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,21 @@
+"""The errors that a user is meant to read: one line that says what is wrong, where, and what to do."""
+
+
+class UserError(Exception):
+    """Something the user can put right. The command line prints its text without a traceback and exits with status 2."""
+
+
+class RecipeError(UserError):
+    """A recipe with an unknown key, a wrong type or an impossible combination."""
+
+
+class DataError(UserError):
+    """Missing, torn or mixed-release data."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is torn, foreign, or made by another recipe."""
+
+
+class TrainingError(UserError):
+    """Training that must stop (for example three non-finite losses in a row); a checkpoint was written first."""

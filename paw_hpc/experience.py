@@ -1,0 +1,224 @@
+"""The data that flows: transitions, episodes, groups, the pool of one update, and the packed batch a trainer sees.
+
+Shapes used throughout: N transitions, E episodes, G groups, T packed tokens, R scored rows, A action tokens of a pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Ids = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+ACTION = 0
+"""Row kind: the target is a token of the response (RL loss)."""
+OBSERVATION = 1
+"""Row kind: the target is a token of the next observation (world-model loss)."""
+
+
+@dataclass(slots=True)
+class Transition:
+    """One environment step, one training sample.
+
+    `response_ids` are exactly the ids that the engine sampled, the end-of-turn token included when it was sampled: text is never tokenized back.
+    `bridge_ids` are the chat-template tokens between the response and the next observation; they are input but never scored.
+    """
+
+    group: int
+    episode: int
+    step: int
+    prompt_ids: Ids
+    response_ids: Ids
+    response_logprobs: Floats
+    """Behaviour policy, per response token, natural log, after temperature."""
+    bridge_ids: Ids
+    observation_ids: Ids
+    """The next observation, truncated to `wm.max_observation_tokens`; empty where there is none."""
+    reward: float
+    """Reward of the environment at this step, without the invalid-action penalty."""
+    valid: bool
+    """The action was well-formed and admissible."""
+    anchor: str
+    """Key of the state in which the action was taken (GiGPO groups by it)."""
+    weight_version: int
+
+
+@dataclass(slots=True)
+class Episode:
+    """One play of a task. `index` counts episodes over the whole update: group * group_size + member."""
+
+    index: int
+    group: int
+    task_id: str
+    task_type: str
+    seed: int
+    transitions: list[Transition] = field(default_factory=list)
+    success: bool = False
+    score: float = 0.0
+    """The benchmark's own score in [0, 1] (equal to success where it has none)."""
+    failed_by_environment: bool = False
+    """The environment broke down: counted, never scored as the agent's failure, excluded from training."""
+    truncated_prompts: int = 0
+    truncated_observations: int = 0
+
+    @property
+    def episode_return(self) -> float:
+        """Undiscounted sum of environment rewards, without penalties (paper, eq. 10: the return that lambda sees)."""
+        return float(sum(t.reward for t in self.transitions))
+
+
+@dataclass(slots=True)
+class Group:
+    """All episodes of one task instance in one update."""
+
+    index: int
+    task_id: str
+    task_type: str
+    episodes: list[Episode] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Pool:
+    """All transitions of one update in a fixed order (group, member, step), with the indices that the objective needs.
+
+    `group[N]` and `episode[N]` are positions in `groups` / `episodes` (not the global indices that a data-parallel rank may skip over).
+    """
+
+    transitions: list[Transition]
+    episodes: list[Episode]
+    group: torch.Tensor  # int64[N]
+    episode: torch.Tensor  # int64[N]
+    step: torch.Tensor  # int64[N]
+    rewards: torch.Tensor  # float32[N]
+    valid: torch.Tensor  # bool[N]
+    returns: torch.Tensor  # float32[E]
+    episode_group: torch.Tensor  # int64[E]
+    num_groups: int
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    @property
+    def action_sample(self) -> torch.Tensor:
+        """int64[A]: the transition of each action token, in pool order."""
+        lengths = torch.tensor([len(t.response_ids) for t in self.transitions], dtype=torch.long)
+        return torch.repeat_interleave(torch.arange(len(self.transitions)), lengths)
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Group]) -> Pool:
+        """Flatten groups. Episodes that the environment broke, and groups left without any, are dropped here (the collector counted them)."""
+        transitions: list[Transition] = []
+        episodes: list[Episode] = []
+        rows: list[tuple[int, int]] = []
+        episode_group: list[int] = []
+        kept = 0
+        for group in groups:
+            playable = [e for e in group.episodes if not e.failed_by_environment and e.transitions]
+            if not playable:
+                continue
+            for episode in playable:
+                rows.extend((kept, len(episodes)) for _ in episode.transitions)
+                transitions.extend(episode.transitions)
+                episodes.append(episode)
+                episode_group.append(kept)
+            kept += 1
+        index = torch.tensor(rows, dtype=torch.long).reshape(-1, 2)
+        return cls(
+            transitions=transitions,
+            episodes=episodes,
+            group=index[:, 0],
+            episode=index[:, 1],
+            step=torch.tensor([t.step for t in transitions], dtype=torch.long),
+            rewards=torch.tensor([t.reward for t in transitions], dtype=torch.float32),
+            valid=torch.tensor([t.valid for t in transitions], dtype=torch.bool),
+            returns=torch.tensor([e.episode_return for e in episodes], dtype=torch.float32),
+            episode_group=torch.tensor(episode_group, dtype=torch.long),
+            num_groups=kept,
+        )
+
+
+@dataclass(slots=True)
+class Scores:
+    """What one no-grad pass over a pool says. Action tokens are in pool order; see `Pool.action_sample`."""
+
+    old_logp: torch.Tensor  # float32[A], log-prob of the sampled token after temperature
+    entropy: torch.Tensor  # float32[A], full-vocabulary entropy after temperature, nats
+    ref_logp: torch.Tensor | None = None  # float32[A], reference policy (KL loss only)
+    values: torch.Tensor | None = None  # float32[N], critic at the last prompt token (PPO only)
+
+
+@dataclass(slots=True)
+class Batch:
+    """N transitions packed without padding, plus the R rows whose next token is scored.
+
+    A row is the position of the hidden state that predicts `row_target` (the token after it). Prompt tokens and unselected observations are never
+    rows, so they never reach the LM head; unselected observations are not even in `tokens`.
+    """
+
+    tokens: torch.Tensor  # int64[T]
+    position_ids: torch.Tensor  # int64[T], restarts at 0 in every sample
+    cu_seqlens: torch.Tensor  # int32[N+1]
+    row_position: torch.Tensor  # int64[R], index into tokens, ascending within a sample
+    row_target: torch.Tensor  # int64[R]
+    row_kind: torch.Tensor  # uint8[R], ACTION or OBSERVATION
+    row_cu: torch.Tensor  # int64[N+1], rows of sample n are row_cu[n]:row_cu[n+1]
+    streams: dict[str, torch.Tensor]  # name -> float32[R]: weight, advantage, old_logp, ref_logp, ...
+    transition: torch.Tensor  # int64[N], index into the pool
+    sample_streams: dict[str, torch.Tensor] = field(default_factory=dict)  # name -> float32[N]: value_target, old_value, value_weight (PPO)
+    value_position: torch.Tensor | None = None  # int64[N], last prompt token of each sample (PPO)
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.tokens.numel())
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.row_target.numel())
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """int64[N]: tokens of each sample."""
+        return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
+
+    def take(self, samples: torch.Tensor) -> Batch:
+        """The batch of these samples (int64[n], any order, no repetition needed), packed anew. Streams are copied, not rescaled."""
+        samples = samples.long()
+        tokens_of = _ranges(self.cu_seqlens.long(), samples)
+        rows_of = _ranges(self.row_cu, samples)
+        cu = _offsets(self.lengths[samples])
+        row_lengths = (self.row_cu[1:] - self.row_cu[:-1])[samples]
+        shift = cu[:-1] - self.cu_seqlens[:-1].long()[samples]
+        return Batch(
+            tokens=self.tokens[tokens_of],
+            position_ids=self.position_ids[tokens_of],
+            cu_seqlens=cu.int(),
+            row_position=self.row_position[rows_of] + torch.repeat_interleave(shift, row_lengths),
+            row_target=self.row_target[rows_of],
+            row_kind=self.row_kind[rows_of],
+            row_cu=_offsets(row_lengths),
+            streams={name: stream[rows_of] for name, stream in self.streams.items()},
+            transition=self.transition[samples],
+            sample_streams={name: stream[samples] for name, stream in self.sample_streams.items()},
+            value_position=None if self.value_position is None else self.value_position[samples] + shift,
+        )
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    """int64[n] lengths -> int64[n+1] offsets."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def _ranges(offsets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The indices offsets[c]:offsets[c+1] for each chosen c, one after the other (int64)."""
+    lengths = (offsets[1:] - offsets[:-1])[chosen]
+    starts = offsets[:-1][chosen]
+    within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(_offsets(lengths)[:-1], lengths)
+    return torch.repeat_interleave(starts, lengths) + within

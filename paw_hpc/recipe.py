@@ -1,0 +1,307 @@
+"""Typed, strict, composable configuration: one YAML file with an optional `base:`, overridden by dotted paths.
+
+Every key is declared here with its unit and meaning. Unknown keys, wrong types and impossible combinations are refused at load, with the key's path
+and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from yaml import YAMLError
+
+from paw_hpc.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+TaskType = Literal[
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are frozen, defaults are checked too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class EnvSection(Section):
+    """The benchmark and its protocol (paper, App. A.1)."""
+
+    name: Literal["alfworld"] = "alfworld"
+    games: Literal["auto", "official", "generated"] = "auto"
+    """auto: the official games where they are at hand, else generated ones; the run says which."""
+    task_types: tuple[TaskType, ...] = TASK_TYPES
+    train_games: PositiveInt | None = None
+    """Use only this many training games (a seeded choice over the sorted list); none: all of them."""
+    max_steps: PositiveInt = 50
+    history: Annotated[int, Field(ge=0)] = 2
+    """Earlier (observation, action) pairs in the prompt."""
+    prompt: Literal["paper", "compact"] = "paper"
+    """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command."""
+    success_reward: float = 10.0
+    """R_max of eq. 10; failure is worth 0."""
+    invalid_penalty: NonNegative = 0.1
+    """Subtracted from the reward of a step whose action was malformed or not admissible; lambda never sees it."""
+    workers: PositiveInt = 2
+    """Processes that load games; each episode then lives in a fork of its own."""
+    step_timeout_s: PositiveFloat = 120.0
+
+
+class TinyModel(Section):
+    """A Qwen2-architecture model from scratch, for machines without pretrained weights."""
+
+    hidden_size: PositiveInt = 160
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 384
+    tie_embeddings: bool = True
+
+
+class ModelSection(Section):
+    """Where the policy starts from."""
+
+    path: str | None = None
+    """A Hugging Face folder or hub name; `warm-start` is the small policy that ships with the package."""
+    tiny: TinyModel | None = None
+    """From scratch instead of `path` (needs `tokenizer`)."""
+    tokenizer: str | None = None
+    """Tokenizer folder; default: the one in `path`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    head_chunk_rows: PositiveInt = 2048
+    """Rows per chunk of the LM head: at most head_chunk_rows x V logits exist at once."""
+
+
+class RolloutSection(Section):
+    """How groups of episodes are played."""
+
+    engine: Literal["local"] = "local"
+    groups: PositiveInt = 16
+    group_size: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    max_prompt_tokens: PositiveInt = 2048
+    max_response_tokens: PositiveInt = 512
+    stop: tuple[str, ...] = ()
+    """Generation also ends when one of these strings has been produced (it is kept in the response)."""
+    batching: Literal["deterministic", "eager"] = "deterministic"
+    """deterministic: the composition of each generation batch depends on the episodes alone, so a run repeats bit for bit on any number of workers;
+    eager: whatever waits is generated at once."""
+    max_batch: PositiveInt = 128
+    """Requests that the in-process engine generates together (bounds the KV cache)."""
+
+
+class AlgorithmSection(Section):
+    """The RL loss."""
+
+    name: Literal["grpo", "gigpo", "rloo", "ppo"] = "grpo"
+    normalize_std: bool = True
+    """Divide group-relative advantages by the group's standard deviation."""
+    penalty: Literal["advantage", "after_normalization"] = "advantage"
+    """Where the invalid-action penalty enters. advantage: part of the return that is normalized (the paper's form). after_normalization: added to the
+    normalized advantage, so that a group of failures does not turn a penalty of 0.1 into a signal of full size."""
+    gigpo_omega: NonNegative = 1.0
+    gigpo_similarity: Fraction | None = None
+    """Group states whose keys are at least this similar (difflib ratio) instead of equal ones."""
+    gamma: Fraction = 0.95
+    """Discount: step returns of GiGPO, and GAE over the steps of an episode for PPO."""
+    gae_lambda: Fraction = 0.95
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.2
+    dual_clip: PositiveFloat | None = 3.0
+    kl_coefficient: NonNegative = 0.01
+    kl_estimator: Literal["k1", "k2", "low_variance"] = "low_variance"
+    entropy_bonus: NonNegative = 0.0
+    aggregation: Literal["token", "transition", "episode"] = "token"
+    """What the RL loss averages over, globally in the update: all action tokens; token means of transitions; token means of episodes."""
+    truncated_importance: PositiveFloat | None = None
+    """Truncated importance sampling: weight min(exp(old_logp - behaviour_logp), this); none: off."""
+    old_logp: Literal["recompute", "rollout"] = "recompute"
+    """recompute: one no-grad pass of the trainer (also gives entropies). rollout: what the engine reported (in-process engine only; entropies too)."""
+    value_clip: PositiveFloat = 0.2
+    value_coefficient: NonNegative = 1.0
+
+
+class WorldModelSection(Section):
+    """The world-model loss (paper, section 3; arms and controls of its section 4 are values of these keys)."""
+
+    enabled: bool = True
+    loss: Literal["clipped_mae", "mae", "cross_entropy"] = "clipped_mae"
+    rho: Fraction = 0.2
+    """Clipped MAE: tokens whose probability is already above rho carry no loss (eq. 9)."""
+    selection: Literal["entropy", "random"] = "entropy"
+    alpha: Fraction = 0.75
+    """Share of the update's transitions that are selected (eq. 4); 1 selects all."""
+    entropy: Literal["full", "sampled"] = "full"
+    """full: entropy of the token distributions; sampled: the literal -q log q of the sampled token."""
+    coefficient: Literal["reward_adaptive", "constant"] = "reward_adaptive"
+    scale: NonNegative = 1.0
+    """Multiplies lambda_g; with `coefficient: constant` it is the coefficient itself."""
+    final_scale: NonNegative | None = None
+    """If set, `scale` falls along a cosine to this value over the run (weight decay of the world-model loss)."""
+    target: Literal["true", "shuffled"] = "true"
+    """shuffled: the control. Each selected transition is given the observation of another one of the update (same token budget)."""
+    every: PositiveInt = 1
+    """Use the world-model loss in every k-th update only."""
+    max_observation_tokens: PositiveInt = 256
+
+
+class OptimizerSection(Section):
+    """AdamW and how an update is cut into steps."""
+
+    lr: PositiveFloat = 1e-6
+    critic_lr: PositiveFloat = 1e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegative = 0.01
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    clip_grad: PositiveFloat = 1.0
+    epochs: PositiveInt = 1
+    mini_batch: PositiveInt | None = None
+    """Transitions per optimizer step; none: the whole update."""
+    max_tokens_per_micro_batch: PositiveInt = 16384
+
+
+class EvalSection(Section):
+    """Evaluation while training, on a fixed panel."""
+
+    panel: str = "valid_seen"
+    """valid_seen, valid_unseen, valid_train, or PANEL:N@SEED for a seeded sub-panel of N games."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Updates between evaluations; 0: never while training."""
+    temperature: NonNegative = 0.4
+    repeats: PositiveInt = 1
+
+
+class CheckpointSection(Section):
+    every: PositiveInt = 10
+    """Updates between checkpoints; one is also written at the end and on a signal."""
+    keep: PositiveInt = 2
+
+
+class Recipe(Section):
+    """A whole experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    updates: PositiveInt = 150
+    threads: PositiveInt | None = None
+    """Torch threads of the trainer; none: torch's own choice."""
+    env: EnvSection = EnvSection()
+    model: ModelSection = ModelSection()
+    rollout: RolloutSection = RolloutSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    wm: WorldModelSection = WorldModelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Recipe:
+        a, r, m = self.algorithm, self.rollout, self.model
+        if r.group_size == 1 and a.name in ("grpo", "gigpo", "rloo"):
+            raise ValueError(f"rollout.group_size: 1 leaves {a.name} without a baseline; use at least 2, or algorithm.name=ppo")
+        if (m.path is None) == (m.tiny is None):
+            raise ValueError("model: give exactly one of model.path (pretrained weights) and model.tiny (from scratch)")
+        if m.tiny and m.tokenizer is None:
+            raise ValueError("model.tokenizer: a model from scratch needs a tokenizer folder")
+        if m.tiny and (m.tiny.hidden_size % m.tiny.heads or m.tiny.heads % m.tiny.kv_heads):
+            raise ValueError("model.tiny: heads must divide hidden_size, and kv_heads must divide heads")
+        if self.wm.enabled and self.wm.coefficient == "reward_adaptive" and self.env.success_reward <= 0:
+            raise ValueError("env.success_reward: the reward-adaptive coefficient needs R_max > 0")
+        if a.old_logp == "rollout" and r.engine != "local":
+            raise ValueError("algorithm.old_logp: 'rollout' needs rollout.engine=local, whose log-probs are the trainer's own; use 'recompute'")
+        if a.dual_clip is not None and a.dual_clip <= 1.0:
+            raise ValueError(f"algorithm.dual_clip: {a.dual_clip} must exceed 1 (or be null)")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, its chain of bases, and `key.path=value` overrides.
+
+    Raises:
+        RecipeError: unknown key, wrong type, impossible combination, unreadable file or circular base; one line, naming file and key.
+    """
+    merged = OmegaConf.merge(_read_chain(Path(path), ()), _parse_overrides(overrides))
+    return parse_recipe(OmegaConf.to_container(merged, resolve=True), where=str(path))
+
+
+def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
+    """Validate a plain mapping. Raises RecipeError."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> Any:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: its chain of `base:` leads back to itself")
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe file") from None
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(config):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(config).__name__}")
+    base = config.pop("base", None)
+    if base is None:
+        return config
+    return OmegaConf.merge(_read_chain(path.parent / base, (*seen, path.resolve())), config)
+
+
+def _parse_overrides(overrides: Sequence[str]) -> Any:
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise RecipeError(f"override '{item}': expected key.path=value, for example optimizer.lr=2e-6")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"overrides: {' '.join(str(error).split())}") from None
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(_section_at(error["loc"][:-1]).model_fields)
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean '{'.'.join([*map(str, error['loc'][:-1]), close[0]])}'?" if close else f"known keys here: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}, got {error['input']!r}" if path else message
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for part in loc:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return section
