@@ -1,0 +1,142 @@
+"""A set of games in one file: what 4,027 small files become, so that a worker reads one game in a millisecond from any file system.
+
+The file is a zip archive. `index.json` names the games, in sorted order, with the digest of their content; `logic/<digest>.json` holds a PDDL domain
+and a grammar, shared by all games that have the same; `games/<task id>.json` holds the rest of a game. The archive's own CRCs guard every read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paw_hpc.data_paths import atomic_file
+from paw_hpc.errors import DataError
+
+FORMAT = 1
+TASK_SENTENCE = re.compile(r'"rhs":\s*"(Your task is to:(?:[^"\\]|\\.)*)"')
+TASK_HOLE = "@@TASK@@"
+GAME_KEYS = ("pddl_domain", "grammar", "pddl_problem", "walkthrough", "solvable")
+_DOS_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open set of games. `digests` maps task ids, sorted, to the SHA-256 of a game's content; `about` is what the writer noted."""
+
+    path: Path
+    digests: Mapping[str, str]
+    about: Mapping[str, Any]
+
+    def read(self, task_id: str) -> dict[str, Any]:
+        """The game as TextWorld's PddlEnv.load takes it: pddl_domain, grammar, pddl_problem, walkthrough, solvable. Raises DataError."""
+        if task_id not in self.digests:
+            raise DataError(f"{self.path}: no game '{task_id}' in it")
+        game = _member(self.path, f"games/{task_id}.json")
+        logic = _logic(self.path, game["logic"])
+        return {
+            "pddl_domain": logic["pddl_domain"],
+            "grammar": logic["grammar"].replace(TASK_HOLE, game["task"], 1),
+            "pddl_problem": game["pddl_problem"],
+            "walkthrough": list(game["walkthrough"]),
+            "solvable": game["solvable"],
+        }
+
+
+def write_store(path: Path, games: Iterable[tuple[str, Mapping[str, Any]]], about: Mapping[str, Any]) -> None:
+    """Write (task id, game) pairs as a store, atomically.
+
+    Raises:
+        DataError: a game lacks a key or states no task, two games share an id, the file cannot be written.
+    """
+    digests: dict[str, str] = {}
+    logics: set[str] = set()
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for task_id, game in games:
+            if task_id in digests:
+                raise DataError(f"{path.name}: game '{task_id}' appears twice")
+            logic, content = split_game(task_id, game)
+            text = _dump(logic)
+            content["logic"] = _sha(text)
+            if content["logic"] not in logics:
+                logics.add(content["logic"])
+                _add(archive, f"logic/{content['logic']}.json", text)
+            text = _dump(content)
+            digests[task_id] = _sha(text)
+            _add(archive, f"games/{task_id}.json", text)
+        index = {"format": FORMAT, "about": dict(about), "games": dict(sorted(digests.items()))}
+        _add(archive, "index.json", _dump(index))
+
+
+def split_game(task_id: str, game: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """A game cut into the part that games share (domain, grammar with a hole for the task) and its own."""
+    if missing := [key for key in GAME_KEYS if key not in game]:
+        raise DataError(f"game '{task_id}' lacks {', '.join(missing)}")
+    match = TASK_SENTENCE.search(game["grammar"])
+    if match is None:
+        raise DataError(f"game '{task_id}': its grammar states no task ('Your task is to: ...')")
+    template = game["grammar"][: match.start(1)] + TASK_HOLE + game["grammar"][match.end(1) :]
+    content = {
+        "task": match.group(1),
+        "pddl_problem": game["pddl_problem"],
+        "walkthrough": list(game["walkthrough"] or ()),
+        "solvable": bool(game["solvable"]),
+    }
+    return {"pddl_domain": game["pddl_domain"], "grammar": template}, content
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store, once per process. Raises DataError when it is missing, torn, or of another format."""
+    try:
+        return _open(Path(path), Path(path).stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such set of games; run `paw data alfworld verify`") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _open(path: Path, mtime_ns: int) -> Store:
+    index = _member(path, "index.json")
+    if index.get("format") != FORMAT:
+        raise DataError(f"{path}: made by another version (format {index.get('format')}, expected {FORMAT}); delete it and try again")
+    return Store(path, index["games"], index["about"])
+
+
+@functools.lru_cache(maxsize=16)
+def _logic(path: Path, digest: str) -> dict[str, str]:
+    return _member(path, f"logic/{digest}.json")
+
+
+def _member(path: Path, name: str) -> Any:
+    try:
+        return json.loads(_archive(path, os.getpid()).read(name))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError) as error:
+        _archive.cache_clear()
+        raise DataError(f"{path}: torn ({name}: {error}); delete it and try again") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _archive(path: Path, pid: int) -> zipfile.ZipFile:
+    # Keyed by process: after a fork, parent and child would share one file offset.
+    return zipfile.ZipFile(path)
+
+
+def _add(archive: zipfile.ZipFile, name: str, text: str) -> None:
+    member = zipfile.ZipInfo(name, _DOS_EPOCH)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(member, text)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
