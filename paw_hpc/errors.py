@@ -17,5 +17,9 @@ class CheckpointError(UserError):
     """A checkpoint that is torn, foreign, or made by another recipe."""
 
 
+class StorageError(UserError):
+    """The disk is full or cannot be written; what was whole before is still whole."""
+
+
 class TrainingError(UserError):
     """Training that must stop (for example three non-finite losses in a row); a checkpoint was written first."""

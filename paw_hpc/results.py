@@ -1,0 +1,169 @@
+"""Results of evaluations: what `paw eval` measures, as files of a run directory that `paw report` reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from paw_hpc.errors import DataError
+from paw_hpc.metrics import RunDirectory
+from paw_hpc.statistics import Interval, success_interval
+from paw_hpc.storage import storage_errors, write_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedEpisode:
+    """One episode of an evaluation; one line of LABEL.jsonl."""
+
+    task_id: str
+    task_type: str
+    repeat: int
+    seed: int
+    success: bool
+    score: float
+    """The benchmark's own score in [0, 1]."""
+    steps: int
+    invalid: int
+    """Steps whose action was malformed or not admissible."""
+    episode_return: float
+    """Undiscounted, without penalties; `return` in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TypeResult:
+    """Success on one task type, with its 95 % interval."""
+
+    games: int
+    success: float
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """One policy on one fixed panel. Build it with `of_episodes`, which derives rates and intervals from the episodes."""
+
+    label: str
+    """Names the files; one result per label and run."""
+    panel: str
+    panel_checksum: str
+    temperature: float
+    repeats: int
+    update: int
+    """Updates that the policy has had."""
+    games: int
+    success: float
+    interval: Interval
+    """95 %, over games (see statistics.success_interval)."""
+    per_task_type: dict[str, TypeResult]
+    seconds: float
+    observation_ce: float | None
+    """Mean cross-entropy of true next observations, nats per token; None: not measured."""
+    observation_tokens: int | None
+    observation_ce_interval: Interval | None
+    environment_failures: int
+    """Episodes that the environment broke; they are in no rate and not in `episodes`."""
+    episodes: tuple[EvaluatedEpisode, ...]
+
+    @classmethod
+    def of_episodes(
+        cls,
+        episodes: Sequence[EvaluatedEpisode],
+        *,
+        label: str,
+        panel: str,
+        panel_checksum: str,
+        temperature: float,
+        update: int,
+        seconds: float,
+        observation_ce: float | None = None,
+        observation_tokens: int | None = None,
+        observation_ce_interval: Interval | None = None,
+        environment_failures: int = 0,
+    ) -> EvaluationResult:
+        """Success rate (mean over episodes), interval over games, and both per task type.
+
+        Raises:
+            ValueError: no episode.
+        """
+        if not episodes:
+            raise ValueError(f"evaluation {label}: no episode was played")
+        types = sorted({e.task_type for e in episodes})
+        overall = _rate(episodes)
+        return cls(
+            label=label,
+            panel=panel,
+            panel_checksum=panel_checksum,
+            temperature=float(temperature),
+            repeats=1 + max(e.repeat for e in episodes),
+            update=update,
+            games=overall.games,
+            success=overall.success,
+            interval=overall.interval,
+            per_task_type={name: _rate([e for e in episodes if e.task_type == name]) for name in types},
+            seconds=float(seconds),
+            observation_ce=observation_ce,
+            observation_tokens=observation_tokens,
+            observation_ce_interval=observation_ce_interval,
+            environment_failures=environment_failures,
+            episodes=tuple(episodes),
+        )
+
+
+def _rate(episodes: Sequence[EvaluatedEpisode]) -> TypeResult:
+    outcomes = [e.success for e in episodes]
+    games = [e.task_id for e in episodes]
+    return TypeResult(games=len(set(games)), success=sum(outcomes) / len(outcomes), interval=success_interval(outcomes, games))
+
+
+def write_evaluation(run_directory: str | Path, result: EvaluationResult) -> Path:
+    """Write evaluations/LABEL.jsonl, then LABEL.json, which makes the pair whole; an earlier result of the same label is
+    replaced. Returns LABEL.json.
+    """
+    folder = RunDirectory(run_directory).evaluations
+    stem = re.sub(r"[^A-Za-z0-9._@+-]", "-", result.label)
+    summary, lines = folder / f"{stem}.json", folder / f"{stem}.jsonl"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        summary.unlink(missing_ok=True)
+    rows = []
+    for episode in result.episodes:
+        row = asdict(episode)
+        row["return"] = row.pop("episode_return")
+        rows.append(json.dumps(row) + "\n")
+    write_atomically(lines, "".join(rows))
+    content = asdict(result)
+    del content["episodes"]
+    write_atomically(summary, json.dumps(content, indent=2) + "\n")
+    return summary
+
+
+def read_evaluations(run_directory: str | Path) -> list[EvaluationResult]:
+    """Every whole evaluation of a run, by update, then label. Episodes without their summary (an evaluation that was cut short) are left out.
+
+    Raises:
+        DataError: a file that is not what `write_evaluation` writes.
+    """
+    found = []
+    for summary in RunDirectory(run_directory).evaluations.glob("*.json"):
+        try:
+            found.append(_read_evaluation(summary))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{summary}: not an evaluation result ({type(error).__name__}: {error}); remove it and evaluate again") from None
+    return sorted(found, key=lambda r: (r.update, r.label))
+
+
+def _read_evaluation(summary: Path) -> EvaluationResult:
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    episodes = []
+    for line in summary.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        row["episode_return"] = row.pop("return")
+        episodes.append(EvaluatedEpisode(**row))
+    content["interval"] = tuple(content["interval"])
+    content["per_task_type"] = {name: TypeResult(r["games"], r["success"], tuple(r["interval"])) for name, r in content["per_task_type"].items()}
+    if content["observation_ce_interval"] is not None:
+        content["observation_ce_interval"] = tuple(content["observation_ce_interval"])
+    return EvaluationResult(**content, episodes=tuple(episodes))

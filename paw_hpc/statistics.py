@@ -1,0 +1,145 @@
+"""Uncertainty of measured proportions and means, thin over SciPy.
+
+Episodes of one game are not independent, so every interval here resamples or counts games, never episodes of the same game. An interval speaks of the
+games that might have been drawn and of the sampling of the policy; it does not speak of training again with another seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Interval = tuple[float, float]
+Array = npt.NDArray[np.float64]
+
+RESAMPLES = 9_999
+"""Bootstrap and permutation resamples: the Monte Carlo error of a 95 % bound is then far below the rounding of a table."""
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval for a proportion of independent trials (Wilson 1927).
+
+    Raises:
+        ValueError: no trial, or successes outside 0..trials.
+    """
+    return _bounds(stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson"))
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of sum(numerators) / sum(denominators) with whole clusters resampled (Davison and Hinkley 1997, section 3.8).
+
+    For example nats and tokens per transition with the game as cluster: the interval of a cross-entropy per token. With one cluster there is nothing
+    to resample and the interval is the point itself.
+
+    Args:
+        numerators, denominators, clusters: one entry per observation, equal lengths. Denominators are positive in sum.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Raises:
+        ValueError: unequal lengths or nothing to resample.
+    """
+    if not len(numerators) == len(denominators) == len(clusters) > 0:
+        raise ValueError(
+            f"{len(numerators)} numerators, {len(denominators)} denominators and {len(clusters)} clusters: need one of each per observation"
+        )
+    place = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    index = [place[cluster] for cluster in clusters]
+    above = np.bincount(index, weights=np.asarray(numerators, dtype=float)).astype(float)
+    below = np.bincount(index, weights=np.asarray(denominators, dtype=float)).astype(float)
+    if len(place) == 1:
+        point = float(above[0] / below[0])
+        return point, point
+
+    def ratio(a: Array, b: Array, axis: int = -1) -> Array:
+        return a.sum(axis=axis) / b.sum(axis=axis)
+
+    return _percentile_interval((above, below), ratio, confidence, seed)
+
+
+def cluster_interval(values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval of mean(values) with whole clusters (games) resampled; see `ratio_interval`."""
+    return ratio_interval(values, [1.0] * len(values), clusters, confidence=confidence, seed=seed)
+
+
+def success_interval(successes: Sequence[bool], games: Sequence[Hashable], *, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """The interval of a success rate: Wilson where every game was played once, else the cluster bootstrap over games.
+
+    Where all games have the same rate (all won, all lost) a bootstrap would have no width; Wilson over the games, as if each had been played once, is
+    then used: it is the wider of the two.
+
+    Raises:
+        ValueError: no episode, or unequal lengths.
+    """
+    if not len(successes) == len(games) > 0:
+        raise ValueError(f"{len(successes)} outcomes and {len(games)} games: need one game per outcome, and at least one")
+    outcomes: dict[Hashable, list[bool]] = {}
+    for game, success in zip(games, successes, strict=True):
+        outcomes.setdefault(game, []).append(bool(success))
+    rates = [sum(of_game) / len(of_game) for of_game in outcomes.values()]
+    if len(rates) == len(games) or len(set(rates)) == 1:
+        return wilson_interval(round(sum(rates)), len(rates), confidence)
+    return cluster_interval([float(s) for s in successes], games, confidence=confidence, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """Mean over tasks of (b - a), with its interval and the two-sided p-value of `no task prefers an arm`."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    tasks: int
+
+
+def paired_difference(
+    a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]], *, confidence: float = 0.95, seed: int = 0
+) -> PairedDifference:
+    """Arm b minus arm a on the same tasks: bootstrap interval over tasks and sign-flip permutation test (exact where 2^tasks <= RESAMPLES).
+
+    Args:
+        a, b: task -> outcomes of that task (repeats, seeds), in any number; a task counts once, with its mean. Tasks of only one arm are left out.
+
+    Raises:
+        ValueError: no task in common.
+    """
+    tasks = sorted(a.keys() & b.keys())
+    if not tasks:
+        raise ValueError("the two arms have no task in common")
+    differences = np.array([np.mean(b[task]) - np.mean(a[task]) for task in tasks])
+    mean = float(differences.mean())
+    low, high = cluster_interval(differences.tolist(), tasks, confidence=confidence, seed=seed)
+    if not differences.any():
+        return PairedDifference(mean, low, high, 1.0, len(tasks))
+
+    def statistic(d: Array, axis: int = -1) -> Array:
+        return d.mean(axis=axis)
+
+    test = stats.permutation_test((differences,), statistic, permutation_type="samples", n_resamples=RESAMPLES, rng=np.random.default_rng(seed))
+    return PairedDifference(mean, low, high, float(test.pvalue), len(tasks))
+
+
+def _percentile_interval(data: tuple[Array, ...], statistic: object, confidence: float, seed: int) -> Interval:
+    # The percentile method keeps a rate inside [0, 1] and is defined for few and for equal values, where BCa is not.
+    result = stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        batch=1000,
+        rng=np.random.default_rng(seed),
+    )
+    return _bounds(result.confidence_interval)
+
+
+def _bounds(interval: Any) -> Interval:
+    return float(interval.low), float(interval.high)
