@@ -1,0 +1,238 @@
+"""Checkpoints that are whole or absent.
+
+    DIRECTORY/update_000030/state.pt          nested tensors, numbers and random states (torch.save, loadable with weights_only)
+    DIRECTORY/update_000030/manifest.json     format, update, meta, size and SHA-256 of state.pt
+
+Both are written and synced in a hidden folder, which is then renamed: a kill at any moment leaves the earlier checkpoints and at most a hidden folder
+that the next save removes. An update that is saved again (a signal right after a regular save) becomes `update_000030-2` before the first goes, so
+there is no moment without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import torch
+
+from paw_hpc.errors import CheckpointError
+from paw_hpc.metrics import differing_keys
+from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.storage import storage_errors, sync_folder
+
+FORMAT = "paw_hpc checkpoint 1"
+_NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
+_ARRAY = "__numpy__"
+_log = logging.getLogger(__name__)
+
+
+def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Mapping[str, Any], *, keep: int = 2) -> Path:
+    """Write a checkpoint and remove all but the newest `keep`.
+
+    Args:
+        update: updates that are done, so the next one to play.
+        state: nested mappings, lists and tuples of tensors (any device; saved as CPU), NumPy arrays, numbers, strings, None. Mapping keys are strings
+            or integers.
+        meta: JSON values; `meta["recipe"]` (`Recipe.model_dump(mode="json")`) lets `load` refuse the checkpoint of another recipe.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        StorageError: the disk is full; the earlier checkpoints stay and nothing half-written is left.
+        TypeError: something in `state` that is none of the above, with its path.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: {keep} would remove the checkpoint just written")
+    directory = Path(directory)
+    plain = _encode(state, "state")
+    described = json.dumps(meta)
+    with storage_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory)
+        temporary = directory / f".update_{update:06d}.tmp"
+        try:
+            temporary.mkdir()
+            _write_folder(temporary, update, plain, json.loads(described))
+            final = _free_name(directory, update)
+            os.replace(temporary, final)
+            sync_folder(directory)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _prune(directory, final, keep)
+    return final
+
+
+def latest(directory: str | Path) -> Path | None:
+    """The newest whole checkpoint, or None. A torn one is passed over with a logged warning that says what is wrong with it."""
+    for path in reversed(_checkpoints(Path(directory))):
+        try:
+            _read_manifest(path)
+        except CheckpointError as error:
+            _log.warning("%s; passed over", error)
+        else:
+            return path
+    return None
+
+
+def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, meta) of a checkpoint, tensors on the CPU.
+
+    Args:
+        recipe: refuse a checkpoint that another recipe made (keys in `metrics.HARMLESS` may differ).
+
+    Raises:
+        CheckpointError: torn, not a checkpoint of paw_hpc, or made by another recipe (the differing keys are named).
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    meta = manifest["meta"]
+    if recipe is not None:
+        if "recipe" not in meta:
+            raise CheckpointError(f"{path}: does not say which recipe made it")
+        differing = differing_keys(parse_recipe(meta["recipe"], where=f"{path}/manifest.json"), recipe)
+        if differing:
+            raise CheckpointError(f"{path}: made by another recipe ({', '.join(differing)}); resume with its own recipe, or start with --fresh")
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours
+        raise CheckpointError(f"{path}/state.pt: not a state that paw_hpc wrote ({type(error).__name__})") from error
+    return _decode(state), meta
+
+
+def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
+    with open(folder / "state.pt", "wb") as raw:
+        file = _HashedFile(raw)
+        try:
+            torch.save(state, cast(BinaryIO, file))
+        except RuntimeError:
+            if file.error is not None:  # torch hides the OSError (a full disk) behind its own
+                raise file.error from None
+            raise
+        raw.flush()
+        os.fsync(raw.fileno())
+    entry = {"bytes": file.written, "sha256": file.digest.hexdigest()}
+    with open(folder / "manifest.json", "w", encoding="utf-8") as text:
+        json.dump({"format": FORMAT, "update": update, "files": {"state.pt": entry}, "meta": meta}, text, indent=1)
+        text.flush()
+        os.fsync(text.fileno())
+    sync_folder(folder)
+
+
+class _HashedFile:
+    """What torch.save writes through: the checksum is of what was meant, so that a disk which stored something else is found out."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self.written = 0
+        self.error: OSError | None = None
+        self._raw = raw
+
+    def write(self, data: Any) -> int:
+        try:
+            self._raw.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        self.written += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, once every file has the size and checksum that it says."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"{path}: has format {manifest['format']!r}, this version reads {FORMAT!r}")
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        for name, entry in files.items():
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{path}: torn: {name} has {size} bytes of {entry['bytes']}")
+            with open(path / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    raise CheckpointError(f"{path}: torn: {name} has the wrong checksum")
+        if not (isinstance(manifest["update"], int) and isinstance(manifest["meta"], dict) and "state.pt" in files):
+            raise TypeError
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, NotADirectoryError):
+        raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: its manifest.json cannot be understood") from None
+    return manifest
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Oldest first: by update, then by how often it was saved."""
+    named = [(match, path) for path in directory.glob("update_*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 1)))]
+
+
+def _free_name(directory: Path, update: int) -> Path:
+    path, number = directory / f"update_{update:06d}", 1
+    while path.exists():
+        number += 1
+        path = directory / f"update_{update:06d}-{number}"
+    return path
+
+
+def _prune(directory: Path, newest: Path, keep: int) -> None:
+    """Keep `newest` and the keep - 1 updates before it. Of an update saved twice only the later stays."""
+    of_update: dict[int, list[Path]] = {}
+    for path in _checkpoints(directory):
+        match = _NAME.fullmatch(path.name)
+        of_update.setdefault(int(match[1]) if match else -1, []).append(path)
+    kept = {newest} | {paths[-1] for _, paths in sorted(of_update.items())[-keep:]}
+    for paths in of_update.values():
+        for path in paths:
+            if path not in kept:
+                # Renamed first: a kill inside rmtree must not leave something that looks like a torn checkpoint.
+                doomed = directory / f".{path.name}.tmp"
+                os.replace(path, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for path in directory.glob(".update_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _encode(value: Any, where: str) -> Any:
+    """Only what torch.load(weights_only=True) reads back. A tensor that is a part of a larger storage is copied, so that only the part is saved."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value).copy()).clone()}
+    if isinstance(value, Mapping):
+        strange = [key for key in value if not isinstance(key, (str, int))]
+        if strange or _ARRAY in value:
+            raise TypeError(f"{where}: mapping keys are strings or integers, found {strange[0]!r}" if strange else f"{where}: {_ARRAY} is reserved")
+        return {key: _encode(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_encode(item, f"{where}[{i}]") for i, item in enumerate(value))
+    raise TypeError(f"{where}: a checkpoint holds tensors, arrays, numbers, strings, lists and mappings, not {type(value).__name__}")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value[_ARRAY].numpy() if _ARRAY in value else {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_decode(item) for item in value)
+    return value
