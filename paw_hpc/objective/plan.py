@@ -1,0 +1,327 @@
+"""Where the paper meets data: a pool and its scores become a packed batch whose rows carry every weight, advantage and target.
+
+A trainer sums weight * loss over rows and is done: all normalizers are global (over the whole update) and already in the streams, so the result
+depends neither on micro-batches, nor on sample order, nor on data-parallel ranks. Every arm and control of the recipe is made here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from paw_hpc.errors import TrainingError
+from paw_hpc.experience import ACTION, OBSERVATION, Batch, Ids, Pool, Scores
+from paw_hpc.objective import advantages, world_model
+from paw_hpc.objective.batching import micro_batches, mini_batches
+from paw_hpc.recipe import Recipe, WorldModelSection
+from paw_hpc.seeding import generator
+
+__all__ = ["Plan", "micro_batches", "mini_batches", "plan", "world_model_scale"]
+
+
+@dataclass(slots=True)
+class Plan:
+    """One update, ready to train on."""
+
+    batch: Batch
+    """Samples in pool order (`transition` = 0 .. N-1)."""
+    metrics: dict[str, float]
+    advantage: torch.Tensor  # float32[N]
+    selected: torch.Tensor  # bool[N], S_alpha
+    coefficient: torch.Tensor  # float64[G], lambda_g (1 for the constant coefficient), before the scale
+
+
+@dataclass(slots=True)
+class _WorldModelPlan:
+    """The world-model half of a plan. Transitions that are not trained on have weight 0 and no observation."""
+
+    entropy: torch.Tensor  # float64[N], H(a|h)
+    selectable: torch.Tensor  # bool[N], has a next observation
+    selected: torch.Tensor  # bool[N], S_alpha
+    coefficient: torch.Tensor  # float64[G]
+    scale: float
+    weight: torch.Tensor  # float64[N], of the mean over the observation's tokens
+    observations: list[Ids]
+    shuffled_equal_share: float | None
+
+
+def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
+    """Turn one update's experience into a batch of weighted rows (eq. 11 of the paper; Algorithm 1, "plan").
+
+    Streams per row: `weight`, `advantage`, `old_logp`, with `ref_logp` when `algorithm.kl_coefficient` > 0 and `behaviour_logp` when
+    `algorithm.truncated_importance` is set; observation rows hold 0 in all but `weight`. PPO adds the sample streams `value_target`, `old_value`,
+    `value_weight` and `value_position`.
+
+    A transition's observation (and the bridge before it) is appended only where its world-model weight is above 0. Transitions without a next
+    observation have no world-model target: they are no part of the pool that selection draws from, nor of the N in round(alpha * N).
+
+    Args:
+        update: number of the update, from 0: world-model schedule and seeds of the random controls.
+
+    Raises:
+        TrainingError: no transition, or not one response token.
+        ValueError: scores that do not belong to this pool, or lack what the recipe needs.
+    """
+    if not len(pool):
+        raise TrainingError(
+            f"update {update}: no transition to train on, every episode was failed by its environment; see the log, or raise env.step_timeout_s"
+        )
+    sample = pool.action_sample
+    if not len(sample):
+        raise TrainingError(f"update {update}: no response has a single token; check rollout.max_response_tokens and rollout.stop")
+    _check(scores, pool, sample, recipe)
+    advantage, value_streams = _advantages(pool, scores, recipe)
+    wm = _world_model(pool, scores, sample, recipe, update)
+    batch = _pack(pool, wm.observations)
+    action_weight = _action_weights(pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation)
+    _add_streams(batch, pool, scores, recipe, advantage, action_weight, wm.weight)
+    if recipe.algorithm.name == "ppo":
+        batch.sample_streams = value_streams
+        batch.value_position = batch.cu_seqlens[:-1].long() + _lengths([t.prompt_ids for t in pool.transitions]) - 1
+    return Plan(batch, _metrics(pool, scores, recipe, batch, advantage, wm), advantage, wm.selected, wm.coefficient)
+
+
+def world_model_scale(wm: WorldModelSection, update: int, updates: int) -> float:
+    """What multiplies lambda_g at this update: 0 when the loss is off or skips it (every k-th counts from update 0), else `scale`, or a cosine from
+    `scale` at the first update to `final_scale` at the last."""
+    if not wm.enabled or update % wm.every:
+        return 0.0
+    if wm.final_scale is None:
+        return wm.scale
+    progress = min(update / max(updates - 1, 1), 1.0)
+    return wm.final_scale + 0.5 * (wm.scale - wm.final_scale) * (1.0 + math.cos(math.pi * progress))
+
+
+def _check(scores: Scores, pool: Pool, sample: torch.Tensor, recipe: Recipe) -> None:
+    needed = {"old_logp": len(sample), "entropy": len(sample)}
+    if recipe.algorithm.kl_coefficient > 0:
+        needed["ref_logp"] = len(sample)
+    if recipe.algorithm.name == "ppo":
+        needed["values"] = len(pool)
+    for name, length in needed.items():
+        value = getattr(scores, name)
+        if value is None or len(value) != length:
+            raise ValueError(f"scores.{name}: expected {length} entries for this pool, got {'none' if value is None else len(value)}")
+    if any(not len(t.prompt_ids) for t in pool.transitions):
+        raise ValueError("a transition has an empty prompt: its first response token has no position to be predicted from")
+
+
+# --------------------------------------------------------------------------------------------------------------------------- the RL half
+
+
+def _advantages(pool: Pool, scores: Scores, recipe: Recipe) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Advantage of each transition (float32[N]) and, for PPO, the critic's streams (float32[N])."""
+    a = recipe.algorithm
+    invalid = recipe.env.invalid_penalty * (~pool.valid).double()
+    returns, rewards = pool.returns.double(), pool.rewards.double()
+    if a.penalty == "advantage":
+        returns = returns - torch.zeros_like(returns).index_add(0, pool.episode, invalid)
+        rewards = rewards - invalid
+    streams: dict[str, torch.Tensor] = {}
+    if a.name == "grpo":
+        advantage = advantages.grpo(returns, pool.episode_group, a.normalize_std)[pool.episode]
+    elif a.name == "rloo":
+        advantage = advantages.rloo(returns, pool.episode_group)[pool.episode]
+    elif a.name == "gigpo":
+        advantage = advantages.gigpo(
+            returns,
+            rewards,
+            pool.group,
+            [t.anchor for t in pool.transitions],
+            episode=pool.episode,
+            step=pool.step,
+            omega=a.gigpo_omega,
+            gamma=a.gamma,
+            normalize_std=a.normalize_std,
+            similarity=a.gigpo_similarity,
+        )
+    else:
+        assert scores.values is not None  # `_check`
+        values = scores.values.double()
+        advantage, target = advantages.gae(rewards, values, _last_step(pool), a.gamma, a.gae_lambda)
+        advantage = advantages.whiten(advantage)
+        streams = {"value_target": target, "old_value": values, "value_weight": torch.full_like(values, a.value_coefficient / len(pool))}
+    if a.penalty == "after_normalization":
+        advantage = advantage - invalid
+    return advantage.float(), {name: stream.float() for name, stream in streams.items()}
+
+
+def _last_step(pool: Pool) -> torch.Tensor:
+    """bool[N]: the last transition of its episode (the pool is ordered by episode and step)."""
+    last = torch.ones(len(pool), dtype=torch.bool)
+    last[:-1] = pool.episode[:-1] != pool.episode[1:]
+    return last
+
+
+def _action_weights(pool: Pool, response_lengths: torch.Tensor, aggregation: str) -> torch.Tensor:
+    """float64[N]: the weight of each action row of a transition; over all action rows of the update they sum to 1."""
+    lengths = response_lengths.double()
+    if aggregation == "token":
+        return torch.full_like(lengths, 1.0 / float(lengths.sum()))
+    if aggregation == "transition":
+        return 1.0 / (int((lengths > 0).sum()) * lengths.clamp(min=1.0))
+    per_episode = torch.zeros(len(pool.episodes), dtype=torch.float64).index_add(0, pool.episode, lengths)
+    return 1.0 / (int((per_episode > 0).sum()) * per_episode.clamp(min=1.0))[pool.episode]
+
+
+# -------------------------------------------------------------------------------------------------------------------- the world-model half
+
+
+def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recipe, update: int) -> _WorldModelPlan:
+    wm, n = recipe.wm, len(pool)
+    if wm.entropy == "full":
+        entropy = world_model.token_entropy_mean(scores.entropy, sample, n)
+    else:
+        entropy = world_model.sampled_token_entropy_mean(scores.old_logp, sample, n)
+    selectable = torch.tensor([len(t.observation_ids) > 0 for t in pool.transitions])
+    selected = torch.zeros(n, dtype=torch.bool)
+    if wm.selection == "entropy":
+        selected[selectable] = world_model.select_top_entropy(entropy[selectable], wm.alpha)
+    else:
+        selected[selectable] = world_model.select_random(int(selectable.sum()), wm.alpha, recipe.seed, update)
+    coefficient = torch.ones(pool.num_groups, dtype=torch.float64)
+    if wm.coefficient == "reward_adaptive" and recipe.env.success_reward > 0:
+        coefficient = world_model.reward_adaptive_coefficient(pool.returns, pool.episode_group, recipe.env.success_reward)
+    scale = world_model_scale(wm, update, recipe.updates)
+    weight = scale * world_model.transition_weights(selected, pool.group, coefficient)
+    trained = weight.nonzero().flatten().tolist()
+    source = trained
+    equal_share = None
+    if wm.target == "shuffled":
+        if len(trained) == 1:  # nothing to exchange it with; training on the truth would not be the control
+            weight, trained = torch.zeros_like(weight), []
+        source = derange(trained, recipe.seed, update)
+        same = [np.array_equal(_observation(pool, a), _observation(pool, b)) for a, b in zip(trained, source, strict=True)]
+        equal_share = float(np.mean(same)) if same else None
+    observations = [np.empty(0, dtype=np.int32)] * n
+    for to, origin in zip(trained, source, strict=True):
+        observations[to] = _observation(pool, origin)
+    return _WorldModelPlan(entropy, selectable, selected, coefficient, scale, weight, observations, equal_share)
+
+
+def derange(items: list[int], run_seed: int, update: int) -> list[int]:
+    """The items in another order with none in its own place (a random cycle, hence a derangement of two or more; a function of its arguments)."""
+    order = generator(run_seed, "wm.shuffle", update).permutation(len(items))
+    moved = np.array(items, dtype=np.int64)
+    moved[order] = moved[np.roll(order, -1)]
+    return moved.tolist()
+
+
+def _observation(pool: Pool, n: int) -> Ids:
+    return pool.transitions[n].observation_ids
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- packing
+
+
+def _pack(pool: Pool, observations: list[Ids]) -> Batch:
+    """Pack prompt + response (+ bridge + observation where there is one). Streams are still empty."""
+    none = np.empty(0, dtype=np.int32)
+    parts = [(t.prompt_ids, t.response_ids, t.bridge_ids if len(o) else none, o) for t, o in zip(pool.transitions, observations, strict=True)]
+    tokens = torch.from_numpy(np.concatenate([p for sample in parts for p in sample]).astype(np.int64))
+    prompt, response, bridge, observation = (_lengths([sample[k] for sample in parts]) for k in range(4))
+    lengths = prompt + response + bridge + observation
+    cu = _offsets(lengths)
+    # Row segments: (action, observation) of each sample in turn. The row of a token stands one position before it.
+    first_row = torch.stack([cu[:-1] + prompt - 1, cu[:-1] + prompt + response + bridge - 1], dim=1).flatten()
+    rows = torch.stack([response, observation], dim=1).flatten()
+    row_position = _within(rows) + torch.repeat_interleave(first_row, rows)
+    kinds = torch.tensor([ACTION, OBSERVATION], dtype=torch.uint8).repeat(len(parts))
+    return Batch(
+        tokens=tokens,
+        position_ids=_within(lengths),
+        cu_seqlens=cu.int(),
+        row_position=row_position,
+        row_target=tokens[row_position + 1],
+        row_kind=torch.repeat_interleave(kinds, rows),
+        row_cu=_offsets(response + observation),
+        streams={},
+        transition=torch.arange(len(parts)),
+    )
+
+
+def _add_streams(
+    batch: Batch, pool: Pool, scores: Scores, recipe: Recipe, advantage: torch.Tensor, action_weight: torch.Tensor, wm_weight: torch.Tensor
+) -> None:
+    """Fill `batch.streams` (float32[R])."""
+    sample = torch.repeat_interleave(torch.arange(len(batch)), batch.row_cu[1:] - batch.row_cu[:-1])
+    is_action = batch.row_kind == ACTION
+    observation_rows = torch.bincount(sample[~is_action], minlength=len(batch)).clamp(min=1)
+    weight = torch.where(is_action, action_weight[sample], (wm_weight / observation_rows)[sample])
+    batch.streams["weight"] = weight.float()
+    batch.streams["advantage"] = torch.where(is_action, advantage[sample], 0.0)
+    per_token = {"old_logp": scores.old_logp}
+    if recipe.algorithm.kl_coefficient > 0:
+        assert scores.ref_logp is not None  # `_check`
+        per_token["ref_logp"] = scores.ref_logp
+    if recipe.algorithm.truncated_importance is not None:
+        per_token["behaviour_logp"] = _behaviour_logp(pool)
+    for name, values in per_token.items():
+        batch.streams[name] = torch.zeros(batch.num_rows).masked_scatter(is_action, values.float())
+
+
+def _behaviour_logp(pool: Pool) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([t.response_logprobs for t in pool.transitions]).astype(np.float32))
+
+
+def _lengths(arrays: list[Ids]) -> torch.Tensor:
+    return torch.tensor([len(a) for a in arrays], dtype=torch.long)
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def _within(lengths: torch.Tensor) -> torch.Tensor:
+    """0 .. l-1 for each length l, one after the other."""
+    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(_offsets(lengths)[:-1], lengths)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- metrics
+
+
+def _metrics(pool: Pool, scores: Scores, recipe: Recipe, batch: Batch, advantage: torch.Tensor, wm: _WorldModelPlan) -> dict[str, float]:
+    response = _lengths([t.response_ids for t in pool.transitions]).double()
+    observation = _lengths([t.observation_ids for t in pool.transitions]).double()
+    drift = (scores.old_logp - _behaviour_logp(pool)).abs()
+    signal = torch.zeros(pool.num_groups).scatter_reduce(0, pool.group, advantage.abs(), "amax")
+    trained = wm.weight > 0
+    metrics = {
+        "success": float(np.mean([e.success for e in pool.episodes])),
+        "score": float(np.mean([e.score for e in pool.episodes])),
+        "return_mean": float(pool.returns.mean()),
+        "steps_mean": len(pool) / len(pool.episodes),
+        "invalid_share": float((~pool.valid).double().mean()),
+        "response_length_mean": float(response.mean()),
+        "prompt_length_mean": float(np.mean([len(t.prompt_ids) for t in pool.transitions])),
+        "observation_length_mean": float(observation[wm.selectable].mean()) if bool(wm.selectable.any()) else 0.0,
+        "truncated_prompts": float(sum(e.truncated_prompts for e in pool.episodes)),
+        "truncated_observations": float(sum(e.truncated_observations for e in pool.episodes)),
+        "groups": float(pool.num_groups),
+        "episodes": float(len(pool.episodes)),
+        "transitions": float(len(pool)),
+        "tokens": float(batch.num_tokens),
+        "action_tokens": float(response.sum()),
+        "advantage_mean": float(advantage.double().mean()),
+        "advantage_abs_mean": float(advantage.double().abs().mean()),
+        "zero_signal_groups": float((signal == 0).double().mean()),
+        "behaviour_gap_mean": float(drift.double().mean()),
+        "behaviour_gap_max": float(drift.max()),
+        "entropy_mean": float(wm.entropy.mean()),
+        "selected_transitions": float(wm.selected.sum()),
+        "lambda_mean": float(wm.coefficient.mean()),
+        "lambda_min": float(wm.coefficient.min()),
+        "lambda_max": float(wm.coefficient.max()),
+        "wm_scale": wm.scale,
+        "wm_weight": float(wm.weight.sum()),
+        "wm_transitions": float(trained.sum()),
+        "wm_tokens": float((batch.row_kind == OBSERVATION).sum()),
+    }
+    if bool(wm.selected.any()):
+        metrics["entropy_threshold"] = float(wm.entropy[wm.selected].min())
+    if wm.shuffled_equal_share is not None:
+        metrics["shuffled_equal_share"] = wm.shuffled_equal_share
+    return metrics
