@@ -1,0 +1,137 @@
+"""The agent's view of an ALFWorld episode: what it is shown and how its answer is read.
+
+Two styles. `paper` follows the paper's App. A.1: task, steps taken, the last `history` observations with their actions, the current observation and
+the admissible actions; the answer is `<think>...</think><action>...</action>`. `compact` shows the same facts in few words for tiny models that are
+trained from scratch, adds the commands played earlier, and takes the bare command as the answer.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from paw_hpc.envs.base import EnvironmentState, Message, Task
+from paw_hpc.seeding import generator
+
+NOTHING = "Nothing happens."
+_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
+_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_TASK = "Your task is to: "
+
+
+def split_intro(text: str) -> tuple[str, str]:
+    """The first observation of an episode -> (description of the room, task sentence)."""
+    body = text.split("=-", 1)[-1].strip()
+    room, _, task = body.partition(_TASK)
+    return room.strip(), task.strip()
+
+
+class AlfworldView:
+    """Implements `paw_hpc.envs.base.AgentView`.
+
+    Args:
+        style: "paper" or "compact".
+        history: earlier (observation, action) pairs that the prompt shows.
+        seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions instead of words).
+    """
+
+    def __init__(self, task: Task, *, style: str, history: int, seed: int):
+        self.task_sentence = ""
+        self._style, self._history, self._seed = style, history, seed
+        self._past: list[tuple[str, str]] = []
+        self._observation = ""
+        self._admissible: tuple[str, ...] = ()
+        self._shown_history = history
+        self._shown_commands: int | None = None
+
+    def start(self, state: EnvironmentState) -> None:
+        self._observation, self.task_sentence = split_intro(state.observation)
+        self._admissible = state.admissible
+
+    def observe(self, action: str, state: EnvironmentState) -> None:
+        self._past.append((self._observation, action))
+        self._observation, self._admissible = state.observation.strip(), state.admissible
+        self._shown_history, self._shown_commands = self._history, None
+
+    def messages(self) -> list[Message]:
+        return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
+
+    def parse(self, response: str) -> tuple[str, bool]:
+        if self._style == "compact":
+            action = " ".join(response.lower().split())
+            return action, action in self._admissible
+        actions = _ACTION.findall(response)
+        if len(actions) != 1:
+            return " ".join(response.lower().split())[-60:], False
+        action = " ".join(actions[0].lower().split())
+        return action, bool(_THINK.search(response)) and action in self._admissible
+
+    def anchor(self) -> str:
+        """What GiGPO may call the same state: observation and admissible commands (which tell the place and what is held)."""
+        return f"{self._observation}\n{'|'.join(self._admissible)}"
+
+    def shorten(self) -> bool:
+        if self._shown_history > 0 and self._past:
+            self._shown_history -= 1
+            return True
+        if self._style == "compact" and (self._shown_commands is None or self._shown_commands > 0) and self._past:
+            self._shown_commands = (len(self._past) if self._shown_commands is None else self._shown_commands) // 2
+            return True
+        return False
+
+    def _paper(self) -> str:
+        recent = self._past[len(self._past) - min(self._shown_history, len(self._past)) :]
+        lines = [f"You are an agent in the text world ALFRED. Your task is to: {self.task_sentence}"]
+        if recent:
+            first = len(self._past) - len(recent) + 1
+            lines.append(f"You have taken {len(self._past)} step(s) so far. Your last {len(recent)} observation(s) and the actions you then took:")
+            lines += [f"[step {first + i}] observation: {seen} action: {done}" for i, (seen, done) in enumerate(recent)]
+        lines.append(f"You are now at step {len(self._past) + 1}. Current observation: {self._observation}")
+        lines.append("Admissible actions: " + ", ".join(f"'{c}'" for c in self._admissible if c != "help"))
+        lines.append(
+            "First reason step by step about the situation inside <think> </think> tags. "
+            "Then choose exactly one admissible action and write it inside <action> </action> tags."
+        )
+        return "\n".join(lines)
+
+    def _compact(self) -> str:
+        keep = min(self._shown_history, len(self._past))
+        older, recent = self._past[: len(self._past) - keep], self._past[len(self._past) - keep :]
+        if self._shown_commands is not None:
+            older = older[len(older) - min(self._shown_commands, len(older)) :]
+        parts = [f"task: {self.task_sentence}"]
+        if older:
+            parts.append("did: " + "; ".join(_short(action) for _, action in older))
+        parts += [f"saw: {_brief(seen)} > {action}" for seen, action in recent]
+        parts.append(f"now: {_brief(self._observation)}")
+        parts.append("can: " + _grouped(self._admissible, generator(self._seed, "list-order", len(self._past))))
+        return "\n".join(parts)
+
+
+def _brief(observation: str) -> str:
+    """The first observation lists every receptacle of the room; the admissible `go to` commands say the same."""
+    return "start" if observation.startswith("You are in the middle of a room") else observation
+
+
+def _grouped(admissible: tuple[str, ...], rng: np.random.Generator) -> str:
+    """The commands in few words, shuffled: `go to bed 1, desk 2 1; take pen 1 from desk 2; look` (numbers of one type of receptacle stand together)."""
+    places: dict[str, list[str]] = {}
+    other: dict[str, list[str]] = {}
+    for index in rng.permutation(len(admissible)):
+        command = admissible[int(index)]
+        if command.startswith("go to "):
+            kind, _, number = command.removeprefix("go to ").rpartition(" ")
+            places.setdefault(kind, []).append(number)
+        else:
+            verb, _, rest = command.partition(" ")
+            other.setdefault(verb, []).append(rest)
+    going = ", ".join(f"{kind} {' '.join(numbers)}" for kind, numbers in places.items())
+    return "; ".join([f"{verb} {', '.join(rest)}".strip() for verb, rest in sorted(other.items())] + ([f"go to {going}"] if going else []))
+
+
+def _short(command: str) -> str:
+    """A command played earlier, in few words: `go to desk 1` -> `desk 1`, `open drawer 2` -> `open`."""
+    if command.startswith("go to "):
+        return command.removeprefix("go to ")
+    return "open" if command.startswith("open ") else command

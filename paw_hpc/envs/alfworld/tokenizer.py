@@ -1,0 +1,47 @@
+"""A word-level tokenizer for tiny models: every word of ALFWorld's domain and grammar, chat markers, numbers.
+
+It is built from the installed package's own vocabulary (PDDL types, grammar, goal sentences), not from a corpus, so that it is the same everywhere and
+no game of any split holds an unknown word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+WORD = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]")
+MAX_NUMBER = 40
+
+
+def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary is the lower-cased words of `texts`, punctuation and the numbers up to MAX_NUMBER."""
+    words = {w for text in texts for w in re.findall(r"[a-z]+|[^\sa-z0-9]", text.lower())}
+    vocabulary = [*SPECIAL, *(str(n) for n in range(MAX_NUMBER + 1)), *sorted(words - set(SPECIAL))]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def save_tokenizer(texts: Iterable[str], folder: Path) -> Path:
+    build_tokenizer(texts).save_pretrained(folder)
+    return folder

@@ -1,0 +1,71 @@
+"""Prompts and observations as token ids, through the model's own chat template."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from paw_hpc.envs.base import Message
+from paw_hpc.errors import DataError
+from paw_hpc.experience import Ids
+
+_FIRST, _ANSWER, _NEXT = "aaaa", "bbbb", "cccc"
+
+
+class ChatFormat:
+    """What stands between the parts of a transition.
+
+    A transition is serialized once as prompt, response, bridge, observation: the observation is the next user turn of the chat template, so the bridge
+    is what the template puts between the end of an answer and the next user message. It is found by rendering a three-message conversation.
+
+    Raises:
+        DataError: the tokenizer has no chat template, or one that rewrites earlier turns.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.chat_template:
+            raise DataError(f"model.path: the tokenizer in {tokenizer.name_or_path!r} has no chat template; use an instruct model or add one")
+        self._tokenizer = tokenizer
+        self._end = self._turn_end()
+        between = self._between()
+        closed = between.removeprefix(self._end)
+        self._after_end = self._encode(closed)
+        self._after_cut = self._encode(between)
+
+    def prompt(self, messages: list[Message]) -> Ids:
+        """int32[P]: the conversation up to where the assistant begins to answer."""
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._encode(str(text))
+
+    def bridge(self, finished: bool) -> Ids:
+        """int32[B]: the template's tokens between response and next observation. A response cut off at its length lacks the end-of-turn token."""
+        return self._after_end if finished else self._after_cut
+
+    def observation(self, text: str, limit: int) -> tuple[Ids, bool]:
+        """(int32[O] ids, was it cut): the observation's own tokens, at most `limit`."""
+        ids = self._encode(text)
+        return ids[:limit], len(ids) > limit
+
+    def decode(self, ids: Ids) -> str:
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+
+    def _encode(self, text: str) -> Ids:
+        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+
+    def _turn_end(self) -> str:
+        """The text of the token that ends a turn (what the engine stops at)."""
+        return str(self._tokenizer.eos_token)
+
+    def _between(self) -> str:
+        conversation = [
+            {"role": "user", "content": _FIRST},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _NEXT},
+        ]
+        text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False))
+        if text.count(_ANSWER) != 1 or text.count(_NEXT) != 1:
+            raise DataError("the chat template does not keep an assistant turn followed by a user turn; the world-model target cannot be placed")
+        between = text[text.index(_ANSWER) + len(_ANSWER) : text.index(_NEXT)]
+        if not between.startswith(self._end):
+            raise DataError(f"the chat template does not end a turn with the tokenizer's eos token {self._end!r}; set tokenizer.eos_token to the turn's end")
+        return between

@@ -1,0 +1,185 @@
+"""Plays groups of episodes against an engine, asynchronously per episode.
+
+Each episode is a coroutine: it asks the engine for a turn, gives the action to its environment, and goes on. No environment waits for another's turn
+unless the engine was told to (`rollout.batching: deterministic`). Seeds come from (run seed, purpose, update, group, member, step) alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Session, Task
+from paw_hpc.errors import RecipeError
+from paw_hpc.experience import Episode, Group, Ids, Transition
+from paw_hpc.rollout.chat import ChatFormat
+from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
+from paw_hpc.seeding import derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class PlaySettings:
+    """How episodes are played (training and evaluation differ in these only)."""
+
+    run_seed: int
+    purpose: str
+    temperature: float
+    max_prompt_tokens: int
+    max_response_tokens: int
+    max_observation_tokens: int
+
+
+@dataclass(slots=True)
+class CollectStats:
+    """Wall-clock facts of one collection. Waiting shares are means over episodes."""
+
+    seconds: float = 0.0
+    engine_wait_s: float = 0.0
+    environment_wait_s: float = 0.0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    environment_steps: int = 0
+    failed_by_environment: int = 0
+    truncated_prompts: int = 0
+    truncated_observations: int = 0
+    entropies: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    """(episode, step) -> the engine's entropies of the response tokens, where it reports them."""
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "rollout/generated_tokens": self.generated_tokens,
+            "rollout/prompt_tokens": self.prompt_tokens,
+            "rollout/environment_steps": self.environment_steps,
+            "rollout/failed_by_environment": self.failed_by_environment,
+            "rollout/truncated_prompts": self.truncated_prompts,
+            "rollout/truncated_observations": self.truncated_observations,
+            "time/collect_s": self.seconds,
+            "time/engine_wait_s": self.engine_wait_s,
+            "time/environment_wait_s": self.environment_wait_s,
+        }
+
+
+class Collector:
+    """Collects the groups of one update (or of a panel).
+
+    Args:
+        benchmark: where tasks are played.
+        engine: what generates the turns.
+        chat: renders prompts and observations to ids.
+    """
+
+    def __init__(self, benchmark: Benchmark, engine: Engine, chat: ChatFormat, settings: PlaySettings):
+        self._benchmark, self._engine, self._chat, self._settings = benchmark, engine, chat, settings
+
+    async def collect(self, tasks: Sequence[Task], members: int, index: int, first_group: int = 0) -> tuple[list[Group], CollectStats]:
+        """Play every task `members` times.
+
+        Args:
+            index: the update (or the repeat of an evaluation); a part of every seed.
+            first_group: global index of the first task's group.
+        """
+        stats, start = CollectStats(), time.perf_counter()
+        groups = [Group(first_group + g, task.task_id, task.task_type) for g, task in enumerate(tasks)]
+        for group in groups:
+            for m in range(members):
+                self._engine.join(group.index * members + m)
+        jobs = [self._group(task, group, members, index, stats) for task, group in zip(tasks, groups, strict=True)]
+        await asyncio.gather(*jobs)
+        stats.seconds = time.perf_counter() - start
+        episodes = max(1, len(tasks) * members)
+        stats.engine_wait_s /= episodes
+        stats.environment_wait_s /= episodes
+        return groups, stats
+
+    async def _group(self, task: Task, group: Group, members: int, index: int, stats: CollectStats) -> None:
+        seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, group.index, m) for m in range(members)]
+        group.episodes = [
+            Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m]) for m in range(members)
+        ]
+        start = time.perf_counter()
+        try:
+            sessions = await self._benchmark.open(task, members)
+        except EnvironmentFailure:
+            for episode in group.episodes:
+                episode.failed_by_environment = True
+                stats.failed_by_environment += 1
+                self._engine.leave(episode.index)
+            return
+        stats.environment_wait_s += (time.perf_counter() - start) * members
+        await asyncio.gather(*[self._episode(task, e, s, stats) for e, s in zip(group.episodes, sessions, strict=True)])
+
+    async def _episode(self, task: Task, episode: Episode, session: Session, stats: CollectStats) -> None:
+        try:
+            view = self._benchmark.view(task, episode.seed)
+            state = await session.reset()
+            view.start(state)
+            while not state.done:
+                state = await self._turn(view, episode, session, state, stats)
+            episode.success, episode.score = state.success, state.score
+        except EnvironmentFailure:
+            episode.failed_by_environment = True
+            stats.failed_by_environment += 1
+        finally:
+            self._engine.leave(episode.index)
+            await session.close()
+
+    async def _turn(self, view: AgentView, episode: Episode, session: Session, state: EnvironmentState, stats: CollectStats) -> EnvironmentState:
+        step, start = len(episode.transitions), time.perf_counter()
+        prompt = self._fit(view, episode, stats)
+        anchor = view.anchor()
+        seed = derive_seed(episode.seed, "turn", step)
+        request = GenerationRequest(episode.index, prompt, seed, self._settings.temperature, self._settings.max_response_tokens)
+        answer = await self._engine.generate(request)
+        generated = time.perf_counter()
+        action, valid = view.parse(self._chat.decode(answer.ids))
+        state = await session.step(action)
+        view.observe(action, state)
+        observation, cut = self._chat.observation(state.observation, self._settings.max_observation_tokens)
+        episode.truncated_observations += cut
+        stats.truncated_observations += cut
+        stats.engine_wait_s += generated - start
+        stats.environment_wait_s += time.perf_counter() - generated
+        stats.generated_tokens += len(answer.ids)
+        stats.prompt_tokens += len(prompt)
+        stats.environment_steps += 1
+        if answer.entropies is not None:
+            stats.entropies[episode.index, step] = answer.entropies
+        episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, valid, anchor))
+        return state
+
+    def _transition(
+        self, episode: Episode, step: int, prompt: Ids, answer: Completion, observation: Ids, state: EnvironmentState, valid: bool, anchor: str
+    ) -> Transition:
+        return Transition(
+            group=episode.group,
+            episode=episode.index,
+            step=step,
+            prompt_ids=prompt,
+            response_ids=answer.ids,
+            response_logprobs=answer.logprobs,
+            bridge_ids=self._chat.bridge(answer.finished),
+            observation_ids=observation,
+            reward=state.reward,
+            valid=valid,
+            anchor=anchor,
+            weight_version=answer.weight_version,
+        )
+
+    def _fit(self, view: AgentView, episode: Episode, stats: CollectStats) -> Ids:
+        """The prompt's ids; where they do not fit, the environment's own rule drops the oldest history first, and that is counted."""
+        limit, cut = self._settings.max_prompt_tokens, False
+        prompt = self._chat.prompt(view.messages())
+        while len(prompt) > limit:
+            if not view.shorten():
+                raise RecipeError(
+                    f"rollout.max_prompt_tokens: {limit} is too small: {episode.task_id} needs {len(prompt)} tokens "
+                    f"at step {len(episode.transitions) + 1} even without history"
+                )
+            cut, prompt = True, self._chat.prompt(view.messages())
+        episode.truncated_prompts += cut
+        stats.truncated_prompts += cut
+        return prompt
