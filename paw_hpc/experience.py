@@ -6,7 +6,8 @@ Shapes used throughout: N transitions, E episodes, G groups, T packed tokens, R 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -187,6 +188,20 @@ class Batch:
     def lengths(self) -> torch.Tensor:
         """int64[N]: tokens of each sample."""
         return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
+
+    def rows_of(self, samples: torch.Tensor) -> torch.Tensor:
+        """int64: the indices of the rows of these samples (int64[n]), one sample after the other."""
+        return _ranges(self.row_cu, samples.long())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: stream.to(device, non_blocking=True) for name, stream in value.items()}
+            return value if value is None else value.to(device, non_blocking=True)
+
+        return Batch(**{item.name: moved(getattr(self, item.name)) for item in fields(self)})
 
     def take(self, samples: torch.Tensor) -> Batch:
         """The batch of these samples (int64[n], any order, no repetition needed), packed anew. Streams are copied, not rescaled."""
