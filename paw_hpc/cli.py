@@ -1,0 +1,184 @@
+"""The `paw` command: parses arguments and calls one function per command. Heavy imports stay inside commands, so `paw --help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paw_hpc import __version__
+from paw_hpc.errors import CheckpointError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Policy and world-model co-training of language agents."
+)
+data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmarks' data.")
+alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
+app.add_typer(data, name="data")
+data.add_typer(alfworld, name="alfworld")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides by dotted path, for example optimizer.lr=2e-6.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run is kept. Default: runs/NAME-sSEED.")]
+
+
+def main() -> None:
+    """Entry point. A UserError becomes one line on standard error and exit status 2; Ctrl-C ends with 130."""
+    # lastResort writes warnings to whatever standard error is at that moment, which is the progress bar's while it runs.
+    if logging.lastResort is not None:
+        logging.getLogger().addHandler(logging.lastResort)
+    try:
+        app()
+    except UserError as error:
+        print(f"paw: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"paw_hpc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--fresh",
+            help="Resume: there must be a run to go on with. Fresh: set an existing run aside. Default: go on where there is one.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train a policy: the loop of the paper, from a recipe."""
+    from paw_hpc.metrics import RunDirectory
+    from paw_hpc.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    run = RunDirectory(run_dir or Path("runs") / f"{loaded.name}-s{loaded.seed}")
+    if resume and not run.exists:
+        raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one")
+    if resume is False and (aside := run.set_aside()):
+        print(f"set the earlier run aside as {aside}", file=sys.stderr)
+
+    from paw_hpc import loop
+
+    loop.train(loaded, run.path, command=shlex.join(["paw", *sys.argv[1:]]))
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory (its latest checkpoint), or a model folder or hub name.")],
+    panel: Annotated[str, typer.Option(help="valid_seen, valid_unseen, valid_train, or PANEL:N@SEED for a seeded part.")],
+    repeats: Annotated[int, typer.Option(min=1, help="Episodes per game.")] = 1,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature; default: the recipe's eval.temperature.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Environment processes; default: the recipe's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the result; default: the run directory.")] = None,
+) -> None:
+    """Play a whole fixed panel; success with its interval, per task type."""
+    from paw_hpc import evaluation
+    from paw_hpc.report import print_evaluation
+
+    print_evaluation(evaluation.evaluate_path(target, panel=panel, repeats=repeats, temperature=temperature, workers=workers, out=out))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; the first one's arm is what the others are compared with.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: RUN/report of one run, ./report of several.")] = None,
+) -> None:
+    """Tables beside the paper's and learning curves, from run directories alone."""
+    from paw_hpc.report import print_report, write_report
+
+    print_report(write_report(runs, out))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, what is missing, what to do about it."""
+    from paw_hpc import doctor as examination
+
+    raise typer.Exit(examination.main())
+
+
+@app.command("warm-start")
+def warm_start(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Clone a small policy from expert play, as a start for RL where no pretrained weights can be had."""
+    from paw_hpc import warmstart
+
+    warmstart.main(recipe, overrides or [])
+
+
+@app.command()
+def quickstart(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file.")] = Path("recipes/quickstart.yaml"),
+    overrides: Overrides = None,
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Where its runs are kept.")] = Path("runs/quickstart"),
+) -> None:
+    """From the warm start, vanilla RL and RL with PaW on one machine, compared on a held-out panel."""
+    from paw_hpc import quickstart as job
+
+    job.run(recipe, overrides or [], run_dir)
+
+
+@alfworld.command()
+def fetch() -> None:
+    """Download the official games into the cache."""
+    from paw_hpc.envs.alfworld import games
+
+    print(games.fetch())
+
+
+@alfworld.command()
+def generate() -> None:
+    """Make new games of all six task types, for machines that cannot get the official ones."""
+    from paw_hpc.envs.alfworld import games
+
+    for split in games.OFFICIAL_COUNTS:
+        print(f"{split}: {len(games.tasks(split, 'generated'))} generated games")
+
+
+@alfworld.command()
+def verify() -> None:
+    """Compare the official games at hand with the release, by content. Exit status 1 where they differ."""
+    from paw_hpc.envs.alfworld import games
+
+    found = games.verify()
+    for split in found:
+        state = "as released" if split.intact else "NOT those of the release"
+        print(f"{split.split}: {split.found} of {split.expected} games, {state}")
+    if not all(split.intact for split in found):
+        raise typer.Exit(1)
+
+
+@alfworld.command("list")
+def list_games(
+    split: Annotated[str, typer.Argument(help="train, valid_seen, valid_unseen or valid_train.")] = "valid_seen",
+    games_source: Annotated[str, typer.Option("--games", help="auto, official or generated.")] = "auto",
+) -> None:
+    """List the games of a split, one task id per line."""
+    from paw_hpc.envs.alfworld import games
+
+    if games_source not in ("auto", "official", "generated"):
+        raise UserError(f"--games {games_source}: one of auto, official, generated")
+    for task in games.tasks(split, games_source):  # type: ignore[arg-type]
+        print(task.task_id)
+
+
+if __name__ == "__main__":
+    main()
