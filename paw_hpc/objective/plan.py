@@ -19,7 +19,7 @@ from paw_hpc.objective.batching import micro_batches, mini_batches
 from paw_hpc.recipe import Recipe, WorldModelSection
 from paw_hpc.seeding import generator
 
-__all__ = ["Plan", "micro_batches", "mini_batches", "plan", "world_model_scale"]
+__all__ = ["Plan", "micro_batches", "mini_batches", "pack", "plan", "world_model_scale"]
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     _check(scores, pool, sample, recipe)
     advantage, value_streams = _advantages(pool, scores, recipe)
     wm = _world_model(pool, scores, sample, recipe, update)
-    batch = _pack(pool, wm.observations)
+    batch = pack(pool, wm.observations)
     action_weight = _action_weights(pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation)
     _add_streams(batch, pool, scores, recipe, advantage, action_weight, wm.weight)
     if recipe.algorithm.name == "ppo":
@@ -217,7 +217,7 @@ def _observation(pool: Pool, n: int) -> Ids:
 # ------------------------------------------------------------------------------------------------------------------------------- packing
 
 
-def _pack(pool: Pool, observations: list[Ids]) -> Batch:
+def pack(pool: Pool, observations: list[Ids]) -> Batch:
     """Pack prompt + response (+ bridge + observation where there is one). Streams are still empty."""
     none = np.empty(0, dtype=np.int32)
     parts = [(t.prompt_ids, t.response_ids, t.bridge_ids if len(o) else none, o) for t, o in zip(pool.transitions, observations, strict=True)]
