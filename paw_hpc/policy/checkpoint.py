@@ -85,7 +85,7 @@ def latest(directory: str | Path) -> Path | None:
 
 
 def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, meta) of a checkpoint, tensors on the CPU.
+    """(state, meta) of a checkpoint, tensors on the CPU; `meta["update"]` is the number of updates that are done.
 
     Args:
         recipe: refuse a checkpoint that another recipe made (keys in `metrics.HARMLESS` may differ).
@@ -106,7 +106,7 @@ def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any]
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours
         raise CheckpointError(f"{path}/state.pt: not a state that paw_hpc wrote ({type(error).__name__})") from error
-    return _decode(state), meta
+    return _decode(state), meta | {"update": manifest["update"]}
 
 
 def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
