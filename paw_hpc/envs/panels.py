@@ -7,11 +7,13 @@ Nothing is drawn with replacement, and the choice depends on task ids alone, so 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.base import Task
+from paw_hpc.envs.sampling import proportional_shares
 from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES
 from paw_hpc.seeding import derive_seed
@@ -39,18 +41,14 @@ def panel(name: str, task_types: Sequence[str] = TASK_TYPES, source: games.Games
         DataError: unknown name, more games asked for than there are, or official games that are not those of the release.
     """
     split, count, seed = parse_name(name)
-    whole = games.tasks(split, source)
-    if games.is_official(source) and games.checksum(whole) != games.OFFICIAL_CHECKSUMS[split]:
-        raise DataError(
-            f"panel {name}: the {len(whole)} {split} games at hand are not the {games.OFFICIAL_COUNTS[split]} of the ALFWorld release "
-            "(wrong or partial download); run `paw data alfworld verify`, then `paw data alfworld fetch`"
-        )
-    chosen = [task for task in whole if task.task_type in task_types]
+    if games.is_official(source):
+        _check_whole(split, games.tasks(split, source))
+    chosen = games.tasks(split, source, task_types)
     if not chosen:
         raise DataError(f"panel {name}: no game of {', '.join(task_types)} in it")
     if count is not None:
         chosen = sub_panel(chosen, count, seed, name)
-    return Panel(_full_name(name, whole, task_types), tuple(chosen), games.checksum(chosen))
+    return Panel(_full_name(name, chosen, task_types), tuple(chosen), games.checksum(chosen))
 
 
 def parse_name(name: str) -> tuple[str, int | None, int]:
@@ -70,23 +68,22 @@ def sub_panel(tasks: Sequence[Task], count: int, seed: int, name: str = "sub-pan
     if count > len(tasks):
         raise DataError(f"panel {name}: {count} games asked for, {len(tasks)} there; ask for at most {len(tasks)}")
     chosen: list[Task] = []
-    for task_type, share in _shares(tasks, count).items():
+    sizes = Counter(task.task_type for task in tasks)
+    for task_type, share in proportional_shares(sizes, count).items():
         of_type = [task for task in tasks if task.task_type == task_type]
         chosen += sorted(of_type, key=lambda task: (derive_seed(seed, f"panel/{task.task_id}"), task.task_id))[:share]
     return sorted(chosen, key=lambda task: task.task_id)
 
 
-def _shares(tasks: Sequence[Task], count: int) -> dict[str, int]:
-    sizes = {t: sum(task.task_type == t for task in tasks) for t in sorted({task.task_type for task in tasks})}
-    # Integer arithmetic: a remainder must not hang on a machine's rounding.
-    shares = {t: count * size // len(tasks) for t, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda t: (-(count * sizes[t] % len(tasks)), t))
-    for task_type in by_remainder[: count - sum(shares.values())]:
-        shares[task_type] += 1
-    return shares
+def _check_whole(split: str, whole: Sequence[Task]) -> None:
+    if games.checksum(whole) != games.OFFICIAL_CHECKSUMS[split]:
+        raise DataError(
+            f"panel {split}: the {len(whole)} games at hand are not the {games.OFFICIAL_COUNTS[split]} of the ALFWorld release "
+            "(wrong or partial download); run `paw data alfworld verify`, then `paw data alfworld fetch`"
+        )
 
 
-def _full_name(name: str, whole: Sequence[Task], task_types: Sequence[str]) -> str:
-    generated = "generated " if whole[0].task_id.startswith("generated-") else ""
+def _full_name(name: str, chosen: Sequence[Task], task_types: Sequence[str]) -> str:
+    generated = "generated " if chosen[0].task_id.startswith("generated-") else ""
     kept = [t for t in TASK_TYPES if t in task_types]
     return generated + name + ("" if len(kept) == len(TASK_TYPES) else f" [{', '.join(kept)}]")

@@ -52,8 +52,14 @@ def tasks(split: str, source: GamesSource = "auto", task_types: Sequence[str] = 
         raise DataError(f"ALFWorld has no split '{split}'; one of {', '.join(OFFICIAL_COUNTS)}")
     if unknown := sorted(set(task_types) - set(TASK_TYPES)):
         raise DataError(f"ALFWorld has no task type '{unknown[0]}'; one of {', '.join(TASK_TYPES)}")
-    store = _store_of(split, source)
-    return [task for task in _listed(store, split) if task.task_type in task_types]
+    listed = [task for store in _stores(split, source, task_types) for task in tasks_of(store, split)]
+    return sorted((task for task in listed if task.task_type in task_types), key=lambda task: task.task_id)
+
+
+def tasks_of(store: Store, split: str) -> list[Task]:
+    """The games of a split (official or generated) in one store, sorted by task id."""
+    by_split = _by_split(store.path, tuple(store.digests))
+    return list(by_split.get(split) or by_split.get(f"generated-{split}") or ())
 
 
 def load_game(task: Task) -> dict[str, Any]:
@@ -138,15 +144,15 @@ def _origin(source: GamesSource) -> official.Origin | None:
     return origin
 
 
-def _store_of(split: str, source: GamesSource) -> Store:
+def _stores(split: str, source: GamesSource, task_types: Sequence[str]) -> list[Store]:
     origin = _origin(source)
     if origin is None:
         from paw_hpc.envs.alfworld import generate
 
-        return generate.default_store(split)
+        return generate.default_stores(split, task_types)
     store = open_store(_pack(origin))
     _check_verb(store)
-    return store
+    return [store]
 
 
 @functools.lru_cache(maxsize=4)
@@ -178,11 +184,6 @@ def _check_verb_of(path: Path, verb: str) -> None:
 
 def _check_verb(store: Store) -> None:
     _check_verb_of(store.path, str(store.about.get("verb")))
-
-
-def _listed(store: Store, split: str) -> list[Task]:
-    listed = _by_split(store.path, tuple(store.digests))
-    return list(listed.get(split) or listed.get(f"generated-{split}") or ())
 
 
 @functools.lru_cache(maxsize=16)
