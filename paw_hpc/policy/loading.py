@@ -1,0 +1,93 @@
+"""From a recipe's `model` section to a model and its tokenizer, with one clear line when something is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import paw_hpc
+from paw_hpc.errors import RecipeError
+from paw_hpc.policy.tiny import build_tiny
+from paw_hpc.recipe import ModelSection, Recipe
+
+WARM_START = Path(paw_hpc.__file__).parent / "assets" / "warm_start"
+"""The small policy that ships with the package: what `model.path: warm-start` means."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+def resolve_device(model: ModelSection) -> torch.device:
+    """Raises RecipeError where the recipe asks for a GPU that is not there."""
+    if model.device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("model.device: 'cuda' was asked for, but torch sees no GPU; use auto or cpu")
+    return torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer in `model.tokenizer`, else in `model.path`. Raises RecipeError."""
+    key, source = ("model.tokenizer", model.tokenizer) if model.tokenizer else ("model.path", model.path)
+    assert source is not None  # Recipe: a model from scratch names its tokenizer
+    folder = _locate(key, source)
+    if isinstance(folder, Path) and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise RecipeError(f"{key}: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); give its folder as model.tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{key}: the tokenizer of '{source}' cannot be loaded: {_first_line(error)}") from None
+
+
+def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The initial policy on the CPU in `model.dtype`: the same weights at every call. Raises RecipeError."""
+    section = recipe.model
+    dtype = getattr(torch, section.dtype)
+    if section.tiny is not None:
+        model: PreTrainedModel = build_tiny(section.tiny, tokenizer, recipe.seed)
+        for parameter in model.parameters():  # not model.to(): rotary frequencies stay in float32
+            parameter.data = parameter.data.to(dtype)
+        return model
+    assert section.path is not None
+    model = _load_pretrained(section.path, dtype)
+    if len(tokenizer) > model.config.vocab_size:
+        raise RecipeError(
+            f"model.path: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}; they do not belong together"
+        )
+    return model
+
+
+def _load_pretrained(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    folder = _locate("model.path", path)
+    if isinstance(folder, Path):
+        if not (folder / "config.json").is_file():
+            raise RecipeError(f"model.path: {folder} holds no config.json; give a folder in the Hugging Face layout")
+        if not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
+            raise RecipeError(f"model.path: {folder} holds no weights (no {' or '.join(_WEIGHT_FILES)})")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise RecipeError(f"model.path: '{path}' cannot be loaded as a causal language model: {_first_line(error)}") from None
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise RecipeError(f"model.path: '{path}' lacks {len(missing)} weights that its config asks for, such as {missing[0]}; is it complete?")
+    return model
+
+
+def _locate(key: str, source: str) -> Path | str:
+    """A folder, or a hub name for `transformers` to find."""
+    if source == "warm-start":
+        if not WARM_START.is_dir():
+            raise RecipeError(f"{key}: the warm-start policy is missing from this installation; reinstall the package or give a model folder")
+        return WARM_START
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise RecipeError(f"{key}: no folder '{source}'; give a Hugging Face folder, a hub name such as Qwen/Qwen2.5-1.5B-Instruct, or warm-start")
+    return source
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,245 @@
+"""Batched sampling over a slot cache: the synchronous core of the in-process engine.
+
+Prompts enter packed (no padding), every step then extends all running samples by one token, and a finished sample's slot is taken by the last one, so
+that the running samples always are the first slots. What a request samples depends on its own seed alone, not on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from paw_hpc.errors import RecipeError
+from paw_hpc.policy.packed import Decoding, Packing, SlotCache, hidden_states
+from paw_hpc.rollout.engines.base import Completion, GenerationRequest
+
+PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Prompt tokens of one forward pass: bounds its activations, and on a CPU keeps them in the cache."""
+CAPACITY_STEP = 64
+"""Positions per slot are rounded up to a multiple of this."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """One request in its slot."""
+
+    key: int
+    uniforms: np.ndarray  # float64[n], one draw for each token that may still be sampled at most
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+
+
+class Decoder:
+    """Generates with a model that went through `use_packed_attention`.
+
+    Args:
+        model: shared with the trainer; its live weights are used.
+        tokenizer: its end-of-sequence token and those of the model's generation config end a response.
+        slots: samples that run together (bounds the cache: slots x positions x layers x kv_heads x head_dim x 2).
+        stop: strings that end a response once it contains one; they are kept.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, slots: int, stop: Sequence[str] = ()) -> None:
+        self.model, self.slots = model, slots
+        self.eos_ids = eos_ids(model, tokenizer)
+        self.stop = StopStrings(tokenizer, stop)
+        self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+        self.weight_version = 0
+        self.release()
+
+    def release(self) -> None:
+        """Drop the cache and whatever was running."""
+        self._cache = SlotCache(self.slots, 0)
+        self._running: list[_Running] = []
+        self._lengths = np.zeros(self.slots, dtype=np.int64)  # positions in the cache, per slot
+        self._temperatures = np.ones(self.slots, dtype=np.float32)
+        self._last = np.zeros(self.slots, dtype=np.int64)  # newest token, not yet in the cache
+
+    @property
+    def live(self) -> int:
+        return len(self._running)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises ValueError for a request that cannot be served."""
+        length = len(request.prompt_ids)
+        if length == 0:
+            raise ValueError(f"episode {request.episode}: an empty prompt")
+        if length >= self.context:
+            raise ValueError(f"episode {request.episode}: a prompt of {length} tokens leaves no room in the model's context of {self.context}")
+        if request.max_tokens < 1 or request.temperature < 0:
+            raise ValueError(
+                f"episode {request.episode}: needs max_tokens >= 1 and temperature >= 0, got {request.max_tokens} and {request.temperature}"
+            )
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[tuple[int, GenerationRequest]]) -> list[tuple[int, Completion]]:
+        """Read the prompts of (key, request) pairs, at most `slots - live`, and sample their first tokens. Returns what is already complete."""
+        for _, request in requests:
+            self.check(request)
+        if self.live + len(requests) > self.slots:
+            raise ValueError(f"{len(requests)} requests for {self.slots - self.live} free slots")
+        if not requests:
+            return []
+        self._reserve(max(len(r.prompt_ids) + self._limit(r) for _, r in requests))
+        done = []
+        for chunk in _chunks(requests, PREFILL_TOKENS[self.model.device.type]):
+            done += self._prefill(chunk)
+        return done
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Completion]]:
+        """One more token for every running sample. Returns (key, completion) of those that this ends."""
+        size, device = self.live, self.model.device
+        positions = self._lengths[:size]
+        on_device = torch.from_numpy(positions.copy()).to(device)
+        decoding = Decoding(self._cache, on_device, int(positions.max()) + 1)
+        hidden = hidden_states(self.model, torch.from_numpy(self._last[:size].copy()).to(device), on_device, decoding)
+        self._lengths[:size] += 1
+        return self._extend(hidden, 0)
+
+    def _limit(self, request: GenerationRequest) -> int:
+        return min(request.max_tokens, self.context - len(request.prompt_ids))
+
+    def _reserve(self, positions: int) -> None:
+        if positions > self._cache.capacity:
+            capacity = min(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self.context)
+            self._cache.grow(capacity, self.live, int(self._lengths[: self.live].max(initial=0)))
+
+    def _prefill(self, chunk: Sequence[tuple[int, GenerationRequest]]) -> list[tuple[int, Completion]]:
+        first, device = self.live, self.model.device
+        lengths = np.array([len(r.prompt_ids) for _, r in chunk])
+        tokens = torch.from_numpy(np.concatenate([r.prompt_ids for _, r in chunk]).astype(np.int64))
+        cu = np.concatenate([[0], lengths.cumsum()])
+        positions = np.arange(cu[-1]) - np.repeat(cu[:-1], lengths)
+        slots = np.repeat(np.arange(first, first + len(chunk)), lengths)
+        packing = Packing.of(torch.from_numpy(cu), device)
+        packing.cache, packing.cache_index = self._cache, torch.from_numpy(slots * self._cache.capacity + positions).to(device)
+        hidden = hidden_states(self.model, tokens.to(device), torch.from_numpy(positions).to(device), packing)
+        self._lengths[first : first + len(chunk)] = lengths
+        self._temperatures[first : first + len(chunk)] = [r.temperature for _, r in chunk]
+        self._running += [_Running(key, np.random.default_rng(r.seed).random(self._limit(r))) for key, r in chunk]
+        return self._extend(hidden.index_select(0, torch.from_numpy(cu[1:] - 1).to(device)), first)
+
+    def _extend(self, hidden: torch.Tensor, first: int) -> list[tuple[int, Completion]]:
+        """Sample a token for the slots from `first` on, from their last hidden states [n, H]; take out those that are complete."""
+        running = self._running[first:]
+        uniforms = np.array([r.uniforms[len(r.ids)] for r in running])
+        logits = self.model.get_output_embeddings()(hidden)
+        ids, logprobs, entropies = sample(logits, self._temperatures[first : self.live], uniforms)
+        self._last[first : self.live] = ids
+        done, gone = [], []
+        for slot, (r, token, logprob, entropy) in enumerate(zip(running, ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True), first):
+            r.ids.append(token)
+            r.logprobs.append(logprob)
+            r.entropies.append(entropy)
+            ended = token in self.eos_ids or self.stop.ends(r.ids)
+            if ended or len(r.ids) == len(r.uniforms):
+                done.append((r.key, self._completion(r, ended)))
+                gone.append(slot)
+        if gone:
+            self._compact(gone)
+        return done
+
+    def _completion(self, r: _Running, ended: bool) -> Completion:
+        numbers = np.array(r.logprobs, dtype=np.float32), np.array(r.entropies, dtype=np.float32)
+        return Completion(np.array(r.ids, dtype=np.int32), *numbers, weight_version=self.weight_version, finished=ended)
+
+    def _compact(self, gone: Sequence[int]) -> None:
+        """Move the last running samples into the freed slots (ascending), so that the running ones are the first again."""
+        size = self.live - len(gone)
+        freed = set(gone)
+        target = np.array([slot for slot in gone if slot < size], dtype=np.int64)
+        source = np.array([slot for slot in range(size, self.live) if slot not in freed], dtype=np.int64)
+        if len(target):
+            device = self.model.device
+            length = int(self._lengths[source].max())
+            self._cache.move(torch.from_numpy(source).to(device), torch.from_numpy(target).to(device), length)
+            for array in (self._lengths, self._temperatures, self._last):
+                array[target] = array[source]
+            for to, origin in zip(target.tolist(), source.tolist(), strict=True):
+                self._running[to] = self._running[origin]
+        del self._running[size:]
+
+
+def sample(logits: torch.Tensor, temperatures: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Invert the cumulative distribution at one uniform number per row.
+
+    Args:
+        logits: [B, V], any float type; computed with in float32, summed up in float64.
+        temperatures: float32[B]; 0 takes the most probable token and reports at temperature 1.
+        uniforms: float64[B] in [0, 1).
+
+    Returns:
+        ids int64[B], log-probs float64[B] and entropies float64[B] (nats) after temperature.
+    """
+    logits = logits.float()
+    greedy = temperatures == 0
+    divisor = np.where(greedy, np.float32(1.0), temperatures)
+    if (divisor != 1).any():
+        logits = logits / torch.from_numpy(divisor).to(logits.device)[:, None]
+    logp = torch.log_softmax(logits, dim=-1)
+    p = logp.exp()
+    cumulative = p.cumsum(-1, dtype=torch.float64)
+    threshold = torch.from_numpy(uniforms).to(logits.device)[:, None] * cumulative[:, -1:]
+    # right=True: a token of probability 0 is never the first whose cumulative exceeds the threshold.
+    ids = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)[:, 0]
+    if greedy.any():
+        ids = torch.where(torch.from_numpy(greedy).to(logits.device), logits.argmax(-1), ids)
+    entropy = -(p * logp).sum(-1)
+    found = torch.stack([ids.double(), logp.gather(-1, ids[:, None])[:, 0].double(), entropy.double()]).cpu().numpy()
+    return found[0].astype(np.int64), found[1], found[2]
+
+
+class StopStrings:
+    """Tells whether the newest token completed one of some strings."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
+        if any(not string for string in strings):
+            raise RecipeError("rollout.stop: an empty string would end every response at once")
+        self.tokenizer, self.strings = tokenizer, tuple(strings)
+        # A token is at least one byte, so this many newest tokens hold the whole string.
+        self.window = max((len(s.encode()) for s in strings), default=0)
+
+        self.finals = {s[-1] for s in strings}
+        self._may_end: dict[int, bool] = {}
+
+    def ends(self, ids: list[int]) -> bool:
+        """Whether the text of `ids` holds one of the strings, given that without the last id it did not."""
+        if not self.strings or not self._can_end(ids[-1]):
+            return False
+        text = self.tokenizer.decode(ids[-self.window - 1 :])
+        return any(string in text for string in self.strings)
+
+    def _can_end(self, token: int) -> bool:
+        """False only if the token surely lacks the last character of every string: decoding each token of each sample would be slow."""
+        if token not in self._may_end:
+            raw = str(self.tokenizer.convert_ids_to_tokens(token) or "")
+            # Byte-level and sentencepiece vocabularies spell visible ASCII as itself, apart from byte tokens such as <0x3E>.
+            visible = all("!" <= final <= "~" for final in self.finals)
+            self._may_end[token] = not visible or raw.startswith("<0x") or any(final in raw for final in self.finals)
+        return self._may_end[token]
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a response: the tokenizer's and the generation config's (one or several)."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
+
+
+def _chunks(requests: Sequence[tuple[int, GenerationRequest]], max_tokens: int) -> list[list[tuple[int, GenerationRequest]]]:
+    """Cut in order into runs of at most `max_tokens` prompt tokens (a longer prompt stands alone)."""
+    chunks: list[list[tuple[int, GenerationRequest]]] = []
+    room = 0
+    for key, request in requests:
+        if not chunks or len(request.prompt_ids) > room:
+            chunks.append([])
+            room = max_tokens
+        chunks[-1].append((key, request))
+        room -= len(request.prompt_ids)
+    return chunks
