@@ -1,0 +1,319 @@
+"""The LM head of the scored rows in one pass: log-prob and entropy of each row, and the gradients of an elementwise loss of the two.
+
+Every loss of this project reduces on a row to c = dL/dlogp and e = dL/dH, and with p the row's distribution the gradient of its logits is
+
+    dL/dz = c (onehot - p) - e p (log p + H)                                                            (docs/kernels.md derives it)
+
+so a chunk's logits become their own gradient while they are still there: three GEMMs, 6 R H V FLOPs, one chunk of logits. Only scored rows enter.
+R rows, H features, V vocabulary columns (of all ranks of `tp_group`), C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch.autograd.function import once_differentiable
+
+from paw_hpc.kernels.checks import check
+from paw_hpc.kernels.parallel import Shard, row_scores
+from paw_hpc.kernels.reference import ReferenceRows, RowScores, Statistics, statistics_dtype
+
+RowLossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(logp[C], entropy[C], rows int64[C]) -> loss[C], elementwise."""
+BackendName = Literal["auto", "reference", "triton"]
+
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 640 << 20}
+"""Logits of one chunk: what a CPU's cache holds, and on a GPU what keeps the GEMMs efficient and the peak low."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoss:
+    """The result of `linear_row_loss`."""
+
+    loss: torch.Tensor
+    """Scalar of the statistics dtype: grad_scale times the sum over all rows; carries the gradients of hidden and weight. NaN if any row is."""
+    logp: torch.Tensor
+    """float32[R] (float64 for float64 inputs), detached."""
+    entropy: torch.Tensor
+    """Nats, like `logp`."""
+
+    def nonfinite_rows(self) -> torch.Tensor:
+        """int64[k]: rows whose log-prob or entropy is not a finite number (a logit of NaN or inf). Synchronises with the device."""
+        return (~(self.logp.isfinite() & self.entropy.isfinite())).nonzero()[:, 0]
+
+
+def linear_logprob_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    tp_group: dist.ProcessGroup | None = None,
+    chunk_rows: int | None = None,
+    vocab_size: int | None = None,
+    reduce_hidden_grad: bool = True,
+    backend: BackendName = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob of the target and entropy (nats, full vocabulary) of softmax(hidden @ weight.T / temperature), row by row.
+
+    Differentiable once in both outputs with respect to hidden and weight; the backward recomputes the logits (8 R H V FLOPs in all, against
+    6 of `linear_row_loss`). A row with a logit of NaN or +inf gives NaN in both outputs; other rows are not affected.
+
+    Args:
+        hidden: float[R, H]; R = 0 is allowed. Under tensor parallelism the same on all ranks of the group.
+        weight: float[V, H] of the same dtype and device; under tensor parallelism this rank's shard, in rank order, of any width.
+        target: int64[R], ids in the whole vocabulary.
+        temperature: divides the logits; positive.
+        tp_group: the ranks that share the vocabulary; all must call, with the same rows.
+        chunk_rows: rows of logits that exist at a time; by default as many as fit `CHUNK_BYTES`.
+        vocab_size: true size of a padded vocabulary; columns from there on (over all ranks) do not exist for the result. Default: no padding.
+        reduce_hidden_grad: sum the gradient of hidden over `tp_group`. False where the caller's own mapping does (a reduce-scatter, say).
+        backend: `auto` takes Triton on CUDA and the reference elsewhere and for float64; the others force one.
+
+    Returns: logp[R], entropy[R], float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: input that is refused, on every rank of the group; see `checks.check`.
+    """
+    shard = check(hidden, weight, target, temperature, 1.0, chunk_rows, tp_group, vocab_size)
+    call = _Call(shard, shard.local(target), 1.0 / temperature, chunk_rows, reduce_hidden_grad, backend)
+    if _needs_graph(hidden, weight):
+        return _LogprobEntropy.apply(hidden, weight, call)
+    scores = _score(hidden.detach(), weight.detach(), call)
+    return scores.logp, scores.entropy
+
+
+def linear_row_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    target: torch.Tensor,
+    row_loss: RowLossFunction,
+    *,
+    temperature: float = 1.0,
+    tp_group: dist.ProcessGroup | None = None,
+    grad_scale: float = 1.0,
+    chunk_rows: int | None = None,
+    vocab_size: int | None = None,
+    reduce_hidden_grad: bool = True,
+    backend: BackendName = "auto",
+) -> RowLoss:
+    """grad_scale * sum over rows of row_loss(logp, entropy, rows), with the gradients of hidden and weight computed in the same pass.
+
+    Nothing of size R x V outlives a chunk and nothing is recomputed in the backward, which only multiplies by the incoming scalar. The weight's
+    gradient is accumulated over chunks in float32. Where the weight has a `main_grad` (Megatron's gradient buffer), it is added there during the
+    *forward*: then the incoming scalar of the backward must be 1 (put loss scales into `grad_scale`), and a forward must not be repeated or dropped.
+
+    Args:
+        row_loss: elementwise in its rows; called once per chunk with detached leaves logp[C] and entropy[C] and the chunk's row numbers int64[C]
+            (by which it indexes its own streams). Only the gradient through logp and entropy is taken.
+        grad_scale: finite number.
+        the others: as in `linear_logprob_entropy`.
+
+    Returns: `RowLoss`. With R = 0 the loss is 0 and still connected to hidden and weight (their gradients are zeros).
+
+    Raises:
+        ValueError: input that is refused, on every rank of the group; `row_loss` returned anything but one value per row.
+    """
+    grad_scale = float(grad_scale)
+    shard = check(hidden, weight, target, temperature, grad_scale, chunk_rows, tp_group, vocab_size)
+    call = _Call(shard, shard.local(target), 1.0 / temperature, chunk_rows, reduce_hidden_grad, backend)
+    if _needs_graph(hidden, weight):
+        return RowLoss(*_RowLoss.apply(hidden, weight, call, row_loss, grad_scale))
+    logp, entropy, *_ = _score(hidden.detach(), weight.detach(), call)
+    loss, *_ = _differentiate(row_loss, logp, entropy, torch.arange(len(logp), device=logp.device))
+    return RowLoss(loss * grad_scale, logp, entropy)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- dispatch
+
+
+class Rows(Protocol):
+    """The passes over a chunk's logits; `ReferenceRows` says what each does."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+    def statistics(self, z: torch.Tensor, target: torch.Tensor) -> Statistics: ...
+    def shift(self, z: torch.Tensor, shift: torch.Tensor) -> None: ...
+    def dlogits(self, u: torch.Tensor, target: torch.Tensor, scores: RowScores, c: torch.Tensor, e: torch.Tensor | None) -> torch.Tensor: ...
+    def hidden_gradient(self, dlogits: torch.Tensor, out: torch.Tensor) -> None: ...
+    def add_weight_gradient(self, dlogits: torch.Tensor, hidden: torch.Tensor, out: torch.Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a call knows beside hidden and weight."""
+
+    shard: Shard
+    target: torch.Tensor  # int64[R], column on this rank or -1
+    inv_temperature: float
+    chunk_rows: int | None
+    reduce_hidden_grad: bool
+    backend: BackendName
+
+    def columns(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The rows of weight[V, H] (or its gradient) that are real columns of the vocabulary."""
+        return matrix[: self.shard.columns]
+
+    def chunks(self, hidden: torch.Tensor) -> Iterator[slice]:
+        rows, step = len(hidden), self.chunk_size(hidden)
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def chunk_size(self, hidden: torch.Tensor) -> int:
+        row_bytes = max(1, self.shard.columns) * statistics_dtype(hidden.dtype).itemsize
+        rows = self.chunk_rows or max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]) // row_bytes)
+        return max(1, min(rows, len(hidden)))
+
+    def rows(self, hidden: torch.Tensor, weight: torch.Tensor) -> Rows:
+        """The passes for this device: the one place where a backend is chosen."""
+        return ReferenceRows(self.columns(weight), self.chunk_size(hidden), self.inv_temperature)
+
+
+def _needs_graph(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- one pass
+
+
+def _score(hidden: torch.Tensor, weight: torch.Tensor, call: _Call) -> RowScores:
+    """Statistics of all rows, no gradient."""
+    parts = RowScores(*torch.empty(4, len(hidden), dtype=statistics_dtype(hidden.dtype), device=hidden.device))
+    with torch.autocast(hidden.device.type, enabled=False):
+        rows = call.rows(hidden, weight)
+        for chunk in call.chunks(hidden):
+            target = call.target[chunk]
+            scores = row_scores(rows.statistics(rows.logits(hidden[chunk]), target), target, call.shard)
+            for part, score in zip(parts, scores, strict=True):
+                part[chunk] = score
+    return parts
+
+
+def _differentiate(
+    row_loss: RowLossFunction, logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Sum of the row losses, and c = dL/dlogp and e = dL/dH (None where the loss does not depend on it)."""
+    with torch.enable_grad():
+        logp, entropy = logp.detach().requires_grad_(), entropy.detach().requires_grad_()
+        loss = row_loss(logp, entropy, rows)
+        if not isinstance(loss, torch.Tensor) or loss.shape != logp.shape:
+            got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(f"row_loss must return one value per row, a tensor of shape {list(logp.shape)}; it returned {got}")
+        c, e = torch.autograd.grad(loss.sum(), (logp, entropy), allow_unused=True) if loss.requires_grad else (None, None)
+    # A loss that masks a row out (clipping, weight 0) must not hide that its logits are not numbers.
+    return torch.where(entropy.detach().isfinite(), loss.detach(), torch.nan).sum(), c, e
+
+
+@dataclass(slots=True)
+class _Gradients:
+    """Gradients in the making: hidden's in its own dtype, weight's in the statistics dtype or in `main_grad`."""
+
+    hidden: torch.Tensor | None
+    weight: torch.Tensor | None
+    into_main_grad: bool
+
+    @classmethod
+    def allocate(cls, hidden: torch.Tensor, weight: torch.Tensor, needs: tuple[bool, bool]) -> _Gradients:
+        main_grad = getattr(weight, "main_grad", None) if needs[1] else None
+        hidden_grad = torch.empty_like(hidden) if needs[0] else None
+        dtype = statistics_dtype(weight.dtype)
+        if main_grad is not None and main_grad.dtype == dtype:
+            return cls(hidden_grad, main_grad, True)
+        return cls(hidden_grad, torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs[1] else None, False)
+
+    def add(self, rows: Rows, dlogits: torch.Tensor, hidden: torch.Tensor, chunk: slice, call: _Call) -> None:
+        if self.hidden is not None:
+            rows.hidden_gradient(dlogits, self.hidden[chunk])
+        if self.weight is not None:
+            rows.add_weight_gradient(dlogits, hidden[chunk], call.columns(self.weight))
+
+    def finish(self, weight: torch.Tensor, call: _Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(hidden's, weight's) as autograd wants them; None for the weight's once it is in `main_grad`."""
+        if self.hidden is not None and call.reduce_hidden_grad:
+            call.shard.sum_(self.hidden)
+        if self.weight is None or self.into_main_grad:
+            return self.hidden, None
+        if getattr(weight, "main_grad", None) is not None:
+            weight.main_grad.add_(self.weight)
+            return self.hidden, None
+        return self.hidden, self.weight.to(weight.dtype)
+
+
+class _RowLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, call: _Call, row_loss: RowLossFunction, grad_scale: float):
+        stat = statistics_dtype(hidden.dtype)
+        logp, entropy = torch.empty(2, len(hidden), dtype=stat, device=hidden.device)
+        loss = torch.zeros((), dtype=stat, device=hidden.device)
+        gradients = _Gradients.allocate(hidden, weight, ctx.needs_input_grad[:2])
+        numbers = torch.arange(len(hidden), device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = call.rows(hidden, weight)
+            for chunk in call.chunks(hidden):
+                target = call.target[chunk]
+                z = rows.logits(hidden[chunk])
+                scores = row_scores(rows.statistics(z, target), target, call.shard)
+                logp[chunk], entropy[chunk] = scores.logp, scores.entropy
+                part, c, e = _differentiate(row_loss, scores.logp, scores.entropy, numbers[chunk])
+                loss += part
+                c = torch.zeros_like(scores.logp) if c is None else c * grad_scale
+                dlogits = rows.dlogits(z, target, scores, c, None if e is None else e * grad_scale)
+                gradients.add(rows, dlogits, hidden, chunk, call)
+            ctx.hidden_grad, ctx.weight_grad = gradients.finish(weight, call)
+        ctx.main_grad_weight = weight if gradients.weight is not None and ctx.weight_grad is None else None
+        ctx.mark_non_differentiable(logp, entropy)
+        return loss * grad_scale, logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor):
+        if ctx.main_grad_weight is not None:
+            weight_grad = _main_grad_placeholder(ctx.main_grad_weight, grad_loss)
+        else:
+            weight_grad = _scaled(ctx.weight_grad, grad_loss)
+        return _scaled(ctx.hidden_grad, grad_loss), weight_grad, None, None, None
+
+
+def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor | None:
+    return None if gradient is None else gradient * factor.to(gradient.dtype)
+
+
+def _main_grad_placeholder(weight: torch.Tensor, grad_loss: torch.Tensor) -> torch.Tensor:
+    """Zeros, so that hooks on the weight's gradient still run; what they would have added is already in `main_grad`."""
+    if grad_loss.device.type == "cpu" and grad_loss.item() != 1:
+        raise ValueError(f"the weight gradient is already in main_grad, so the loss needs factor 1, not {grad_loss.item()}: use grad_scale")
+    if grad_loss.device.type != "cpu":
+        torch._assert_async(grad_loss == 1)
+    if hasattr(weight, "grad_added_to_main_grad"):
+        weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.zeros_like(weight)
+
+
+class _LogprobEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, call: _Call):
+        scores = _score(hidden, weight, call)
+        ctx.save_for_backward(hidden, weight, *scores)
+        ctx.call = call
+        return scores.logp, scores.entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp: torch.Tensor, grad_entropy: torch.Tensor):
+        hidden, weight, *saved = ctx.saved_tensors
+        call, scores = ctx.call, RowScores(*saved)
+        gradients = _Gradients.allocate(hidden, weight, ctx.needs_input_grad[:2])
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = call.rows(hidden, weight)
+            for chunk in call.chunks(hidden):
+                z = rows.logits(hidden[chunk])
+                mine = RowScores(*(score[chunk] for score in scores))
+                rows.shift(z, mine.shift)
+                dlogits = rows.dlogits(z, call.target[chunk], mine, grad_logp[chunk], grad_entropy[chunk])
+                gradients.add(rows, dlogits, hidden, chunk, call)
+            hidden_grad, weight_grad = gradients.finish(weight, call)
+        if gradients.weight is not None and weight_grad is None:
+            weight_grad = _main_grad_placeholder(weight, grad_logp.new_ones(()))
+        return hidden_grad, weight_grad, None
