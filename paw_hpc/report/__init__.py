@@ -1,0 +1,111 @@
+"""`paw report`: tables and figures from run directories alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from paw_hpc.report import compare
+from paw_hpc.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
+from paw_hpc.report.runs import Arm, panel_key, panels, read_arms
+from paw_hpc.results import EvaluationResult
+from paw_hpc.storage import storage_errors, write_atomically
+
+__all__ = ["Report", "print_evaluation", "print_report", "write_report"]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A written report: `blocks` are what it says, in order."""
+
+    markdown: Path
+    html: Path
+    figures: tuple[Path, ...]
+    blocks: tuple[Block, ...]
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
+    """Write report.md, report.html and the figures.
+
+    Args:
+        runs: run directories, or folders of them; the arm of the first is what the others are compared with.
+        out: folder of the report; default `RUN/report` for one path, `report` for several.
+
+    Raises:
+        DataError: a path without a run, or a damaged file.
+        StorageError: full disk.
+    """
+    from paw_hpc.report import plots  # matplotlib takes a second to import
+
+    arms = read_arms(runs)
+    out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    keys = [key for key in panels(arms) if any(arm.last(key) for arm in arms)]
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        curves = plots.plot_curves(arms, out / "curves.png")
+        panel_figures = [plots.plot_panel(arms, key, out / f"panel-{number}.png") for number, key in enumerate(keys, 1)]
+    blocks: list[Block] = [Heading("Report: " + ", ".join(arm.label for arm in arms), 1)]
+    for key, figure in zip(keys, panel_figures, strict=True):
+        tables = [compare.panel_table(arms, key), compare.difference_table(arms, key), compare.type_table(arms, key)]
+        blocks += [Heading(f"Evaluation on {compare.panel_name(key)}"), *(table for table in tables if table is not None)]
+        blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals over games"))
+    if not keys:
+        blocks.append(Paragraph("No evaluation in these runs yet; `paw eval RUN --panel valid_seen` makes one."))
+    blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, "Learning curves: every update and a smoothed line")]
+    blocks += [Heading("How to read this"), Bullets(compare.notes(arms, keys)), Heading("Runs"), Bullets(_sources(arms))]
+    markdown, html = out / "report.md", out / "report.html"
+    write_atomically(markdown, to_markdown(blocks))
+    write_atomically(html, to_html("paw report", blocks))
+    return Report(markdown, html, (curves, *panel_figures), tuple(blocks))
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """The tables, and where the files are."""
+    console = console or Console()
+    for block in report.blocks:
+        if isinstance(block, TableBlock):
+            _print(console, block)
+            console.print()
+    for path in (report.markdown, report.html, *report.figures):
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_evaluation(result: EvaluationResult, console: Console | None = None) -> None:
+    """One evaluation as a table: success with its interval, all and per task type, and the observation cross-entropy."""
+    console = console or Console()
+    rows = [(name, str(r.games), *_percent(r.success, r.interval)) for name, r in result.per_task_type.items()]
+    rows.append(("all", str(result.games), *_percent(result.success, result.interval)))
+    title = f"{compare.panel_name(panel_key(result))}, {result.repeats} episode(s) per game, {result.seconds:.0f} s"
+    _print(console, TableBlock(title, ("task type", "games", "success %", "95 %"), tuple(rows)))
+    if result.observation_ce is not None:
+        console.print(
+            f"observation cross-entropy {compare.ce_cell([result])} nats/token over {result.observation_tokens} tokens", highlight=False, markup=False
+        )
+    if result.environment_failures:
+        console.print(f"the environment broke {result.environment_failures} episodes; they are in no rate", highlight=False)
+
+
+def _percent(success: float, interval: tuple[float, float]) -> tuple[str, str]:
+    return f"{100 * success:.1f}", f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f}"
+
+
+def _print(console: Console, block: TableBlock) -> None:
+    table = Table(title=escape(block.title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(block.header):
+        table.add_column(escape(name), justify="left" if number == 0 else "right")
+    for row in block.rows:
+        table.add_row(*map(escape, row))
+    # As wide as it needs: a folded number is worse than a long line, above all in a log file.
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.print(table, width=max(needed, console.width), crop=False, highlight=False)
+
+
+def _sources(arms: Sequence[Arm]) -> tuple[str, ...]:
+    return tuple(
+        f"{arm.label}: {run.path} (seed {run.recipe.seed}, {len(run.metrics)} of {run.recipe.updates} updates)" for arm in arms for run in arm.runs
+    )

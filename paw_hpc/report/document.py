@@ -1,0 +1,99 @@
+"""A report as a list of blocks, and its two renderings: Markdown and one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableBlock:
+    """Rows of text; the first column is left-aligned, the others right-aligned."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    path: Path
+    caption: str
+
+
+Block = Heading | Paragraph | Bullets | TableBlock | Figure
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """GitHub's Markdown; figures are linked by file name, so they belong beside it."""
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """One page without outside references: style inline, figures embedded."""
+    body = "\n".join(_html(block) for block in blocks)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return "#" * level + " " + text
+        case Paragraph(text):
+            return text
+        case Bullets(items):
+            return "\n".join(f"- {item}" for item in items)
+        case TableBlock(title, header, rows):
+            lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
+            return f"**{title}**\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        case Figure(path, caption):
+            return f"![{caption}]({path.name})"
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Bullets(items):
+            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+        case TableBlock(title, header, rows):
+            top = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+            lines = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+            return f'<div class="wide"><table><caption>{html.escape(title)}</caption>\n<tr>{top}</tr>\n{lines}\n</table></div>'
+        case Figure(path, caption):
+            data = base64.b64encode(path.read_bytes()).decode()
+            text = html.escape(caption)
+            return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1150px; margin: 2rem auto; padding: 0 1rem }
+h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem } .wide { overflow-x: auto }
+table { border-collapse: collapse; margin: .8rem 0 1.4rem; font-variant-numeric: tabular-nums; font-size: .93rem }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
+th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } th { border-bottom: 2px solid #888; font-weight: 600 }
+figure { margin: 1rem 0 } img { max-width: 100% } figcaption { color: #555; font-size: .9rem }
+"""
