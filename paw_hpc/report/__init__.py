@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from paw_hpc.report import compare
@@ -95,14 +96,21 @@ def _percent(success: float, interval: tuple[float, float]) -> tuple[str, str]:
 
 
 def _print(console: Console, block: TableBlock) -> None:
+    """The way round that fits; where neither does, as wide as it needs: a folded number is worse than a long line, above all in a log file."""
+    as_given, turned = _rich(block), _rich(block.turned())
+    width = {id(table): Measurement.get(console, console.options.update(max_width=10_000), table).maximum for table in (as_given, turned)}
+    table = turned if width[id(turned)] <= console.width < width[id(as_given)] else as_given
+    wide = Console(file=console.file, width=max(width[id(table)], console.width), force_terminal=console.is_terminal, no_color=console.no_color)
+    wide.print(table, highlight=False)
+
+
+def _rich(block: TableBlock) -> Table:
     table = Table(title=escape(block.title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(block.header):
         table.add_column(escape(name), justify="left" if number == 0 else "right")
     for row in block.rows:
         table.add_row(*map(escape, row))
-    # As wide as it needs: a folded number is worse than a long line, above all in a log file.
-    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    console.print(table, width=max(needed, console.width), crop=False, highlight=False)
+    return table
 
 
 def _sources(arms: Sequence[Arm]) -> tuple[str, ...]:

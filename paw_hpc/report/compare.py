@@ -19,13 +19,13 @@ WINDOW = 10
 
 def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
     """One row per arm, and one for the policy before training: success, observation cross-entropy, seconds per update, episodes."""
-    header = ("arm", "seeds", "updates", "success % [95 %]", "observation CE (nats/token)", "s/update", "training episodes")
-    rows = [(name, str(len(found)), "0", success_cell(found), ce_cell(found), ABSENT, ABSENT) for name, found in starts(arms, key)]
+    header = ("arm", "updates", "success % [95 %]", "observation CE", "s/update", "episodes")
+    rows = [(name, "0", success_cell(found), ce_cell(found), ABSENT, ABSENT) for name, found in starts(arms, key)]
     for arm in arms:
         found = arm.last(key)
         if found:
             updates = " / ".join(str(u) for u in sorted({e.update for e in found}))
-            rows.append((arm.label, str(len(found)), updates, success_cell(found), ce_cell(found), _mean_cell(arm, "time/update_s"), _episodes(arm)))
+            rows.append((arm.title, updates, success_cell(found), ce_cell(found), _mean_cell(arm, "time/update_s"), _episodes(arm)))
     return TableBlock(f"{panel_name(key)}, {panel_games(arms, key)} games", header, tuple(rows))
 
 
@@ -38,7 +38,7 @@ def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
         found = arm.last(key)
         if not found:
             continue
-        rows.append((arm.label, *(_rate_cell(pooled(found, name)) for name in types), success_cell(found)))
+        rows.append((arm.title, *(_rate_cell(pooled(found, name)) for name in types), success_cell(found)))
         if paper := paper_row(arm.recipe):
             cells = (_paper_cell(paper.columns.get(column)) for column in (*(COLUMN_OF.get(name, name) for name in types), "All"))
             rows.append((f"paper: {paper.label}", *cells))
@@ -78,7 +78,7 @@ def training_table(arms: Sequence[Arm]) -> TableBlock:
     for arm in arms:
         updates = max(len(run.metrics) for run in arm.runs)
         cells = [_ends_cell(arm, metric, factor, form) for _, metric, factor, form in _TRAINING]
-        rows.append((arm.label, str(updates), *cells, _mean_cell(arm, "time/update_s")))
+        rows.append((arm.title, str(updates), *cells, _mean_cell(arm, "time/update_s")))
     header = ("arm", "updates", *(name for name, *_ in _TRAINING), "s/update")
     return TableBlock(f"Training, first → last updates (means of up to {WINDOW})", header, tuple(rows))
 
@@ -86,6 +86,7 @@ def training_table(arms: Sequence[Arm]) -> TableBlock:
 def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
     """What a reader must know to read the tables rightly."""
     lines = [
+        "Observation CE: cross-entropy of true next observations, nats per token. Episodes: played in training. ± : standard deviation over seeds.",
         "Intervals are over games (Wilson where each game was played once, else a bootstrap of games): they speak of other games and other samples "
         "of these policies, not of training again with another seed.",
         "Differences pair the same games; p is of a two-sided sign-flip permutation test over games, not corrected for the number of comparisons.",
@@ -107,7 +108,7 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
 
 
 def starts(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, list[EvaluationResult]]]:
-    """(name, evaluations) before training. Where all runs started from the same outcomes (one warm start) that is a single entry with one evaluation."""
+    """(name, evaluations) before training; a single entry with one evaluation where all runs started from the same outcomes (one warm start)."""
     of_arm = [(arm.label, _distinct(arm.start(key))) for arm in arms if arm.start(key)]
     together = _distinct([e for _, found in of_arm for e in found])
     if len(together) == 1:

@@ -33,6 +33,11 @@ class TableBlock:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    def turned(self) -> TableBlock:
+        """Rows as columns."""
+        first, *rest = zip(self.header, *self.rows, strict=True)
+        return TableBlock(self.title, tuple(first), tuple(map(tuple, rest)))
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

@@ -70,7 +70,7 @@ def plot_curves(arms: Sequence[Arm], path: Path) -> Path:
         for axis, curve in zip(axes, _CURVES, strict=False):
             _draw_curve(axis, curve, arms)
         _draw_phases(axes[len(_CURVES)], arms)
-        handles = [Line2D([], [], color=_colour(i), lw=2.2, label=_arm_label(arm)) for i, arm in enumerate(arms)]
+        handles = [Line2D([], [], color=_colour(i), lw=2.2, label=arm.title) for i, arm in enumerate(arms)]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=10)
         figure.savefig(path, dpi=_DPI)
     return path
@@ -90,7 +90,7 @@ def plot_panel(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path:
         for axis in (over_time, per_type):
             axis.set_ylim(0, 1.02)
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        handles = [Line2D([], [], color=_colour(i), marker=_marker(i), lw=1.6, label=_arm_label(arm)) for i, arm in enumerate(arms) if arm.last(key)]
+        handles = [Line2D([], [], color=_colour(i), marker=_marker(i), lw=1.6, label=arm.title) for i, arm in enumerate(arms) if arm.last(key)]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=10)
         figure.savefig(path, dpi=_DPI)
     return path
@@ -221,10 +221,6 @@ def _draw_types(axis: Axes, arms: Sequence[Arm], key: PanelKey) -> None:
 def _bars(rate: tuple[float, tuple[float, float]]) -> tuple[float, float, float]:
     value, (low, high) = rate
     return value, max(0.0, value - low), max(0.0, high - value)
-
-
-def _arm_label(arm: Arm) -> str:
-    return arm.label if len(arm.runs) == 1 else f"{arm.label} ({len(arm.runs)} seeds)"
 
 
 def _colour(index: int) -> str:

@@ -55,6 +55,11 @@ class Arm:
     def recipe(self) -> Recipe:
         return self.runs[0].recipe
 
+    @property
+    def title(self) -> str:
+        """The label, with the number of seeds where there are several."""
+        return self.label if len(self.runs) == 1 else f"{self.label} ({len(self.runs)} seeds)"
+
     def last(self, key: PanelKey) -> list[EvaluationResult]:
         return [e for run in self.runs if (e := run.last_evaluation(key))]
 
