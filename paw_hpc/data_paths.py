@@ -74,7 +74,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock named after `path` between processes of one machine; the system drops it when the holder dies."""
-    with (path.parent / f".{path.name}.lock").open("w") as file:
+    """Hold a lock named after `path` between processes; the system drops it when the holder dies. Raises DataError in a read-only folder."""
+    try:
+        file = (path.parent / f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise DataError(f"{path.parent}: the cache cannot be written ({error.strerror}); set PAW_CACHE to a writable folder") from None
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

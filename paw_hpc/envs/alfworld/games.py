@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.client
 import sys
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,9 +74,12 @@ def load_game(task: Task) -> dict[str, Any]:
 
 
 def source_name(source: GamesSource = "auto") -> str:
-    """Which games a run plays, for its report: "official games (archive)", "generated games"."""
+    """Which games a run plays, for its report: "official games (archive)", "official games (folder, incomplete)", "generated games"."""
     origin = _origin(source)
-    return f"official games ({origin.kind})" if origin else "generated games"
+    if origin is None:
+        return "generated games"
+    whole = all(len(tasks(split, source)) == count for split, count in OFFICIAL_COUNTS.items())
+    return f"official games ({origin.kind}{'' if whole else ', incomplete'})"
 
 
 def is_official(source: GamesSource = "auto") -> bool:
@@ -107,10 +110,16 @@ class SplitReport:
 
 
 def verify() -> list[SplitReport]:
-    """Compare the official games at hand with the release: counts and contents per split. Raises DataError when there are none, or torn ones."""
+    """Compare the official games at hand with the release, counts and contents per split, and read every one of them.
+
+    Raises:
+        DataError: there are none, or torn ones, or ones of another release.
+    """
     reports = []
     for split, expected in OFFICIAL_COUNTS.items():
         listed = tasks(split, "official")
+        for task in listed:
+            load_game(task)
         reports.append(SplitReport(split, len(listed), expected, checksum(listed) == OFFICIAL_CHECKSUMS[split]))
     return reports
 
@@ -122,18 +131,27 @@ def fetch() -> Path:
         DataError: the release cannot be reached, or what came is torn.
     """
     target = data_paths.cache_dir("alfworld") / official.RELEASE
+    with data_paths.atomic_file(target) as file:
+        for block in _download(target.parent):
+            file.write(block)
     try:
-        with urllib.request.urlopen(RELEASE_URL, timeout=60) as response, data_paths.atomic_file(target) as file:
+        _pack(official.Origin("release", target), target.parent)
+    except DataError:
+        target.unlink()
+        raise
+    return target
+
+
+def _download(folder: Path) -> Iterator[bytes]:
+    try:
+        with urllib.request.urlopen(RELEASE_URL, timeout=60) as response:
             while block := response.read(1 << 20):
-                file.write(block)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+                yield block
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"{RELEASE_URL} cannot be reached ({reason}); download it elsewhere and put it into {target.parent}, "
+            f"{RELEASE_URL} cannot be reached ({getattr(error, 'reason', error)}); download it elsewhere and put it into {folder}, "
             "point PAW_DATA or ALFWORLD_DATA to a folder with json_2.1.1, or play generated games (env.games=generated)"
         ) from None
-    _pack(official.Origin("release", target))
-    return target
 
 
 def _origin(source: GamesSource) -> official.Origin | None:
@@ -150,15 +168,17 @@ def _stores(split: str, source: GamesSource, task_types: Sequence[str]) -> list[
         from paw_hpc.envs.alfworld import generate
 
         return generate.default_stores(split, task_types)
-    store = open_store(_pack(origin))
+    store = open_store(_pack(origin, data_paths.cache_dir("alfworld")))
     _check_verb(store)
     return [store]
 
 
 @functools.lru_cache(maxsize=4)
-def _pack(origin: official.Origin) -> Path:
+def _pack(origin: official.Origin, folder: Path) -> Path:
     """The packed form of official games, made on first use: 20 MB that are read at random, in place of 217 MB in 4,027 files."""
-    path = data_paths.cache_dir("alfworld") / f"official-{origin.fingerprint()}.zip"
+    path = folder / f"official-{origin.fingerprint()}.zip"
+    if _usable(path):
+        return path
     with data_paths.locked(path):
         if not _usable(path):
             print(f"packing the official ALFWorld games of {origin.path} into {path} (once) ...", file=sys.stderr)
@@ -175,15 +195,12 @@ def _usable(path: Path) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=16)
-def _check_verb_of(path: Path, verb: str) -> None:
-    installed = official.installed_verb()
-    if verb != installed:
-        raise DataError(f"{path}: games that say '{verb} ...' where the installed alfworld package says '{installed} ...'; use games of its release")
-
-
 def _check_verb(store: Store) -> None:
-    _check_verb_of(store.path, str(store.about.get("verb")))
+    verb, installed = store.about.get("verb"), official.installed_verb()
+    if verb != installed:
+        raise DataError(
+            f"{store.path}: games that say '{verb} ...' where the installed alfworld package says '{installed} ...'; use games of its release"
+        )
 
 
 @functools.lru_cache(maxsize=16)

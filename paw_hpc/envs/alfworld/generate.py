@@ -34,7 +34,7 @@ _COUNTS = {
 }
 DEFAULT_COUNTS: dict[str, dict[str, int]] = {split: dict(zip(TASK_TYPES, counts, strict=True)) for split, counts in _COUNTS.items()}
 """Games per split and task type. Validation splits have the official ones' numbers; training sets stay small enough to be made while one waits."""
-CHUNK = 24
+CHUNK = 16
 """Games per process: TextWorld's memory grows with each game, so a process is retired after this many."""
 
 

@@ -9,6 +9,7 @@ As in ALFWorld's own loader, tasks with movable receptacles or sliced objects an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -72,12 +73,14 @@ def find() -> Origin | None:
 
 
 def search_folders() -> list[Path]:
-    roots = data_paths.data_roots()
-    folders = [folder for root in roots for folder in (root, root / "alfworld")]
-    named = os.environ.get("ALFWORLD_DATA")
-    alfworld = [Path(named).expanduser()] if named else []
+    """The folders in which `find` looks, first choice first."""
+    folders = [folder for root in data_paths.data_roots() for folder in (root, root / "alfworld")]
+    default = Path.home() / ".cache" / "alfworld"
+    named = Path(os.environ.get("ALFWORLD_DATA") or default).expanduser()
+    # Importing alfworld sets ALFWORLD_DATA to its default: that is nobody's choice and must not change the order.
+    chosen = [] if named == default else [named]
     first = 2 if os.environ.get("PAW_DATA") else 0
-    return [*folders[:first], *alfworld, *folders[first:], Path.home() / ".cache" / "alfworld"]
+    return [*folders[:first], *chosen, *folders[first:], default]
 
 
 def put_verb(grammar: str) -> str:
@@ -91,6 +94,7 @@ def installed_verb() -> str:
     return put_verb(installed_logic()[1])
 
 
+@functools.cache
 def installed_logic() -> tuple[str, str]:
     """(PDDL domain, grammar with "UNKNOWN GOAL" for the task) of the installed alfworld package. Raises DataError when it is missing."""
     spec = importlib.util.find_spec("alfworld")
@@ -124,7 +128,11 @@ def _game_files(folder: Path) -> Iterator[Path]:
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, str, Game]]:
     for path in _game_files(folder):
-        yield path.parent.relative_to(folder).as_posix(), str(path), _parse(path.read_bytes(), str(path))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        yield path.parent.relative_to(folder).as_posix(), str(path), _parse(data, str(path))
 
 
 def _read_release(path: Path) -> Iterator[tuple[str, str, Game]]:
