@@ -145,6 +145,6 @@ def objective(pool: Pool, scores: Scores, recipe: Recipe, logp: list[dict[str, l
         mine = [n for n in chosen if int(pool.group[n]) == g]
         returns = [e.episode_return for e, h in zip(pool.episodes, pool.episode_group.tolist(), strict=True) if h == g]
         lam = min(max(1 - mean(returns) / recipe.env.success_reward, 0.0), 1.0) if recipe.wm.coefficient == "reward_adaptive" else 1.0
-        if mine:
+        if mine and lam > 0:  # a group that always succeeds has no observation rows to read losses from
             wm += recipe.wm.scale * lam * mean([mean([observation_token_loss(x, recipe) for x in logp[n]["observation"]]) for n in mine])
     return rl, wm / pool.num_groups

@@ -110,8 +110,8 @@ def test_target_logit_gradients_by_hand() -> None:
 
 def test_clipped_mae_gradient_over_a_vocabulary() -> None:
     # dl/dz_j = -m p (onehot_j - p_j): against autograd through log-softmax, and against finite differences.
-    z = torch.randn(30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(2).requires_grad_()
-    target = torch.randint(4, (30,), generator=torch.Generator().manual_seed(1))
+    z = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(2).requires_grad_()
+    target = torch.randint(4, (20,), generator=torch.Generator().manual_seed(1))
 
     def total(logits: torch.Tensor) -> torch.Tensor:
         return wm.clipped_mae(torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0], 0.2).sum()
@@ -120,7 +120,7 @@ def test_clipped_mae_gradient_over_a_vocabulary() -> None:
     p = torch.softmax(z.detach(), -1)
     p_target = p.gather(1, target[:, None])
     mask = p_target <= 0.2
-    assert 5 < int(mask.sum()) < 25
+    assert 4 < int(mask.sum()) < 16
     onehot = torch.nn.functional.one_hot(target, 4).double()
     torch.testing.assert_close(z.grad, -(mask * p_target) * (onehot - p))
     assert ((p_target - 0.2).abs() > 1e-4).all(), "finite differences must not cross the mask's edge"
