@@ -1,0 +1,221 @@
+"""The one-process policy: any causal LM of `transformers`, or a tiny one from scratch, on the CPU or one GPU.
+
+Samples are packed without padding, only scored rows reach the LM head, and what the paper asks for is already in the rows' streams: this file sums
+weight * loss and steps the optimizer.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from paw_hpc.errors import CheckpointError
+from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
+from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
+from paw_hpc.objective.plan import micro_batches, mini_batches, pack
+from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.critic import Critic, prompts
+from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device
+from paw_hpc.policy.optimizer import Optimizer
+from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
+from paw_hpc.recipe import Recipe
+from paw_hpc.seeding import derive_seed
+
+NO_IDS = np.empty(0, dtype=np.int32)
+
+
+class HuggingFacePolicy:
+    """Implements `paw_hpc.policy.backend.Policy`. `model` and `tokenizer` are public: an in-process engine generates with the live weights.
+
+    Raises:
+        RecipeError: no such model, a folder without weights or tokenizer, no GPU where one was asked for.
+        UserError: an architecture that cannot run packed.
+    """
+
+    def __init__(self, recipe: Recipe, *, device: torch.device | str | None = None) -> None:
+        self.recipe = recipe
+        self.device = torch.device(device) if device is not None else resolve_device(recipe.model)
+        self.tokenizer = load_tokenizer(recipe.model)
+        self.model = load_model(recipe, self.tokenizer)
+        nn.Module.to(self.model, self.device)
+        self.model.train()  # gradient checkpointing asks for it; dropout is off either way
+        use_packed_attention(self.model)
+        # The reference is the policy before any update. Model folders and seeds give it again after a resume, so checkpoints need not hold it.
+        self.reference = _frozen(self.model) if recipe.algorithm.kl_coefficient > 0 else None
+        self.initial_fingerprint = _fingerprint(self.model)
+        self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.name == "ppo" else None
+        self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer)
+        self.critic_optimizer = None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer)
+        self._head_options: dict[str, Any] = {"temperature": recipe.rollout.temperature, "chunk_rows": recipe.model.head_chunk_rows}
+        if recipe.model.gradient_checkpointing:
+            for module in (self.model, *([] if self.critic is None else [self.critic.body])):
+                module.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+
+    @torch.no_grad()
+    def score(self, pool: Pool) -> Scores:
+        """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass per model (see `Policy.score`)."""
+        return self.complete_scores(Scores(*self._rows(self.model, pack(pool, [NO_IDS] * len(pool)))), pool)
+
+    @torch.no_grad()
+    def complete_scores(self, scores: Scores, pool: Pool) -> Scores:
+        """Adds what the reference and the critic say (see `Policy.complete_scores`)."""
+        batch = pack(pool, [NO_IDS] * len(pool)) if self.reference is not None or self.critic is not None else None
+        if self.reference is not None and batch is not None:
+            scores.ref_logp = self._rows(self.reference, batch)[0]
+        if self.critic is not None and batch is not None:
+            scores.values = self._values(self.critic, batch, pool)
+        return scores
+
+    def update(self, batch: Batch, update: int) -> Metrics:
+        """All optimizer steps of one update (see `Policy.update`)."""
+        started, o = time.perf_counter(), self.recipe.optimizer
+        sums: list[Sums] = []
+        norms: list[float] = []
+        critic_norms: list[float] = []
+        skipped = 0
+        for epoch in range(o.epochs):
+            for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
+                loss = self._accumulate(mini, sums)
+                norm, applied = self.optimizer.step(loss, update)
+                norms += [norm] if applied else []
+                skipped += not applied
+                if self.critic is not None and self.critic_optimizer is not None:
+                    loss = self._accumulate_critic(self.critic, mini, sums)
+                    norm, applied = self.critic_optimizer.step(loss, update)
+                    critic_norms += [norm] if applied else []
+                    skipped += not applied
+        metrics = finalize(add_sums(sums))
+        metrics |= {"grad_norm": float(np.mean(norms))} if norms else {}
+        metrics |= {"critic_grad_norm": float(np.mean(critic_norms))} if critic_norms else {}
+        return metrics | {
+            "lr": self.optimizer.learning_rate(update),
+            "steps": float(len(norms)),
+            "skipped_steps": float(skipped),
+            "tokens": float(batch.num_tokens * o.epochs),
+            "rows": float(batch.num_rows * o.epochs),
+            "seconds": time.perf_counter() - started,
+        }
+
+    @torch.no_grad()
+    def observation_cross_entropy(self, pool: Pool) -> Metrics:
+        """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
+        batch = pack(pool, [t.observation_ids for t in pool.transitions])
+        logp = self._rows(self.model, batch)[0][batch.row_kind == OBSERVATION]
+        if not logp.numel():
+            return {"observation_tokens": 0.0}
+        return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
+
+    def state(self) -> dict[str, Any]:
+        """Weights, moments and the fingerprint of the initial policy, as copies on the CPU. Nothing here draws random numbers."""
+        return {
+            "initial_fingerprint": self.initial_fingerprint,
+            "policy": self.optimizer.state(),
+            "critic": None if self.critic_optimizer is None else self.critic_optimizer.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See `Policy.load_state`; also raises CheckpointError where the reference would not be the one that the run began with."""
+        if self.reference is not None and state["initial_fingerprint"] != self.initial_fingerprint:
+            raise CheckpointError(
+                "model.path: its weights are not those that the run began with, so the reference policy of the KL term would change"
+            )
+        if (state["critic"] is None) != (self.critic_optimizer is None):
+            raise CheckpointError(
+                f"algorithm.name: {self.recipe.algorithm.name}, but the checkpoint has {'no' if state['critic'] is None else 'a'} critic"
+            )
+        self.optimizer.load_state(state["policy"], "policy")
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.load_state(state["critic"], "critic")
+
+    def export(self, folder: Path) -> None:
+        """See `Policy.export`."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, Batch]]:
+        """Each micro-batch on the CPU and on the device."""
+        for part in micro_batches(batch, self.recipe.optimizer.max_tokens_per_micro_batch):
+            yield part, part.to(self.device)
+
+    def _hidden_rows(self, model: PreTrainedModel, part: Batch, on_device: Batch) -> torch.Tensor:
+        """[R, H]: hidden states at the scored rows."""
+        packing = Packing.of(part.cu_seqlens, self.device)
+        return hidden_states(model, on_device.tokens, on_device.position_ids, packing).index_select(0, on_device.row_position)
+
+    def _rows(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logp, entropy), float32[R] on the CPU, of every row of a batch in its own order."""
+        logp, entropy = torch.empty(batch.num_rows), torch.empty(batch.num_rows)
+        for part, on_device in self._parts(batch):
+            if not part.num_rows:
+                continue
+            hidden = self._hidden_rows(model, part, on_device)
+            rows = batch.rows_of(part.transition)
+            found = linear_logprob_entropy(hidden, _head(model), on_device.row_target, **self._head_options)
+            logp[rows], entropy[rows] = found[0].float().cpu(), found[1].float().cpu()
+        return logp, entropy
+
+    def _values(self, critic: Critic, batch: Batch, pool: Pool) -> torch.Tensor:
+        """float32[N]: the critic's value of each transition's prompt."""
+        batch.value_position = batch.cu_seqlens[:-1].long() + torch.tensor([len(t.prompt_ids) for t in pool.transitions]) - 1
+        values = torch.empty(len(batch))
+        for part in micro_batches(batch, self.recipe.optimizer.max_tokens_per_micro_batch):
+            values[part.transition] = self._prompt_values(critic, part).cpu()
+        return values
+
+    def _prompt_values(self, critic: Critic, part: Batch) -> torch.Tensor:
+        tokens, position_ids, cu = prompts(part)
+        return critic(tokens.to(self.device), position_ids.to(self.device), Packing.of(cu, self.device))
+
+    def _accumulate(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
+        """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
+        total = torch.zeros((), device=self.device)
+        for part, on_device in self._parts(mini):
+            if not part.num_rows:
+                continue
+            hidden = self._hidden_rows(self.model, part, on_device)
+            row_loss = make_row_loss(on_device, self.recipe)
+            result = linear_row_loss(hidden, _head(self.model), on_device.row_target, row_loss, **self._head_options)
+            result.loss.backward()
+            total += result.loss.detach()
+            sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))
+        return total
+
+    def _accumulate_critic(self, critic: Critic, mini: Batch, sums: list[Sums]) -> torch.Tensor:
+        """As `_accumulate`, for the value loss."""
+        total = torch.zeros((), device=self.device)
+        for part, on_device in self._parts(mini):
+            values = self._prompt_values(critic, part)
+            loss = make_value_loss(on_device, self.recipe)(values).sum()
+            loss.backward()
+            total += loss.detach()
+            sums.append(value_metrics(on_device, values.detach(), self.recipe))
+        return total
+
+
+def _head(model: PreTrainedModel) -> torch.Tensor:
+    """[V, H]."""
+    return model.get_output_embeddings().weight
+
+
+def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Of up to 1024 exact values of every parameter."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, values.numel() // 1024)].float().cpu().contiguous()
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
