@@ -12,22 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from paw_hpc.kernels.checks import check
+from paw_hpc.kernels import dispatch
+from paw_hpc.kernels.checks import check_head
+from paw_hpc.kernels.dispatch import BackendName, Head
 from paw_hpc.kernels.parallel import Shard, row_scores
-from paw_hpc.kernels.reference import ReferenceRows, RowScores, Statistics, statistics_dtype
+from paw_hpc.kernels.reference import RowScores, statistics_dtype
 
 RowLossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logp[C], entropy[C], rows int64[C]) -> loss[C], elementwise."""
-BackendName = Literal["auto", "reference", "triton"]
 
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 640 << 20}
-"""Logits of one chunk: what a CPU's cache holds, and on a GPU what keeps the GEMMs efficient and the peak low."""
+CHUNK_BYTES = {False: 8 << 20, True: 640 << 20}
+"""Logits of one chunk: what a CPU's cache holds, and on a GPU (True) what keeps the products efficient and the peak low."""
+GEMM_TILE = 128
+"""Chunks are a multiple of this many rows where that many fit: a product with a few rows more costs a whole tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def linear_logprob_entropy(
         weight: float[V, H] of the same dtype and device; under tensor parallelism this rank's shard, in rank order, of any width.
         target: int64[R], ids in the whole vocabulary.
         temperature: divides the logits; positive.
-        tp_group: the ranks that share the vocabulary; all must call, with the same rows.
+        tp_group: the ranks that share the vocabulary; all must call, with the same head.
         chunk_rows: rows of logits that exist at a time; by default as many as fit `CHUNK_BYTES`.
         vocab_size: true size of a padded vocabulary; columns from there on (over all ranks) do not exist for the result. Default: no padding.
         reduce_hidden_grad: sum the gradient of hidden over `tp_group`. False where the caller's own mapping does (a reduce-scatter, say).
@@ -77,9 +80,9 @@ def linear_logprob_entropy(
     Returns: logp[R], entropy[R], float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: input that is refused, on every rank of the group; see `checks.check`.
+        ValueError: input that is refused, on every rank of the group; see `checks.check_head`.
     """
-    shard = check(hidden, weight, target, temperature, 1.0, chunk_rows, tp_group, vocab_size)
+    shard = check_head(hidden, weight, target, temperature, 1.0, chunk_rows, tp_group, vocab_size)
     call = _Call(shard, shard.local(target), 1.0 / temperature, chunk_rows, reduce_hidden_grad, backend)
     if _needs_graph(hidden, weight):
         return _LogprobEntropy.apply(hidden, weight, call)
@@ -119,7 +122,7 @@ def linear_row_loss(
         ValueError: input that is refused, on every rank of the group; `row_loss` returned anything but one value per row.
     """
     grad_scale = float(grad_scale)
-    shard = check(hidden, weight, target, temperature, grad_scale, chunk_rows, tp_group, vocab_size)
+    shard = check_head(hidden, weight, target, temperature, grad_scale, chunk_rows, tp_group, vocab_size)
     call = _Call(shard, shard.local(target), 1.0 / temperature, chunk_rows, reduce_hidden_grad, backend)
     if _needs_graph(hidden, weight):
         return RowLoss(*_RowLoss.apply(hidden, weight, call, row_loss, grad_scale))
@@ -128,18 +131,7 @@ def linear_row_loss(
     return RowLoss(loss * grad_scale, logp, entropy)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- dispatch
-
-
-class Rows(Protocol):
-    """The passes over a chunk's logits; `ReferenceRows` says what each does."""
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
-    def statistics(self, z: torch.Tensor, target: torch.Tensor) -> Statistics: ...
-    def shift(self, z: torch.Tensor, shift: torch.Tensor) -> None: ...
-    def dlogits(self, u: torch.Tensor, target: torch.Tensor, scores: RowScores, c: torch.Tensor, e: torch.Tensor | None) -> torch.Tensor: ...
-    def hidden_gradient(self, dlogits: torch.Tensor, out: torch.Tensor) -> None: ...
-    def add_weight_gradient(self, dlogits: torch.Tensor, hidden: torch.Tensor, out: torch.Tensor) -> None: ...
+# --------------------------------------------------------------------------------------------------------------------------------- a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +154,13 @@ class _Call:
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
     def chunk_size(self, hidden: torch.Tensor) -> int:
-        row_bytes = max(1, self.shard.columns) * statistics_dtype(hidden.dtype).itemsize
-        rows = self.chunk_rows or max(1, CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cpu"]) // row_bytes)
-        return max(1, min(rows, len(hidden)))
+        row_bytes = max(1, self.shard.widest) * statistics_dtype(hidden.dtype).itemsize
+        fit = CHUNK_BYTES[hidden.is_cuda] // row_bytes
+        fit -= fit % GEMM_TILE if fit > GEMM_TILE else 0
+        return max(1, min(self.chunk_rows or fit, len(hidden)))
 
-    def rows(self, hidden: torch.Tensor, weight: torch.Tensor) -> Rows:
-        """The passes for this device: the one place where a backend is chosen."""
-        return ReferenceRows(self.columns(weight), self.chunk_size(hidden), self.inv_temperature)
+    def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> Head:
+        return dispatch.head(self.backend, self.columns(weight), self.chunk_size(hidden), self.inv_temperature)
 
 
 def _needs_graph(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -182,10 +174,10 @@ def _score(hidden: torch.Tensor, weight: torch.Tensor, call: _Call) -> RowScores
     """Statistics of all rows, no gradient."""
     parts = RowScores(*torch.empty(4, len(hidden), dtype=statistics_dtype(hidden.dtype), device=hidden.device))
     with torch.autocast(hidden.device.type, enabled=False):
-        rows = call.rows(hidden, weight)
+        head = call.head(hidden, weight)
         for chunk in call.chunks(hidden):
             target = call.target[chunk]
-            scores = row_scores(rows.statistics(rows.logits(hidden[chunk]), target), target, call.shard)
+            scores = row_scores(head.statistics(head.logits(hidden[chunk]), target), target, call.shard)
             for part, score in zip(parts, scores, strict=True):
                 part[chunk] = score
     return parts
@@ -223,11 +215,11 @@ class _Gradients:
             return cls(hidden_grad, main_grad, True)
         return cls(hidden_grad, torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs[1] else None, False)
 
-    def add(self, rows: Rows, dlogits: torch.Tensor, hidden: torch.Tensor, chunk: slice, call: _Call) -> None:
+    def add(self, head: Head, dlogits: torch.Tensor, hidden: torch.Tensor, chunk: slice, call: _Call) -> None:
         if self.hidden is not None:
-            rows.hidden_gradient(dlogits, self.hidden[chunk])
+            head.hidden_gradient(dlogits, self.hidden[chunk])
         if self.weight is not None:
-            rows.add_weight_gradient(dlogits, hidden[chunk], call.columns(self.weight))
+            head.add_weight_gradient(dlogits, hidden[chunk], call.columns(self.weight))
 
     def finish(self, weight: torch.Tensor, call: _Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(hidden's, weight's) as autograd wants them; None for the weight's once it is in `main_grad`."""
@@ -236,7 +228,7 @@ class _Gradients:
         if self.weight is None or self.into_main_grad:
             return self.hidden, None
         if getattr(weight, "main_grad", None) is not None:
-            weight.main_grad.add_(self.weight)
+            weight.main_grad.add_(self.weight)  # type: ignore[attr-defined]
             return self.hidden, None
         return self.hidden, self.weight.to(weight.dtype)
 
@@ -250,17 +242,17 @@ class _RowLoss(torch.autograd.Function):
         gradients = _Gradients.allocate(hidden, weight, ctx.needs_input_grad[:2])
         numbers = torch.arange(len(hidden), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            rows = call.rows(hidden, weight)
+            head = call.head(hidden, weight)
             for chunk in call.chunks(hidden):
                 target = call.target[chunk]
-                z = rows.logits(hidden[chunk])
-                scores = row_scores(rows.statistics(z, target), target, call.shard)
+                z = head.logits(hidden[chunk])
+                scores = row_scores(head.statistics(z, target), target, call.shard)
                 logp[chunk], entropy[chunk] = scores.logp, scores.entropy
                 part, c, e = _differentiate(row_loss, scores.logp, scores.entropy, numbers[chunk])
                 loss += part
                 c = torch.zeros_like(scores.logp) if c is None else c * grad_scale
-                dlogits = rows.dlogits(z, target, scores, c, None if e is None else e * grad_scale)
-                gradients.add(rows, dlogits, hidden, chunk, call)
+                dlogits = head.dlogits(z, target, scores, c, None if e is None else e * grad_scale)
+                gradients.add(head, dlogits, hidden, chunk, call)
             ctx.hidden_grad, ctx.weight_grad = gradients.finish(weight, call)
         ctx.main_grad_weight = weight if gradients.weight is not None and ctx.weight_grad is None else None
         ctx.mark_non_differentiable(logp, entropy)
@@ -269,10 +261,9 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor):
+        weight_grad = _scaled(ctx.weight_grad, grad_loss)
         if ctx.main_grad_weight is not None:
             weight_grad = _main_grad_placeholder(ctx.main_grad_weight, grad_loss)
-        else:
-            weight_grad = _scaled(ctx.weight_grad, grad_loss)
         return _scaled(ctx.hidden_grad, grad_loss), weight_grad, None, None, None
 
 
@@ -306,13 +297,13 @@ class _LogprobEntropy(torch.autograd.Function):
         call, scores = ctx.call, RowScores(*saved)
         gradients = _Gradients.allocate(hidden, weight, ctx.needs_input_grad[:2])
         with torch.autocast(hidden.device.type, enabled=False):
-            rows = call.rows(hidden, weight)
+            head = call.head(hidden, weight)
             for chunk in call.chunks(hidden):
-                z = rows.logits(hidden[chunk])
+                z = head.logits(hidden[chunk])
                 mine = RowScores(*(score[chunk] for score in scores))
-                rows.shift(z, mine.shift)
-                dlogits = rows.dlogits(z, call.target[chunk], mine, grad_logp[chunk], grad_entropy[chunk])
-                gradients.add(rows, dlogits, hidden, chunk, call)
+                head.shift(z, mine.shift)
+                dlogits = head.dlogits(z, call.target[chunk], mine, grad_logp[chunk], grad_entropy[chunk])
+                gradients.add(head, dlogits, hidden, chunk, call)
             hidden_grad, weight_grad = gradients.finish(weight, call)
         if gradients.weight is not None and weight_grad is None:
             weight_grad = _main_grad_placeholder(weight, grad_logp.new_ones(()))

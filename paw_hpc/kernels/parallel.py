@@ -17,6 +17,8 @@ class Shard:
     group: dist.ProcessGroup | None
     offset: int
     columns: int
+    widest: int
+    """Columns of the group's widest shard: what ranks derive their common chunk size from."""
 
     def local(self, target: torch.Tensor) -> torch.Tensor:
         """int64[R] target ids -> column on this rank, -1 where another rank owns it."""

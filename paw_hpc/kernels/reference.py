@@ -1,4 +1,4 @@
-"""The row passes of the head in plain PyTorch: the path of CPUs and of float64, and the oracle that the Triton path is tested against.
+"""The row passes of the head in plain PyTorch: the path of CPUs and of float64, and what the Triton path is tested against.
 
 Notation, for one row with logits z (after temperature), u = z - max z: s = sum exp(u), t = sum exp(u) u. Then log p = u - log s and the entropy is
 log s - t/s; both differences are of small numbers, so extreme logits lose nothing. C rows of a chunk, V columns of this rank's vocabulary shard.
@@ -37,53 +37,77 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class ReferenceRows:
-    """One call's workspace of two [chunk, V] buffers, which the cache of a CPU should hold, and the passes over them."""
+def no_columns(rows: int, like: torch.Tensor) -> Statistics:
+    """The statistics of a shard without a column: neutral in every reduction."""
+    zero = torch.zeros(rows, dtype=statistics_dtype(like.dtype), device=like.device)
+    return Statistics(zero - torch.inf, zero, zero, zero)
 
-    def __init__(self, weight: torch.Tensor, chunk_rows: int, inv_temperature: float) -> None:
-        """weight[V, H], any floating dtype; it is converted once where the statistics need more than its precision."""
-        dtype = statistics_dtype(weight.dtype)
-        self.weight = weight.to(dtype)
+
+class ReferenceRows:
+    """Passes over chunks of logits in a workspace of two [chunk, V] buffers, which the cache of a CPU should hold."""
+
+    def __init__(self, chunk_rows: int, columns: int, inv_temperature: float, like: torch.Tensor) -> None:
+        """dtype and device of the workspace are those that statistics of `like` need."""
         self.inv_temperature = inv_temperature
-        self._logits = torch.empty(chunk_rows, weight.shape[0], dtype=dtype, device=weight.device)
+        self._logits = torch.empty(chunk_rows, columns, dtype=statistics_dtype(like.dtype), device=like.device)
         self._exp = torch.empty_like(self._logits)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden[C, H] -> z[C, V], in the workspace."""
-        z = self._logits[: len(hidden)]
-        return torch.addmm(z, hidden.to(z.dtype), self.weight.t(), beta=0, alpha=self.inv_temperature, out=z)
+    def load(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits[C, V] -> z[C, V], in the workspace."""
+        return self._logits[: len(logits)].copy_(logits).mul_(self.inv_temperature)
 
     def statistics(self, z: torch.Tensor, target: torch.Tensor) -> Statistics:
         """Replaces z by u. target: int64[C], column on this rank, negative where another rank owns it."""
         if z.shape[1] == 0:
-            zero = z.new_zeros(len(z))
-            return Statistics(zero - torch.inf, zero, zero, zero)
+            return no_columns(len(z), z)
         maximum = z.amax(1)
-        self.shift(z, torch.where(maximum == -torch.inf, 0.0, maximum))
-        exp = self._exp[: len(z)]
-        at_target = z.gather(1, target.clamp(min=0)[:, None])[:, 0]
+        u = self.shift(z, torch.where(maximum == -torch.inf, 0.0, maximum))
+        exp = self._exp[: len(u)]
+        at_target = u.gather(1, target.clamp(min=0)[:, None])[:, 0]
         at_target = torch.where(at_target <= MASKED, -torch.inf, at_target)
-        return Statistics(maximum, exp.sum(1), torch.linalg.vecdot(exp, z), at_target)
+        return Statistics(maximum, exp.sum(1), torch.linalg.vecdot(exp, u), at_target)
 
-    def shift(self, z: torch.Tensor, shift: torch.Tensor) -> None:
-        """z -> u = z - shift[C] and its exponential, in the workspace: what `dlogits` needs when `statistics` ran in another pass."""
+    def shift(self, z: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """z -> u = z - shift[C], and its exponential in the workspace: what `dlogits` needs where `statistics` ran in another pass."""
         z.sub_(shift[:, None]).clamp_(min=MASKED)
         torch.exp(z, out=self._exp[: len(z)])
+        return z
 
-    def dlogits(self, u: torch.Tensor, target: torch.Tensor, scores: RowScores, c: torch.Tensor, e: torch.Tensor | None) -> torch.Tensor:
-        """dL/d(logits before temperature)[C, V] from c = dL/dlogp and e = dL/dH (None: zero), in place of u."""
+    def dlogits(
+        self,
+        u: torch.Tensor,
+        target: torch.Tensor,
+        scores: RowScores,
+        c: torch.Tensor,
+        e: torch.Tensor | None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """dL/d(logits before temperature)[C, V] from c = dL/dlogp and e = dL/dH (None: zero), in place of u, copied to `out` if given."""
         exp = self._exp[: len(u)]
         scale = self.inv_temperature * torch.exp(-scores.normalizer)
         if e is None:
             torch.mul(exp, (-scale * c)[:, None], out=u)
         else:
             constant = -scale * (c + e * (scores.entropy - scores.normalizer))
-            torch.addcmul(constant[:, None], u, (-scale * e)[:, None], out=u)
-            u.mul_(exp)
+            torch.addcmul(constant[:, None], u, (-scale * e)[:, None], out=u).mul_(exp)
         if u.shape[1]:
             owned = torch.where(target >= 0, self.inv_temperature * c, 0.0)
             u.scatter_add_(1, target.clamp(min=0)[:, None], owned[:, None])
-        return u
+        return u if out is None else out.copy_(u)
+
+
+class ReferenceHead(ReferenceRows):
+    """`ReferenceRows` with the three products of the head. Everything is of the statistics dtype: bf16 inputs are converted, not their logits."""
+
+    def __init__(self, weight: torch.Tensor, chunk_rows: int, inv_temperature: float) -> None:
+        """weight[V, H], converted once where it is not of the statistics dtype."""
+        super().__init__(chunk_rows, len(weight), inv_temperature, weight)
+        self.weight = weight.to(self._logits.dtype)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden[C, H] -> z[C, V], in the workspace."""
+        z = self._logits[: len(hidden)]
+        return torch.addmm(z, hidden.to(z.dtype), self.weight.t(), beta=0, alpha=self.inv_temperature, out=z)
 
     def hidden_gradient(self, dlogits: torch.Tensor, out: torch.Tensor) -> None:
         """out[C, H] = dlogits @ weight."""
