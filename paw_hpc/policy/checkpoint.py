@@ -74,7 +74,7 @@ def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Map
 
 def latest(directory: str | Path) -> Path | None:
     """The newest whole checkpoint, or None. A torn one is passed over with a logged warning that says what is wrong with it."""
-    for path in reversed(_checkpoints(Path(directory))):
+    for _, _, path in reversed(_checkpoints(Path(directory))):
         try:
             _read_manifest(path)
         except CheckpointError as error:
@@ -115,7 +115,7 @@ def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[s
         try:
             torch.save(state, cast(BinaryIO, file))
         except RuntimeError:
-            if file.error is not None:  # torch hides the OSError (a full disk) behind its own
+            if file.error is not None:  # torch hides what stopped the writing (a full disk, Ctrl-C) behind an error of its own
                 raise file.error from None
             raise
         raw.flush()
@@ -134,13 +134,13 @@ class _HashedFile:
     def __init__(self, raw: BinaryIO) -> None:
         self.digest = hashlib.sha256()
         self.written = 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
         self._raw = raw
 
     def write(self, data: Any) -> int:
         try:
             self._raw.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
         self.digest.update(data)
@@ -174,34 +174,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _checkpoints(directory: Path) -> list[Path]:
-    """Oldest first: by update, then by how often it was saved."""
+def _checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
+    """(update, how many times it has been saved, folder), oldest first."""
     named = [(match, path) for path in directory.glob("update_*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(named, key=lambda pair: (int(pair[0][1]), int(pair[0][2] or 1)))]
+    return sorted((int(match[1]), int(match[2] or 1), path) for match, path in named)
 
 
 def _free_name(directory: Path, update: int) -> Path:
-    path, number = directory / f"update_{update:06d}", 1
-    while path.exists():
-        number += 1
-        path = directory / f"update_{update:06d}-{number}"
-    return path
+    saved = max((count for other, count, _ in _checkpoints(directory) if other == update), default=0)
+    return directory / (f"update_{update:06d}" + (f"-{saved + 1}" if saved else ""))
 
 
 def _prune(directory: Path, newest: Path, keep: int) -> None:
-    """Keep `newest` and the keep - 1 updates before it. Of an update saved twice only the later stays."""
-    of_update: dict[int, list[Path]] = {}
-    for path in _checkpoints(directory):
-        match = _NAME.fullmatch(path.name)
-        of_update.setdefault(int(match[1]) if match else -1, []).append(path)
-    kept = {newest} | {paths[-1] for _, paths in sorted(of_update.items())[-keep:]}
-    for paths in of_update.values():
-        for path in paths:
-            if path not in kept:
-                # Renamed first: a kill inside rmtree must not leave something that looks like a torn checkpoint.
-                doomed = directory / f".{path.name}.tmp"
-                os.replace(path, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+    """Keep `newest` and the last save of each of the newest `keep` updates."""
+    last = {update: path for update, _, path in _checkpoints(directory)}
+    kept = {newest, *list(last.values())[-keep:]}
+    for _, _, path in _checkpoints(directory):
+        if path not in kept:
+            # Renamed first: a kill inside rmtree must not leave something that looks like a torn checkpoint.
+            doomed = directory / f".{path.name}.tmp"
+            os.replace(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _remove_leftovers(directory: Path) -> None:
