@@ -116,14 +116,14 @@ def _logic(path: Path, digest: str) -> dict[str, str]:
 
 def _member(path: Path, name: str) -> Any:
     try:
-        return json.loads(_archive(path, os.getpid()).read(name))
+        return json.loads(_archive(path, path.stat().st_mtime_ns, os.getpid()).read(name))
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError) as error:
         _archive.cache_clear()
         raise DataError(f"{path}: torn ({name}: {error}); delete it and try again") from None
 
 
 @functools.lru_cache(maxsize=4)
-def _archive(path: Path, pid: int) -> zipfile.ZipFile:
+def _archive(path: Path, mtime_ns: int, pid: int) -> zipfile.ZipFile:
     # Keyed by process: after a fork, parent and child would share one file offset.
     return zipfile.ZipFile(path)
 
