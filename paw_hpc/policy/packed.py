@@ -39,7 +39,7 @@ class SlotCache:
     def write(self, layer: int, index: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put key and value [T, kv_heads, head_dim] at index int64[T] = slot * capacity + position."""
         if layer not in self.layers:
-            self.layers[layer] = (self._empty(key), self._empty(value))
+            self.layers[layer] = (self._blank(key), self._blank(value))
         for store, new in zip(self.layers[layer], (key, value), strict=True):
             store.view(-1, *store.shape[2:]).index_copy_(0, index, new)
 
@@ -53,13 +53,14 @@ class SlotCache:
         """Make room for `capacity` positions per slot; the first `length` positions of the first `live` slots are kept."""
         self.capacity = capacity
         for layer, stores in self.layers.items():
-            grown = tuple(self._empty(store[0]) for store in stores)
+            grown = tuple(self._blank(store[0]) for store in stores)
             for new, old in zip(grown, stores, strict=True):
                 new[:live, :length] = old[:live, :length]
             self.layers[layer] = (grown[0], grown[1])
 
-    def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        return like.new_empty(self.slots, self.capacity, *like.shape[1:])
+    def _blank(self, like: torch.Tensor) -> torch.Tensor:
+        # Zeros: attention multiplies what it must not see by 0, which a NaN in uninitialized memory survives.
+        return like.new_zeros(self.slots, self.capacity, *like.shape[1:])
 
 
 @dataclass(slots=True)

@@ -131,6 +131,8 @@ class Decoder:
         uniforms = np.array([r.uniforms[len(r.ids)] for r in running])
         logits = self.model.get_output_embeddings()(hidden)
         ids, logprobs, entropies = sample(logits, self._temperatures[first : self.live], uniforms)
+        if not np.isfinite(logprobs).all():
+            raise FloatingPointError("the policy's logits are not finite, so nothing can be sampled from it")
         self._last[first : self.live] = ids
         done, gone = [], []
         for slot, (r, token, logprob, entropy) in enumerate(zip(running, ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True), first):

@@ -130,9 +130,13 @@ class LocalEngine:
                 future.set_result(completion)
 
     def _run(self, requests: Requests) -> list[tuple[int, Completion]]:
-        done = self.decoder.admit(requests)
-        while self.decoder.live:
-            done += self.decoder.step()
+        try:
+            done = self.decoder.admit(requests)
+            while self.decoder.live:
+                done += self.decoder.step()
+        except BaseException:
+            self.decoder.release()
+            raise
         return done
 
     def _advance(self, joining: Requests) -> list[tuple[int, Completion]]:
