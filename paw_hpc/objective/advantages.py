@@ -99,7 +99,7 @@ def anchor_states(group: torch.Tensor, anchor: Sequence[str], similarity: float 
     state_of: dict[tuple[int, str], int] = {}
     clusters: dict[int, list[tuple[str, int]]] = {}  # task group -> (first key, state) in order of appearance
     for g, key in zip(group.tolist(), anchor, strict=True):
-        if (g, key) in state_of:
+        if (g, key) in state_of:  # also spares equal long keys the ratio, which ignores frequent characters and may call them different
             continue
         known = clusters.setdefault(g, [])
         found = next((state for first, state in known if _ratio_reaches(first, key, similarity)), None)
@@ -159,8 +159,6 @@ def _center(x: torch.Tensor, group: torch.Tensor, normalize_std: bool) -> torch.
 
 
 def _ratio_reaches(a: str, b: str, threshold: float) -> bool:
-    """difflib ratio >= threshold. The two cheap bounds come first; equal strings always match (the ratio alone can miss that in long ones)."""
-    if a == b:
-        return True
+    """difflib ratio >= threshold, its two cheap upper bounds first."""
     matcher = SequenceMatcher(None, a, b)
     return matcher.real_quick_ratio() >= threshold and matcher.quick_ratio() >= threshold and matcher.ratio() >= threshold

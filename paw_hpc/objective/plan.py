@@ -284,6 +284,13 @@ def _within(lengths: torch.Tensor) -> torch.Tensor:
 
 
 def _metrics(pool: Pool, scores: Scores, recipe: Recipe, batch: Batch, advantage: torch.Tensor, wm: _WorldModelPlan) -> dict[str, float]:
+    """What to log of a plan. Names end in _mean, _share and the like; bare nouns are counts. The same names for every arm, vanilla included.
+
+    lambda_* is the coefficient per group before `wm_scale`; entropy_* are nats per action (eq. 4), entropy_threshold the lowest selected one;
+    selected_transitions is |S_alpha|, wm_transitions those of it with a weight above 0, wm_weight the sum of their weights; behaviour_gap_* is
+    |old_logp - behaviour log-prob| per token; zero_signal_groups the share of groups without any advantage; shuffled_equal_share (control only) the
+    share of exchanged observations that equal the true one.
+    """
     response = _lengths([t.response_ids for t in pool.transitions]).double()
     observation = _lengths([t.observation_ids for t in pool.transitions]).double()
     drift = (scores.old_logp - _behaviour_logp(pool)).abs()

@@ -189,8 +189,10 @@ def add_sums(parts: Iterable[Sums]) -> Sums:
 
 def finalize(sums: Sums) -> dict[str, float]:
     """Means of (sum, count) pairs; names with nothing to average (no observation row, say) are left out."""
-    pairs = {name: pair.tolist() for name, pair in sums.items()}
-    return {name: total / count for name, (total, count) in pairs.items() if count != 0}
+    if not sums:
+        return {}
+    pairs = torch.stack(list(sums.values())).tolist()  # one transfer for all of them
+    return {name: total / count for name, (total, count) in zip(sums, pairs, strict=True) if count != 0}
 
 
 def _sum(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -77,6 +77,7 @@ def advantages(pool: Pool, scores: Scores, recipe: Recipe) -> list[float]:
         anchor = [t.anchor for t in pool.transitions]
         result = gigpo(returns, rewards, group, anchor, episode, step, a.gigpo_omega, a.gamma, a.normalize_std)
     else:
+        assert scores.values is not None
         dones = [n + 1 == len(pool) or episode[n + 1] != episode[n] for n in range(len(pool))]
         raw, _ = gae(rewards, scores.values.tolist(), dones, a.gamma, a.gae_lambda)
         result = [normalize(x, raw, True) for x in raw]
@@ -123,6 +124,7 @@ def observation_token_loss(logp: float, recipe: Recipe) -> float:
 def objective(pool: Pool, scores: Scores, recipe: Recipe, logp: list[dict[str, list[float]]], update: int = 0) -> tuple[float, float]:
     """Eq. 11 as (RL part, world-model part). `logp[n]` holds the current "action", "entropy" and "observation" values of transition n."""
     a = recipe.algorithm
+    assert scores.ref_logp is not None
     advantage = advantages(pool, scores, recipe)
     old, ref = per_transition(pool, scores.old_logp.tolist()), per_transition(pool, scores.ref_logp.tolist())
     token_losses = [

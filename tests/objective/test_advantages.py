@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def test_rloo_by_hand() -> None:
 def test_gigpo_by_hand() -> None:
     # Episode 0 meets states a, b with rewards 0, 10; episode 1 meets a, a with nothing. gamma 0.5: returns to go 5, 10 | 0, 0.
     # State a: 5, 0, 0 -> 10/3, -5/3, -5/3, std sqrt(75 / 9) = 2.886751346. State b is met once. Episodes: +-5, std 7.071067812.
-    case = {"episode": i64(0, 0, 1, 1), "step": i64(0, 1, 0, 1), "gamma": 0.5}
+    case: dict[str, Any] = {"episode": i64(0, 0, 1, 1), "step": i64(0, 1, 0, 1), "gamma": 0.5}
     given = (f64(10, 0), f64(0, 10, 0, 0), i64(0, 0, 0, 0), ["a", "b", "a", "a"])
     close(advantages.gigpo(*given, normalize_std=False, **case), [5 + 10 / 3, 5.0, -5 - 5 / 3, -5 - 5 / 3])
     close(advantages.gigpo(*given, **case), [0.707106781 + 1.154700538, 0.707106781, -0.707106781 - 0.577350269, -0.707106781 - 0.577350269], 1e-6)
@@ -56,7 +58,7 @@ def test_gigpo_by_hand() -> None:
 
 
 def test_gigpo_compares_states_within_a_task_group_only() -> None:
-    case = {"episode": i64(0, 1, 2, 3), "step": i64(0, 0, 0, 0), "normalize_std": False}
+    case: dict[str, Any] = {"episode": i64(0, 1, 2, 3), "step": i64(0, 0, 0, 0), "normalize_std": False}
     given = (f64(4, 0, 2, 0), f64(4, 0, 2, 0), i64(0, 0, 1, 1), ["a", "a", "a", "a"])
     close(advantages.gigpo(*given, **case), [2 + 2, -2 - 2, 1 + 1, -1 - 1])
 

@@ -52,7 +52,7 @@ def test_action_streams_are_those_of_the_scores(algorithm: str) -> None:
     batch = plan(pool, scores, recipe, 0).batch
     action = batch.row_kind == ACTION
     assert torch.equal(batch.streams["old_logp"][action], scores.old_logp)
-    assert torch.equal(batch.streams["ref_logp"][action], scores.ref_logp)
+    assert scores.ref_logp is not None and torch.equal(batch.streams["ref_logp"][action], scores.ref_logp)
     behaviour = np.concatenate([t.response_logprobs for t in pool.transitions])
     assert torch.equal(batch.streams["behaviour_logp"][action], torch.from_numpy(behaviour))
     expected = torch.tensor(slow.advantages(pool, scores, recipe))[pool.action_sample]
@@ -137,6 +137,7 @@ def test_selection_draws_from_transitions_with_an_observation_over_the_whole_upd
 def test_ppo_streams() -> None:
     pool, recipe = random_pool(2), tiny_recipe(algorithm__name="ppo")
     scores = random_scores(pool)
+    assert scores.values is not None
     batch = plan(pool, scores, recipe, 0).batch
     rewards = [t.reward - (0.0 if t.valid else 0.1) for t in pool.transitions]
     dones = [n + 1 == len(pool) or bool(pool.episode[n + 1] != pool.episode[n]) for n in range(len(pool))]
@@ -174,6 +175,7 @@ def test_each_transition_gets_the_same_streams_in_whatever_order_groups_arrive(a
     place = {id(t): n for n, t in enumerate(pool.transitions)}
     origin = [place[id(t)] for t in mirrored.transitions]  # position in `pool` of each transition of `mirrored`
     tokens = torch.cat([(pool.action_sample == n).nonzero().flatten() for n in origin])
+    assert scores.ref_logp is not None and scores.values is not None
     moved = Scores(scores.old_logp[tokens], scores.entropy[tokens], scores.ref_logp[tokens], scores.values[origin])
     straight, other = plan(pool, scores, recipe, 0).batch, plan(mirrored, moved, recipe, 0).batch
     expected = straight.take(torch.tensor(origin))

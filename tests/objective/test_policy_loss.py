@@ -89,6 +89,7 @@ def test_row_loss_equals_loops(arm: dict) -> None:
     logp, entropy = current(batch)
     loss = pl.make_row_loss(batch, recipe)(logp, entropy, torch.arange(batch.num_rows))
     s, behaviour = batch.streams, iter([float(x) for t in pool.transitions for x in t.response_logprobs])
+    assert scores.ref_logp is not None
     ref = iter(scores.ref_logp.tolist())
     for r in range(batch.num_rows):
         if batch.row_kind[r] == OBSERVATION:
@@ -129,6 +130,7 @@ def test_an_impossible_observation_token_gives_no_nan(estimator: str) -> None:
     logp = torch.where(batch.row_kind == OBSERVATION, -math.inf, logp).requires_grad_()
     loss = pl.make_row_loss(batch, recipe)(logp, entropy.requires_grad_(), torch.arange(batch.num_rows))
     loss.sum().backward()
+    assert logp.grad is not None and entropy.grad is not None
     assert loss.isfinite().all() and logp.grad.isfinite().all() and entropy.grad.isfinite().all()
 
 
@@ -190,6 +192,20 @@ def test_metrics_of_micro_batches_add_up(arm: dict) -> None:
     assert pl.finalize(pl.add_sums(sums)) == pytest.approx(whole, rel=1e-6)
 
 
+def test_wm_loss_is_the_mean_over_transitions_not_over_tokens() -> None:
+    recipe, pool = tiny_recipe(), random_pool(4, groups=5)
+    batch = plan(pool, random_scores(pool), recipe, 0).batch
+    logp, entropy = current(batch)
+    means, tokens = [], []
+    for n in range(len(batch)):
+        rows = range(int(batch.row_cu[n]), int(batch.row_cu[n + 1]))
+        losses = [slow.observation_token_loss(float(logp[r]), recipe) for r in rows if batch.row_kind[r] == OBSERVATION]
+        means += [slow.mean(losses)] if losses else []
+        tokens += losses
+    assert slow.mean(tokens) != pytest.approx(slow.mean(means), rel=1e-3)
+    assert pl.finalize(pl.row_metrics(batch, logp, entropy, recipe))["wm_loss"] == pytest.approx(slow.mean(means))
+
+
 def test_metrics_without_observation_rows() -> None:
     recipe, pool = tiny_recipe(wm__enabled=False), random_pool(0)
     batch = plan(pool, random_scores(pool), recipe, 0).batch
@@ -202,6 +218,7 @@ def test_value_loss_and_metrics_equal_loops() -> None:
     recipe, pool = tiny_recipe(algorithm__name="ppo", algorithm__value_coefficient=0.5), random_pool(0)
     scores = random_scores(pool)
     batch = plan(pool, scores, recipe, 0).batch
+    assert scores.values is not None
     values = scores.values + torch.linspace(-1, 1, len(pool))
     loss = pl.make_value_loss(batch, recipe)(values)
     expected = []
