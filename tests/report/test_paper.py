@@ -1,0 +1,103 @@
+"""The paper's numbers, word for word, and the recipes they belong to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.report import paper
+from paw_hpc.report.paper import paper_row
+
+SOURCE = Path(__file__).resolve().parents[3] / "shared" / "paper.md"
+
+
+def recipe(model: str = "Qwen/Qwen2.5-1.5B-Instruct", **changes: Any) -> Recipe:
+    return parse_recipe({"model": {"path": model}, "optimizer": {"mini_batch": 256}} | changes)
+
+
+def rows_of(text: str, first_column_after: str) -> dict[str, list[str]]:
+    table = text[text.index(first_column_after) :].split("\n\n", 1)[0].splitlines()[2:]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
+    return {line[0]: line[1:] for line in lines}
+
+
+@pytest.mark.skipif(not SOURCE.exists(), reason="the notes on the paper are not beside the checkout")
+def test_every_number_is_the_papers() -> None:
+    text = SOURCE.read_text()
+    text = text[text.index("## 3.") : text.index("## 4.")]
+    main = rows_of(text, "| | Pick | Look")
+    assert {k: tuple(tuple(float(x) for x in cell.split("±")) for cell in row) for k, row in main.items()} == paper.MAIN
+    search = rows_of(text, "| | NQ | Tri")
+    assert {k: tuple(map(float, row)) for k, row in search.items()} == paper.SEARCH
+
+    flat = " ".join(text.split())
+    prompting = flat[flat.index("Prompting baselines") : flat.index("Search QA")]
+    found, family = {}, ""
+    for name, *numbers in re.findall(r"([A-Z][\w.-]*) (\d+\.\d) / (\d+\.\d) / (\d+\.\d)", prompting):
+        family = name if name.startswith("Qwen") else family
+        label = f"{family} {name}" if name in ("ReAct", "Reflexion") else name
+        found[label] = tuple(map(float, numbers))
+    assert found == paper.PROMPTING
+
+    webshop = flat[flat.index("WebShop success, vanilla") : flat.index("Ablation")]
+    assert {
+        m[0].strip(): (float(m[1]), float(m[2])) for m in re.findall(r"[:;] ([\w. -]+?) (\d+\.\d) -> (\d+\.\d)", webshop)
+    } == paper.WEBSHOP_SUCCESS
+
+    ablation = flat[flat.index("Ablation") : flat.index("Sensitivity")]
+    numbers = re.findall(r"(\d+\.\d) / (\d+\.\d)", ablation)
+    assert [tuple(map(float, pair)) for pair in numbers] == list(paper.ABLATION.values())
+    assert f"+{paper.OVERHEAD_S} s on ~{paper.STEP_S:.0f} s per step" in flat and f"+{paper.PEAK_MEMORY_GB} GB peak" in flat
+
+
+def test_a_few_numbers_by_hand() -> None:
+    assert paper.MAIN["1.5B GRPO"][6] == (70.0, 4.2) and paper.MAIN["7B GiGPO+PaW"][-1] == (76.7, 2.7)
+    assert len(paper.MAIN) == len(paper.SEARCH) == 8
+    assert all(len(row) == len(paper.ALFWORLD_COLUMNS) + len(paper.WEBSHOP_COLUMNS) for row in paper.MAIN.values())
+
+
+@pytest.mark.parametrize(
+    ("of", "label", "success"),
+    [
+        (recipe(wm={"enabled": False}), "1.5B GRPO", 70.0),
+        (recipe(), "1.5B GRPO+PaW", 77.9),
+        (recipe(algorithm={"name": "gigpo"}), "1.5B GiGPO+PaW", 90.4),
+        (recipe("/models/Qwen2.5-7B-Instruct/", algorithm={"name": "gigpo"}, wm={"enabled": False}), "7B GiGPO", 90.8),
+        (recipe(wm={"coefficient": "constant"}), "1.5B GRPO, lambda_g = 1", 75.5),
+        (recipe(wm={"loss": "cross_entropy"}), "1.5B GRPO, CE instead of clipped MAE", 68.5),
+    ],
+)
+def test_a_recipe_finds_its_row(of: Recipe, label: str, success: float) -> None:
+    row = paper_row(of)
+    assert row is not None
+    assert row.label == label and row.columns["All"][0] == success and row.deviations == ()
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        recipe("Qwen/Qwen2.5-3B-Instruct"),
+        recipe("warm-start"),
+        recipe(algorithm={"name": "rloo"}),
+        recipe(wm={"target": "shuffled"}),
+        recipe(wm={"selection": "random"}),
+        recipe(wm={"loss": "cross_entropy", "coefficient": "constant", "scale": 0.05}),
+        recipe("Qwen/Qwen2.5-7B-Instruct", wm={"coefficient": "constant"}),
+    ],
+)
+def test_what_the_paper_did_not_run_has_no_row(of: Recipe) -> None:
+    assert paper_row(of) is None
+
+
+def test_departures_from_the_set_up_are_named() -> None:
+    row = paper_row(recipe(env={"max_steps": 30, "task_types": ["look_at_obj_in_light"]}, updates=60))
+    assert row is not None
+    assert row.deviations == (
+        "env.task_types: look_at_obj_in_light (paper: all six)",
+        "env.max_steps: 30 (paper: 50)",
+        "updates: 60 (paper: 150)",
+    )
