@@ -117,11 +117,15 @@ def doctor() -> None:
 
 
 @app.command("warm-start")
-def warm_start(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def warm_start(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the policy. Default: runs/NAME.")] = None,
+) -> None:
     """Clone a small policy from expert play, as a start for RL where no pretrained weights can be had."""
     from paw_hpc import warmstart
 
-    warmstart.main(recipe, overrides or [])
+    print(warmstart.main(recipe, overrides or [], out))
 
 
 @app.command()
