@@ -93,9 +93,15 @@ class RunDirectory:
         return number
 
     def set_aside(self) -> Path | None:
-        """Rename an existing folder to PATH.old-N, so that nothing is lost; the new name, or None where there was nothing."""
+        """Rename an existing folder to PATH.old-N, so that nothing is lost; the new name, or None where there was nothing.
+
+        Raises:
+            CheckpointError: the run is being written now.
+        """
         if not self.path.exists():
             return None
+        if (self.path / ".lock").exists():
+            self._take_lock()
         number = 1
         while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1
@@ -126,6 +132,8 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         # A POSIX record lock: gone when this process dies, and not inherited by forked workers that may outlive it.
+        if self._lock is not None:
+            os.close(self._lock)
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -143,6 +143,8 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path) -> None:
     assert os.read(ready[0], 1) == b"1"
     with pytest.raises(CheckpointError, match="another process"):
         RunDirectory(tmp_path).open(recipe(), "parent")
+    with pytest.raises(CheckpointError, match="another process"):
+        RunDirectory(tmp_path).set_aside()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert RunDirectory(tmp_path).open(recipe(), "parent") == 2

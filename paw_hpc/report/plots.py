@@ -131,7 +131,7 @@ def _draw_curve(axis: Axes, curve: _Curve, arms: Sequence[Arm]) -> None:
         series = [(u, v) for run in arm.runs for u, v in [run.series(curve.metric)] if u.size]
         for updates, values in series:
             drawn = True
-            axis.plot(updates + 1, values, ".", color=_colour(index), ms=4.5, alpha=0.3, mew=0)
+            axis.plot(updates + 1, values, ".", color=_colour(index), ms=5, alpha=0.42, mew=0)
             many = len(series) > 1
             axis.plot(
                 updates + 1, smooth(updates, values, _width(updates)), color=_colour(index), lw=0.9 if many else 2.0, alpha=0.5 if many else 1.0
@@ -173,7 +173,7 @@ def _draw_phases(axis: Axes, arms: Sequence[Arm]) -> None:
             width = of_arm.get(phase, 0.0)
             axis.barh(row, width, left=left, height=0.5, color=grey, edgecolor="white", lw=0.8, label=phase if row == 0 and width else None)
             left += width
-        axis.text(left + 0.015 * longest, row, f"{left:.3g} s", va="center", fontsize=9)
+        axis.text(left + 0.015 * longest, row, f"{left:.2f} s", va="center", fontsize=9)
         axis.plot([-0.02 * longest], [row], marker="s", ms=9, color=_colour(row), clip_on=False)
     axis.set_yticks([])
     axis.set_ylim(len(arms) - 0.4, -0.6)
