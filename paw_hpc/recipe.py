@@ -200,6 +200,24 @@ class CheckpointSection(Section):
     keep: PositiveInt = 2
 
 
+class WarmStartSection(Section):
+    """How `paw warm-start` clones a small policy from expert play (see warmstart.py); training never reads it."""
+
+    games: PositiveInt = 1600
+    """Training games (a seeded choice, in proportion to their task types)."""
+    hints: tuple[Fraction, ...] = (0.15, 0.3, 0.5, 0.75)
+    """One episode per game and value: the probability that the expert searches where the walkthrough goes, else in an unvisited place."""
+    detour: Fraction = 0.1
+    """In every second episode, the share of steps in which a random admissible command is played; the expert's own command is what is cloned."""
+    max_steps: PositiveInt = 40
+    steps: PositiveInt = 2500
+    """Optimizer steps."""
+    batch_tokens: PositiveInt = 8192
+    lr: PositiveFloat = 1e-3
+    prompt_weight: NonNegative = 0.1
+    """Weight of the language-model loss on prompt tokens beside the loss on the answer; a stand-in for pretraining."""
+
+
 class Recipe(Section):
     """A whole experiment."""
 
@@ -216,6 +234,7 @@ class Recipe(Section):
     optimizer: OptimizerSection = OptimizerSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    warm_start: WarmStartSection = WarmStartSection()
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -18,6 +18,11 @@ class Policy(Protocol):
         """Old log-probs and entropies of every action token (and reference log-probs, values) in one no-grad pass per model."""
         ...
 
+    def complete_scores(self, scores: Scores, pool: Pool) -> Scores:
+        """Scores whose old log-probs and entropies are known already (from the engine), with reference log-probs and values where the recipe needs
+        them."""
+        ...
+
     def update(self, batch: Batch, update: int) -> Metrics:
         """All optimizer steps of one update on the planned batch (PPO epochs and mini-batches; RL and WM rows in one forward pass).
 

@@ -37,6 +37,10 @@ class ChatFormat:
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return self._encode(str(text))
 
+    def answer(self, text: str) -> Ids:
+        """int32[A]: a whole assistant turn with its end-of-turn token (for cloning; a played turn keeps the ids that were sampled)."""
+        return self._encode(text + self._end)
+
     def bridge(self, finished: bool) -> Ids:
         """int32[B]: the template's tokens between response and next observation. A response cut off at its length lacks the end-of-turn token."""
         return self._after_end if finished else self._after_cut

@@ -1,0 +1,145 @@
+"""Whole fixed panels, k episodes per game, intervals over games."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paw_hpc.build import Machinery
+from paw_hpc.envs.panels import panel as find_panel
+from paw_hpc.errors import UserError
+from paw_hpc.experience import Group, Pool
+from paw_hpc.metrics import RunDirectory
+from paw_hpc.policy import checkpoint
+from paw_hpc.recipe import ModelSection, Recipe, load_recipe
+from paw_hpc.results import EvaluatedEpisode, EvaluationResult, write_evaluation
+from paw_hpc.statistics import Interval, ratio_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A result, and the experience behind it (for diagnostics on the same transitions)."""
+
+    result: EvaluationResult
+    groups: list[Group]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservationCrossEntropy:
+    """Mean cross-entropy of true next observations, nats per token, with its 95 % interval over games."""
+
+    mean: float
+    tokens: int
+    interval: Interval
+
+
+def evaluate(
+    machinery: Machinery,
+    recipe: Recipe,
+    *,
+    update: int,
+    label: str,
+    panel: str | None = None,
+    temperature: float | None = None,
+    repeats: int | None = None,
+) -> Evaluation:
+    """Play a panel with the current weights. Seeds come from (recipe.seed, game, repeat) alone, so arms and worker counts can be compared pairwise.
+
+    Args:
+        panel, temperature, repeats: default to the recipe's `eval` section.
+
+    Raises:
+        UserError: the environments broke every episode.
+    """
+    chosen = find_panel(panel or recipe.eval.panel, recipe.env.task_types, recipe.env.games)
+    temperature = recipe.eval.temperature if temperature is None else temperature
+    repeats, start, groups = repeats or recipe.eval.repeats, time.perf_counter(), []
+    # As many games at once as the engine batches: the slices depend on the recipe alone, and so do the numbers.
+    slice_size = max(1, recipe.rollout.max_batch // repeats)
+    for first in range(0, len(chosen.tasks), slice_size):
+        part = chosen.tasks[first : first + slice_size]
+        groups += machinery.play(part, repeats, 0, purpose="eval", temperature=temperature, first_group=first)[0]
+    played = [e for g in groups for e in g.episodes]
+    whole = [e for e in played if not e.failed_by_environment]
+    if not whole:
+        raise UserError(f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages above, or raise env.step_timeout_s")
+    seconds = time.perf_counter() - start
+    observed = observation_cross_entropy(machinery, groups)
+    result = EvaluationResult.of_episodes(
+        [
+            EvaluatedEpisode(
+                task_id=e.task_id,
+                task_type=e.task_type,
+                repeat=e.index % repeats,
+                seed=e.seed,
+                success=e.success,
+                score=e.score,
+                steps=len(e.transitions),
+                invalid=sum(not t.valid for t in e.transitions),
+                episode_return=e.episode_return,
+            )
+            for e in whole
+        ],
+        label=label,
+        panel=chosen.name,
+        panel_checksum=chosen.checksum,
+        temperature=temperature,
+        update=update,
+        seconds=seconds,
+        observation_ce=observed.mean if observed else None,
+        observation_tokens=observed.tokens if observed else None,
+        observation_ce_interval=observed.interval if observed else None,
+        environment_failures=len(played) - len(whole),
+    )
+    return Evaluation(result, groups)
+
+
+def observation_cross_entropy(machinery: Machinery, groups: Sequence[Group]) -> ObservationCrossEntropy | None:
+    """How well the policy predicts the next observations in these groups (its own play, or another policy's); None where there are none."""
+    nats: list[float] = []
+    tokens: list[float] = []
+    games: list[str] = []
+    for group in groups:
+        pool = Pool.from_groups([group])
+        measured = machinery.policy.observation_cross_entropy(pool) if len(pool) else {"observation_tokens": 0.0}
+        if measured["observation_tokens"]:
+            nats.append(measured["observation_cross_entropy"] * measured["observation_tokens"])
+            tokens.append(measured["observation_tokens"])
+            games.append(group.task_id)
+    if not games:
+        return None
+    return ObservationCrossEntropy(sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, games))
+
+
+def evaluate_path(
+    target: str, *, panel: str, repeats: int = 1, temperature: float | None = None, workers: int | None = None, out: Path | None = None
+) -> EvaluationResult:
+    """`paw eval`: a run directory (its newest whole checkpoint), a folder with a model and its recipe.yaml, or a model under the paper's protocol.
+
+    The result is written to `out`, or to the run directory when the target is one.
+    """
+    run = RunDirectory(target)
+    folder_recipe = Path(target) / "recipe.yaml"
+    is_run = run.exists and run.checkpoints.is_dir()
+    if is_run:
+        recipe = run.recipe()
+    elif folder_recipe.is_file():
+        recipe = load_recipe(folder_recipe, [f"model.path={target}"])
+    else:
+        recipe = Recipe(model=ModelSection(path=target))
+    recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
+    with asyncio.Runner() as runner, Machinery(recipe, runner) as machinery:
+        update, newest = 0, checkpoint.latest(run.checkpoints) if is_run else None
+        if newest is not None:
+            state, meta = checkpoint.load(newest, recipe)
+            machinery.policy.load_state(state)
+            update = int(meta["update"])
+        label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
+        result = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats).result
+    where = out or (run.path if is_run else None)
+    if where is not None:
+        write_evaluation(where, result)
+    return result

@@ -1,0 +1,161 @@
+"""Algorithm 1: collect groups, score them, plan the rows, update the policy, publish its weights. The same on a laptop and on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paw_hpc.build import Machinery
+from paw_hpc.envs.base import Task
+from paw_hpc.errors import TrainingError
+from paw_hpc.evaluation import evaluate
+from paw_hpc.experience import Pool
+from paw_hpc.metrics import MetricsWriter, RunDirectory
+from paw_hpc.objective.plan import plan
+from paw_hpc.policy import checkpoint
+from paw_hpc.progress import Progress
+from paw_hpc.recipe import Recipe
+from paw_hpc.results import write_evaluation
+from paw_hpc.seeding import generator
+from paw_hpc.signals import StopRequest
+
+_log = logging.getLogger(__name__)
+SKIPPED_UPDATES_ALLOWED = 2
+"""Updates in a row whose every step had a loss that was not finite; one more stops the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: `updates` are done; `stopped_by` is the signal that cut it short, or None when it is complete."""
+
+    directory: Path
+    updates: int
+    stopped_by: str | None
+
+
+def train(recipe: Recipe, directory: Path, *, command: str) -> Outcome:
+    """Run, or resume, a recipe in a run directory.
+
+    Raises:
+        CheckpointError: the directory belongs to another recipe.
+        TrainingError: three updates in a row without a finite loss (a checkpoint was written first).
+    """
+    run = RunDirectory(directory)
+    run.open(recipe, command)
+    with run.log("trainer"), asyncio.Runner() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
+        start = _resume(run, recipe, machinery)
+        with MetricsWriter(run, start) as writer, Progress(recipe.name, recipe.updates, start) as progress:
+            progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
+            return _loop(run, recipe, machinery, writer, progress, stop, start)
+
+
+def _loop(
+    run: RunDirectory, recipe: Recipe, machinery: Machinery, writer: MetricsWriter, progress: Progress, stop: StopRequest, start: int
+) -> Outcome:
+    tasks, skipped, saved = machinery.benchmark.tasks("train"), 0, start
+    machinery.publisher.publish(version=start)
+    for update in range(start, recipe.updates):
+        metrics = one_update(recipe, machinery, tasks, update, progress.phase)
+        writer.write(update, metrics)
+        progress.update(update, metrics)
+        done = update + 1
+        skipped = skipped + 1 if metrics["policy/skipped_steps"] >= metrics["policy/steps"] else 0
+        if recipe.eval.every and done % recipe.eval.every == 0:
+            progress.phase("evaluating")
+            write_evaluation(run.path, evaluate(machinery, recipe, update=done, label=f"update-{done:05d}").result)
+        hopeless = skipped > SKIPPED_UPDATES_ALLOWED
+        if done % recipe.checkpoint.every == 0 or done == recipe.updates or stop or hopeless:
+            progress.phase("saving")
+            checkpoint.save(run.checkpoints, done, machinery.policy.state(), {"recipe": recipe.model_dump(mode="json"), "update": done}, keep=recipe.checkpoint.keep)
+            saved = done
+        if hopeless:
+            raise TrainingError(
+                f"update {update}: the loss was not finite in {skipped} updates in a row; the run stopped with a checkpoint of update {saved}. "
+                "Lower optimizer.lr, or use model.dtype=float32"
+            )
+        if stop and done < recipe.updates:
+            progress.say(f"{recipe.name}: stopped by {stop.name} after update {done}, saved; the same command continues it")
+            return Outcome(run.path, done, stop.name)
+    return Outcome(run.path, recipe.updates, None)
+
+
+def one_update(recipe: Recipe, machinery: Machinery, tasks: list[Task], update: int, phase: Callable[[str], None] = lambda _: None) -> dict[str, float]:
+    """One turn of the loop; returns its metrics under their public names."""
+    policy, clock = machinery.policy, _Clock()
+    phase("playing")
+    groups, stats = machinery.collect(tasks_of(tasks, recipe, update), recipe.rollout.group_size, update)
+    clock.lap("collect")
+    pool = Pool.from_groups(groups)
+    phase("scoring")
+    scores = machinery.scores_of(pool, stats) if recipe.algorithm.old_logp == "rollout" else policy.score(pool)
+    clock.lap("score")
+    planned = plan(pool, scores, recipe, update)
+    clock.lap("plan")
+    phase("training")
+    trained = policy.update(planned.batch, update)
+    clock.lap("train")
+    machinery.publisher.publish(version=update + 1)
+    clock.lap("publish")
+    return public_names(planned.metrics, trained) | stats.metrics() | clock.metrics()
+
+
+def tasks_of(tasks: list[Task], recipe: Recipe, update: int) -> list[Task]:
+    """The tasks of an update: every training task once per pass, in an order that depends on (seed, pass) alone."""
+    first = update * recipe.rollout.groups
+    chosen = []
+    for position in range(first, first + recipe.rollout.groups):
+        order = generator(recipe.seed, "task-order", position // len(tasks)).permutation(len(tasks))
+        chosen.append(tasks[int(order[position % len(tasks)])])
+    return chosen
+
+
+_PLAN_NAMES = {
+    "return_mean": "train/return",
+    "steps_mean": "train/steps",
+    "invalid_share": "train/invalid",
+    "response_length_mean": "train/response_tokens",
+    "prompt_length_mean": "train/prompt_tokens",
+    "observation_length_mean": "train/observation_tokens",
+    "lambda_mean": "train/lambda",
+    "entropy_threshold": "wm/entropy_threshold",
+    "selected_transitions": "wm/selected_transitions",
+}
+_WORLD_MODEL = {"wm_loss": "wm/loss", "observation_ce": "wm/observation_ce", "clipped_token_ratio": "wm/clipped_token_ratio", "observation_p": "wm/observation_p"}
+
+
+def public_names(planned: dict[str, float], trained: dict[str, float]) -> dict[str, float]:
+    """Plan and policy metrics under the names that metrics.py documents."""
+    names = {name: _PLAN_NAMES.get(name, f"wm/{name[3:]}" if name.startswith("wm_") else f"train/{name}") for name in planned}
+    return {names[k]: v for k, v in planned.items()} | {_WORLD_MODEL.get(k, f"policy/{k}"): v for k, v in trained.items()}
+
+
+def _resume(run: RunDirectory, recipe: Recipe, machinery: Machinery) -> int:
+    """Updates already done: 0 for a fresh run, else those of the newest whole checkpoint, which is loaded."""
+    newest = checkpoint.latest(run.checkpoints)
+    if newest is None:
+        return 0
+    state, meta = checkpoint.load(newest, recipe)
+    machinery.policy.load_state(state)
+    _log.info("resumed from %s", newest)
+    return int(meta["update"])
+
+
+class _Clock:
+    """Seconds per phase of one update."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[f"time/{name}_s"], self._last = now - self._last, now
+
+    def metrics(self) -> dict[str, float]:
+        return self._laps | {"time/update_s": self._last - self._start}
+
+

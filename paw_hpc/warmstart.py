@@ -1,0 +1,221 @@
+"""A small policy from scratch: tokenizer, behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start RECIPE`).
+
+RL needs a start that wins now and then. Where no pretrained weights can be had, this makes one: the scripted expert plays training games (with detours,
+so that the policy also sees states an expert avoids), and a tiny Qwen2-architecture model is trained to give the expert's command after the compact
+prompt. Expert play is cached by content; no validation game is touched.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from transformers import PreTrainedModel
+
+from paw_hpc.data_paths import atomic_file, cache_dir
+from paw_hpc.envs.alfworld import games
+from paw_hpc.envs.alfworld.prompt import NOTHING, AlfworldView, split_intro
+from paw_hpc.envs.alfworld.tokenizer import save_tokenizer
+from paw_hpc.envs.base import EnvironmentState, Task
+from paw_hpc.envs.panels import sub_panel
+from paw_hpc.errors import RecipeError
+from paw_hpc.experience import Ids
+from paw_hpc.kernels import linear_row_loss
+from paw_hpc.policy.loading import load_tokenizer
+from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
+from paw_hpc.policy.tiny import build_tiny
+from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
+from paw_hpc.rollout.chat import ChatFormat
+from paw_hpc.seeding import derive_seed, generator
+
+HARVEST_VERSION = 1
+"""Part of the cache key: raise it when the expert or the transcript format changes."""
+_CHUNK_GAMES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One state of an expert episode: the prompt's ids and the ids of the expert's command with the end-of-turn token."""
+
+    prompt_ids: Ids
+    answer_ids: Ids
+
+
+def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
+    """Make a warm-start policy and return its folder (weights, tokenizer, and the recipe that made it)."""
+    recipe, console = load_recipe(recipe_path, overrides), Console(stderr=True)
+    if recipe.model.tiny is None:
+        raise RecipeError(f"{recipe_path}: model.tiny: a warm start is made for a model from scratch; give its size there")
+    out = out or Path("runs") / recipe.name
+    transcripts = harvest(recipe, console)
+    # The tokenizer must exist before the model; the whole folder appears under its name only when the policy is in it.
+    building = out.with_name(out.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    save_tokenizer(_texts(transcripts), building)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tokenizer": str(building)})})
+    tokenizer = load_tokenizer(recipe.model)
+    assert recipe.model.tiny is not None
+    model = build_tiny(recipe.model.tiny, tokenizer, recipe.seed)
+    use_packed_attention(model)
+    samples = list(_samples(transcripts, ChatFormat(tokenizer), recipe))
+    console.print(f"{recipe.name}: {len(samples)} states of {len(transcripts)} expert episodes, {len(tokenizer)} words", highlight=False)
+    clone(model, samples, recipe, console)
+    _export(model, recipe, building)
+    shutil.rmtree(out, ignore_errors=True)
+    building.rename(out)
+    return out
+
+
+def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, Any]]:
+    """Expert episodes on training games, one dict each: task_id, task_type, won, steps of {observation, admissible, label, played}.
+
+    Cached under a key of games, settings and HARVEST_VERSION.
+    """
+    section = recipe.warm_start
+    listed = games.tasks("train", recipe.env.games, recipe.env.task_types)
+    tasks = sub_panel(listed, min(section.games, len(listed)), seed=recipe.seed, name="warm_start.games")
+    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.max_steps, recipe.seed]
+    path = cache_dir("warm-start") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl.gz"
+    if not path.exists():
+        chunks = [tasks[i : i + _CHUNK_GAMES] for i in range(0, len(tasks), _CHUNK_GAMES)]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(recipe.env.workers, context, max_tasks_per_child=20) as pool:
+            jobs = [pool.submit(_play_games, chunk, recipe) for chunk in chunks]
+            played = [line for job in track(jobs, "expert play", console=console) for line in job.result()]
+        with atomic_file(path) as file, gzip.open(file, "wt", encoding="utf-8") as text:
+            text.writelines(line + "\n" for line in played)
+    with gzip.open(path, "rt", encoding="utf-8") as text:
+        return [json.loads(line) for line in text]
+
+
+def _play_games(tasks: Sequence[Task], recipe: Recipe) -> list[str]:
+    # The engine is imported where it runs: TextWorld's translator writes into sys.argv and sys.stdout of its process.
+    from paw_hpc.envs.alfworld.engine import GameEngine
+
+    lines = []
+    for task in tasks:
+        game = games.load_game(task)
+        engine = GameEngine(game)
+        for member, hint in enumerate(recipe.warm_start.hints):
+            detour = recipe.warm_start.detour if member % 2 == 0 else 0.0
+            rng = np.random.default_rng(derive_seed(recipe.seed, f"expert/{task.task_id}", member))
+            lines.append(json.dumps(_play(engine, task, game["walkthrough"], hint, detour, recipe.warm_start.max_steps, rng)))
+    return lines
+
+
+def _play(engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, max_steps: int, rng: np.random.Generator) -> dict[str, Any]:
+    from paw_hpc.envs.alfworld.expert import Expert
+
+    observation, admissible, won = engine.reset()
+    expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), []
+    while not won and len(steps) < max_steps:
+        label = expert.act(admissible)
+        played = label if rng.random() >= detour else admissible[int(rng.integers(len(admissible)))]
+        steps.append({"observation": observation, "admissible": admissible, "label": label, "played": played})
+        observation, admissible, won = engine.step(played)
+        expert.observe(played, observation.strip() != NOTHING)
+    return {"task_id": task.task_id, "task_type": task.task_type, "won": won, "steps": steps}
+
+
+def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Every word that a player of these games meets, and the prompt's own."""
+    yield "task: did: saw: > now: start can: ; ,"
+    for transcript in transcripts:
+        for step in transcript["steps"]:
+            yield step["observation"]
+            yield " ".join(step["admissible"])
+
+
+def _samples(transcripts: Sequence[dict[str, Any]], chat: ChatFormat, recipe: Recipe) -> Iterator[Sample]:
+    ends: dict[str, Ids] = {}
+    for number, transcript in enumerate(transcripts):
+        task = Task(transcript["task_id"], transcript["task_type"], "")
+        view = AlfworldView(task, style=recipe.env.prompt, history=recipe.env.history, seed=derive_seed(recipe.seed, "clone-view", number))
+        before = None
+        for step in transcript["steps"]:
+            state = EnvironmentState(step["observation"], tuple(step["admissible"]))
+            if before is None:
+                view.start(state)
+            else:
+                view.observe(before, state)
+            before = step["played"]
+            if step["label"] not in ends:
+                ends[step["label"]] = chat.answer(step["label"])
+            yield Sample(chat.prompt(view.messages()), ends[step["label"]])
+
+
+def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, console: Console | None = None) -> float:
+    """Behaviour cloning on packed batches; returns the answer's mean cross-entropy (nats per token) over the last tenth of the steps."""
+    section, weight = recipe.warm_start, model.get_output_embeddings().weight
+    optimizer = torch.optim.AdamW(model.parameters(), lr=section.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    batches, recent, start = _batches(samples, section.batch_tokens, recipe.seed), [], time.perf_counter()
+    for step in range(section.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = section.lr * min(1.0, (step + 1) / 100) * max(0.05, 0.5 * (1 + math.cos(math.pi * step / section.steps)))
+        tokens, positions, cu, row_position, row_weight, answer = _packed(next(batches), section.prompt_weight)
+        hidden = hidden_states(model, tokens, positions, Packing.of(cu))
+        rows = linear_row_loss(hidden[row_position], weight, tokens[row_position + 1], lambda logp, entropy, rows, w=row_weight: -w[rows] * logp)
+        optimizer.zero_grad(set_to_none=True)
+        rows.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step >= section.steps * 0.9:
+            recent.append(float(-rows.logp[answer].mean()))
+        if console and (step + 1) % 100 == 0:
+            value, seconds = float(-rows.logp[answer].mean()), time.perf_counter() - start
+            console.print(f"  step {step + 1}/{section.steps}  answer cross-entropy {value:.3f}  {seconds:.0f} s", highlight=False)
+    return float(np.mean(recent))
+
+
+def _batches(samples: Sequence[Sample], batch_tokens: int, seed: int) -> Iterator[list[Sample]]:
+    """Endless batches of about `batch_tokens`, every sample once per pass; samples of similar length stand together, so attention pads little."""
+    lengths = np.array([len(s.prompt_ids) + len(s.answer_ids) for s in samples])
+    for epoch in range(1 << 30):
+        rng = generator(seed, "clone-order", epoch)
+        order = rng.permutation(len(samples))
+        for first in range(0, len(order), 2048):
+            part = order[first : first + 2048]
+            part = part[np.argsort(lengths[part], kind="stable")]
+            cuts = np.flatnonzero(np.diff(lengths[part].cumsum() // batch_tokens)) + 1
+            groups = np.split(part, cuts)
+            for index in rng.permutation(len(groups)):
+                yield [samples[int(i)] for i in groups[index]]
+
+
+def _packed(batch: Sequence[Sample], prompt_weight: float) -> tuple[torch.Tensor, ...]:
+    """(tokens[T], position_ids[T], cu_seqlens[N+1], row_position[R], row_weight[R], answer bool[R]); weights of answer rows sum to 1."""
+    lengths = [len(s.prompt_ids) + len(s.answer_ids) for s in batch]
+    tokens = torch.from_numpy(np.concatenate([part for s in batch for part in (s.prompt_ids, s.answer_ids)]).astype(np.int64))
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    cu = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    is_answer = torch.cat([torch.arange(n) >= len(s.prompt_ids) - 1 for s, n in zip(batch, lengths, strict=True)])
+    scored = torch.ones(len(tokens), dtype=torch.bool)
+    scored[cu[1:].long() - 1] = False  # the last token of a sample predicts nothing
+    if prompt_weight == 0:
+        scored &= is_answer
+    row_position = scored.nonzero()[:, 0]
+    answer = is_answer[row_position]
+    weight = torch.where(answer, 1.0 / answer.sum(), prompt_weight / (~answer).sum().clamp(min=1))
+    return tokens, positions, cu, row_position, weight.float(), answer
+
+
+def _export(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:
+    """Weights in half precision (half the size; they are trained in float32 again after loading) and the recipe of the policy's own play."""
+    model.set_attn_implementation("sdpa")
+    model.half().save_pretrained(folder)
+    played = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": "warm-start", "tiny": None, "tokenizer": None})})
+    (folder / "recipe.yaml").write_text(dump_recipe(played), encoding="utf-8")
