@@ -45,11 +45,14 @@ def evaluate(
     panel: str | None = None,
     temperature: float | None = None,
     repeats: int | None = None,
+    observed: Sequence[Group] | None = None,
 ) -> Evaluation:
     """Play a panel with the current weights. Seeds come from (recipe.seed, game, repeat) alone, so arms and worker counts can be compared pairwise.
 
     Args:
         panel, temperature, repeats: default to the recipe's `eval` section.
+        observed: measure the observation cross-entropy on these transitions (another policy's play of the panel, the same for all arms); none: on
+            the policy's own play.
 
     Raises:
         UserError: the environments broke every episode.
@@ -65,9 +68,11 @@ def evaluate(
     played = [e for g in groups for e in g.episodes]
     whole = [e for e in played if not e.failed_by_environment]
     if not whole:
-        raise UserError(f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages above, or raise env.step_timeout_s")
+        raise UserError(
+            f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages above, or raise env.step_timeout_s"
+        )
     seconds = time.perf_counter() - start
-    observed = observation_cross_entropy(machinery, groups)
+    prediction = observation_cross_entropy(machinery, groups if observed is None else observed)
     result = EvaluationResult.of_episodes(
         [
             EvaluatedEpisode(
@@ -89,9 +94,9 @@ def evaluate(
         temperature=temperature,
         update=update,
         seconds=seconds,
-        observation_ce=observed.mean if observed else None,
-        observation_tokens=observed.tokens if observed else None,
-        observation_ce_interval=observed.interval if observed else None,
+        observation_ce=prediction.mean if prediction else None,
+        observation_tokens=prediction.tokens if prediction else None,
+        observation_ce_interval=prediction.interval if prediction else None,
         environment_failures=len(played) - len(whole),
     )
     return Evaluation(result, groups)
@@ -132,14 +137,20 @@ def evaluate_path(
         recipe = Recipe(model=ModelSection(path=target))
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
     with asyncio.Runner() as runner, Machinery(recipe, runner) as machinery:
-        update, newest = 0, checkpoint.latest(run.checkpoints) if is_run else None
-        if newest is not None:
-            state, meta = checkpoint.load(newest, recipe)
-            machinery.policy.load_state(state)
-            update = int(meta["update"])
+        update = load_newest(machinery, run, recipe) if is_run else 0
         label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
         result = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats).result
     where = out or (run.path if is_run else None)
     if where is not None:
         write_evaluation(where, result)
     return result
+
+
+def load_newest(machinery: Machinery, run: RunDirectory, recipe: Recipe) -> int:
+    """Load the newest whole checkpoint of a run, if it has one; returns the updates that are done (0: initial weights)."""
+    newest = checkpoint.latest(run.checkpoints)
+    if newest is None:
+        return 0
+    state, meta = checkpoint.load(newest, recipe)
+    machinery.policy.load_state(state)
+    return int(meta["update"])

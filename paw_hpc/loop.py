@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from paw_hpc.build import Machinery
 from paw_hpc.envs.base import Task
 from paw_hpc.errors import TrainingError
-from paw_hpc.evaluation import evaluate
+from paw_hpc.evaluation import evaluate, load_newest
 from paw_hpc.experience import Pool
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.objective.plan import plan
@@ -23,7 +22,6 @@ from paw_hpc.results import write_evaluation
 from paw_hpc.seeding import generator
 from paw_hpc.signals import StopRequest
 
-_log = logging.getLogger(__name__)
 SKIPPED_UPDATES_ALLOWED = 2
 """Updates in a row whose every step had a loss that was not finite; one more stops the run."""
 
@@ -47,7 +45,7 @@ def train(recipe: Recipe, directory: Path, *, command: str) -> Outcome:
     run = RunDirectory(directory)
     run.open(recipe, command)
     with run.log("trainer"), asyncio.Runner() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
-        start = _resume(run, recipe, machinery)
+        start = load_newest(machinery, run, recipe)
         with MetricsWriter(run, start) as writer, Progress(recipe.name, recipe.updates, start) as progress:
             progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
             return _loop(run, recipe, machinery, writer, progress, stop, start)
@@ -70,7 +68,13 @@ def _loop(
         hopeless = skipped > SKIPPED_UPDATES_ALLOWED
         if done % recipe.checkpoint.every == 0 or done == recipe.updates or stop or hopeless:
             progress.phase("saving")
-            checkpoint.save(run.checkpoints, done, machinery.policy.state(), {"recipe": recipe.model_dump(mode="json"), "update": done}, keep=recipe.checkpoint.keep)
+            checkpoint.save(
+                run.checkpoints,
+                done,
+                machinery.policy.state(),
+                {"recipe": recipe.model_dump(mode="json"), "update": done},
+                keep=recipe.checkpoint.keep,
+            )
             saved = done
         if hopeless:
             raise TrainingError(
@@ -83,7 +87,9 @@ def _loop(
     return Outcome(run.path, recipe.updates, None)
 
 
-def one_update(recipe: Recipe, machinery: Machinery, tasks: list[Task], update: int, phase: Callable[[str], None] = lambda _: None) -> dict[str, float]:
+def one_update(
+    recipe: Recipe, machinery: Machinery, tasks: list[Task], update: int, phase: Callable[[str], None] = lambda _: None
+) -> dict[str, float]:
     """One turn of the loop; returns its metrics under their public names."""
     policy, clock = machinery.policy, _Clock()
     phase("playing")
@@ -124,24 +130,18 @@ _PLAN_NAMES = {
     "entropy_threshold": "wm/entropy_threshold",
     "selected_transitions": "wm/selected_transitions",
 }
-_WORLD_MODEL = {"wm_loss": "wm/loss", "observation_ce": "wm/observation_ce", "clipped_token_ratio": "wm/clipped_token_ratio", "observation_p": "wm/observation_p"}
+_WORLD_MODEL = {
+    "wm_loss": "wm/loss",
+    "observation_ce": "wm/observation_ce",
+    "clipped_token_ratio": "wm/clipped_token_ratio",
+    "observation_p": "wm/observation_p",
+}
 
 
 def public_names(planned: dict[str, float], trained: dict[str, float]) -> dict[str, float]:
     """Plan and policy metrics under the names that metrics.py documents."""
     names = {name: _PLAN_NAMES.get(name, f"wm/{name[3:]}" if name.startswith("wm_") else f"train/{name}") for name in planned}
     return {names[k]: v for k, v in planned.items()} | {_WORLD_MODEL.get(k, f"policy/{k}"): v for k, v in trained.items()}
-
-
-def _resume(run: RunDirectory, recipe: Recipe, machinery: Machinery) -> int:
-    """Updates already done: 0 for a fresh run, else those of the newest whole checkpoint, which is loaded."""
-    newest = checkpoint.latest(run.checkpoints)
-    if newest is None:
-        return 0
-    state, meta = checkpoint.load(newest, recipe)
-    machinery.policy.load_state(state)
-    _log.info("resumed from %s", newest)
-    return int(meta["update"])
 
 
 class _Clock:
@@ -157,5 +157,3 @@ class _Clock:
 
     def metrics(self) -> dict[str, float]:
         return self._laps | {"time/update_s": self._last - self._start}
-
-

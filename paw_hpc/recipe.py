@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from yaml import YAMLError
@@ -50,7 +50,7 @@ class EnvSection(Section):
     name: Literal["alfworld"] = "alfworld"
     games: Literal["auto", "official", "generated"] = "auto"
     """auto: the official games where they are at hand, else generated ones; the run says which."""
-    task_types: tuple[TaskType, ...] = TASK_TYPES
+    task_types: tuple[TaskType, ...] = TASK_TYPES  # type: ignore[assignment]
     train_games: PositiveInt | None = None
     """Use only this many training games (a seeded choice over the sorted list); none: all of them."""
     max_steps: PositiveInt = 50
@@ -138,7 +138,8 @@ class AlgorithmSection(Section):
     truncated_importance: PositiveFloat | None = None
     """Truncated importance sampling: weight min(exp(old_logp - behaviour_logp), this); none: off."""
     old_logp: Literal["recompute", "rollout"] = "recompute"
-    """recompute: one no-grad pass of the trainer (also gives entropies). rollout: what the engine reported (in-process engine only; entropies too)."""
+    """recompute: one no-grad pass of the trainer (also gives entropies). rollout: what the engine reported (in-process engine only; entropies
+    too)."""
     value_clip: PositiveFloat = 0.2
     value_coefficient: NonNegative = 1.0
 
@@ -288,7 +289,7 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Any:
         raise RecipeError(f"{path}: no such recipe file") from None
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not OmegaConf.is_dict(config):
+    if not isinstance(config, DictConfig):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(config).__name__}")
     base = config.pop("base", None)
     if base is None:

@@ -1,12 +1,13 @@
 """A small policy from scratch: tokenizer, behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start RECIPE`).
 
-RL needs a start that wins now and then. Where no pretrained weights can be had, this makes one: the scripted expert plays training games (with detours,
-so that the policy also sees states an expert avoids), and a tiny Qwen2-architecture model is trained to give the expert's command after the compact
-prompt. Expert play is cached by content; no validation game is touched.
+RL needs a start that wins now and then. Where no pretrained weights can be had, this makes one: the scripted expert plays training games (with
+detours, so that the policy also sees states an expert avoids), and a tiny Qwen2-architecture model is trained to give the expert's command after the
+compact prompt. Expert play is cached by content; no validation game is touched.
 """
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel
 from paw_hpc.data_paths import atomic_file, cache_dir
 from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.alfworld.prompt import NOTHING, AlfworldView, split_intro
+from paw_hpc.envs.alfworld.scenes import ROOMS
 from paw_hpc.envs.alfworld.tokenizer import save_tokenizer
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.panels import sub_panel
@@ -117,11 +119,13 @@ def _play_games(tasks: Sequence[Task], recipe: Recipe) -> list[str]:
     return lines
 
 
-def _play(engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, max_steps: int, rng: np.random.Generator) -> dict[str, Any]:
+def _play(
+    engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, max_steps: int, rng: np.random.Generator
+) -> dict[str, Any]:
     from paw_hpc.envs.alfworld.expert import Expert
 
     observation, admissible, won = engine.reset()
-    expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), []
+    expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), list[dict[str, Any]]()
     while not won and len(steps) < max_steps:
         label = expert.act(admissible)
         played = label if rng.random() >= detour else admissible[int(rng.integers(len(admissible)))]
@@ -134,6 +138,9 @@ def _play(engine: Any, task: Task, walkthrough: Sequence[str], hint: float, deto
 def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Every word that a player of these games meets, and the prompt's own."""
     yield "task: did: saw: > now: start can: ; ,"
+    yield NOTHING
+    for room in ROOMS.values():  # generated games too are played with this tokenizer
+        yield " ".join([*room.receptacles, *room.objects, *room.fixtures])
     for transcript in transcripts:
         for step in transcript["steps"]:
             yield step["observation"]
@@ -168,7 +175,7 @@ def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, con
             group["lr"] = section.lr * min(1.0, (step + 1) / 100) * max(0.05, 0.5 * (1 + math.cos(math.pi * step / section.steps)))
         tokens, positions, cu, row_position, row_weight, answer = _packed(next(batches), section.prompt_weight)
         hidden = hidden_states(model, tokens, positions, Packing.of(cu))
-        rows = linear_row_loss(hidden[row_position], weight, tokens[row_position + 1], lambda logp, entropy, rows, w=row_weight: -w[rows] * logp)
+        rows = linear_row_loss(hidden[row_position], weight, tokens[row_position + 1], functools.partial(_weighted_nll, row_weight))
         optimizer.zero_grad(set_to_none=True)
         rows.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -179,6 +186,10 @@ def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, con
             value, seconds = float(-rows.logp[answer].mean()), time.perf_counter() - start
             console.print(f"  step {step + 1}/{section.steps}  answer cross-entropy {value:.3f}  {seconds:.0f} s", highlight=False)
     return float(np.mean(recent))
+
+
+def _weighted_nll(weight: torch.Tensor, logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return -weight[rows] * logp
 
 
 def _batches(samples: Sequence[Sample], batch_tokens: int, seed: int) -> Iterator[list[Sample]]:

@@ -54,7 +54,7 @@ def main(path: str, factory_name: str) -> None:
     while (order := control.receive()) is not None:
         if not warm:
             # Parse caches filled here are inherited by every fork.
-            _quietly(lambda game=order["game"]: factory(game).reset())
+            _warm_up(factory, order["game"])
             gc.collect()
             gc.freeze()
             warm = True
@@ -125,10 +125,10 @@ def _reap() -> None:
             return
 
 
-def _quietly(action: Callable[[], Any]) -> None:
+def _warm_up(factory: Factory, game: Any) -> None:
     try:
-        action()
-    except Exception:
+        factory(game).reset()
+    except Exception:  # A game that cannot be loaded is reported by its own process.
         traceback.print_exc()
 
 

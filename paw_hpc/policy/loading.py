@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import paw_hpc
 from paw_hpc.errors import RecipeError
@@ -17,6 +18,8 @@ from paw_hpc.recipe import ModelSection, Recipe
 WARM_START = Path(paw_hpc.__file__).parent / "assets" / "warm_start"
 """The small policy that ships with the package: what `model.path: warm-start` means."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+_PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes whose tokenizer.json is the whole truth."""
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -35,9 +38,17 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     if isinstance(folder, Path) and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise RecipeError(f"{key}: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); give its folder as model.tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return _tokenizer_class(folder).from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{key}: the tokenizer of '{source}' cannot be loaded: {_first_line(error)}") from None
+
+
+def _tokenizer_class(folder: Path | str) -> Any:
+    """AutoTokenizer puts the usual class of the model type beside it in place of a plain tokenizer.json (Qwen2's would split words anew), but a
+    folder that declares a plain class means it."""
+    declared = folder / "tokenizer_config.json" if isinstance(folder, Path) else None
+    plain = declared is not None and declared.is_file() and json.loads(declared.read_text()).get("tokenizer_class") in _PLAIN_CLASSES
+    return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
 def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

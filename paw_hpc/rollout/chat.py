@@ -15,8 +15,8 @@ _FIRST, _ANSWER, _NEXT = "aaaa", "bbbb", "cccc"
 class ChatFormat:
     """What stands between the parts of a transition.
 
-    A transition is serialized once as prompt, response, bridge, observation: the observation is the next user turn of the chat template, so the bridge
-    is what the template puts between the end of an answer and the next user message. It is found by rendering a three-message conversation.
+    A transition is serialized once as prompt, response, bridge, observation: the observation is the next user turn of the chat template, so the
+    bridge is what the template puts between the end of an answer and the next user message. It is found by rendering a three-message conversation.
 
     Raises:
         DataError: the tokenizer has no chat template, or one that rewrites earlier turns.
@@ -71,5 +71,7 @@ class ChatFormat:
             raise DataError("the chat template does not keep an assistant turn followed by a user turn; the world-model target cannot be placed")
         between = text[text.index(_ANSWER) + len(_ANSWER) : text.index(_NEXT)]
         if not between.startswith(self._end):
-            raise DataError(f"the chat template does not end a turn with the tokenizer's eos token {self._end!r}; set tokenizer.eos_token to the turn's end")
+            raise DataError(
+                f"the chat template does not end a turn with the tokenizer's eos token {self._end!r}; set tokenizer.eos_token to the turn's end"
+            )
         return between

@@ -97,9 +97,7 @@ class Collector:
 
     async def _group(self, task: Task, group: Group, members: int, index: int, stats: CollectStats) -> None:
         seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, group.index, m) for m in range(members)]
-        group.episodes = [
-            Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m]) for m in range(members)
-        ]
+        group.episodes = [Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m]) for m in range(members)]
         start = time.perf_counter()
         try:
             sessions = await self._benchmark.open(task, members)

@@ -45,13 +45,17 @@ MODELS = {
 
 
 def random_model(name: str, seed: int = 0) -> PreTrainedModel:
-    """Weights four times as large as an initialization's, so that neither attention nor the next token is near uniform."""
     torch.manual_seed(seed)
     model = MODELS[name]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0) if parameter.ndim == 2 else parameter.add_(0.3 * torch.randn_like(parameter))
+    sharpen(model)
     return model
+
+
+@torch.no_grad()
+def sharpen(model: PreTrainedModel) -> None:
+    """Weights four times as large as an initialization's, so that neither attention nor the next token is near uniform."""
+    for parameter in model.parameters():
+        parameter.mul_(4.0) if parameter.ndim == 2 else parameter.add_(0.3 * torch.randn_like(parameter))
 
 
 def word_tokenizer(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -66,7 +70,13 @@ def tokenizer_folder(folder: Path) -> str:
     return str(folder)
 
 
-def tiny_policy(folder: Path, **dotted: Any) -> HuggingFacePolicy:
-    """A policy from scratch in float32 on the CPU; recipe keys as in `tiny_recipe`."""
-    options = {"model.tokenizer": tokenizer_folder(folder / "tokenizer"), "model.device": "cpu", "optimizer.lr": 1e-3, **dotted}
-    return HuggingFacePolicy(tiny_recipe(**options))
+def model_folder(folder: Path, name: str = "qwen2 tied", seed: int = 0) -> str:
+    """A random model and its tokenizer as a Hugging Face folder."""
+    random_model(name, seed).save_pretrained(folder)
+    return tokenizer_folder(folder)
+
+
+def policy_from(folder: str, **dotted: Any) -> HuggingFacePolicy:
+    """The policy in a folder, on the CPU; recipe keys as in `tiny_recipe`."""
+    options = {"model.tiny": None, "model.tokenizer": None, "model.path": folder, "model.device": "cpu", "optimizer.lr": 1e-3}
+    return HuggingFacePolicy(tiny_recipe(**(options | dotted)))

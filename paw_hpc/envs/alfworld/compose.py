@@ -196,18 +196,18 @@ def _pickupable(kind: str) -> bool:
 
 
 class _Walk:
-    """The commands of a walk through the house. Nothing is opened twice, nothing walked to twice in a row."""
+    """The commands of a walk through the house. Nothing is opened twice; from one spot to itself there is no way to go."""
 
     def __init__(self, names: Mapping[str, str]):
         self.commands: list[str] = []
         self._names = names
-        self._at: Receptacle | None = None
+        self._spot: str | None = None
         self._opened: set[Receptacle] = set()
 
     def go(self, place: Receptacle) -> None:
-        if self._at != place:
+        if self._spot != place.spot:
             self.commands.append(f"go to {self._names[place.name]}")
-            self._at = place
+            self._spot = place.spot
 
     def take(self, item: Item) -> None:
         self._reach(item.place)
@@ -245,7 +245,7 @@ def _walkthrough(plan: Plan, room: tuple[Receptacle, ...], items: list[Item], di
         walk.take(item)
         if plan.task_type in TREATMENTS:
             _, command, appliance = TREATMENTS[plan.task_type]
-            walk.treat(command, item, next(r for r in room if r.kind == appliance))
+            walk.treat(command, item, next(r for r in (item.place, *room) if r.kind == appliance))
         walk.put(item, place)
     return walk.commands
 

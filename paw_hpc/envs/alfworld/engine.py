@@ -1,7 +1,8 @@
 """The genuine TextWorld engine, with its slow spots cached.
 
-Everything a player sees (feedback, admissible commands, their order, the goal test) comes from TextWorld's own PDDL environment, ALFWorld's domain and
-grammar, and Fast Downward's state. Stock TextWorld spends nearly all its time on work that cannot change between two calls; that work is done once:
+Everything a player sees (feedback, admissible commands, their order, the goal test) comes from TextWorld's own PDDL environment, ALFWorld's domain
+and grammar, and Fast Downward's state. Stock TextWorld spends nearly all its time on work that cannot change between two calls; that work is done
+once:
 
 - the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody asked),
 - the parse of each grammar text and query (stock: at every derivation),
@@ -73,6 +74,7 @@ class _CachedPddlEnv(PddlEnv):
     def __init__(self, infos: textworld.EnvInfos, planner: bool):
         super().__init__(infos)
         self._planner = planner
+        self._moved = False
         self._texts: dict[str, tuple[Any, str]] = {}
         self._static_templates: dict[str, bool] = {}
 

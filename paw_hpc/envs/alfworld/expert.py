@@ -2,8 +2,8 @@
 
 It reads what the player reads (task, observations, admissible commands) and acts on a plan per task type: find the object, treat it, put it where it
 belongs. Its one privilege is a hint: with a probability drawn per episode it searches where the game's stored walkthrough finds the object, otherwise
-in a place not yet visited. A policy cloned from it therefore meets both short and searching episodes. It recovers from foreign actions (a wrong object
-in hand, a closed door), so it can label states that a noisy player has reached.
+in a place not yet visited. A policy cloned from it therefore meets both short and searching episodes. It recovers from foreign actions (a wrong
+object in hand, a closed door), so it can label states that a noisy player has reached.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def _brief(observation: str) -> str:
 
 
 def _grouped(admissible: tuple[str, ...], rng: np.random.Generator) -> str:
-    """The commands in few words, shuffled: `go to bed 1, desk 2 1; take pen 1 from desk 2; look` (numbers of one type of receptacle stand together)."""
+    """The commands in few words, shuffled: `go to bed 1, desk 2 1; take pen 1 from desk 2; look` (numbers of one type of receptacle stand
+    together)."""
     places: dict[str, list[str]] = {}
     other: dict[str, list[str]] = {}
     for index in rng.permutation(len(admissible)):

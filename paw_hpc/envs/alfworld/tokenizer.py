@@ -1,7 +1,7 @@
 """A word-level tokenizer for tiny models: every word of ALFWorld's domain and grammar, chat markers, numbers.
 
-It is built from the installed package's own vocabulary (PDDL types, grammar, goal sentences), not from a corpus, so that it is the same everywhere and
-no game of any split holds an unknown word.
+It is built from the installed package's own vocabulary (PDDL types, grammar, goal sentences), not from a corpus, so that it is the same everywhere
+and no game of any split holds an unknown word.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-WORD = re.compile(r"[a-z]+|[0-9]|[^\sa-z0-9]")
 MAX_NUMBER = 40
+"""Highest number of a receptacle or object that is a word of its own (the official games go to 30)."""
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
