@@ -16,7 +16,6 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +94,9 @@ def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, An
     if not path.exists():
         chunks = [tasks[i : i + _CHUNK_GAMES] for i in range(0, len(tasks), _CHUNK_GAMES)]
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(recipe.env.workers, context, max_tasks_per_child=20) as pool:
-            jobs = [pool.submit(_play_games, chunk, recipe) for chunk in chunks]
-            played = [line for job in track(jobs, "expert play", console=console) for line in job.result()]
+        with context.Pool(recipe.env.workers, maxtasksperchild=10) as pool:  # TextWorld grows with every reset: renew the processes
+            results = pool.imap(functools.partial(_play_games, recipe=recipe), chunks)
+            played = [line for lines in track(results, "expert play", len(chunks), console=console) for line in lines]
         with atomic_file(path) as file, gzip.open(file, "wt", encoding="utf-8") as text:
             text.writelines(line + "\n" for line in played)
     with gzip.open(path, "rt", encoding="utf-8") as text:

@@ -1,0 +1,35 @@
+# Everything a person types. `make run` and `make test` do the set-up themselves; PYTHON picks the interpreter of the environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help setup run test check clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## The environment in .venv, with everything that runs and tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paw_hpc needs Python 3.11 or newer; set PYTHON=...")'
+	@command -v c++ >/dev/null || { echo "a C++ compiler is missing (Fast Downward is compiled); for example: apt-get install g++" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,dev]"
+	@touch $@
+
+run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (about ten minutes)
+	$(CPU_THREADS) $(BIN)/paw quickstart recipes/quickstart.yaml
+
+test: setup check  ## Lint, types and all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## Lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove the environment (runs are kept)
+	rm -rf $(VENV)
