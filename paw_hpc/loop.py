@@ -61,7 +61,7 @@ def _loop(
         writer.write(update, metrics)
         progress.update(update, metrics)
         done = update + 1
-        skipped = skipped + 1 if metrics["policy/skipped_steps"] >= metrics["policy/steps"] else 0
+        skipped = skipped + 1 if metrics["policy/steps"] == 0 else 0
         if recipe.eval.every and done % recipe.eval.every == 0:
             progress.phase("evaluating")
             write_evaluation(run.path, evaluate(machinery, recipe, update=done, label=f"update-{done:05d}").result)

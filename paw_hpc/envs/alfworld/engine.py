@@ -87,7 +87,7 @@ class _CachedPddlEnv(PddlEnv):
     def reset(self) -> Any:
         # Stock reset builds the PDDL state a second time; the one that `load` built is as fresh if nothing has moved yet.
         if self._moved:
-            self._new_state()
+            self._rewind()
         self._moved = True
         fresh, pddl_logic.PddlState = self._pddl_state, lambda *_: fresh
         original = _ORIGINAL_STATE
@@ -103,8 +103,18 @@ class _CachedPddlEnv(PddlEnv):
             self._pddl_state = pddl_logic.PddlState(self.downward_lib, self._game_data["pddl_problem"], self._logic)
         finally:
             fast_downward.pddl2sas = original
-        self._moved = False
         self._changing = _changing_predicates(self._pddl_state.task)
+        self._initial = _facts_of(self._pddl_state)
+
+    def _rewind(self) -> None:
+        """Back to the initial state without building it anew: Fast Downward reads its own translation again, the facts are those kept."""
+        pddl = self._pddl_state
+        pddl.downward_lib.load_sas(pddl.sas.encode())
+        if self._planner:
+            pddl.downward_lib.load_sas_replan(pddl.sas_replan.encode())
+        for name, value in self._initial.items():
+            setattr(pddl, name, value)
+        self._initial = _facts_of(pddl)
 
     def _gather_infos(self) -> None:
         """As stock, but each operator's text is derived once per game where no action can change it."""
@@ -162,6 +172,19 @@ def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list
         action.feedback_rule = pddl._logic.actions[verb].feedback_rule
         actions[name] = action
     return list(actions.values())
+
+
+def _facts_of(pddl: Any) -> dict[str, Any]:
+    """Copies of the containers in which a TextWorld state keeps its facts and variables."""
+
+    def copied(value: Any) -> Any:
+        twin = copy.copy(value)
+        for key, nested in value.items():
+            if isinstance(nested, set):
+                twin[key] = set(nested)
+        return twin
+
+    return {name: copied(getattr(pddl, name)) for name in ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")}
 
 
 def _changing_predicates(task: Any) -> set[str]:
