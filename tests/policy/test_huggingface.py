@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from paw_hpc.errors import CheckpointError
-from paw_hpc.experience import Batch, Pool
+from paw_hpc.experience import Batch, Pool, Scores
 from paw_hpc.objective.plan import pack, plan
 from paw_hpc.objective.policy_loss import make_row_loss
 from paw_hpc.policy.huggingface import NO_IDS, HuggingFacePolicy
@@ -62,6 +62,18 @@ def test_scores_are_those_of_the_full_softmax(name: str, pool: Pool, tmp_path: P
     torch.testing.assert_close(scores.old_logp, logp, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.entropy, entropy, rtol=1e-5, atol=1e-5)
     assert scores.ref_logp is not None and torch.equal(scores.ref_logp, scores.old_logp) and scores.values is None
+
+
+def test_scores_that_are_known_are_completed_and_not_touched(folder: str, pool: Pool) -> None:
+    policy = policy_from(folder, **{"algorithm.name": "ppo"})
+    scores = policy.score(pool)
+    old_logp, entropy = scores.old_logp + 1.0, scores.entropy + 1.0
+    completed = policy.complete_scores(Scores(old_logp, entropy), pool)
+    assert completed.old_logp is old_logp and completed.entropy is entropy
+    for a, b in ((completed.ref_logp, scores.ref_logp), (completed.values, scores.values)):
+        assert a is not None and b is not None and torch.equal(a, b)
+    plain = policy_from(folder, **{"algorithm.kl_coefficient": 0.0}).complete_scores(Scores(old_logp, entropy), pool)
+    assert plain.ref_logp is None and plain.values is None
 
 
 @torch.no_grad()
