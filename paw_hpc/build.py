@@ -42,6 +42,7 @@ class Machinery:
 
     def __exit__(self, *exception: object) -> None:
         self._runner.run(self.benchmark.close())
+        self.engine.close()
 
     def describe(self) -> str:
         parameters = sum(p.numel() for p in self.policy.model.parameters())

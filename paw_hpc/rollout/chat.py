@@ -41,8 +41,12 @@ class ChatFormat:
         """int32[A]: a whole assistant turn with its end-of-turn token (for cloning; a played turn keeps the ids that were sampled)."""
         return self._encode(text + self._end)
 
+    def ends_turn(self, response: Ids) -> bool:
+        """Whether a response closes its turn itself (one cut at its length, or ended by a stop string, does not)."""
+        return len(response) > 0 and int(response[-1]) == self._tokenizer.eos_token_id
+
     def bridge(self, finished: bool) -> Ids:
-        """int32[B]: the template's tokens between response and next observation. A response cut off at its length lacks the end-of-turn token."""
+        """int32[B]: the template's tokens between response and next observation, the end of the turn first where the response lacks it."""
         return self._after_end if finished else self._after_cut
 
     def observation(self, text: str, limit: int) -> tuple[Ids, bool]:

@@ -159,7 +159,7 @@ class Collector:
             prompt_ids=prompt,
             response_ids=answer.ids,
             response_logprobs=answer.logprobs,
-            bridge_ids=self._chat.bridge(answer.finished),
+            bridge_ids=self._chat.bridge(self._chat.ends_turn(answer.ids)),
             observation_ids=observation,
             reward=state.reward,
             valid=valid,
