@@ -87,6 +87,14 @@ class TestAGame:
         (tmp_path / "games.json").write_text(json.dumps(list(quick.values())))
         subprocess.run([sys.executable, "-c", STOCK, str(tmp_path / "games.json")], check=True)
 
+    def test_has_no_way_from_a_spot_to_itself(self) -> None:
+        """In this game the object lies in one of two sink basins that stand at one spot: TextWorld offers no "go to" between them."""
+        task_id, game = compose("valid_seen", "pick_clean_then_place_in_recep", 10, seed=0)
+        spots = re.findall(r"\(receptacleAtLocation \S+_SinkBasin (\S+)\)", game["pddl_problem"])
+        assert len(spots) == 2 and len(set(spots)) == 1, task_id
+        assert game["walkthrough"][1].startswith("take soapbar 1 from sinkbasin")
+        generate.prove(game)
+
     def test_is_refused_with_a_false_walkthrough(self) -> None:
         _, game = compose("train", "pick_and_place_simple", 0, seed=0)
         walk = game["walkthrough"]
