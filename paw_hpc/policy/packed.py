@@ -49,9 +49,9 @@ class SlotCache:
             for store in stores:
                 store[target, :length] = store[source, :length]
 
-    def grow(self, capacity: int, live: int, length: int) -> None:
-        """Make room for `capacity` positions per slot; the first `length` positions of the first `live` slots are kept."""
-        self.capacity = capacity
+    def grow(self, slots: int, capacity: int, live: int, length: int) -> None:
+        """Make room for `slots` samples of `capacity` positions; the first `length` positions of the first `live` slots are kept."""
+        self.slots, self.capacity = slots, capacity
         for layer, stores in self.layers.items():
             grown = tuple(self._blank(store[0]) for store in stores)
             for new, old in zip(grown, stores, strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,14 @@ from scipy.stats import chisquare
 from transformers import PreTrainedModel
 
 from paw_hpc.kernels import linear_logprob_entropy
+from paw_hpc.objective.plan import plan
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.recipe import RolloutSection
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.decoder import Decoder, StopStrings, sample
 from paw_hpc.rollout.engines.local import LocalEngine
-from tests.policy.models import MODELS, VOCABULARY, random_model, word_tokenizer
+from tests.factories import random_pool
+from tests.policy.models import MODELS, VOCABULARY, model_folder, policy_from, random_model, word_tokenizer
 
 
 def packed_model(name: str = "qwen2 tied") -> PreTrainedModel:
@@ -108,6 +112,27 @@ def test_logprobs_and_entropies_are_those_of_a_scoring_pass(temperature: float) 
     np.testing.assert_allclose(np.concatenate([c.entropies for c in completions]), entropy.numpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_trainers_old_log_probs_are_those_that_the_engine_reported(checkpointing: bool, tmp_path: Path) -> None:
+    """The policy's own live model, in training mode, before and after an update."""
+    policy = policy_from(model_folder(tmp_path), **{"rollout.temperature": 0.8, "model.gradient_checkpointing": checkpointing})
+    engine, pool = engine_of(policy.model), random_pool(0, prompt=(5, 60))
+    asked = [GenerationRequest(n, t.prompt_ids, n, 0.8, 10) for n, t in enumerate(pool.transitions)]
+    seen = []
+    for update in range(2):
+        for transition, answer in zip(pool.transitions, engine.generate_batch(asked), strict=True):
+            transition.response_ids, transition.response_logprobs = answer.ids, answer.logprobs
+            assert answer.entropies is not None
+            seen.append(answer.entropies)
+        scores = policy.score(pool)
+        reported = np.concatenate([t.response_logprobs for t in pool.transitions])
+        np.testing.assert_allclose(reported, scores.old_logp.numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.concatenate(seen[-len(pool) :]), scores.entropy.numpy(), rtol=1e-5, atol=1e-5)
+        policy.update(plan(pool, scores, policy.recipe, update).batch, update)
+    stale = policy.score(pool).old_logp.numpy()
+    assert np.abs(stale - reported).max() > 1e-3  # the comparison would notice other weights
+
+
 def test_what_a_request_samples_depends_on_its_seed_and_not_on_its_neighbours() -> None:
     model, asked = packed_model(), requests(20)
     together = ids(engine_of(model, max_batch=32).generate_batch(asked))
@@ -185,15 +210,18 @@ def test_stop_strings_that_span_tokens_and_end_in_any_character() -> None:
         assert StopStrings(tokenizer, strings).ends(tokenizer(text)["input_ids"]) is ends, (strings, text)
 
 
-def test_growing_the_cache_and_moving_slots_keeps_running_samples_intact() -> None:
-    """Requests of very different lengths join while others run, so slots are freed, moved and enlarged in between."""
-    model, asked = packed_model(), requests(9, max_tokens=25)
+@pytest.mark.parametrize("slots", [4, 9])
+def test_growing_the_cache_and_moving_slots_keeps_running_samples_intact(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests of very different lengths and temperatures join while others run, so slots are added, freed, moved and enlarged in between."""
+    monkeypatch.setattr("paw_hpc.rollout.engines.decoder.SLOTS_STEP", 2)
+    model = packed_model()
+    asked = [replace(r, temperature=0.3 * (r.episode % 4)) for r in requests(9, max_tokens=25)]
     asked[5] = GenerationRequest(5, np.arange(150, dtype=np.int32) % 40 + 2, 5, 1.0, 40)
     expected = ids(engine_of(model, max_batch=1).generate_batch(asked))
-    decoder = Decoder(model, word_tokenizer(), 4)
+    decoder = Decoder(model, word_tokenizer(), slots)
     waiting, done = list(enumerate(asked)), {}
     while waiting or decoder.live:
-        joining = waiting[: min(1, 4 - decoder.live)]
+        joining = waiting[: min(1, slots - decoder.live)]
         waiting = waiting[len(joining) :]
         done |= dict(decoder.admit(joining))
         done |= dict(decoder.step()) if decoder.live else {}
@@ -343,6 +371,13 @@ def test_live_weights_and_their_version_are_used() -> None:
     after = engine.generate_batch(asked)
     assert {c.weight_version for c in before} == {0} and {c.weight_version for c in after} == {7}
     assert ids(after) == ids(engine_of(model).generate_batch(asked)) != ids(before)
+
+
+def test_the_cache_holds_what_was_asked_for_and_no_more() -> None:
+    engine = engine_of(packed_model(), max_batch=1000)
+    for count, slots in ((3, 16), (2, 16), (40, 48)):
+        engine.generate_batch(requests(count, max_tokens=12))
+        assert {store.shape[:2] for stores in engine.decoder._cache.layers.values() for store in stores} == {(slots, 64)}
 
 
 def test_the_memory_of_the_cache_can_be_given_back() -> None:

@@ -19,8 +19,8 @@ from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Prompt tokens of one forward pass: bounds its activations, and on a CPU keeps them in the cache."""
-CAPACITY_STEP = 64
-"""Positions per slot are rounded up to a multiple of this."""
+SLOTS_STEP, CAPACITY_STEP = 16, 64
+"""Slots and positions per slot are rounded up to multiples of these."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Decoder:
 
     def release(self) -> None:
         """Drop the cache and whatever was running."""
-        self._cache = SlotCache(self.slots, 0)
+        self._cache = SlotCache(0, 0)
         self._running: list[_Running] = []
         self._lengths = np.zeros(self.slots, dtype=np.int64)  # positions in the cache, per slot
         self._temperatures = np.ones(self.slots, dtype=np.float32)
@@ -85,7 +85,7 @@ class Decoder:
             raise ValueError(f"{len(requests)} requests for {self.slots - self.live} free slots")
         if not requests:
             return []
-        self._reserve(max(len(r.prompt_ids) + self._limit(r) for _, r in requests))
+        self._reserve(self.live + len(requests), max(len(r.prompt_ids) + self._limit(r) for _, r in requests))
         done = []
         for chunk in _chunks(requests, PREFILL_TOKENS[self.model.device.type]):
             done += self._prefill(chunk)
@@ -105,10 +105,12 @@ class Decoder:
     def _limit(self, request: GenerationRequest) -> int:
         return min(request.max_tokens, self.context - len(request.prompt_ids))
 
-    def _reserve(self, positions: int) -> None:
-        if positions > self._cache.capacity:
-            capacity = min(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self.context)
-            self._cache.grow(capacity, self.live, int(self._lengths[: self.live].max(initial=0)))
+    def _reserve(self, slots: int, positions: int) -> None:
+        """The cache grows with what is asked for: its zeros are real memory."""
+        if slots > self._cache.slots or positions > self._cache.capacity:
+            slots = min(max(-(-slots // SLOTS_STEP) * SLOTS_STEP, self._cache.slots), self.slots)
+            capacity = min(max(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._cache.capacity), self.context)
+            self._cache.grow(slots, capacity, self.live, int(self._lengths[: self.live].max(initial=0)))
 
     def _prefill(self, chunk: Sequence[tuple[int, GenerationRequest]]) -> list[tuple[int, Completion]]:
         first, device = self.live, self.model.device
