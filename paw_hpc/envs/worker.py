@@ -2,18 +2,21 @@
 
 The worker never holds a game for long. For each group it forks a *game process*, which loads and resets the game once; that process forks one
 *episode process* per member, so all members share the reset work (copy on write) and nobody's memory grows: a process ends with its episode. Each
-episode process talks to the trainer over its own Unix socket, one JSON object per line, and ends when that socket closes, so none can outlive a
-trainer that died.
+episode process talks to the trainer over its own Unix socket, one JSON object per line, and ends when that socket closes. A game process and its
+episodes are one process group, which the worker kills when the game does not load in time and when the trainer has gone: so not even a hung game
+outlives the trainer.
 
 `FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -25,11 +28,14 @@ Factory = Callable[[Any], Any]
 
 
 class Line:
-    """A socket that speaks one JSON object per line."""
+    """A socket that speaks one JSON object per line. Raises ConnectionError when the trainer has gone."""
 
     def __init__(self, path: str):
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(path)
+        try:
+            self._socket.connect(path)
+        except FileNotFoundError:
+            raise ConnectionError(path) from None
         self._file = self._socket.makefile("r", encoding="utf-8")
 
     def send(self, message: dict[str, Any]) -> None:
@@ -40,62 +46,79 @@ class Line:
         text = self._file.readline()
         return json.loads(text) if text.endswith("\n") else None
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()
 
 
 def main(path: str, factory_name: str) -> None:
+    # When to stop is the trainer's business, and a signal may reach every process of a job: it closes the sockets when it has saved its work.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     module, _, attribute = factory_name.partition(":")
     factory: Factory = getattr(importlib.import_module(module), attribute)
-    control = Line(path)
-    control.send({"worker": os.getpid()})
+    with contextlib.suppress(ConnectionError):  # the trainer has gone
+        _serve(path, factory, Line(path))
+
+
+def _serve(path: str, factory: Factory, control: Line) -> None:
+    games: set[int] = set()
     warm = False
-    while (order := control.receive()) is not None:
-        if not warm:
-            # Parse caches filled here are inherited by every fork.
-            _warm_up(factory, order["game"])
-            gc.collect()
-            gc.freeze()
-            warm = True
-        control.send(_open(path, order, factory, control))
-        _reap()
+    try:
+        control.send({"worker": os.getpid()})
+        while (order := control.receive()) is not None:
+            reply = _open(path, order, factory, control, games)
+            control.send(reply)
+            _reap(games)
+            if not warm and "ready" in reply:
+                # Parse caches filled here are inherited by every later fork. Only a game that has just loaded elsewhere is let into this process.
+                factory(order["game"]).reset()
+                gc.collect()
+                gc.freeze()
+                warm = True
+    finally:
+        for game in games:
+            _kill(game)
 
 
-def _open(path: str, order: dict[str, Any], factory: Factory, control: Line) -> dict[str, Any]:
-    """Fork the game process of one group and wait until its members are being served (or it has failed)."""
+def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, games: set[int]) -> dict[str, Any]:
+    """Fork the game process of one group and wait until its members are being served, it has failed, or its time is up."""
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    game = os.fork()
+    if game == 0:
+        os.setpgid(0, 0)
         os.close(reader)
         control.close()
-        status = 0
-        try:
-            _game_process(path, order, factory, writer)
-        except BaseException:
-            _tell(writer, {"error": traceback.format_exc(limit=-3)})
-            status = 1
-        os._exit(status)
+        _as_process(lambda: _game_process(path, order, factory, writer))
+    with contextlib.suppress(PermissionError, ProcessLookupError):  # whichever of the two processes comes first
+        os.setpgid(game, game)
+    games.add(game)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        text = pipe.readline()
-    return json.loads(text) if text else {"error": "the game process died while it loaded the game"}
+        # Before it is answered the trainer has nothing to say: a readable control line means that it has gone.
+        ready, _, _ = select.select([reader, control.fileno()], [], [], order["timeout_s"])
+        if reader in ready:
+            text = pipe.readline()
+            return json.loads(text) if text else {"error": "the game process died while it loaded the game"}
+    _kill(game)
+    return {"error": f"the game did not load in {order['timeout_s']:g} s"}
 
 
 def _game_process(path: str, order: dict[str, Any], factory: Factory, writer: int) -> None:
-    engine = factory(order["game"])
-    observation, admissible, won = engine.reset()
-    for member in range(order["members"]):
-        if os.fork() == 0:
-            os.close(writer)
-            status = 0
-            try:
-                _episode_process(path, order["token"], member, engine, {"observation": observation, "admissible": admissible, "won": won})
-            except (BrokenPipeError, ConnectionError, KeyboardInterrupt):
-                pass  # The trainer has gone: nobody is left to be told.
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            os._exit(status)
+    try:
+        engine = factory(order["game"])
+        observation, admissible, won = engine.reset()
+        start = {"observation": observation, "admissible": admissible, "won": won}
+        for member in range(order["members"]):
+            if os.fork() == 0:
+                os.close(writer)
+                _as_process(lambda m=member: _episode_process(path, order["token"], m, engine, start))  # type: ignore[misc]
+    except Exception as error:
+        _tell(writer, {"error": f"{type(error).__name__}: {error}"})
+        raise
     _tell(writer, {"ready": order["token"]})
     os.close(writer)
     for _ in range(order["members"]):
@@ -110,11 +133,30 @@ def _episode_process(path: str, token: str, member: int, engine: Any, start: dic
         line.send({"observation": observation, "admissible": admissible, "won": won})
 
 
+def _as_process(job: Callable[[], None]) -> None:
+    """Run `job` as all that this forked process does; never returns."""
+    status = 1
+    try:
+        job()
+        status = 0
+    except ConnectionError:
+        pass  # The trainer has gone: nobody is left to be told.
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
 def _tell(writer: int, message: dict[str, Any]) -> None:
     os.write(writer, json.dumps(message).encode() + b"\n")
 
 
-def _reap() -> None:
+def _kill(game: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(game, signal.SIGKILL)
+
+
+def _reap(games: set[int]) -> None:
     """Collect game processes that have ended, without waiting for those that live."""
     while True:
         try:
@@ -123,16 +165,8 @@ def _reap() -> None:
             return
         if pid == 0:
             return
-
-
-def _warm_up(factory: Factory, game: Any) -> None:
-    try:
-        factory(game).reset()
-    except Exception:  # A game that cannot be loaded is reported by its own process.
-        traceback.print_exc()
+        games.discard(pid)
 
 
 if __name__ == "__main__":
-    # Ctrl-C is the trainer's business: it closes the sockets when it has saved its work.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     main(sys.argv[1], sys.argv[2])
