@@ -1,7 +1,8 @@
 """The row passes of the head as two Triton kernels: statistics of a row, and logits into their own gradient. float32 inside, whatever the logits.
 
-One program reads one row, block by block. The mask `column < columns` is the whole treatment of a vocabulary that no block divides: columns outside
-read as -inf, which is probability 0. Imported only where it is used (`dispatch`): Triton is optional.
+One program reads one row, block by block. A vocabulary that no block divides is treated by one mask: columns from `columns` on count as -inf, which
+is probability 0. `readable` >= `columns` is how far a row's memory goes: if that is a multiple of 16, loads are wide for any vocabulary.
+Imported only where it is used (`dispatch`): Triton is optional.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ COLUMN_ALIGNMENT = 64
 
 
 @triton.jit
-def _statistics_kernel(z_ptr, z_stride, target_ptr, out_ptr, rows, columns, inv_temperature, BLOCK: tl.constexpr):
+def _statistics_kernel(z_ptr, z_stride, target_ptr, out_ptr, rows, columns, readable, inv_temperature, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     z_row = z_ptr + row * z_stride
     maximum = tl.full((), float("-inf"), tl.float32)
@@ -30,7 +31,8 @@ def _statistics_kernel(z_ptr, z_stride, target_ptr, out_ptr, rows, columns, inv_
     weighted = tl.full((), 0.0, tl.float32)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        z = tl.load(z_row + column, mask=column < columns, other=float("-inf")).to(tl.float32) * inv_temperature
+        z = tl.load(z_row + column, mask=column < readable, other=float("-inf")).to(tl.float32) * inv_temperature
+        z = tl.where(column < columns, z, float("-inf"))
         larger = tl.maximum(maximum, tl.max(z, 0))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
         lower = tl.where(maximum == float("-inf"), 0.0, maximum - shift)
@@ -60,6 +62,7 @@ def _dlogits_kernel(
     c_ptr,
     e_ptr,
     columns,
+    readable,
     inv_temperature,
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -71,26 +74,31 @@ def _dlogits_kernel(
     shift = tl.load(shift_ptr + row)
     normalizer = tl.load(normalizer_ptr + row)
     c = tl.load(c_ptr + row)
+    if HAS_ENTROPY:
+        e = tl.load(e_ptr + row)
+        entropy = tl.load(entropy_ptr + row)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        inside = column < columns
-        z = tl.load(z_row + column, mask=inside, other=float("-inf")).to(tl.float32) * inv_temperature
+        z = tl.load(z_row + column, mask=column < readable, other=float("-inf")).to(tl.float32) * inv_temperature
+        z = tl.where(column < columns, z, float("-inf"))
         logp = (z - shift) - normalizer
         p = tl.exp(logp)
-        if HAS_ENTROPY:
-            surplus = tl.where(p == 0.0, 0.0, logp) + tl.load(entropy_ptr + row)
-            gradient = -p * (c + tl.load(e_ptr + row) * surplus)
+        if HAS_ENTROPY:  # noqa: SIM108  (decided when the kernel is compiled)
+            gradient = -p * (c + e * (tl.where(p == 0.0, 0.0, logp) + entropy))
         else:
             gradient = -p * c
         gradient += tl.where(column == target, c, 0.0)
         # A 16-bit gradient overwrites the front half of its own float32 row. It never reaches a block that is still to be read, but the first
         # block lies in its own way: all of it must be read before any of it is written.
         tl.debug_barrier()
-        tl.store(out_row + column, (gradient * inv_temperature).to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_row + column, (gradient * inv_temperature).to(out_ptr.dtype.element_ty), mask=column < readable)
 
 
 class TritonRows:
     """`ReferenceRows`, launched. Logits stay as they are (any float dtype, last stride 1) until `dlogits` overwrites them or writes to `out`."""
+
+    padding = 0
+    """Columns behind those of z that may be read, and in the gradient written (zeros)."""
 
     def __init__(self, inv_temperature: float) -> None:
         self.inv_temperature = inv_temperature
@@ -104,7 +112,8 @@ class TritonRows:
             return no_columns(rows, z)
         out = torch.empty(4, rows, dtype=torch.float32, device=z.device)
         with _on(z):
-            _statistics_kernel[(rows,)](z, z.stride(0), target, out, rows, columns, self.inv_temperature, **_launch(columns))
+            sizes = (rows, columns, columns + self.padding)
+            _statistics_kernel[(rows,)](z, z.stride(0), target, out, *sizes, self.inv_temperature, **_launch(columns))
         return Statistics(*out)
 
     def shift(self, z: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -132,6 +141,7 @@ class TritonRows:
                 out.stride(0),
                 *(vector.contiguous() for vector in per_row),
                 columns,
+                columns + self.padding,
                 self.inv_temperature,
                 HAS_ENTROPY=e is not None,
                 **_launch(columns),
@@ -151,6 +161,7 @@ class TritonHead(TritonRows):
         self.weight = weight
         width = -(-len(weight) // COLUMN_ALIGNMENT) * COLUMN_ALIGNMENT
         self._buffer = torch.empty(chunk_rows, width, dtype=torch.float32, device=weight.device)
+        self.padding = width - len(weight)
         self._mixed = weight.is_cuda and weight.dtype != torch.float32
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from paw_hpc.kernels import linear_logprob_entropy, logits_logprob_entropy, triton_rows
+from paw_hpc.kernels.parallel import Shard, row_scores
+from paw_hpc.kernels.reference import ReferenceHead
 from tests.kernels import oracle
 from tests.kernels.oracle import ARMS, DEVICE, Problem, assert_equal_to_oracle, both_terms, one_pass, problem, two_pass
 
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, about the padding that is read and dropped
 RUNS = pytest.mark.parametrize("run", [one_pass, two_pass])
 WIDTHS = pytest.mark.parametrize("vocabulary", [200, 256, 384, 513])
 """Smaller than a block of 256, one block, 128 more than a block, and one column more than two blocks."""
@@ -79,6 +89,21 @@ def test_logits_that_exist_already(vocabulary: int, dtype: torch.dtype) -> None:
     assert found[2].dtype == dtype
 
 
+@pytest.mark.parametrize("vocabulary", [11, 200, 513])
+def test_what_lies_in_the_padding_of_the_workspace_does_not_matter(vocabulary: int) -> None:
+    p = problem(3, 5, vocabulary, torch.float32)
+    head, reference = triton_rows.TritonHead(p.weight.detach(), 3, 1.0), ReferenceHead(p.weight.detach(), 3, 1.0)
+    head._buffer.fill_(torch.nan)
+    c, e = torch.randn(2, 3, device=DEVICE)
+    found = []
+    for each in (head, reference):
+        z = each.logits(p.hidden.detach())
+        scores = row_scores(each.statistics(z, p.target), p.target, Shard(None, 0, vocabulary, vocabulary))
+        found.append((*scores, each.dlogits(z, p.target, scores, c, e)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_padding_behind_the_vocabulary_has_no_probability() -> None:
     p = problem(3, 5, 200, torch.float32)
     padded = torch.cat([p.weight.detach(), torch.zeros(56, 5, device=DEVICE)]).requires_grad_()
@@ -110,3 +135,18 @@ def test_float64_is_not_quietly_rounded() -> None:
     p = problem(2, 3, 20)
     with pytest.raises(ValueError, match="float64"):
         linear_logprob_entropy(p.hidden, p.weight, p.target, backend="triton")
+
+
+def test_the_compiler_makes_of_the_kernels_what_they_rely_on() -> None:
+    """Code for sm_90, made without a GPU: wide loads for any vocabulary, nothing spilt, and a barrier between the reads and the writes of a block."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-m", "tests.kernels.hopper"], cwd=root, env=environment, capture_output=True, text=True, check=True)
+    for name, kernel in json.loads(run.stdout).items():
+        assert re.search(r"STACK:0 .*LOCAL:0 ", kernel["resources"]), f"{name} spills registers"
+        accesses = kernel["accesses"]
+        wide = [i for i, access in enumerate(accesses) if access == "ld.global.v4.b32"]
+        assert len(wide) == 4096 // (8 * 32 * 4), f"{name} does not load by 16 bytes"
+        if name != "statistics":
+            stores = [i for i, access in enumerate(accesses) if access.startswith("st.global.v4")]
+            assert stores and wide[-1] < accesses.index("bar.sync") < stores[0], name
