@@ -209,7 +209,8 @@ class _Gradients:
     @classmethod
     def allocate(cls, hidden: torch.Tensor, weight: torch.Tensor, needs: tuple[bool, bool]) -> _Gradients:
         main_grad = getattr(weight, "main_grad", None) if needs[1] else None
-        hidden_grad = torch.empty_like(hidden) if needs[0] else None
+        # Contiguous also where hidden is not: it goes through collectives.
+        hidden_grad = torch.empty_like(hidden, memory_format=torch.contiguous_format) if needs[0] else None
         dtype = statistics_dtype(weight.dtype)
         if main_grad is not None and main_grad.dtype == dtype:
             return cls(hidden_grad, main_grad, True)

@@ -66,6 +66,7 @@ def equal_and_unequal_shards(rank: int) -> None:
 def recomputing_backward(rank: int) -> None:
     p = problem(9, 5, 40)
     hidden, weight, mine = sharded(p, rank, 13)
+    hidden = hidden.detach().T.contiguous().T.requires_grad_()
     logp, entropy = linear_logprob_entropy(hidden, weight, p.target, tp_group=dist.group.WORLD, chunk_rows=4)
     loss = both_terms(9)(logp, entropy, torch.arange(9)).sum()
     found = [loss.detach(), logp.detach(), entropy.detach(), *torch.autograd.grad(loss, (hidden, weight))]
