@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,13 @@ with open(target, "w") as file:
 
 
 @pytest.fixture(scope="module")
-def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Game]:
+def one_of_each(session_cache: Path) -> dict[str, Game]:
     """A game of every task type: official ones where they are at hand (the smallest of some), else generated ones."""
     chosen = {t: min((compose("train", t, i, seed=7)[1] for i in range(6)), key=_size) for t in TASK_TYPES}
     if official.find() is None:
         return chosen
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PAW_CACHE", str(tmp_path_factory.getbasetemp() / "paw-cache"))
+        patch.setenv("PAW_CACHE", str(session_cache))
         for task_type in TASK_TYPES[:4]:
             listed = games.tasks("valid_seen", "official", [task_type])
             chosen[task_type] = min((games.load_game(task) for task in listed), key=_size)

@@ -108,10 +108,18 @@ class Expert:
         elif verb == "move":
             item, target = rest.split(" to ")
             self._maybe_holding = None
-            if _kind(item) == self.goal.target and _kind(target) == self.goal.place:
+            if self._belongs(item, target):
                 self.placed.append((item, target))
-        elif verb in _APPLIANCE:
+        elif verb == self.goal.kind:
             self.treated = rest.split(" with ")[0]
+        elif verb in ("heat", "cool") and rest.split(" with ")[0] == self.treated and self.goal.kind != "clean":
+            self.treated = None  # each undoes the other
+
+    def _belongs(self, item: str, target: str) -> bool:
+        """Whether this object, put there, is a part of the goal: treated as asked, and a pair in one and the same receptacle."""
+        treated = self.goal.kind not in _APPLIANCE or item == self.treated
+        here = target == self.placed[0][1] if self.placed else _kind(target) == self.goal.place
+        return treated and here and _kind(item) == self.goal.target
 
     def _where(self, kind: str, verb: str) -> list[str]:
         """Places from which the walkthrough takes (or uses) an object of this type."""
