@@ -72,8 +72,9 @@ class AlfworldView:
         return f"{self._observation}\n{'|'.join(self._admissible)}"
 
     def shorten(self) -> bool:
-        if self._shown_history > 0 and self._past:
-            self._shown_history -= 1
+        shown = min(self._shown_history, len(self._past))
+        if shown > 0:
+            self._shown_history = shown - 1
             return True
         if self._style == "compact" and (self._shown_commands is None or self._shown_commands > 0) and self._past:
             self._shown_commands = (len(self._past) if self._shown_commands is None else self._shown_commands) // 2

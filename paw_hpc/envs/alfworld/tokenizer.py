@@ -1,17 +1,20 @@
 """A word-level tokenizer for tiny models: every word of ALFWorld's domain and grammar, chat markers, numbers.
 
-It is built from the installed package's own vocabulary (PDDL types, grammar, goal sentences), not from a corpus, so that it is the same everywhere
-and no game of any split holds an unknown word.
+`alfworld_texts` gives the installed package's own vocabulary (names, grammar, goal sentences): no game of any split, played or not, holds a word that
+is not in it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from paw_hpc.envs.alfworld.official import installed_logic
+from paw_hpc.recipe import TASK_TYPES
 
 SPECIAL = ("<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>")
 CHAT_TEMPLATE = (
@@ -20,6 +23,20 @@ CHAT_TEMPLATE = (
 )
 MAX_NUMBER = 40
 """Highest number of a receptacle or object that is a word of its own (the official games go to 30)."""
+
+
+def alfworld_texts() -> Iterator[str]:
+    """Every word that ALFWorld can say in its text games: sentences of the grammar, command templates, goals, names of objects and receptacles."""
+    from alfworld.gen import constants, goal_library
+
+    _, grammar = installed_logic()
+    for sentence in re.findall(r'"rhs": "(.*)"|template :: "(.*)"', grammar):
+        # What stands in braces and hashes is code; a list in brackets is code, too.
+        yield re.sub(r"\\n|\{[^}]*\}|#[^#]*#|\[[^\]]*\]", " ", "".join(sentence))
+    for task_type in TASK_TYPES:
+        for template in goal_library.gdict[task_type]["templates"]:
+            yield template.format(obj="", recep="", toggle="desklamp")
+    yield " ".join([*constants.OBJECTS, *constants.RECEPTACLES])
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
