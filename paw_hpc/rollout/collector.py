@@ -7,8 +7,9 @@ unless the engine was told to (`rollout.batching: deterministic`). Seeds come fr
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,8 @@ from paw_hpc.experience import Episode, Group, Ids, Transition
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
 from paw_hpc.seeding import derive_seed
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +84,16 @@ class Collector:
         Args:
             index: the update (or the repeat of an evaluation); a part of every seed.
             first_group: global index of the first task's group.
+
+        Raises:
+            RecipeError: a prompt cannot fit. This, and any error of the engine, ends all episodes at once and closes their environments.
         """
         stats, start = CollectStats(), time.perf_counter()
         groups = [Group(first_group + g, task.task_id, task.task_type) for g, task in enumerate(tasks)]
         for group in groups:
             for m in range(members):
                 self._engine.join(group.index * members + m)
-        jobs = [self._group(task, group, members, index, stats) for task, group in zip(tasks, groups, strict=True)]
-        await asyncio.gather(*jobs)
+        await _all([self._group(task, group, members, index, stats) for task, group in zip(tasks, groups, strict=True)])
         stats.seconds = time.perf_counter() - start
         episodes = max(1, len(tasks) * members)
         stats.engine_wait_s /= episodes
@@ -98,17 +103,21 @@ class Collector:
     async def _group(self, task: Task, group: Group, members: int, index: int, stats: CollectStats) -> None:
         seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, group.index, m) for m in range(members)]
         group.episodes = [Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m]) for m in range(members)]
+        sessions: Sequence[Session] = ()
         start = time.perf_counter()
         try:
             sessions = await self._benchmark.open(task, members)
-        except EnvironmentFailure:
+            stats.environment_wait_s += (time.perf_counter() - start) * members
+            await _all([self._episode(task, e, s, stats) for e, s in zip(group.episodes, sessions, strict=True)])
+        except EnvironmentFailure as error:
             for episode in group.episodes:
-                episode.failed_by_environment = True
-                stats.failed_by_environment += 1
+                self._failed(episode, error, stats)
+        finally:
+            # Also those of episodes that never began.
+            for episode in group.episodes:
                 self._engine.leave(episode.index)
-            return
-        stats.environment_wait_s += (time.perf_counter() - start) * members
-        await asyncio.gather(*[self._episode(task, e, s, stats) for e, s in zip(group.episodes, sessions, strict=True)])
+            for session in sessions:
+                await session.close()
 
     async def _episode(self, task: Task, episode: Episode, session: Session, stats: CollectStats) -> None:
         try:
@@ -118,12 +127,16 @@ class Collector:
             while not state.done:
                 state = await self._turn(view, episode, session, state, stats)
             episode.success, episode.score = state.success, state.score
-        except EnvironmentFailure:
-            episode.failed_by_environment = True
-            stats.failed_by_environment += 1
+        except EnvironmentFailure as error:
+            self._failed(episode, error, stats)
         finally:
             self._engine.leave(episode.index)
             await session.close()
+
+    def _failed(self, episode: Episode, error: EnvironmentFailure, stats: CollectStats) -> None:
+        _log.warning("group %d, episode %d: the environment failed: %s", episode.group, episode.index, error)
+        episode.failed_by_environment = True
+        stats.failed_by_environment += 1
 
     async def _turn(self, view: AgentView, episode: Episode, session: Session, state: EnvironmentState, stats: CollectStats) -> EnvironmentState:
         step, start = len(episode.transitions), time.perf_counter()
@@ -181,3 +194,14 @@ class Collector:
         episode.truncated_prompts += cut
         stats.truncated_prompts += cut
         return prompt
+
+
+async def _all(jobs: Sequence[Coroutine[None, None, None]]) -> None:
+    """Run them together. When one raises, the others are cancelled and waited for, and its error is raised as it is."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
