@@ -235,5 +235,5 @@ def _ranges(offsets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The indices offsets[c]:offsets[c+1] for each chosen c, one after the other (int64)."""
     lengths = (offsets[1:] - offsets[:-1])[chosen]
     starts = offsets[:-1][chosen]
-    within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(_offsets(lengths)[:-1], lengths)
+    within = torch.arange(int(lengths.sum()), device=offsets.device) - torch.repeat_interleave(_offsets(lengths)[:-1], lengths)
     return torch.repeat_interleave(starts, lengths) + within

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
 from yaml import YAMLError
 
 from paw_hpc.errors import RecipeError
@@ -41,7 +41,15 @@ TaskType = Literal[
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen, defaults are checked too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_value(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads off and no as false, and false would pass for the number 0: `gigpo_similarity: off` would call all states the same.
+        if isinstance(value, bool) and info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("not a switch (on, off, yes, no, true, false); null turns off what can be turned off")
+        return value
 
 
 class EnvSection(Section):
@@ -50,7 +58,7 @@ class EnvSection(Section):
     name: Literal["alfworld"] = "alfworld"
     games: Literal["auto", "official", "generated"] = "auto"
     """auto: the official games where they are at hand, else generated ones; the run says which."""
-    task_types: tuple[TaskType, ...] = TASK_TYPES  # type: ignore[assignment]
+    task_types: Annotated[tuple[TaskType, ...], Field(min_length=1)] = TASK_TYPES  # type: ignore[assignment]
     train_games: PositiveInt | None = None
     """Use only this many training games (a seeded choice over the sorted list); none: all of them."""
     max_steps: PositiveInt = 50
@@ -187,7 +195,7 @@ class OptimizerSection(Section):
 class EvalSection(Section):
     """Evaluation while training, on a fixed panel."""
 
-    panel: str = "valid_seen"
+    panel: Annotated[str, Field(pattern=r"^(valid_seen|valid_unseen|valid_train)(:[1-9]\d*@\d+)?$")] = "valid_seen"
     """valid_seen, valid_unseen, valid_train, or PANEL:N@SEED for a seeded sub-panel of N games."""
     every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: never while training."""
@@ -263,8 +271,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: unknown key, wrong type, impossible combination, unreadable file or circular base; one line, naming file and key.
     """
-    merged = OmegaConf.merge(_read_chain(Path(path), ()), _parse_overrides(overrides))
-    return parse_recipe(OmegaConf.to_container(merged, resolve=True), where=str(path))
+    chain, changes = _read_chain(Path(path), ()), _parse_overrides(overrides)
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(chain, changes), resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
+    return parse_recipe(merged, where=str(path))
 
 
 def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
@@ -287,13 +299,15 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Any:
         config = OmegaConf.load(path)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, DictConfig):
         raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(config).__name__}")
     base = config.pop("base", None)
     if base is None:
         return config
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: expected the path of another recipe, got {base!r}")
     return OmegaConf.merge(_read_chain(path.parent / base, (*seen, path.resolve())), config)
 
 

@@ -19,6 +19,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
         """The signal that asked, for example "SIGTERM"; None: nobody asked."""
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -34,6 +35,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.name == "SIGINT" and number == signal.SIGINT:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
         self.name = signal.Signals(number).name
