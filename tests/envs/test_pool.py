@@ -414,9 +414,9 @@ class TestMemory:
                 success_reward=10.0,
             )
             try:
-                for i in range(50):
+                for i in range(40):
                     name = f"g{i % len(games)}"
-                    sessions = await pool.open(Task(name, "pick_and_place_simple", ""), 10)
+                    sessions = await pool.open(Task(name, "pick_and_place_simple", ""), 13)
                     states = await asyncio.gather(*[play(s, games[name]["walkthrough"][0]) for s in sessions])
                     assert len({state.observation for state in states}) == 1
                     for s in sessions:

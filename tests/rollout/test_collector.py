@@ -28,6 +28,7 @@ from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.publish import LivePublisher
 from paw_hpc.seeding import derive_seed
 
 TOKENIZER = build_tokenizer(["task: did: saw: now: start can: > ; , . <think></think><action></action>", *alfworld_texts()])
@@ -268,6 +269,14 @@ class TestAsynchrony:
         late = events.index(("t0", 0, 2))
         assert all(step == 3 or (task, member) == ("t0", 0) for task, member, step in events[late + 1 :])
         assert {(t, m) for t, m, s in events[:late] if s == 3} == {(t, m) for t in ("t0", "t1", "t2") for m in (0, 1)} - {("t0", 0)}
+
+    def test_what_was_published_is_what_transitions_carry(self) -> None:
+        engine = self.engine("deterministic")
+        for version in (0, 4):
+            LivePublisher(engine).publish(version)
+            groups, _ = collect(World(max_steps=1), engine, tasks=1, members=2)
+            assert {t.weight_version for e in groups[0].episodes for t in e.transitions} == {version}
+        engine.close()
 
     def test_all_wait_for_the_slow_one_when_batches_must_not_depend_on_time(self) -> None:
         events = self.order("deterministic")
