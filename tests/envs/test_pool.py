@@ -3,85 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from paw_hpc.envs import pool as pool_module
-from paw_hpc.envs.alfworld.compose import compose
-from paw_hpc.envs.base import EnvironmentFailure, EnvironmentState, Session, Task
-from paw_hpc.envs.pool import EnvironmentPool
-
-ROOT = Path(__file__).resolve().parents[2]
-FAKE = "tests.envs.fake_engine:FakeEngine"
-ME = psutil.Process()
+from paw_hpc.envs.base import EnvironmentFailure
+from tests.envs.pools import ME, ROOT, fake_pool, fields, gone, play, run, started, task, workers_of
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-
-
-def task(name: str = "g", **how: Any) -> Task:
-    return Task(name, "fake", json.dumps({"name": name, **how}))
-
-
-def fake_pool(workers: int = 1, timeout_s: float = 10.0, max_steps: int = 50, factory: str = FAKE) -> EnvironmentPool:
-    load: Callable[[Task], Any] = lambda t: json.loads(t.source)  # noqa: E731
-    return EnvironmentPool(factory, load, workers=workers, timeout_s=timeout_s, max_steps=max_steps, success_reward=10.0)
-
-
-@asynccontextmanager
-async def started(**options: Any) -> AsyncIterator[EnvironmentPool]:
-    pool = fake_pool(**options)
-    try:
-        yield pool
-    finally:
-        await pool.close()
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Run an asynchronous test; whatever it leaves behind is an orphan."""
-    asyncio.run(asyncio.wait_for(test(), 60))
-    assert gone(ME.children(recursive=True)) == []
-
-
-def gone(processes: Sequence[psutil.Process], within_s: float = 5.0) -> list[psutil.Process]:
-    """Those of the processes that are still there after a while (zombies that nobody has collected yet are not there)."""
-    end = time.monotonic() + within_s
-    while True:
-        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if not left or time.monotonic() > end:
-            return left
-        time.sleep(0.02)
-
-
-def fields(state: EnvironmentState) -> tuple[str, int, int, int]:
-    """(game, steps, process that loaded it, process that plays it)."""
-    name, *numbers = state.observation.split(" ")
-    steps, loader, player = map(int, numbers)
-    return name, steps, loader, player
-
-
-def workers_of(pool: EnvironmentPool) -> list[int]:
-    return [process.pid for process in pool._processes]
-
-
-async def play(session: Session, *actions: str) -> EnvironmentState:
-    state = await session.reset()
-    for action in actions:
-        state = await session.step(action)
-    return state
 
 
 class TestEpisodes:
@@ -355,7 +294,7 @@ class TestFailures:
 
 TRAINER = """
 import asyncio, sys
-from tests.envs.test_pool import fake_pool, task
+from tests.envs.pools import fake_pool, task
 
 async def main():
     pool = fake_pool(workers=2)
@@ -380,56 +319,3 @@ def test_nothing_outlives_a_trainer_that_was_killed() -> None:
             trainer.kill()
     assert len(children) == 6  # two workers, two games, two episodes
     assert gone(children) == []
-
-
-class TestMemory:
-    def test_of_an_engine_that_leaks_goes_with_its_episode(self) -> None:
-        """500 resets, 20 MB kept by each: a worker that held them would have grown to 10 GB."""
-
-        async def test() -> None:
-            async with started() as pool:
-                for i in range(100):
-                    sessions = await pool.open(task(f"g{i}", ballast=20 << 20), 5)
-                    await asyncio.gather(*[play(s, "look") for s in sessions])
-                    for s in sessions:
-                        await s.close()
-                    if i == 4:
-                        early, few = resident(pool), len(ME.children(recursive=True))
-                assert resident(pool) < early + (4 << 20)
-                assert len(ME.children(recursive=True)) <= few + 3
-
-        run(test)
-
-    def test_of_workers_stays_the_same_over_500_resets_of_alfworld(self) -> None:
-        made = [compose("train", "pick_and_place_simple", index, seed=0)[1] for index in range(30)]
-        games = {f"g{i}": game for i, game in enumerate(sorted(made, key=lambda g: len(g["pddl_problem"]))[:5])}
-
-        async def test() -> None:
-            pool = EnvironmentPool(
-                "paw_hpc.envs.alfworld.engine:GameEngine",
-                lambda t: games[t.task_id],
-                workers=1,
-                timeout_s=60,
-                max_steps=50,
-                success_reward=10.0,
-            )
-            try:
-                for i in range(40):
-                    name = f"g{i % len(games)}"
-                    sessions = await pool.open(Task(name, "pick_and_place_simple", ""), 13)
-                    states = await asyncio.gather(*[play(s, games[name]["walkthrough"][0]) for s in sessions])
-                    assert len({state.observation for state in states}) == 1
-                    for s in sessions:
-                        await s.close()
-                    if i == 9:
-                        early = resident(pool)
-                assert resident(pool) < early + (8 << 20)
-            finally:
-                await pool.close()
-
-        run(test)
-
-
-def resident(pool: EnvironmentPool) -> int:
-    """Bytes of resident memory of the pool's workers."""
-    return sum(psutil.Process(pid).memory_info().rss for pid in workers_of(pool))
