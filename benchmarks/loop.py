@@ -2,8 +2,9 @@
 
     python benchmarks/loop.py [RECIPE] [key=value ...] [--updates 6]
 
-The learning rate is set to nearly zero, so that both arms stay at the starting policy and play the very same episodes: what differs is the world-model
-rows alone. The first update of each arm is not counted (caches). Ratios are medians over pairs of updates; machines are noisy, seconds are not portable.
+The learning rate is set to nearly zero, so that both arms stay at the starting policy and play the very same episodes: what differs is the
+world-model rows alone. The first update of each arm is not counted (caches). Ratios are medians over pairs of updates; machines are noisy, and
+seconds are not portable.
 """
 
 from __future__ import annotations

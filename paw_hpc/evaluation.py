@@ -14,6 +14,7 @@ from paw_hpc.errors import UserError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.policy import checkpoint
+from paw_hpc.policy.loading import WARM_START
 from paw_hpc.recipe import ModelSection, Recipe, load_recipe
 from paw_hpc.results import EvaluatedEpisode, EvaluationResult, write_evaluation
 from paw_hpc.statistics import Interval, ratio_interval
@@ -127,7 +128,7 @@ def evaluate_path(
     The result is written to `out`, or to the run directory when the target is one.
     """
     run = RunDirectory(target)
-    folder_recipe = Path(target) / "recipe.yaml"
+    folder_recipe = (WARM_START if target == "warm-start" else Path(target)) / "recipe.yaml"
     is_run = run.exists and run.checkpoints.is_dir()
     if is_run:
         recipe = run.recipe()

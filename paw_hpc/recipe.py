@@ -218,6 +218,9 @@ class WarmStartSection(Section):
     """One episode per game and value: the probability that the expert searches where the walkthrough goes, else in an unvisited place."""
     detour: Fraction = 0.1
     """In every second episode, the share of steps in which a random admissible command is played; the expert's own command is what is cloned."""
+    fumble: Fraction = 0.2
+    """Share of states before which a command that is not admissible is inserted into the history: it changes nothing, and the expert goes on. A
+    policy that never saw one repeats it for ever."""
     max_steps: PositiveInt = 40
     steps: PositiveInt = 2500
     """Optimizer steps."""

@@ -7,6 +7,7 @@ compact prompt. Expert play is cached by content; no validation game is touched.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -148,7 +149,9 @@ def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _samples(transcripts: Sequence[dict[str, Any]], chat: ChatFormat, recipe: Recipe) -> Iterator[Sample]:
     ends: dict[str, Ids] = {}
+    said = sorted({step["label"] for transcript in transcripts for step in transcript["steps"]})
     for number, transcript in enumerate(transcripts):
+        rng = generator(recipe.seed, "fumble", number)
         task = Task(transcript["task_id"], transcript["task_type"], "")
         view = AlfworldView(task, style=recipe.env.prompt, history=recipe.env.history, seed=derive_seed(recipe.seed, "clone-view", number))
         before = None
@@ -158,6 +161,9 @@ def _samples(transcripts: Sequence[dict[str, Any]], chat: ChatFormat, recipe: Re
                 view.start(state)
             else:
                 view.observe(before, state)
+            wrong = said[int(rng.integers(len(said)))]
+            if rng.random() < recipe.warm_start.fumble and wrong not in state.admissible:
+                view.observe(wrong, dataclasses.replace(state, observation=NOTHING))
             before = step["played"]
             if step["label"] not in ends:
                 ends[step["label"]] = chat.answer(step["label"])
