@@ -8,9 +8,11 @@ from typing import Self
 
 import numpy as np
 import torch
+from transformers import PreTrainedConfig
 
 from paw_hpc.envs.alfworld.benchmark import Alfworld
 from paw_hpc.envs.base import Task
+from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Group, Pool, Scores
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.recipe import Recipe
@@ -34,6 +36,7 @@ class Machinery:
         self.benchmark = Alfworld(recipe.env)
         self.policy = HuggingFacePolicy(recipe)
         self.chat = ChatFormat(self.policy.tokenizer)
+        _check_context(recipe, self.policy.model.config)
         self.engine = LocalEngine(self.policy.model, self.policy.tokenizer, recipe.rollout)
         self.publisher: Publisher = LivePublisher(self.engine)
 
@@ -76,3 +79,15 @@ class Machinery:
             entropy=torch.from_numpy(np.concatenate(entropy)),
         )
         return self.policy.complete_scores(scores, pool)
+
+
+def _check_context(recipe: Recipe, config: PreTrainedConfig) -> None:
+    """Raises RecipeError where the longest transition that the recipe allows would not fit the model."""
+    context = getattr(config, "max_position_embeddings", None)
+    rollout, observed = recipe.rollout, recipe.wm.max_observation_tokens if recipe.wm.enabled else 0
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens + observed
+    if context is not None and longest > context:
+        raise RecipeError(
+            f"rollout.max_prompt_tokens: {rollout.max_prompt_tokens} + {rollout.max_response_tokens} of the response"
+            f" + {observed} of the observation are more than the model's context of {context} tokens"
+        )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paw_hpc.build import Machinery
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import TrainingError
+from paw_hpc.errors import TrainingError, UserError
 from paw_hpc.evaluation import evaluate, load_newest
 from paw_hpc.experience import Pool
 from paw_hpc.metrics import MetricsWriter, RunDirectory
@@ -96,6 +96,8 @@ def one_update(
     groups, stats = machinery.collect(tasks_of(tasks, recipe, update), recipe.rollout.group_size, update)
     clock.lap("collect")
     pool = Pool.from_groups(groups)
+    if not len(pool):
+        raise UserError(f"update {update}: the environments failed in every episode; see the messages above, or raise env.step_timeout_s")
     phase("scoring")
     scores = machinery.scores_of(pool, stats) if recipe.algorithm.old_logp == "rollout" else policy.score(pool)
     clock.lap("score")

@@ -31,7 +31,7 @@ from paw_hpc.data_paths import atomic_file, cache_dir
 from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.alfworld.prompt import NOTHING, AlfworldView, split_intro
 from paw_hpc.envs.alfworld.scenes import ROOMS
-from paw_hpc.envs.alfworld.tokenizer import save_tokenizer
+from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.errors import RecipeError
@@ -44,7 +44,7 @@ from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.seeding import derive_seed, generator
 
-HARVEST_VERSION = 1
+HARVEST_VERSION = 2
 """Part of the cache key: raise it when the expert or the transcript format changes."""
 _CHUNK_GAMES = 10
 
@@ -138,7 +138,7 @@ def _play(
 def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Every word that a player of these games meets, and the prompt's own."""
     yield "task: did: saw: > now: start can: ; ,"
-    yield NOTHING
+    yield from alfworld_texts()
     for room in ROOMS.values():  # generated games too are played with this tokenizer
         yield " ".join([*room.receptacles, *room.objects, *room.fixtures])
     for transcript in transcripts:
