@@ -1,7 +1,7 @@
 """What has to be decided before anything heavy is imported, whichever tests run.
 
-One thread per test process: tensors here are small, and threads that wait for each other on a shared machine cost far more than they save. And without a
-GPU the Triton kernels run in Triton's interpreter, which must be asked for before any library imports Triton.
+One thread per test process: tensors here are small, and threads that wait for each other on a shared machine cost far more than they save.
+And without a GPU the Triton kernels run in Triton's interpreter, which must be asked for before any library imports Triton.
 """
 
 import os
