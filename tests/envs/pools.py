@@ -20,6 +20,16 @@ FAKE = "tests.envs.fake_engine:FakeEngine"
 ME = psutil.Process()
 
 
+def children_of(process: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
+    """`process.children`, again where one of them ended while psutil was looking at it."""
+    for _ in range(20):
+        try:
+            return process.children(recursive=recursive)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            time.sleep(0.02)
+    return process.children(recursive=recursive)
+
+
 def task(name: str = "g", **how: Any) -> Task:
     return Task(name, "fake", json.dumps({"name": name, **how}))
 
@@ -41,7 +51,7 @@ async def started(**options: Any) -> AsyncIterator[EnvironmentPool]:
 def run(test: Callable[[], Awaitable[None]]) -> None:
     """Run an asynchronous test; whatever it leaves behind is an orphan."""
     asyncio.run(asyncio.wait_for(test(), 60))
-    assert gone(ME.children(recursive=True)) == []
+    assert gone(children_of(ME, recursive=True)) == []
 
 
 def gone(processes: Sequence[psutil.Process], within_s: float = 5.0) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ import pytest
 
 from paw_hpc.envs import pool as pool_module
 from paw_hpc.envs.base import EnvironmentFailure
-from tests.envs.pools import ME, ROOT, fake_pool, fields, gone, play, run, started, task, workers_of
+from tests.envs.pools import ME, ROOT, children_of, fake_pool, fields, gone, play, run, started, task, workers_of
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ class TestWorkers:
                 opened = await asyncio.gather(*[pool.open(task(f"g{i}"), 1) for i in range(8)])
                 assert {fields(await s.reset())[0] for [s] in opened} == {f"g{i}" for i in range(8)}
                 assert len(workers_of(pool)) == 2
-                assert sorted(p.pid for p in ME.children()) == sorted(workers_of(pool))
+                assert sorted(p.pid for p in children_of(ME)) == sorted(workers_of(pool))
 
         run(test)
 
@@ -117,7 +117,7 @@ class TestWorkers:
                     await asyncio.sleep(0.02)
                 assert pool._idle.qsize() == 2
                 # The members of cancelled calls were sent away, too.
-                assert await asyncio.to_thread(gone, [p for p in ME.children(recursive=True) if p.pid not in before]) == []
+                assert await asyncio.to_thread(gone, [p for p in children_of(ME, recursive=True) if p.pid not in before]) == []
 
         run(test)
 
@@ -180,7 +180,7 @@ class TestWorkers:
             async with started() as pool:
                 [session] = await pool.open(task(), 1)
                 await session.reset()
-                for process in ME.children(recursive=True):
+                for process in children_of(ME, recursive=True):
                     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                         process.send_signal(number)
                 await asyncio.sleep(0.1)
@@ -225,8 +225,8 @@ class TestFailures:
                 await pool.open(task(), 1)
                 hanging = asyncio.create_task(pool.open(task("h", load="never"), 1))
                 await asyncio.sleep(0.25)
-                [worker] = [p for p in ME.children() if p.pid in workers_of(pool)]
-                processes = worker.children(recursive=True)
+                [worker] = [p for p in children_of(ME) if p.pid in workers_of(pool)]
+                processes = children_of(worker, recursive=True)
                 with pytest.raises(EnvironmentFailure):
                     await hanging
                 assert len(processes) == 3
@@ -257,7 +257,7 @@ class TestFailures:
             hung = asyncio.create_task(sessions[0].step("hang"))
             loading = asyncio.create_task(pool.open(task("l", load="never"), 1))
             await asyncio.sleep(0.3)
-            assert len(ME.children(recursive=True)) == 6  # worker, two games, three episodes
+            assert len(children_of(ME, recursive=True)) == 6  # worker, two games, three episodes
             start = time.monotonic()
             await pool.close()
             assert time.monotonic() - start < 2
@@ -314,7 +314,7 @@ def test_nothing_outlives_a_trainer_that_was_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, cwd=ROOT) as trainer:
         try:
             assert trainer.stdout is not None and trainer.stdout.readline() == b"playing\n"
-            children = psutil.Process(trainer.pid).children(recursive=True)
+            children = children_of(psutil.Process(trainer.pid), recursive=True)
         finally:
             trainer.kill()
     assert len(children) == 6  # two workers, two games, two episodes

@@ -9,7 +9,7 @@ import pytest
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.pool import EnvironmentPool
-from tests.envs.pools import ME, ROOT, play, resident, run, started, task
+from tests.envs.pools import ME, ROOT, children_of, play, resident, run, started, task
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,9 @@ class TestMemory:
                     for s in sessions:
                         await s.close()
                     if i == 4:
-                        early, few = resident(pool), len(ME.children(recursive=True))
+                        early, few = resident(pool), len(children_of(ME, recursive=True))
                 assert resident(pool) < early + (4 << 20)
-                assert len(ME.children(recursive=True)) <= few + 3
+                assert len(children_of(ME, recursive=True)) <= few + 3
 
         run(test)
 
