@@ -54,10 +54,10 @@ def run(recipe_path: str | Path, overrides: Sequence[str], directory: Path) -> b
             write_evaluation(directory / arm, evaluation.result)
     report = write_report([directory / arm for arm in ARMS], directory / "report")
     print_report(report)
-    minutes, peak = (time.perf_counter() - started) / 60, psutil.Process().memory_info().rss / 2**30
+    minutes, resident = (time.perf_counter() - started) / 60, psutil.Process().memory_info().rss / 2**30
     Console().print(
         f"Observation CE is measured on the same transitions for every row: those that the warm start played on the panel.\n"
-        f"{minutes:.1f} minutes, {peak:.1f} GiB at the end. Curves: {report.figures[0]}",
+        f"{minutes:.1f} minutes, {resident:.1f} GiB in the trainer at the end. Curves: {report.figures[0]}",
         highlight=False,
         soft_wrap=True,
     )
