@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "a C++ compiler is missing (Fast Downward is compiled); for example: apt-get install g++" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,megatron,dev]"
 	@touch $@
 
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (about ten minutes)
