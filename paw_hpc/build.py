@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from paw_hpc.envs.alfworld.benchmark import Alfworld
 from paw_hpc.envs.base import Task
+from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Group, Pool, Scores
 from paw_hpc.policy.huggingface import HuggingFacePolicy
@@ -33,7 +33,7 @@ class Machinery:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe, self._runner = recipe, runner
-        self.benchmark = Alfworld(recipe.env)
+        self.benchmark = make_benchmark(recipe.env)
         self.policy = HuggingFacePolicy(recipe)
         self.chat = ChatFormat(self.policy.tokenizer)
         _check_context(recipe, self.policy.model.config)

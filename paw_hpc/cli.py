@@ -84,7 +84,7 @@ def train(
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory (its latest checkpoint), or a model folder or hub name.")],
-    panel: Annotated[str, typer.Option(help="valid_seen, valid_unseen, valid_train, or PANEL:N@SEED for a seeded part.")],
+    panel: Annotated[str, typer.Option(help="A panel of the benchmark (valid_seen, test, nq, ...), or PANEL:N@SEED for a seeded part.")],
     repeats: Annotated[int, typer.Option(min=1, help="Episodes per game.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature; default: the recipe's eval.temperature.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Environment processes; default: the recipe's.")] = None,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paw_hpc.build import Machinery
-from paw_hpc.envs.panels import panel as find_panel
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.metrics import RunDirectory
@@ -58,7 +57,7 @@ def evaluate(
     Raises:
         UserError: the environments broke every episode.
     """
-    chosen = find_panel(panel or recipe.eval.panel, recipe.env.task_types, recipe.env.games)
+    chosen = machinery.benchmark.panel(panel or recipe.eval.panel)
     temperature = recipe.eval.temperature if temperature is None else temperature
     repeats, start, groups = repeats or recipe.eval.repeats, time.perf_counter(), []
     # As many games at once as the engine batches: the slices depend on the recipe alone, and so do the numbers.

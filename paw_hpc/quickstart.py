@@ -14,7 +14,7 @@ from rich.console import Console
 
 from paw_hpc import loop
 from paw_hpc.build import Machinery
-from paw_hpc.envs.panels import panel as find_panel
+from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.errors import RecipeError
 from paw_hpc.evaluation import Evaluation, evaluate, load_newest
 from paw_hpc.metrics import RunDirectory
@@ -39,7 +39,7 @@ def run(recipe_path: str | Path, overrides: Sequence[str], directory: Path) -> b
     def say(text: str) -> None:
         console.print(f"quickstart  {text}", highlight=False, soft_wrap=True)
 
-    judged = find_panel(recipe.eval.panel, recipe.env.task_types, recipe.env.games)
+    judged = make_benchmark(recipe.env).panel(recipe.eval.panel)
     say(f"warm start on {judged.name} ({len(judged.tasks)} games never trained on, {recipe.eval.repeats} episode(s) each)")
     start = _judge(recipe, None, None)
     say(f"warm start: success {start.result.success:.1%}")

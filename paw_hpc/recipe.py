@@ -7,6 +7,7 @@ and what would be right.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,25 @@ TaskType = Literal[
     "pick_two_obj_and_place",
 ]
 
+BenchmarkName = Literal["alfworld", "webshop", "search"]
+PANELS: dict[str, tuple[str, ...]] = {
+    "alfworld": ("valid_seen", "valid_unseen", "valid_train"),
+    "webshop": ("test", "valid", "train"),
+    "search": ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"),
+}
+"""What each benchmark's policies are judged on; the first is the default of `eval.panel`."""
+_PART = re.compile(r"(?::(?P<count>[1-9]\d*)@(?P<seed>\d+))?")
+
+
+def split_panel_name(name: str, benchmark: str = "alfworld") -> tuple[str, int | None, int]:
+    """`valid_seen:40@0` -> (split, number of tasks or None for all, seed). Raises ValueError for what is no panel of this benchmark."""
+    known = PANELS[benchmark]
+    split, colon, part = name.partition(":")
+    match = _PART.fullmatch(colon + part)
+    if split not in known or match is None:
+        raise ValueError(f"no such panel; one of {', '.join(known)}, or PANEL:N@SEED such as {known[0]}:40@0")
+    return split, int(match["count"]) if match["count"] else None, int(match["seed"] or 0)
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen, defaults are checked too."""
@@ -52,15 +72,35 @@ class Section(BaseModel):
         return value
 
 
+class WebshopSection(Section):
+    """What is WebShop's own (env.name: webshop)."""
+
+    catalogue: Literal["auto", "small", "full", "generated"] = "auto"
+    """small: the 1000-product set; full: all 1.18M products; generated: a synthetic catalogue in the same schema; auto: the largest at hand."""
+    goals: Literal["synthetic", "human"] = "synthetic"
+    """Instructions made from attributes and options, or those that people wrote."""
+    tagger: Literal["auto", "spacy", "textblob"] = "auto"
+    """Finds the nouns of a title for the reward. auto: spaCy with an English model where both are installed, else TextBlob; the run says which."""
+    num_products: PositiveInt | None = None
+    """Cut the catalogue after this many products; none: all of it."""
+
+
+class SearchSection(Section):
+    """What is search QA's own (env.name: search)."""
+
+
 class EnvSection(Section):
     """The benchmark and its protocol (paper, App. A.1)."""
 
-    name: Literal["alfworld"] = "alfworld"
+    name: BenchmarkName = "alfworld"
     games: Literal["auto", "official", "generated"] = "auto"
-    """auto: the official games where they are at hand, else generated ones; the run says which."""
+    """ALFWorld. auto: the official games where they are at hand, else generated ones; the run says which."""
     task_types: Annotated[tuple[TaskType, ...], Field(min_length=1)] = TASK_TYPES  # type: ignore[assignment]
+    """ALFWorld."""
+    webshop: WebshopSection = WebshopSection()
+    search: SearchSection = SearchSection()
     train_games: PositiveInt | None = None
-    """Use only this many training games (a seeded choice over the sorted list); none: all of them."""
+    """Use only this many training tasks (a seeded choice over the sorted list); none: all of them."""
     max_steps: PositiveInt = 50
     history: Annotated[int, Field(ge=0)] = 2
     """Earlier (observation, action) pairs in the prompt."""
@@ -71,8 +111,16 @@ class EnvSection(Section):
     invalid_penalty: NonNegative = 0.1
     """Subtracted from the reward of a step whose action was malformed or not admissible; lambda never sees it."""
     workers: PositiveInt = 2
-    """Processes that load games; each episode then lives in a fork of its own."""
+    """ALFWorld: processes that load games; each episode then lives in a fork of its own."""
     step_timeout_s: PositiveFloat = 120.0
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> EnvSection:
+        owners = {"games": "alfworld", "task_types": "alfworld", "webshop": "webshop", "search": "search"}
+        for key, owner in owners.items():
+            if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: a key of {owner}, and name is {self.name}; leave it out")
+        return self
 
 
 class TinyModel(Section):
@@ -195,8 +243,8 @@ class OptimizerSection(Section):
 class EvalSection(Section):
     """Evaluation while training, on a fixed panel."""
 
-    panel: Annotated[str, Field(pattern=r"^(valid_seen|valid_unseen|valid_train)(:[1-9]\d*@\d+)?$")] = "valid_seen"
-    """valid_seen, valid_unseen, valid_train, or PANEL:N@SEED for a seeded sub-panel of N games."""
+    panel: str = "valid_seen"
+    """A panel of the benchmark (see PANELS; default: its first), or PANEL:N@SEED for a seeded sub-panel of N tasks."""
     every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: never while training."""
     temperature: NonNegative = 0.4
@@ -248,9 +296,22 @@ class Recipe(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     warm_start: WarmStartSection = WarmStartSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_panel(cls, data: Any) -> Any:
+        env, chosen = (data.get("env"), data.get("eval")) if isinstance(data, dict) else (None, None)
+        name = env.get("name") if isinstance(env, dict) else getattr(env, "name", None)
+        if name in PANELS and (chosen is None or (isinstance(chosen, dict) and "panel" not in chosen)):
+            return {**data, "eval": {**(chosen or {}), "panel": PANELS[name][0]}}
+        return data
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         a, r, m = self.algorithm, self.rollout, self.model
+        try:
+            split_panel_name(self.eval.panel, self.env.name)
+        except ValueError as error:
+            raise ValueError(f"eval.panel: {error}, got {self.eval.panel!r}") from None
         if r.group_size == 1 and a.name in ("grpo", "gigpo", "rloo"):
             raise ValueError(f"rollout.group_size: 1 leaves {a.name} without a baseline; use at least 2, or algorithm.name=ppo")
         if (m.path is None) == (m.tiny is None):

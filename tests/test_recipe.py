@@ -9,7 +9,7 @@ import pytest
 
 from paw_hpc.envs.panels import parse_name
 from paw_hpc.errors import DataError, RecipeError
-from paw_hpc.recipe import TASK_TYPES, EnvSection, Recipe, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe import PANELS, TASK_TYPES, EnvSection, Recipe, dump_recipe, load_recipe, parse_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 MODEL = "model: {path: some/model}\n"
@@ -111,7 +111,7 @@ class TestRefusals:
             ("env.success_reward=.nan", "env.success_reward: Input should be a finite number, got nan"),
             ("env=5", "env: Input should be a valid dictionary"),
             ("name=a/b", "name: String should match pattern"),
-            ("eval.panel=valid", "eval.panel: String should match pattern"),
+            ("eval.panel=valid", "eval.panel: no such panel; one of valid_seen, "),
         ],
     )
     def test_wrong_values(self, tmp_path: Path, override: str, said: str) -> None:
@@ -234,3 +234,23 @@ class TestRoundTrip:
             }
         )
         assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+class TestBenchmarks:
+    def test_each_has_its_own_panels_and_a_default_among_them(self) -> None:
+        chosen = {name: parse_recipe({"model": {"path": "p"}, "env": {"name": name}}).eval.panel for name in PANELS}
+        assert chosen == {"alfworld": "valid_seen", "webshop": "test", "search": PANELS["search"][0]}
+        assert (
+            parse_recipe({"model": {"path": "p"}, "env": {"name": "webshop"}, "eval": {"panel": "train:5@1", "every": 2}}).eval.panel == "train:5@1"
+        )
+
+    @pytest.mark.parametrize(
+        ("benchmark", "panel"), [("webshop", "valid_seen"), ("alfworld", "test"), ("search", "test:3@0"), ("webshop", "test:0@1")]
+    )
+    def test_refuse_the_panels_of_others(self, benchmark: str, panel: str) -> None:
+        with pytest.raises(RecipeError, match=f"eval.panel: no such panel; one of {PANELS[benchmark][0]}, .*got '{panel}'"):
+            parse_recipe({"model": {"path": "p"}, "env": {"name": benchmark}, "eval": {"panel": panel}})
+
+    def test_refuse_the_keys_of_others(self) -> None:
+        with pytest.raises(RecipeError, match="env: games: a key of alfworld, and name is webshop"):
+            parse_recipe({"model": {"path": "p"}, "env": {"name": "webshop", "games": "official"}})

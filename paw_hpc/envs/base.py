@@ -21,6 +21,15 @@ class Task:
 
 
 @dataclass(slots=True, frozen=True)
+class Panel:
+    """A fixed list of tasks, sorted by id. `name` says split, part, restriction and kind of data; `checksum` covers ids and contents."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    checksum: str
+
+
+@dataclass(slots=True, frozen=True)
 class EnvironmentState:
     """What the environment says after a reset or a step."""
 
@@ -75,10 +84,19 @@ class AgentView(Protocol):
 
 
 class Benchmark(Protocol):
-    """A benchmark package."""
+    """A benchmark package. Constructing one is cheap and reads no data; `paw_hpc.envs.benchmarks.make_benchmark` chooses it."""
+
+    @property
+    def source(self) -> str:
+        """What is played (official or generated data, and what the run should be judged by knowing), for the log."""
+        ...
 
     def tasks(self, split: str) -> list[Task]:
         """All tasks of a split, in one global order that no machine changes."""
+        ...
+
+    def panel(self, name: str) -> Panel:
+        """The panel of a name (see `paw_hpc.recipe.PANELS`), or of PANEL:N@SEED. Raises DataError."""
         ...
 
     def view(self, task: Task, seed: int) -> AgentView: ...

@@ -10,6 +10,7 @@ import pytest
 
 from paw_hpc.envs import panels
 from paw_hpc.envs.alfworld import games, generate, official
+from paw_hpc.envs.alfworld.panels import panel as alfworld_panel
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.sampling import proportional_shares
 from paw_hpc.errors import DataError
@@ -33,22 +34,22 @@ SOME = [
 class TestOfficialPanels:
     @pytest.mark.parametrize(("name", "size"), [("valid_seen", 140), ("valid_unseen", 134), ("valid_train", 200)])
     def test_whole_splits(self, name: str, size: int) -> None:
-        panel = panels.panel(name)
+        panel = alfworld_panel(name)
         assert panel.name == name
         assert len(panel.tasks) == len({task.task_id for task in panel.tasks}) == size
         assert panel.checksum == games.OFFICIAL_CHECKSUMS[name]
 
     def test_a_part_is_the_same_for_ever(self) -> None:
         """Literal ids: any machine, Python and release of this project must choose these."""
-        panel = panels.panel("valid_unseen:6@7")
+        panel = alfworld_panel("valid_unseen:6@7")
         assert [task.task_id for task in panel.tasks] == EXPECTED_PART
         assert panel.checksum == EXPECTED_PART_CHECKSUM
 
     def test_a_restricted_panel_says_so(self) -> None:
-        panel = panels.panel("valid_seen:20@0", ("look_at_obj_in_light", "pick_and_place_simple"))
+        panel = alfworld_panel("valid_seen:20@0", ("look_at_obj_in_light", "pick_and_place_simple"))
         assert panel.name == "valid_seen:20@0 [pick_and_place_simple, look_at_obj_in_light]"
         assert Counter(task.task_type for task in panel.tasks) == {"pick_and_place_simple": 15, "look_at_obj_in_light": 5}
-        assert panel.checksum != panels.panel("valid_seen:20@0").checksum
+        assert panel.checksum != alfworld_panel("valid_seen:20@0").checksum
 
     @pytest.mark.parametrize("damage", ["a game missing", "a game changed"])
     def test_a_wrong_or_partial_download_is_refused(self, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +62,7 @@ class TestOfficialPanels:
         monkeypatch.setattr(official.Origin, "fingerprint", lambda self: "damaged")
         monkeypatch.setenv("PAW_CACHE", str(tmp_path))
         with pytest.raises(DataError, match=r"panel valid_unseen: the 13[34] games at hand are not the 134 .*paw data alfworld verify"):
-            panels.panel("valid_unseen:10@0")
+            alfworld_panel("valid_unseen:10@0")
 
 
 class TestSubPanels:
@@ -104,14 +105,14 @@ class TestSubPanels:
 @pytest.mark.parametrize("name", ["train", "valid_seen:0@1", "valid_seen:10", "valid_seen@3", "", "valid_seen:ten@0", "valid_seen:5@-1"])
 def test_an_unknown_panel_is_refused(name: str) -> None:
     with pytest.raises(DataError, match=r"no such panel; one of valid_seen, valid_unseen, valid_train, or PANEL:N@SEED"):
-        panels.panel(name)
+        alfworld_panel(name)
 
 
 def test_generated_games_make_panels_where_there_are_no_official_ones(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(generate.DEFAULT_COUNTS, "valid_unseen", dict.fromkeys(TASK_TYPES, 2))
     monkeypatch.setattr(generate, "prove", lambda game: None)
     monkeypatch.setattr(generate, "_default_workers", lambda: 0)
-    panel = panels.panel("valid_unseen:4@0", ("pick_and_place_simple", "look_at_obj_in_light"))
+    panel = alfworld_panel("valid_unseen:4@0", ("pick_and_place_simple", "look_at_obj_in_light"))
     assert panel.name == "generated valid_unseen:4@0 [pick_and_place_simple, look_at_obj_in_light]"
     assert Counter(task.task_type for task in panel.tasks) == {"pick_and_place_simple": 2, "look_at_obj_in_light": 2}
     assert all(task.task_id.startswith("generated-valid_unseen/") for task in panel.tasks)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paw_hpc.envs.alfworld import games
+from paw_hpc.envs.alfworld import games, panels
 from paw_hpc.envs.alfworld.prompt import AlfworldView
-from paw_hpc.envs.base import Session, Task
+from paw_hpc.envs.base import Panel, Session, Task
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.envs.pool import EnvironmentPool
 from paw_hpc.recipe import EnvSection
@@ -38,6 +38,9 @@ class Alfworld:
         if split == "train" and self._env.train_games is not None and self._env.train_games < len(listed):
             return sub_panel(listed, self._env.train_games, seed=0, name="env.train_games")
         return listed
+
+    def panel(self, name: str) -> Panel:
+        return panels.panel(name, self._env.task_types, self._env.games)
 
     def view(self, task: Task, seed: int) -> AlfworldView:
         return AlfworldView(task, style=self._env.prompt, history=self._env.history, seed=seed)
