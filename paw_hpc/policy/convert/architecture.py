@@ -1,0 +1,132 @@
+"""What a Hugging Face configuration says of a model that Megatron can train, or why it cannot.
+
+Known: the dense decoder-only families below, which share one block (RMSNorm, rotary grouped-query attention, gated SiLU feed-forward) and differ in
+biases of the attention inputs, norms of query and key, tied embeddings and the scaling of rotary frequencies.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from paw_hpc.errors import CheckpointError
+
+KNOWN = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+"""`model_type` of a configuration -> its causal language model in `transformers`. Qwen2.5 is qwen2; Llama 3.x is llama."""
+_LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The only values that Megatron-core's rotary embedding can scale with (they are constants there); the factor is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model's shape, family differences included. Sizes are of the whole model, not of a rank's share."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_hidden: int
+    vocabulary: int
+    """Rows of the embedding in the Hugging Face layout (no padding for tensor parallelism)."""
+    tied: bool
+    """The output layer is the embedding."""
+    qkv_bias: bool
+    qk_norm: bool
+    norm_eps: float
+    rope_theta: float
+    rope_scaling_factor: float | None
+    """Llama 3's frequency-dependent scaling; None: plain rotary embedding."""
+    max_positions: int
+
+    def transformer_fields(self) -> dict[str, Any]:
+        """Fields of `megatron.core.transformer.TransformerConfig` that the checkpoint decides (layout, precision and fusions are the caller's)."""
+        return {
+            "num_layers": self.layers,
+            "hidden_size": self.hidden,
+            "ffn_hidden_size": self.ffn_hidden,
+            "num_attention_heads": self.heads,
+            "num_query_groups": self.kv_heads,
+            "kv_channels": self.head_dim,
+            "add_bias_linear": False,
+            "add_qkv_bias": self.qkv_bias,
+            "qk_layernorm": self.qk_norm,
+            "normalization": "RMSNorm",
+            "layernorm_epsilon": self.norm_eps,
+            "gated_linear_unit": True,
+        }
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of `megatron.core.models.gpt.GPTModel` that the checkpoint decides (the padded vocabulary size is the layout's)."""
+        return {
+            "max_sequence_length": self.max_positions,
+            "share_embeddings_and_output_weights": self.tied,
+            "position_embedding_type": "rope",
+            "rotary_percent": 1.0,
+            "rotary_base": self.rope_theta,
+            "rope_scaling": self.rope_scaling_factor is not None,
+            "rope_scaling_factor": self.rope_scaling_factor or 1.0,
+        }
+
+
+def read_architecture(folder: Path) -> tuple[Architecture, PreTrainedConfig]:
+    """Of a Hugging Face folder. Raises CheckpointError for anything else, naming a model that is not known and those that are."""
+    try:
+        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: not a Hugging Face folder: its config.json cannot be read ({error})") from None
+    if model_type not in KNOWN:
+        raise CheckpointError(f"{folder}/config.json: model_type '{model_type}' cannot be trained with Megatron; known: {', '.join(KNOWN)}")
+    config = AutoConfig.from_pretrained(folder)
+    try:
+        return architecture_of(config), config
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}/config.json: {error}") from None
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """Of a configuration of `transformers`. Raises CheckpointError, naming the field, for anything that would change the mathematics unnoticed."""
+    model_type = config.model_type
+    if model_type not in KNOWN:
+        raise CheckpointError(f"model_type '{model_type}' cannot be trained with Megatron; known: {', '.join(KNOWN)}")
+    for field, plain in (("attention_bias", False), ("mlp_bias", False), ("use_sliding_window", False), ("hidden_act", "silu")):
+        if getattr(config, field, plain) != plain:
+            raise CheckpointError(f"{field}: {getattr(config, field)!r} of a {model_type} model is not supported with Megatron, only {plain!r}")
+    heads = config.num_attention_heads
+    theta, factor = _rotary(config)
+    return Architecture(
+        model_type=model_type,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=heads,
+        kv_heads=config.num_key_value_heads or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        ffn_hidden=config.intermediate_size,
+        vocabulary=config.vocab_size,
+        tied=bool(config.tie_word_embeddings),
+        qkv_bias=model_type == "qwen2",
+        qk_norm=model_type == "qwen3",
+        norm_eps=config.rms_norm_eps,
+        rope_theta=theta,
+        rope_scaling_factor=factor,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _rotary(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """(base, Llama 3's factor or None)."""
+    rope = dict(config.rope_parameters or {})
+    kind, theta = rope.get("rope_type", "default"), float(rope.get("rope_theta", 10_000.0))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise CheckpointError(f"rope_parameters: rope_type '{kind}' is not supported with Megatron; known: default, llama3")
+    for field, only in _LLAMA3_SCALING.items():
+        if rope.get(field) != only:
+            raise CheckpointError(f"rope_parameters: {field} {rope.get(field)} is not supported with Megatron, only {only:g}")
+    return theta, float(rope["factor"])
