@@ -240,6 +240,42 @@ class OptimizerSection(Section):
     max_tokens_per_micro_batch: PositiveInt = 16384
 
 
+class PolicySection(Section):
+    """What trains the policy."""
+
+    backend: Literal["huggingface", "megatron"] = "huggingface"
+    """huggingface: one process, CPU or one GPU; megatron: many processes, laid out by the section `megatron`."""
+
+
+class MegatronSection(Section):
+    """How processes share the model (`policy.backend: megatron`). It changes what an update costs, not what it computes."""
+
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    virtual_pipeline: PositiveInt | None = None
+    """Model chunks per pipeline rank (interleaved schedule); none: one."""
+    context_parallel: PositiveInt = 1
+    """Ranks that share the tokens of a sample (needs Transformer Engine)."""
+    data_parallel: PositiveInt | None = None
+    """Replicas; none: as many as the started processes make up, and one where `paw train` starts the processes itself."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks, too."""
+    distributed_optimizer: bool = True
+    """Shard optimizer states over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: those of attention, or of whole layers."""
+    recompute_layers: PositiveInt = 1
+    """Layers per recomputed block (`recompute: full`)."""
+    layers: Literal["auto", "local", "transformer_engine"] = "auto"
+    """Whose layers: auto takes Transformer Engine's where it is installed, else Megatron-core's own with PyTorch's attention."""
+    reference_on_cpu: bool = True
+    """Keep the reference policy in CPU memory between uses."""
+    timeout_s: PositiveFloat = 1800.0
+    """A collective that waits longer than this ends the run."""
+
+
 class EvalSection(Section):
     """Evaluation while training, on a fixed panel."""
 
@@ -292,6 +328,8 @@ class Recipe(Section):
     algorithm: AlgorithmSection = AlgorithmSection()
     wm: WorldModelSection = WorldModelSection()
     optimizer: OptimizerSection = OptimizerSection()
+    policy: PolicySection = PolicySection()
+    megatron: MegatronSection = MegatronSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     warm_start: WarmStartSection = WarmStartSection()
@@ -324,6 +362,13 @@ class Recipe(Section):
             raise ValueError("env.success_reward: the reward-adaptive coefficient needs R_max > 0")
         if a.old_logp == "rollout" and r.engine != "local":
             raise ValueError("algorithm.old_logp: 'rollout' needs rollout.engine=local, whose log-probs are the trainer's own; use 'recompute'")
+        p = self.megatron
+        if p.sequence_parallel and p.tensor_parallel == 1:
+            raise ValueError("megatron.sequence_parallel: it splits over the tensor-parallel ranks, of which there is one; raise tensor_parallel")
+        if p.virtual_pipeline is not None and p.pipeline_parallel == 1:
+            raise ValueError("megatron.virtual_pipeline: it needs pipeline_parallel of at least 2")
+        if p.overlap_param_gather and not (p.distributed_optimizer and p.overlap_grad_reduce):
+            raise ValueError("megatron.overlap_param_gather: it needs distributed_optimizer and overlap_grad_reduce")
         if a.dual_clip is not None and a.dual_clip <= 1.0:
             raise ValueError(f"algorithm.dual_clip: {a.dual_clip} must exceed 1 (or be null)")
         return self
