@@ -17,8 +17,8 @@ from paw_hpc.errors import CheckpointError
 
 KNOWN = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 """`model_type` of a configuration -> its causal language model in `transformers`. Qwen2.5 is qwen2; Llama 3.x is llama."""
-_LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""The only values that Megatron-core's rotary embedding can scale with (they are constants there); the factor is free."""
+_ROTARY = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary frequencies that are fixed before a sequence is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,6 @@ class Architecture:
     qkv_bias: bool
     qk_norm: bool
     norm_eps: float
-    rope_theta: float
-    rope_scaling_factor: float | None
-    """Llama 3's frequency-dependent scaling; None: plain rotary embedding."""
     max_positions: int
 
     def transformer_fields(self) -> dict[str, Any]:
@@ -59,18 +56,6 @@ class Architecture:
             "normalization": "RMSNorm",
             "layernorm_epsilon": self.norm_eps,
             "gated_linear_unit": True,
-        }
-
-    def model_arguments(self) -> dict[str, Any]:
-        """Arguments of `megatron.core.models.gpt.GPTModel` that the checkpoint decides (the padded vocabulary size is the layout's)."""
-        return {
-            "max_sequence_length": self.max_positions,
-            "share_embeddings_and_output_weights": self.tied,
-            "position_embedding_type": "rope",
-            "rotary_percent": 1.0,
-            "rotary_base": self.rope_theta,
-            "rope_scaling": self.rope_scaling_factor is not None,
-            "rope_scaling_factor": self.rope_scaling_factor or 1.0,
         }
 
 
@@ -98,7 +83,9 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         if getattr(config, field, plain) != plain:
             raise CheckpointError(f"{field}: {getattr(config, field)!r} of a {model_type} model is not supported with Megatron, only {plain!r}")
     heads = config.num_attention_heads
-    theta, factor = _rotary(config)
+    rotary = (config.rope_parameters or {}).get("rope_type", "default")
+    if rotary not in _ROTARY:
+        raise CheckpointError(f"rope_parameters: rope_type '{rotary}' is not supported with Megatron; known: {', '.join(_ROTARY)}")
     return Architecture(
         model_type=model_type,
         layers=config.num_hidden_layers,
@@ -112,21 +99,5 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         qkv_bias=model_type == "qwen2",
         qk_norm=model_type == "qwen3",
         norm_eps=config.rms_norm_eps,
-        rope_theta=theta,
-        rope_scaling_factor=factor,
         max_positions=config.max_position_embeddings,
     )
-
-
-def _rotary(config: PreTrainedConfig) -> tuple[float, float | None]:
-    """(base, Llama 3's factor or None)."""
-    rope = dict(config.rope_parameters or {})
-    kind, theta = rope.get("rope_type", "default"), float(rope.get("rope_theta", 10_000.0))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise CheckpointError(f"rope_parameters: rope_type '{kind}' is not supported with Megatron; known: default, llama3")
-    for field, only in _LLAMA3_SCALING.items():
-        if rope.get(field) != only:
-            raise CheckpointError(f"rope_parameters: {field} {rope.get(field)} is not supported with Megatron, only {only:g}")
-    return theta, float(rope["factor"])

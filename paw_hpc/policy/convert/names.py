@@ -104,15 +104,22 @@ def gate_and_up(layer: str) -> tuple[str, str]:
     return f"{layer}mlp.gate_proj.weight", f"{layer}mlp.up_proj.weight"
 
 
-def parameters(architecture: Architecture, layers: Sequence[int], *, first: bool, last: bool) -> set[str]:
-    """Names, in the local spec, of a model part with these layers; `first` and `last` say which ends of the pipeline it has."""
+def parameters(architecture: Architecture, layers: Sequence[int], *, first: bool, last: bool, output: bool = True) -> set[str]:
+    """Names, in the local spec, of a rank's model part.
+
+    Args:
+        layers: those that it has, from 0.
+        first, last: the ends of the pipeline that it has.
+        output: it is a language model, not a critic's backbone.
+    """
     leaves = [*list(_NORMS)[::2], "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight", "mlp.linear_fc1.weight"]
     leaves += ["mlp.linear_fc2.weight", *(["self_attention.linear_qkv.bias"] if architecture.qkv_bias else [])]
     leaves += list(_HEAD_NORMS) if architecture.qk_norm else []
     names = {f"decoder.layers.{layer}.{leaf}" for layer in layers for leaf in leaves}
     names |= {EMBEDDING} if first else set()
+    names |= {"decoder.final_layernorm.weight"} if last else set()
     # Tied models have an output weight of their own only where the embedding is on another stage.
-    return names | ({"decoder.final_layernorm.weight"} | ({OUTPUT} if not (architecture.tied and first) else set()) if last else set())
+    return names | ({OUTPUT} if output and last and not (architecture.tied and first) else set())
 
 
 def local_name(parameter: str) -> str:

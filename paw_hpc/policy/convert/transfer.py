@@ -22,6 +22,8 @@ from paw_hpc.policy.convert.names import EMBEDDING, OUTPUT, Share, hf_shapes, lo
 from paw_hpc.policy.megatron.layout import Layout
 
 BUCKET_BYTES = 256 << 20
+VALUE_HEAD = "value_head."
+"""Prefix of what a critic has in place of the output layer."""
 _ALIGNMENT = 16
 """Bytes; tensors of all dtypes lie in one buffer."""
 
@@ -120,9 +122,14 @@ def check_vocabulary(architecture: Architecture, tokenizer: PreTrainedTokenizerB
 
 
 def named_parameters(chunks: Sequence[nn.Module], layout: Layout, architecture: Architecture) -> dict[str, nn.Parameter]:
-    """This rank's parameters, named as in a whole model. Raises CheckpointError where they are not those that the architecture asks for."""
+    """This rank's parameters that a Hugging Face folder has (not a critic's value head), named as in a whole model.
+
+    Raises:
+        CheckpointError: they are not those that the architecture asks for.
+    """
     found: dict[str, nn.Parameter] = {}
     layers: list[int] = []
+    critic = False
     for chunk in chunks:
         model = unwrapped(chunk)
         numbers = [int(layer.layer_number) - 1 for layer in model.decoder.layers]  # type: ignore[union-attr]
@@ -131,8 +138,11 @@ def named_parameters(chunks: Sequence[nn.Module], layout: Layout, architecture: 
             if name.startswith("decoder.layers."):
                 _, _, index, leaf = name.split(".", 3)
                 name = f"decoder.layers.{numbers[int(index)]}.{leaf}"
-            found[name] = parameter
-    expected = parameters(architecture, layers, first=layout.first_stage, last=layout.last_stage)
+            if name.startswith(VALUE_HEAD):
+                critic = True
+            else:
+                found[name] = parameter
+    expected = parameters(architecture, layers, first=layout.first_stage, last=layout.last_stage, output=not critic)
     odd = sorted(expected ^ {local_name(name) for name in found})
     if odd:
         raise CheckpointError(f"the Megatron model and its configuration differ in {len(odd)} parameters, such as {odd[0]}")
