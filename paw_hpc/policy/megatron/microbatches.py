@@ -1,0 +1,84 @@
+"""A planned batch cut into micro-batches, balanced by tokens over data-parallel ranks, and what a micro-batch is on the device."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+
+import torch
+
+from paw_hpc.experience import Batch
+from paw_hpc.policy.megatron.attention import PackedSamples
+from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.policy.packed import Packing
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """One forward pass of one data-parallel replica."""
+
+    batch: Batch
+    """The real samples, on the device."""
+    row_index: torch.Tensor  # int64[R], each row's place in the batch that was cut; on the CPU
+    tokens: torch.Tensor  # int64[T], with what `padding` adds at the end
+    position_ids: torch.Tensor
+    samples: PackedSamples
+    padding: int
+    """Tokens that belong to no sample: what sequence parallelism needs to divide T, and the one token of a pass without samples."""
+
+
+def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int = 1) -> list[list[list[int]]]:
+    """Samples of each rank's micro-batches: [rank][micro-batch] -> samples.
+
+    Every rank gets the same number of micro-batches, a multiple of `multiple`, as few as hold the tokens; all of nearly the same number of tokens
+    (longest first, each to the emptiest). One holds more than `max_tokens` only where it is a single sample. A few samples may leave some empty. A
+    function of its arguments, so all ranks agree without a word.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True).tolist()
+    sizes = lengths.tolist()
+    count = max(1, math.ceil(sum(sizes) / (ranks * max_tokens)))
+    count = math.ceil(count / multiple) * multiple
+    while True:
+        bins = [(0, number) for number in range(ranks * count)]
+        content: list[list[int]] = [[] for _ in bins]
+        for sample in order:
+            filled, number = heapq.heappop(bins)
+            content[number].append(sample)
+            heapq.heappush(bins, (filled + sizes[sample], number))
+        if all(filled <= max_tokens or len(content[number]) == 1 for filled, number in bins):
+            return [content[rank::ranks] for rank in range(ranks)]
+        count += multiple
+
+
+def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.device) -> list[MicroBatch]:
+    """This replica's share of a batch (the same on all ranks of the replica).
+
+    Args:
+        batch: on the CPU, the same on all ranks.
+    """
+    # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages would stand idle anyway.
+    shares = partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
+    return [_micro_batch(batch, torch.tensor(samples, dtype=torch.long), layout, device) for samples in shares[layout.data_rank]]
+
+
+def _micro_batch(batch: Batch, samples: torch.Tensor, layout: Layout, device: torch.device) -> MicroBatch:
+    part = batch.take(samples)
+    divisor = layout.tensor if layout.sequence else 1
+    padding = -part.num_tokens % divisor if part.num_tokens else divisor
+    cu = part.cu_seqlens
+    tokens, position_ids = part.tokens, part.position_ids
+    if padding:
+        cu = torch.cat([cu, cu[-1:] + padding])
+        tokens = torch.cat([tokens, tokens.new_zeros(padding)])
+        position_ids = torch.cat([position_ids, torch.arange(padding)])
+    packing = Packing.of(cu, device)
+    packed = PackedSamples(
+        qkv_format="thd",
+        cu_seqlens_q=packing.cu_seqlens,
+        cu_seqlens_kv=packing.cu_seqlens,
+        max_seqlen_q=packing.max_length,
+        max_seqlen_kv=packing.max_length,
+        packing=packing,
+    )
+    return MicroBatch(part.to(device), batch.rows_of(samples), tokens.to(device), position_ids.to(device), packed, padding)
