@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
+SGLANG_VENV := .venv-sglang
+SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup run test check clean
+.PHONY: help setup setup-sglang run test check clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## The environment in .venv, with everything that runs and tests need
 
@@ -17,7 +19,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "a C++ compiler is missing (Fast Downward is compiled); for example: apt-get install g++" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,megatron,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,megatron,sglang,dev]"
+	@touch $@
+
+setup-sglang: $(SGLANG_STAMP)  ## SGLang's own environment in .venv-sglang: real servers on a CPU, also for tests (3.4 GB)
+
+$(SGLANG_STAMP): constraints-sglang.txt
+	$(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --no-deps --requirement constraints-sglang.txt
 	@touch $@
 
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (about ten minutes)
@@ -31,5 +41,5 @@ check: setup  ## Lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## Remove the environment (runs are kept)
-	rm -rf $(VENV)
+clean:  ## Remove the environments (runs are kept)
+	rm -rf $(VENV) $(SGLANG_VENV)
