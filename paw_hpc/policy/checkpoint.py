@@ -1,11 +1,7 @@
-"""Checkpoints that are whole or absent.
+"""Checkpoints of one process, whole or absent (see checkpoint_folder.py).
 
-    DIRECTORY/update_000030/state.pt          nested tensors, numbers and random states (torch.save, loadable with weights_only)
-    DIRECTORY/update_000030/manifest.json     format, update, meta, size and SHA-256 of state.pt
-
-Both are written and synced in a hidden folder, which is then renamed: a kill at any moment leaves the earlier checkpoints and at most a hidden folder
-that the next save removes. An update that is saved again (a signal right after a regular save) becomes `update_000030-2` before the first goes, so
-there is no moment without one.
+DIRECTORY/update_000030/state.pt          nested tensors, numbers and random states (torch.save, loadable with weights_only)
+DIRECTORY/update_000030/manifest.json
 """
 
 from __future__ import annotations
@@ -14,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,12 +19,11 @@ import numpy as np
 import torch
 
 from paw_hpc.errors import CheckpointError
-from paw_hpc.metrics import differing_keys
-from paw_hpc.recipe import Recipe, parse_recipe
-from paw_hpc.storage import storage_errors, sync_folder
+from paw_hpc.policy.checkpoint_folder import begin, check_content, check_recipe, checkpoints, commit, read_manifest, write_manifest
+from paw_hpc.recipe import Recipe
+from paw_hpc.storage import storage_errors
 
 FORMAT = "paw_hpc checkpoint 1"
-_NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
 _ARRAY = "__numpy__"
 _log = logging.getLogger(__name__)
 
@@ -56,25 +50,18 @@ def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Map
     plain = _encode(state, "state")
     described = json.dumps(meta)
     with storage_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        temporary = directory / f".update_{update:06d}.tmp"
+        temporary = begin(directory, update)
         try:
-            temporary.mkdir()
             _write_folder(temporary, update, plain, json.loads(described))
-            final = _free_name(directory, update)
-            os.replace(temporary, final)
-            sync_folder(directory)
+            return commit(temporary, update, keep)
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _prune(directory, final, keep)
-    return final
 
 
 def latest(directory: str | Path) -> Path | None:
     """The newest whole checkpoint, or None. A torn one is passed over with a logged warning that says what is wrong with it."""
-    for _, _, path in reversed(_checkpoints(Path(directory))):
+    for _, _, path in reversed(checkpoints(Path(directory))):
         try:
             _read_manifest(path)
         except CheckpointError as error:
@@ -97,11 +84,7 @@ def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any]
     manifest = _read_manifest(path)
     meta = manifest["meta"]
     if recipe is not None:
-        if "recipe" not in meta:
-            raise CheckpointError(f"{path}: does not say which recipe made it")
-        differing = differing_keys(parse_recipe(meta["recipe"], where=f"{path}/manifest.json"), recipe)
-        if differing:
-            raise CheckpointError(f"{path}: made by another recipe ({', '.join(differing)}); resume with its own recipe, or start with --fresh")
+        check_recipe(path, meta, recipe)
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours
@@ -121,11 +104,7 @@ def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[s
         raw.flush()
         os.fsync(raw.fileno())
     entry = {"bytes": file.written, "sha256": file.digest.hexdigest()}
-    with open(folder / "manifest.json", "w", encoding="utf-8") as text:
-        json.dump({"format": FORMAT, "update": update, "files": {"state.pt": entry}, "meta": meta}, text, indent=1)
-        text.flush()
-        os.fsync(text.fileno())
-    sync_folder(folder)
+    write_manifest(folder, FORMAT, update, {"state.pt": entry}, meta)
 
 
 class _HashedFile:
@@ -153,53 +132,11 @@ class _HashedFile:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, once every file has the size and checksum that it says."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{path}: has format {manifest['format']!r}, this version reads {FORMAT!r}")
-        files: dict[str, dict[str, Any]] = manifest["files"]
-        for name, entry in files.items():
-            size = (path / name).stat().st_size
-            if size != entry["bytes"]:
-                raise CheckpointError(f"{path}: torn: {name} has {size} bytes of {entry['bytes']}")
-            with open(path / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    raise CheckpointError(f"{path}: torn: {name} has the wrong checksum")
-        if not (isinstance(manifest["update"], int) and isinstance(manifest["meta"], dict) and "state.pt" in files):
-            raise TypeError
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing") from None
-    except (ValueError, KeyError, TypeError, NotADirectoryError):
-        raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: its manifest.json cannot be understood") from None
+    manifest = read_manifest(path, FORMAT)
+    check_content(path, manifest["files"])
+    if "state.pt" not in manifest["files"]:
+        raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: it holds no state.pt")
     return manifest
-
-
-def _checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
-    """(update, how many times it has been saved, folder), oldest first."""
-    named = [(match, path) for path in directory.glob("update_*") if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), int(match[2] or 1), path) for match, path in named)
-
-
-def _free_name(directory: Path, update: int) -> Path:
-    saved = max((count for other, count, _ in _checkpoints(directory) if other == update), default=0)
-    return directory / (f"update_{update:06d}" + (f"-{saved + 1}" if saved else ""))
-
-
-def _prune(directory: Path, newest: Path, keep: int) -> None:
-    """Keep `newest` and the last save of each of the newest `keep` updates."""
-    last = {update: path for update, _, path in _checkpoints(directory)}
-    kept = {newest, *list(last.values())[-keep:]}
-    for _, _, path in _checkpoints(directory):
-        if path not in kept:
-            # Renamed first: a kill inside rmtree must not leave something that looks like a torn checkpoint.
-            doomed = directory / f".{path.name}.tmp"
-            os.replace(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _remove_leftovers(directory: Path) -> None:
-    for path in directory.glob(".update_*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _encode(value: Any, where: str) -> Any:

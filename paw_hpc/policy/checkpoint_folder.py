@@ -1,0 +1,125 @@
+"""What checkpoints of every backend share: a folder that is whole or absent, and its manifest.
+
+    DIRECTORY/update_000030/manifest.json     format, update, meta, size and SHA-256 of every other file
+
+Everything is written and synced in a hidden folder, which is then renamed: a kill at any moment leaves the earlier checkpoints and at most a hidden
+folder that the next save removes. An update that is saved again (a signal right after a regular save) becomes `update_000030-2` before the first
+goes, so there is no moment without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paw_hpc.errors import CheckpointError
+from paw_hpc.metrics import differing_keys
+from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.storage import sync_folder
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
+
+
+def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
+    """(update, how many times it has been saved, folder), oldest first, whole or not."""
+    named = [(match, path) for path in directory.glob("update_*") if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), int(match[2] or 1), path) for match, path in named)
+
+
+def begin(directory: Path, update: int) -> Path:
+    """A new hidden folder to write into, once what killed saves left is gone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.glob(".update_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    temporary = directory / f".update_{update:06d}.tmp"
+    temporary.mkdir()
+    return temporary
+
+
+def write_manifest(folder: Path, form: str, update: int, files: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> None:
+    """The last file of a checkpoint, and everything durable.
+
+    Args:
+        form: what the files hold, and in which version.
+        files: name -> {"bytes", "sha256"}; files in subfolders by their relative path.
+    """
+    with open(folder / MANIFEST, "w", encoding="utf-8") as text:
+        json.dump({"format": form, "update": update, "files": files, "meta": meta}, text, indent=1)
+        text.flush()
+        os.fsync(text.fileno())
+    sync_folder(folder)
+
+
+def commit(temporary: Path, update: int, keep: int) -> Path:
+    """Give a hidden folder its name, and remove all but the newest `keep` checkpoints. Returns the folder of the checkpoint."""
+    directory = temporary.parent
+    saved = max((count for other, count, _ in checkpoints(directory) if other == update), default=0)
+    final = directory / (f"update_{update:06d}" + (f"-{saved + 1}" if saved else ""))
+    os.replace(temporary, final)
+    sync_folder(directory)
+    _prune(directory, final, keep)
+    return final
+
+
+def read_manifest(path: Path, form: str) -> dict[str, Any]:
+    """The manifest, once every file has the size that it says.
+
+    Raises:
+        CheckpointError: torn, of another format, or no checkpoint of paw_hpc.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != form:
+            raise CheckpointError(f"{path}: has format {manifest['format']!r}, this version reads {form!r}")
+        for name, entry in manifest["files"].items():
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{path}: torn: {name} has {size} bytes of {entry['bytes']}")
+        if not (isinstance(manifest["update"], int) and isinstance(manifest["meta"], dict) and manifest["files"]):
+            raise TypeError
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError):
+        raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: its {MANIFEST} cannot be understood") from None
+    return manifest
+
+
+def check_content(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises CheckpointError where a file does not hold what was written."""
+    for name, entry in files.items():
+        if digest(path / name) != entry["sha256"]:
+            raise CheckpointError(f"{path}: torn: {name} has the wrong checksum")
+
+
+def check_recipe(path: Path, meta: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises CheckpointError where another recipe made the checkpoint (keys in `metrics.HARMLESS` may differ); the differing keys are named."""
+    if "recipe" not in meta:
+        raise CheckpointError(f"{path}: does not say which recipe made it")
+    differing = differing_keys(parse_recipe(meta["recipe"], where=f"{path}/{MANIFEST}"), recipe)
+    if differing:
+        raise CheckpointError(f"{path}: made by another recipe ({', '.join(differing)}); resume with its own recipe, or start with --fresh")
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _prune(directory: Path, newest: Path, keep: int) -> None:
+    """Keep `newest` and the last save of each of the newest `keep` updates."""
+    last = {update: path for update, _, path in checkpoints(directory)}
+    kept = {newest, *list(last.values())[-keep:]}
+    for _, _, path in checkpoints(directory):
+        if path not in kept:
+            # Renamed first: a kill inside rmtree must not leave something that looks like a torn checkpoint.
+            doomed = directory / f".{path.name}.tmp"
+            os.replace(path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
