@@ -21,17 +21,22 @@ class Critic(nn.Module):
     def __init__(self, policy: PreTrainedModel, seed: int) -> None:
         super().__init__()
         self.body = copy.deepcopy(getattr(policy, policy.base_model_prefix))
-        self.head = nn.Linear(policy.config.hidden_size, 1)
-        weight = torch.randn(self.head.weight.shape, generator=torch.Generator().manual_seed(derive_seed(seed, "critic")))
-        with torch.no_grad():
-            self.head.weight.copy_(HEAD_STD * weight)
-            self.head.bias.zero_()
-        self.head.to(policy.device)
+        self.head = draw_head(policy.config.hidden_size, seed).to(policy.device)
 
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
         """float32[N]: the value at the last token of each of N packed prompts (tokens int64[T])."""
         hidden = hidden_states(self.body, tokens, position_ids, packing)
         return self.head(hidden[packing.cu_seqlens[1:].long() - 1].float())[:, 0]
+
+
+def draw_head(hidden_size: int, seed: int) -> nn.Linear:
+    """The initial scalar head, float32 on the CPU: a function of the seed, whatever the backend."""
+    head = nn.Linear(hidden_size, 1, dtype=torch.float32)
+    weight = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(derive_seed(seed, "critic")))
+    with torch.no_grad():
+        head.weight.copy_(HEAD_STD * weight)
+        head.bias.zero_()
+    return head
 
 
 def prompts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

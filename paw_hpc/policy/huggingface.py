@@ -7,7 +7,6 @@ weight * loss and steps the optimizer.
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +22,10 @@ from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.policy import checkpoint
 from paw_hpc.policy.backend import Metrics
 from paw_hpc.policy.critic import Critic, prompts
+from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device
 from paw_hpc.policy.optimizer import Optimizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
@@ -52,7 +53,7 @@ class HuggingFacePolicy:
         use_packed_attention(self.model)
         # The reference is the policy before any update. Model folders and seeds give it again after a resume, so checkpoints need not hold it.
         self.reference = _frozen(self.model) if recipe.algorithm.kl_coefficient > 0 else None
-        self.initial_fingerprint = _fingerprint(self.model)
+        self.initial_fingerprint = fingerprint(self.model.named_parameters())
         self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.name == "ppo" else None
         self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer)
         self.critic_optimizer = None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer)
@@ -124,7 +125,11 @@ class HuggingFacePolicy:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Policy.load_state`; also raises CheckpointError where the reference would not be the one that the run began with."""
+        """The inverse of `state`.
+
+        Raises:
+            CheckpointError: shapes or names disagree, or the reference would not be the one that the run began with.
+        """
         if self.reference is not None and state["initial_fingerprint"] != self.initial_fingerprint:
             raise CheckpointError(
                 "model.path: its weights are not those that the run began with, so the reference policy of the KL term would change"
@@ -136,6 +141,19 @@ class HuggingFacePolicy:
         self.optimizer.load_state(state["policy"], "policy")
         if self.critic_optimizer is not None:
             self.critic_optimizer.load_state(state["critic"], "critic")
+
+    def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
+        """See `Policy.save`; always waits."""
+        checkpoint.save(directory, update, self.state(), meta, keep=keep)
+
+    def resume(self, directory: Path) -> int:
+        """See `Policy.resume`."""
+        newest = checkpoint.latest(directory)
+        if newest is None:
+            return 0
+        state, meta = checkpoint.load(newest, self.recipe)
+        self.load_state(state)
+        return int(meta["update"])
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
@@ -209,13 +227,3 @@ def _head(model: PreTrainedModel) -> torch.Tensor:
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).requires_grad_(False)
-
-
-def _fingerprint(model: PreTrainedModel) -> str:
-    """Of up to 1024 exact values of every parameter."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, values.numel() // 1024)].float().cpu().contiguous()
-        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -67,6 +69,25 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
             f"model.path: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}; they do not belong together"
         )
     return model
+
+
+def initial_folder(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Path:
+    """The folder of the initial policy, for backends that read weights piece by piece; a model from scratch is written to `scratch`.
+
+    Raises RecipeError.
+    """
+    section = recipe.model
+    if section.tiny is not None:
+        load_model(recipe, tokenizer).save_pretrained(scratch)
+        return scratch
+    assert section.path is not None
+    found = _locate("model.path", section.path)
+    if isinstance(found, Path):
+        return found
+    try:
+        return Path(snapshot_download(found, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise RecipeError(f"model.path: '{found}' cannot be downloaded: {_first_line(error)}") from None
 
 
 def _load_pretrained(path: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -57,6 +57,10 @@ class PackedGPT(GPTModel):
         """[V / TP, H] on the last stage."""
         return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
 
+    def values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """A critic's last stage: hidden [R, H] -> float32[R]."""
+        return self.value_head(hidden.float())[:, 0]
+
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, rows: torch.Tensor, samples: PackedSamples) -> torch.Tensor:  # type: ignore[override]
         """One micro-batch.
 

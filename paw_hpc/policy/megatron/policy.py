@@ -1,0 +1,304 @@
+"""The Megatron policy: the objective of the one-process backend on tensor x pipeline x data parallel ranks.
+
+Every rank holds the whole batch on the CPU (ids and streams, no activations), cuts out its replica's share, and computes its part of each pass; what
+comes out (log-probs, values, metrics) is the same on all ranks. The plan has put every normalizer into the rows' weights, so losses and gradients are
+plain sums over micro-batches and replicas.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
+from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
+from paw_hpc.objective.plan import mini_batches, pack
+from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.convert.architecture import Architecture, read_architecture
+from paw_hpc.policy.convert.transfer import check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
+from paw_hpc.policy.critic import draw_head, prompts
+from paw_hpc.policy.fingerprint import fingerprint
+from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
+from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.policy.megatron.microbatches import MicroBatch, micro_batches
+from paw_hpc.policy.megatron.model import HeadKind, PackedGPT, build_model
+from paw_hpc.policy.megatron.optimizer import TrainedModel
+from paw_hpc.policy.megatron.reference import Reference
+from paw_hpc.policy.megatron.schedule import Finish, run
+from paw_hpc.policy.throughput import ModelCost, PhaseClock, memory_peak_bytes, peak_flops, rates
+from paw_hpc.recipe import Recipe
+from paw_hpc.seeding import derive_seed
+
+NO_IDS = np.empty(0, dtype=np.int32)
+
+
+class MegatronPolicy:
+    """Implements `paw_hpc.policy.backend.Policy`; every method is a collective of all ranks.
+
+    Args:
+        layout: open. Default: the recipe's, for the processes of the default process group, opened here.
+        device: default: this process's GPU, or the CPU.
+
+    Raises:
+        RecipeError: no such model, or a layout that does not fit it.
+        CheckpointError: an architecture that Megatron cannot train, weights that are torn, a tokenizer that does not belong to them.
+    """
+
+    def __init__(self, recipe: Recipe, layout: Layout | None = None, *, device: torch.device | str | None = None) -> None:
+        self.recipe = recipe
+        self.device = torch.device(device) if device is not None else _own_device(resolve_device(recipe.model))
+        self.tokenizer = load_tokenizer(recipe.model)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = initial_folder(recipe, self.tokenizer, Path(scratch))
+            self.architecture, self.hf_config = read_architecture(folder)
+            check_vocabulary(self.architecture, self.tokenizer, str(folder))
+            if layout is None:
+                layout = Layout.of(recipe.megatron, dist.get_world_size())
+                layout.check(self.architecture)
+                layout.open()
+            self.layout = layout
+            models = self._build("vocabulary")
+            load_hf(models, folder, layout, self.architecture)
+        self._clock = PhaseClock(self.device)
+        # Model folders and seeds give the reference again after a resume, so checkpoints need not hold it.
+        wanted, on_cpu = recipe.algorithm.kl_coefficient > 0, recipe.megatron.reference_on_cpu
+        self.reference = Reference(self._frozen(models), stays_on_cpu=on_cpu) if wanted else None
+        self.initial_fingerprint = fingerprint(hf_tensors(models, layout, self.architecture))
+        critic = self._critic(models) if recipe.algorithm.name == "ppo" else None
+        self.trained = TrainedModel(models, recipe.optimizer.lr, recipe, self._clock)
+        self.critic = None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
+        self._head_options: dict[str, Any] = {
+            "temperature": recipe.rollout.temperature,
+            "chunk_rows": recipe.model.head_chunk_rows,
+            "tp_group": layout.tensor_group if layout.tensor > 1 else None,
+            "vocab_size": self.architecture.vocabulary,
+        }
+
+    @property
+    def models(self) -> list[PackedGPT]:
+        """This rank's chunks of the policy."""
+        return self.trained.models
+
+    @torch.no_grad()
+    def score(self, pool: Pool) -> Scores:
+        """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass per model (see `Policy.score`)."""
+        return self.complete_scores(Scores(*self._rows(self.trained.chunks, pack(pool, [NO_IDS] * len(pool)))), pool)
+
+    @torch.no_grad()
+    def complete_scores(self, scores: Scores, pool: Pool) -> Scores:
+        """Adds what the reference and the critic say (see `Policy.complete_scores`)."""
+        batch = pack(pool, [NO_IDS] * len(pool)) if self.reference is not None or self.critic is not None else None
+        if self.reference is not None and batch is not None:
+            with self.reference.on(self.device) as chunks:
+                scores.ref_logp = self._rows(chunks, batch)[0]
+        if self.critic is not None and batch is not None:
+            batch.value_position = batch.cu_seqlens[:-1].long() + torch.tensor([len(t.prompt_ids) for t in pool.transitions]) - 1
+            scores.values = self._values(self.critic, prompt_batch(batch))
+        return scores
+
+    def update(self, batch: Batch, update: int) -> Metrics:
+        """All optimizer steps of one update (see `Policy.update`)."""
+        started, o = time.perf_counter(), self.recipe.optimizer
+        sums: list[Sums] = []
+        norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
+        skipped = padding = 0
+        self._clock.take()
+        for epoch in range(o.epochs):
+            for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
+                work = [("grad_norm", self.trained, mini, self._row_loss)]
+                if self.critic is not None:
+                    work.append(("critic_grad_norm", self.critic, prompt_batch(mini), self._value_loss))
+                for name, model, part, make_loss in work:
+                    with self._clock.measure("packing"):
+                        parts = self._parts(part)
+                    padding += sum(p.padding for p in parts) if name == "grad_norm" else 0
+                    total = torch.zeros((), dtype=torch.float64, device=self.device)
+                    model.accumulate(parts, make_loss(model, total, sums))
+                    norm, applied = model.step(total, update)
+                    norms[name] += [norm] if applied else []
+                    skipped += not applied
+        for model in self._trained_models():
+            model.settle()
+        metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
+        seconds = time.perf_counter() - started
+        return (
+            metrics
+            | self._costs(batch, padding, seconds)
+            | {
+                "lr": self.trained.learning_rate(update),
+                "steps": float(len(norms["grad_norm"])),
+                "skipped_steps": float(skipped),
+                "tokens": float(batch.num_tokens * o.epochs),
+                "rows": float(batch.num_rows * o.epochs),
+                "seconds": seconds,
+            }
+        )
+
+    @torch.no_grad()
+    def observation_cross_entropy(self, pool: Pool) -> Metrics:
+        """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
+        batch = pack(pool, [t.observation_ids for t in pool.transitions])
+        logp = self._rows(self.trained.chunks, batch)[0][batch.row_kind == OBSERVATION]
+        if not logp.numel():
+            return {"observation_tokens": 0.0}
+        return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
+
+    def export(self, folder: Path) -> None:
+        """See `Policy.export`."""
+        export_hf(self.models, folder, self.layout, self.hf_config, self.architecture, self.tokenizer)
+
+    # --------------------------------------------------------------------------------------------------------------------------- models
+
+    def _build(self, head: HeadKind) -> list[PackedGPT]:
+        return build_model(self.hf_config, self.layout, self.recipe, head=head, device=self.device)
+
+    def _frozen(self, models: Sequence[PackedGPT]) -> list[PackedGPT]:
+        """Copies that are never trained: the policy before any update."""
+        copies = self._build("vocabulary")
+        for copy, model in zip(copies, models, strict=True):
+            copy.load_state_dict(model.state_dict())
+        return copies
+
+    def _critic(self, models: Sequence[PackedGPT]) -> list[PackedGPT]:
+        """The policy's backbone with a scalar head, drawn as the one-process backend draws it."""
+        critics = self._build("value")
+        for critic, model in zip(critics, models, strict=True):
+            body = {name: value for name, value in model.state_dict().items() if not name.startswith("output_layer.")}
+            if critic.post_process:
+                body |= {f"value_head.{name}": value for name, value in draw_head(self.architecture.hidden, self.recipe.seed).state_dict().items()}
+            critic.load_state_dict(body)
+        return critics
+
+    def _trained_models(self) -> list[TrainedModel]:
+        return [self.trained] if self.critic is None else [self.trained, self.critic]
+
+    # --------------------------------------------------------------------------------------------------------------------------- passes
+
+    @property
+    def _speaks(self) -> bool:
+        """One rank of each replica's last stage speaks for it."""
+        return self.layout.last_stage and self.layout.tensor_rank == 0 and self.layout.context_rank == 0
+
+    def _parts(self, batch: Batch) -> list[MicroBatch]:
+        return micro_batches(batch, self.layout, self.recipe.optimizer.max_tokens_per_micro_batch, self.device)
+
+    def _rows(self, chunks: Sequence[torch.nn.Module], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logp, entropy), float32[R] on the CPU, of every row of a batch in its own order, on all ranks."""
+        found = torch.zeros(2, batch.num_rows)
+        head = _last(chunks)
+
+        def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
+            scores = linear_logprob_entropy(hidden, head.head_weight, part.batch.row_target, **self._head_options)
+            found[:, part.row_index] = torch.stack(scores).float().cpu()
+
+        run(chunks, self._parts(batch), finish, backward=False)
+        self._share(found)
+        return found[0], found[1]
+
+    def _values(self, critic: TrainedModel, batch: Batch) -> torch.Tensor:
+        """float32[N]: the critic's value of each prompt, on all ranks."""
+        found = torch.zeros(len(batch))
+        head = _last(critic.chunks)
+
+        def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
+            found[part.row_index] = head.values(hidden).cpu()
+
+        run(critic.chunks, self._parts(batch), finish, backward=False)
+        self._share(found)
+        return found
+
+    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
+        head = _last(model.chunks)
+
+        def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+            row_loss = make_row_loss(part.batch, self.recipe)
+            result = linear_row_loss(hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options)
+            self._count(total, result.loss, sums, lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe))
+            return result.loss
+
+        return finish
+
+    def _value_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
+        head = _last(model.chunks)
+
+        def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+            values = head.values(hidden)
+            loss = make_value_loss(part.batch, self.recipe)(values).sum()
+            self._count(total, loss, sums, lambda: value_metrics(part.batch, values.detach(), self.recipe))
+            return loss
+
+        return finish
+
+    def _count(self, total: torch.Tensor, loss: torch.Tensor, sums: list[Sums], metrics: Callable[[], Sums]) -> None:
+        # Detached and added now: the schedule divides a loss in place.
+        if self._speaks:
+            total += loss.detach()
+            sums.append(metrics())
+
+    def _share(self, found: torch.Tensor) -> None:
+        """Put together what the replicas found: each element is set on one speaking rank and 0 on all others."""
+        if not self._speaks:
+            found.zero_()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(found)
+
+    def _gathered(self, sums: list[Sums]) -> Sums:
+        """Sums over all ranks, the same everywhere; ranks that have none learn the names."""
+        own = {name: pair.cpu() for name, pair in add_sums(sums).items()}
+        everyone: list[Sums] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, own)
+        return add_sums(everyone)
+
+    def _costs(self, batch: Batch, padding: int, seconds: float) -> Metrics:
+        epochs, replicas = self.recipe.optimizer.epochs, torch.tensor([float(padding if self._speaks else 0), 0.0])
+        memory = torch.tensor(float(memory_peak_bytes(self.device)))
+        dist.all_reduce(replicas)
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+        tokens, rows = batch.num_tokens * epochs, batch.num_rows * epochs
+        flops = _cost(self.architecture).flops(batch) * epochs
+        peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
+        phases = {f"time/policy_{name}_s": spent for name, spent in sorted(self._clock.take().items())}
+        share = float(replicas[0]) / (tokens + float(replicas[0]))
+        return phases | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, self.layout.processes)
+
+
+def prompt_batch(batch: Batch) -> Batch:
+    """The prompts alone, with one row each: the last prompt token, where the critic reads its value."""
+    tokens, position_ids, cu = prompts(batch)
+    count = len(batch)
+    return Batch(
+        tokens=tokens,
+        position_ids=position_ids,
+        cu_seqlens=cu.int(),
+        row_position=cu[1:] - 1,
+        row_target=torch.zeros(count, dtype=torch.long),
+        row_kind=torch.zeros(count, dtype=torch.uint8),
+        row_cu=torch.arange(count + 1),
+        streams={},
+        transition=batch.transition,
+        sample_streams=batch.sample_streams,
+        value_position=cu[1:] - 1,
+    )
+
+
+def _last(chunks: Sequence[torch.nn.Module]) -> PackedGPT:
+    """The chunk that has the head, if this is the last stage."""
+    return cast(PackedGPT, unwrapped(chunks[-1]))
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """This process's GPU among those of its machine."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def _cost(architecture: Architecture) -> ModelCost:
+    return ModelCost(**{field.name: getattr(architecture, field.name) for field in fields(ModelCost)})
