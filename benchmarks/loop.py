@@ -10,7 +10,6 @@ seconds are not portable.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.table import Table
 from paw_hpc.build import Machinery
 from paw_hpc.loop import one_update
 from paw_hpc.recipe import load_recipe
+from paw_hpc.rollout.event_loop import EventLoop
 
 PHASES = ("collect", "score", "plan", "train", "publish", "update")
 
@@ -30,7 +30,7 @@ def measure(recipe_path: Path, overrides: list[str], updates: int) -> dict[str, 
     """arm -> metrics of each counted update."""
     arms = {"vanilla": "wm.enabled=false", "paw": "wm.enabled=true"}
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+    with EventLoop() as runner, contextlib.ExitStack() as stack:
         machines = {}
         for arm, switch in arms.items():
             recipe = load_recipe(recipe_path, [*overrides, "optimizer.lr=1e-12", switch])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Self
 
@@ -19,6 +18,7 @@ from paw_hpc.recipe import Recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.publish import LivePublisher, Publisher
 
 
@@ -29,7 +29,7 @@ class Machinery:
         runner: its event loop serves environments and engine for the whole run.
     """
 
-    def __init__(self, recipe: Recipe, runner: asyncio.Runner):
+    def __init__(self, recipe: Recipe, runner: EventLoop):
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe, self._runner = recipe, runner

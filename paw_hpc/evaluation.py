@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from paw_hpc.build import Machinery
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.metrics import RunDirectory
-from paw_hpc.policy import checkpoint
 from paw_hpc.policy.loading import WARM_START
 from paw_hpc.recipe import ModelSection, Recipe, load_recipe
 from paw_hpc.results import EvaluatedEpisode, EvaluationResult, write_evaluation
+from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.statistics import Interval, ratio_interval
 
 
@@ -136,21 +135,11 @@ def evaluate_path(
     else:
         recipe = Recipe(model=ModelSection(path=target))
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
-    with asyncio.Runner() as runner, Machinery(recipe, runner) as machinery:
-        update = load_newest(machinery, run, recipe) if is_run else 0
+    with EventLoop() as runner, Machinery(recipe, runner) as machinery:
+        update = machinery.policy.resume(run.checkpoints) if is_run else 0
         label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
         result = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats).result
     where = out or (run.path if is_run else None)
     if where is not None:
         write_evaluation(where, result)
     return result
-
-
-def load_newest(machinery: Machinery, run: RunDirectory, recipe: Recipe) -> int:
-    """Load the newest whole checkpoint of a run, if it has one; returns the updates that are done (0: initial weights)."""
-    newest = checkpoint.latest(run.checkpoints)
-    if newest is None:
-        return 0
-    state, meta = checkpoint.load(newest, recipe)
-    machinery.policy.load_state(state)
-    return int(meta["update"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +10,14 @@ from pathlib import Path
 from paw_hpc.build import Machinery
 from paw_hpc.envs.base import Task
 from paw_hpc.errors import TrainingError, UserError
-from paw_hpc.evaluation import evaluate, load_newest
+from paw_hpc.evaluation import evaluate
 from paw_hpc.experience import Pool
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.objective.plan import plan
-from paw_hpc.policy import checkpoint
 from paw_hpc.progress import Progress
 from paw_hpc.recipe import Recipe
 from paw_hpc.results import write_evaluation
+from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.seeding import generator
 from paw_hpc.signals import StopRequest
 
@@ -44,8 +43,8 @@ def train(recipe: Recipe, directory: Path, *, command: str) -> Outcome:
     """
     run = RunDirectory(directory)
     run.open(recipe, command)
-    with run.log("trainer"), asyncio.Runner() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
-        start = load_newest(machinery, run, recipe)
+    with run.log("trainer"), EventLoop() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
+        start = machinery.policy.resume(run.checkpoints)
         with MetricsWriter(run, start) as writer, Progress(recipe.name, recipe.updates, start) as progress:
             progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
             return _loop(run, recipe, machinery, writer, progress, stop, start)
@@ -66,15 +65,11 @@ def _loop(
             progress.phase("evaluating")
             write_evaluation(run.path, evaluate(machinery, recipe, update=done, label=f"update-{done:05d}").result)
         hopeless = skipped > SKIPPED_UPDATES_ALLOWED
-        if done % recipe.checkpoint.every == 0 or done == recipe.updates or stop or hopeless:
+        last = done == recipe.updates or bool(stop) or hopeless
+        if last or done % recipe.checkpoint.every == 0:
             progress.phase("saving")
-            checkpoint.save(
-                run.checkpoints,
-                done,
-                machinery.policy.state(),
-                {"recipe": recipe.model_dump(mode="json"), "update": done},
-                keep=recipe.checkpoint.keep,
-            )
+            meta = {"recipe": recipe.model_dump(mode="json"), "update": done}
+            machinery.policy.save(run.checkpoints, done, meta, keep=recipe.checkpoint.keep, wait=last)
             saved = done
         if hopeless:
             raise TrainingError(

@@ -32,7 +32,17 @@ from paw_hpc.errors import CheckpointError, DataError, RecipeError
 from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
 from paw_hpc.storage import storage_errors, write_atomically
 
-HARMLESS = ("updates", "threads", "env.workers", "checkpoint.", "eval.", "warm_start.")
+HARMLESS = (
+    "updates",
+    "threads",
+    "env.workers",
+    "checkpoint.",
+    "eval.",
+    "warm_start.",
+    "rollout.fleet.",
+    "rollout.publish.",
+    "rollout.max_logprob_gap",
+)
 """Recipe keys (or, ending in '.', sections) that may change when a run is resumed: they do not change what an update computes."""
 
 

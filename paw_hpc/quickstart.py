@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 import time
@@ -16,11 +15,12 @@ from paw_hpc import loop
 from paw_hpc.build import Machinery
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.errors import RecipeError
-from paw_hpc.evaluation import Evaluation, evaluate, load_newest
+from paw_hpc.evaluation import Evaluation, evaluate
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe, load_recipe
 from paw_hpc.report import print_report, write_report
 from paw_hpc.results import write_evaluation
+from paw_hpc.rollout.event_loop import EventLoop
 
 ARMS = {"vanilla": False, "paw": True}
 
@@ -70,6 +70,6 @@ def _arm(recipe: Recipe, arm: str, enabled: bool) -> Recipe:
 
 def _judge(recipe: Recipe, run: Path | None, start: Evaluation | None) -> Evaluation:
     """Play the panel: with the initial weights where `run` is None, else with the run's newest. Observation cross-entropy is on `start`'s play."""
-    with asyncio.Runner() as runner, Machinery(recipe, runner) as machinery:
-        update = 0 if run is None else load_newest(machinery, RunDirectory(run), recipe)
+    with EventLoop() as runner, Machinery(recipe, runner) as machinery:
+        update = 0 if run is None else machinery.policy.resume(RunDirectory(run).checkpoints)
         return evaluate(machinery, recipe, update=update, label="start" if run is None else "end", observed=None if start is None else start.groups)

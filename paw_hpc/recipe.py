@@ -38,11 +38,16 @@ TaskType = Literal[
     "pick_two_obj_and_place",
 ]
 
+QuestionSet = Literal["nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"]
+QUESTION_SETS: tuple[QuestionSet, ...] = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+IN_DOMAIN_SETS: tuple[QuestionSet, ...] = ("nq", "hotpotqa")
+"""The sets that the paper trains on; the other five are out of domain."""
+
 BenchmarkName = Literal["alfworld", "webshop", "search"]
 PANELS: dict[str, tuple[str, ...]] = {
     "alfworld": ("valid_seen", "valid_unseen", "valid_train"),
     "webshop": ("test", "valid", "train"),
-    "search": ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"),
+    "search": ("test", "in_domain", "out_of_domain", *QUESTION_SETS),
 }
 """What each benchmark's policies are judged on; the first is the default of `eval.panel`."""
 _PART = re.compile(r"(?::(?P<count>[1-9]\d*)@(?P<seed>\d+))?")
@@ -87,6 +92,32 @@ class WebshopSection(Section):
 
 class SearchSection(Section):
     """What is search QA's own (env.name: search)."""
+
+    data: Literal["auto", "official", "mini", "generated"] = "auto"
+    """official: the seven sets and wiki-18; mini: 4,359 real questions over 20,201 real passages; generated: a made-up world; auto: the first of these
+    that is at hand, and the run says which."""
+    train_sets: Annotated[tuple[QuestionSet, ...], Field(min_length=1)] = IN_DOMAIN_SETS
+    retriever: Literal["bm25", "dense", "http"] = "bm25"
+    """bm25 and dense: in this process, from `index`; http: a server at `url` (see `paw data search serve`)."""
+    index: str | None = None
+    """Folder made by `paw data search build`; none: BM25 over the corpus of `data`, built on first use where it is small."""
+    url: str | None = None
+    """Address of a server that answers POST /retrieve, for example http://node7:8000."""
+    topk: PositiveInt = 3
+    """Passages that a search returns."""
+    passage_words: PositiveInt | None = None
+    """Show only this many words of a passage; none: all of it."""
+    max_batch: PositiveInt = 256
+    """Queries that the retriever is asked at once."""
+    timeout_s: PositiveFloat = 20.0
+    """http: longest wait for one answer. Tries are repeated with growing waits until env.step_timeout_s has passed; then the episode has failed by the
+    environment."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> SearchSection:
+        if (self.retriever == "http") != (self.url is not None):
+            raise ValueError("url: give it with retriever=http, and only then" if self.url else "url: retriever=http needs the server's address")
+        return self
 
 
 class EnvSection(Section):
@@ -150,10 +181,73 @@ class ModelSection(Section):
     """Rows per chunk of the LM head: at most head_chunk_rows x V logits exist at once."""
 
 
+class FleetSection(Section):
+    """The SGLang servers that play episodes (`rollout.engine: sglang`). It changes what a rollout costs, not what it means."""
+
+    servers: PositiveInt = 1
+    """How many servers the run starts (and ends)."""
+    addresses: tuple[str, ...] = ()
+    """Use these servers instead, such as http://node7:30000; somebody else starts and ends them."""
+    hosts: tuple[str, ...] = ()
+    """Nodes of the allocation on which srun starts the servers, in turn; `allocation` stands for all of its nodes. Empty: this machine."""
+    python: str = ".venv-sglang/bin/python"
+    """Interpreter of the environment that SGLang is installed in."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel: PositiveInt = 1
+    memory_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
+    """Share of a GPU's memory for weights and KV cache."""
+    cache_tokens: PositiveInt | None = None
+    """Tokens in a server's KV cache; none: what memory_fraction leaves on a GPU, 64 of the longest requests on a CPU."""
+    threads: PositiveInt = 1
+    """Threads of a server on a CPU."""
+    deterministic: bool = False
+    """SGLang's deterministic inference: each turn's own seed is obeyed (needs one of its GPU attention backends)."""
+    colocated: bool = False
+    """Servers share the trainer's GPUs: their memory is released while it trains."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments of sglang.launch_server, such as --attention-backend=fa3."""
+    routing: Literal["least_loaded", "prefix"] = "least_loaded"
+    """Which server plays a turn. prefix: the one that played the episode's last turn, whose cache holds the prompt's beginning, unless it has far
+    more to do than the others."""
+    concurrency: PositiveInt = 256
+    """Turns that one server is asked for at once; further ones wait here."""
+    start_timeout_s: PositiveFloat = 600.0
+    """From the start of a server until it is healthy."""
+    health_every_s: PositiveFloat = 10.0
+    health_timeout_s: PositiveFloat = 60.0
+    """A server that does not answer for this long is stuck: it is ended and started anew."""
+    request_timeout_s: PositiveFloat = 1800.0
+    """Longest wait for one turn."""
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    """Of one server, in a run; then it is given up."""
+
+
+class PublishSection(Section):
+    """How new weights reach the servers."""
+
+    path: Literal["disk", "broadcast", "tensor"] = "disk"
+    """disk: a folder that trainer and servers see; broadcast: a process group (NCCL between GPUs, else gloo); tensor: shared memory (CUDA IPC between
+    GPUs) of a server on the same machine."""
+    bucket_mib: PositiveInt = 1024
+    """Tensors travel in buckets; this much memory beyond the model is used at most (unless one tensor is larger)."""
+    timeout_s: PositiveFloat = 600.0
+    """Of one publication to all servers."""
+    sampled_tensors: PositiveInt = 8
+    """Tensors whose checksums are compared on every server after each publication; other ones every time."""
+
+
 class RolloutSection(Section):
     """How groups of episodes are played."""
 
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "sglang"] = "local"
+    """local: in the trainer's process, with its live weights; sglang: servers (sections `fleet` and `publish`)."""
+    fleet: FleetSection = FleetSection()
+    publish: PublishSection = PublishSection()
+    staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """0: every episode is played with the weights that it trains (the paper's setting). 1: the next update's episodes are played while this one is
+    trained; weights change under their feet, and algorithm.truncated_importance corrects for that."""
+    max_logprob_gap: PositiveFloat | None = None
+    """Stop the run when the mean of |trainer's log-prob - engine's log-prob| over an update's action tokens exceeds this (nats); none: never."""
     groups: PositiveInt = 16
     group_size: PositiveInt = 8
     temperature: PositiveFloat = 1.0
@@ -362,6 +456,14 @@ class Recipe(Section):
             raise ValueError("env.success_reward: the reward-adaptive coefficient needs R_max > 0")
         if a.old_logp == "rollout" and r.engine != "local":
             raise ValueError("algorithm.old_logp: 'rollout' needs rollout.engine=local, whose log-probs are the trainer's own; use 'recompute'")
+        if r.staleness and r.engine == "local":
+            raise ValueError("rollout.staleness: 1 needs rollout.engine=sglang; the in-process engine plays with the very weights that are trained")
+        if r.staleness and a.truncated_importance is None:
+            raise ValueError("rollout.staleness: 1 needs algorithm.truncated_importance (for example 2.0) to correct for the older weights")
+        if r.staleness and r.fleet.colocated:
+            raise ValueError("rollout.fleet.colocated: servers that give up their memory while the trainer works cannot play meanwhile; use 0")
+        if r.publish.path == "tensor" and any(h != "localhost" for h in r.fleet.hosts):
+            raise ValueError("rollout.publish.path: tensor needs servers on the trainer's machine; leave rollout.fleet.hosts empty, or use broadcast")
         p = self.megatron
         if p.sequence_parallel and p.tensor_parallel == 1:
             raise ValueError("megatron.sequence_parallel: it splits over the tensor-parallel ranks, of which there is one; raise tensor_parallel")

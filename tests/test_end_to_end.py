@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from paw_hpc.envs.alfworld import official
 from paw_hpc.evaluation import observation_cross_entropy
 from paw_hpc.loop import one_update
 from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.rollout.event_loop import EventLoop
 
 UPDATES = 7
 
@@ -46,7 +46,7 @@ class Run:
 def play(paw: bool) -> Run:
     """A short run, and the observation cross-entropy on the same held-out transitions (the warm start's play of other games) before and after it."""
     chosen = recipe(paw)
-    with asyncio.Runner() as runner, Machinery(chosen, runner) as machinery:
+    with EventLoop() as runner, Machinery(chosen, runner) as machinery:
         foreign, _ = machinery.play(machinery.benchmark.tasks("valid_seen")[:4], 2, 0, purpose="eval", temperature=1.0)
         before = observation_cross_entropy(machinery, foreign)
         tasks = machinery.benchmark.tasks("train")

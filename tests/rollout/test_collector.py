@@ -25,6 +25,7 @@ from paw_hpc.recipe import RolloutSection, TinyModel, parse_recipe
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.publish import LivePublisher
 from paw_hpc.seeding import derive_seed
 from tests.rollout.desks import CHAT, SETTINGS, TOKENIZER, Delay, Desk, Parrot, World
@@ -270,7 +271,7 @@ def played(tasks: Sequence[Task], workers: int, batching: str = "deterministic")
             "rollout": {"max_prompt_tokens": 512, "max_response_tokens": 12, "batching": batching, "max_batch": 5},
         }
     )
-    with asyncio.Runner() as runner, Machinery(recipe, runner) as machinery:
+    with EventLoop() as runner, Machinery(recipe, runner) as machinery:
         results = [machinery.collect(tasks, 3, update) for update in (1, 2)]
         machinery.engine.close()
     assert all(stats.failed_by_environment == 0 for _, stats in results)

@@ -1,0 +1,98 @@
+"""The event loop of a run: in a thread of its own, so that servers are watched, and episodes go on, while the trainer computes."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+_POLL_S = 0.5
+"""How often a wait looks for work that only its own thread may do; a finished coroutine ends the wait at once."""
+
+
+class EventLoop:
+    """Coroutines of one run. A context manager; `run` is that of `asyncio.Runner`.
+
+    Leaving it cancels what still runs and waits for that.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="paw-event-loop", daemon=True)
+        self._thread.start()
+        self._errands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Let it run in the background; `wait` for it, or cancel it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def run(self, coroutine: Coroutine[Any, Any, T], *, errands: bool = False) -> T:
+        """Its result. An interrupt (Ctrl-C) cancels it first.
+
+        Args:
+            errands: do meanwhile, in this thread, what `errand` asks for.
+        """
+        return self.wait(self.start(coroutine), errands=errands)
+
+    def wait(self, future: Future[T], *, errands: bool = False) -> T:
+        """The result of what `start` began (see `run`)."""
+        if errands:
+            future.add_done_callback(lambda _: self._errands.put((lambda: None, Future())))  # wakes the loop below
+        try:
+            while errands and not future.done():
+                self._do_errand()
+            return future.result()
+        except BaseException:
+            if future.cancel():
+                self._settle()
+            raise
+
+    async def errand(self, work: Callable[[], T]) -> T:
+        """Called in the loop: have `work` done by the thread that waits with `errands=True`, now or when it next does."""
+        done: Future[T] = Future()
+        self._errands.put((work, done))
+        return await asyncio.wrap_future(done)
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._settle(everything=True)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do_errand(self) -> None:
+        try:
+            work, done = self._errands.get(timeout=_POLL_S)
+        except queue.Empty:
+            return
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    def _settle(self, everything: bool = False) -> None:
+        """Wait until cancelled coroutines have cleaned up after themselves."""
+
+        async def settle() -> None:
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and (everything or task.cancelling())]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            if everything:
+                await self._loop.shutdown_asyncgens()
+                await self._loop.shutdown_default_executor()
+
+        asyncio.run_coroutine_threadsafe(settle(), self._loop).result()
