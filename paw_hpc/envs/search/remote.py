@@ -1,0 +1,88 @@
+"""The client of a retrieval server: POST /retrieve with {queries, topk, return_scores}, the protocol that Search-R1 made common."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import tenacity
+
+from paw_hpc.envs.search.corpus import Passage
+from paw_hpc.envs.search.retriever import Hit, RetrieverFailure
+
+_log = logging.getLogger(__name__)
+
+
+class HttpRetriever:
+    """Implements `paw_hpc.envs.search.retriever.Retriever` by asking a server: again, with growing waits, while it is down or answers nonsense.
+
+    Args:
+        url: the server, with or without /retrieve.
+        timeout_s: longest wait for one answer.
+        give_up_s: no new try is made later than this after the first.
+        longest_wait_s: between two tries.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, give_up_s: float, longest_wait_s: float = 10.0):
+        self._url = url.rstrip("/").removesuffix("/retrieve") + "/retrieve"
+        self._stop = threading.Event()
+        # The addresses of a cluster's own nodes are no business of a proxy.
+        self._client = httpx.Client(timeout=timeout_s, limits=httpx.Limits(max_connections=None), trust_env=False)
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_worth_another_try),
+            stop=tenacity.stop_any(tenacity.stop_after_delay(give_up_s), tenacity.stop_when_event_set(self._stop)),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=longest_wait_s),
+            sleep=tenacity.sleep_using_event(self._stop),
+            before_sleep=self._tell,
+            reraise=True,
+        )
+
+    @property
+    def name(self) -> str:
+        return f"retriever at {self._url}"
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        # A copy, because Retrying keeps the state of its last call and several threads search at once.
+        return self._retrying.copy()(self._ask, list(queries), topk)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._client.close()
+
+    def _ask(self, queries: list[str], topk: int) -> list[list[Hit]]:
+        try:
+            response = self._client.post(self._url, json={"queries": queries, "topk": topk, "return_scores": True})
+        except httpx.TimeoutException:
+            raise RetrieverFailure(f"{self._url}: no answer in {self._client.timeout.read:g} s") from None
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
+            raise RetrieverFailure(f"{self._url}: not reached ({error or type(error).__name__})") from None
+        if response.status_code != httpx.codes.OK:
+            refused = response.is_client_error and response.status_code not in (408, 425, 429)
+            raise RetrieverFailure(f"{self._url}: status {response.status_code} ({response.text[:100]!r})", refused=refused)
+        try:
+            results = response.json()["result"]
+            if len(results) != len(queries):
+                raise ValueError(f"{len(results)} results for {len(queries)} queries")
+            return [[_hit(entry) for entry in result[:topk]] for result in results]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RetrieverFailure(f"{self._url}: answered nonsense ({type(error).__name__}: {error})") from None
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        _log.warning("%s; try %d, again in %.1f s", error, state.attempt_number, state.next_action.sleep if state.next_action else 0.0)
+
+
+def _worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, RetrieverFailure) and not error.refused
+
+
+def _hit(entry: Any) -> Hit:
+    """{"document": {...}, "score": s}, or the bare document of a server that was asked for no scores."""
+    document = entry.get("document", entry)
+    contents = document["contents"]
+    if not isinstance(contents, str):
+        raise TypeError(f"contents is {type(contents).__name__}")
+    return Hit(Passage(str(document.get("id", "")), contents), float(entry.get("score") or 0.0))
