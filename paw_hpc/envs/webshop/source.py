@@ -1,0 +1,170 @@
+"""WebShop's own files, read as a stream: items_shuffle*.json (products), items_ins_v2*.json (attributes), items_human_ins.json.
+
+The rules that turn an entry into a product are those of the original's `load_products`: which entries are skipped, how prices and options are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from paw_hpc.errors import DataError
+
+DEFAULT_PRICE = 100.0
+"""Of a product without one."""
+ABSENT_ATTRIBUTES = ("DUMMY_ATTR",)
+_BLOCK = 1 << 22
+_GAP = re.compile(r"[\s,]*")
+_AGAIN = "restore it, or run `paw data webshop fetch`"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product as the shop shows and scores it."""
+
+    asin: str
+    title: str
+    description: str
+    bullets: tuple[str, ...]
+    prices: tuple[float, ...]
+    """One price, or the two ends of a range in the order of the file."""
+    price_tag: str
+    category: str
+    query: str
+    product_category: str
+    options: dict[str, tuple[str, ...]]
+    """Option name -> values, in the order and with the repetitions of the file."""
+    attributes: tuple[str, ...]
+
+    @property
+    def document(self) -> str:
+        """What the search engine indexes."""
+        options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options.items())
+        return " ".join([self.title, self.description, self.bullets[0] if self.bullets else "", options]).lower()
+
+
+def read_products(path: Path, attributes: Mapping[str, Mapping[str, Any]], num_products: int | None = None) -> Iterator[Product]:
+    """The products of a catalogue, in the order of the file, without holding the file in memory.
+
+    Args:
+        attributes: the content of items_ins_v2, by asin.
+        num_products: cut the file after this many entries.
+
+    Raises:
+        DataError: missing, truncated or foreign file; no product in it; not one price in it.
+    """
+    seen: set[str] = set()
+    priced = False
+    for number, entry in enumerate(_array(path), 1):
+        if num_products is not None and number > num_products:
+            break
+        try:
+            asin = entry["asin"]
+            if asin == "nan" or len(asin) > 10 or asin in seen:
+                continue
+            seen.add(asin)
+            product = _product(entry, attributes.get(asin, {}))
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise DataError(f"{path}: entry {number} is not a WebShop product ({type(error).__name__}: {error}); {_AGAIN}") from None
+        priced |= bool(entry.get("pricing"))
+        yield product
+    if not seen:
+        raise DataError(f"{path}: no product in it; {_AGAIN}")
+    if not priced:
+        raise DataError(f"{path}: none of its {len(seen)} products has a price ('pricing'), so no price cap would mean anything; {_AGAIN}")
+
+
+def read_attributes(path: Path) -> dict[str, dict[str, Any]]:
+    """items_ins_v2: asin -> {attributes, and for some: instruction, instruction_attributes}. Raises DataError."""
+    return _mapping(path, dict)
+
+
+def read_human_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """items_human_ins: asin -> [{instruction, instruction_attributes, instruction_options}]. Raises DataError."""
+    return _mapping(path, list)
+
+
+def _product(entry: Mapping[str, Any], own: Mapping[str, Any]) -> Product:
+    bullets = entry["small_description"]
+    prices, tag = _price(entry.get("pricing"))
+    return Product(
+        asin=entry["asin"],
+        title=entry["name"],
+        description=entry["full_description"],
+        bullets=tuple(bullets) if isinstance(bullets, list) else (bullets,),
+        prices=prices,
+        price_tag=tag,
+        category=entry["category"],
+        query=entry["query"].lower().strip(),
+        product_category=entry["product_category"],
+        options=_options(entry["customization_options"]),
+        attributes=tuple(own.get("attributes", ABSENT_ATTRIBUTES)),
+    )
+
+
+def _price(text: str | None) -> tuple[tuple[float, ...], str]:
+    """(prices, tag) of `$18.50`, `$3.78$11.38` or nothing. A range keeps the order of the file, which is not always ascending."""
+    if not text:
+        return (DEFAULT_PRICE,), f"${DEFAULT_PRICE}"
+    found = [float(re.sub(r"[^\d.]", "", part)) for part in text.split("$")[1:]]
+    if not found:
+        raise ValueError(f"price {text!r} is not in dollars")
+    return (tuple(found[:2]), f"${found[0]} to ${found[1]}") if len(found) > 1 else ((found[0],), f"${found[0]}")
+
+
+def _options(found: Any) -> dict[str, tuple[str, ...]]:
+    values = {}
+    for name, contents in (found or {}).items():
+        if contents is not None:
+            values[name.lower()] = tuple(content["value"].strip().replace("/", " | ").lower() for content in contents)
+    return values
+
+
+def _array(path: Path) -> Iterator[Any]:
+    """The objects of a JSON array, decoded one by one from blocks of the file. Raises DataError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from _objects(file, path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {_AGAIN}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {_AGAIN}") from None
+
+
+def _objects(file: TextIO, path: Path) -> Iterator[Any]:
+    decoder, text = json.JSONDecoder(), file.read(_BLOCK)
+    opening = _GAP.match(text).end()  # type: ignore[union-attr]
+    if text[opening : opening + 1] != "[":
+        raise DataError(f"{path}: not a list of products; {_AGAIN}")
+    at = opening + 1
+    while True:
+        at = _GAP.match(text, at).end()  # type: ignore[union-attr]
+        if text[at : at + 1] == "]":
+            return
+        try:
+            if text[at : at + 1] != "{":
+                raise ValueError("no object")
+            element, at = decoder.raw_decode(text, at)
+        except ValueError as error:
+            block = file.read(max(_BLOCK, len(text) - at))
+            if not block:
+                raise DataError(f"{path}: truncated, or not JSON ({error}); {_AGAIN}") from None
+            text, at = text[at:] + block, 0
+            continue
+        yield element
+
+
+def _mapping(path: Path, of: type) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; {_AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: truncated or not JSON ({error}); {_AGAIN}") from None
+    if not isinstance(content, dict) or not all(isinstance(value, of) for value in content.values()):
+        raise DataError(f"{path}: not what WebShop's {path.name} holds, an object by product id; {_AGAIN}")
+    return content
