@@ -35,12 +35,25 @@ class Policy(Protocol):
         """Diagnostic, no-grad: mean cross-entropy (nats per token) of the true next observations of a pool, and `observation_tokens`."""
         ...
 
-    def state(self) -> Mapping[str, Any]:
-        """Everything that a checkpoint needs of this backend: weights, optimizer, critic, random states."""
+    def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
+        """Write a checkpoint (weights, optimizer, critic, random states), whole or not at all, and keep the newest `keep` in the directory.
+
+        Args:
+            update: updates that are done.
+            meta: JSON values; `meta["recipe"]` lets `resume` refuse the checkpoint of another recipe.
+            wait: return when it is on the disk. Otherwise a backend may write in the background, until the next call at the latest.
+
+        Raises:
+            StorageError: the disk is full; the earlier checkpoints stay.
+        """
         ...
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`. Raises CheckpointError where shapes or names disagree."""
+    def resume(self, directory: Path) -> int:
+        """Load the newest whole checkpoint; returns the updates that are done (0: there is none). Torn ones are passed over with a warning.
+
+        Raises:
+            CheckpointError: the newest whole one is of another recipe, or its shapes or names disagree.
+        """
         ...
 
     def export(self, folder: Path) -> None:
