@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from paw_hpc import __version__
+from paw_hpc.cli_search import app as search
 from paw_hpc.errors import CheckpointError, UserError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmark
 alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
 app.add_typer(data, name="data")
 data.add_typer(alfworld, name="alfworld")
+data.add_typer(search, name="search")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides by dotted path, for example optimizer.lr=2e-6.")]

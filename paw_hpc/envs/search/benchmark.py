@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from paw_hpc.data_paths import cache_dir, locked
+from paw_hpc.data_paths import locked
 from paw_hpc.envs.base import EnvironmentFailure, EnvironmentState, Panel, Session, Task
 from paw_hpc.envs.panels import parse_name, sub_panel
 from paw_hpc.envs.search import bm25, data
@@ -15,7 +15,7 @@ from paw_hpc.envs.search.metrics import exact_match, f1
 from paw_hpc.envs.search.prompt import SearchView
 from paw_hpc.envs.search.protocol import INVALID, Action, passages_text, read_action
 from paw_hpc.envs.search.questions import Question, checksum, is_in_domain
-from paw_hpc.envs.search.retriever import Retriever, RetrieverFailure
+from paw_hpc.envs.search.retriever import DENSE_META, Retriever, RetrieverFailure
 from paw_hpc.errors import DataError, RecipeError
 from paw_hpc.recipe import EnvSection
 
@@ -58,13 +58,13 @@ class SearchQA:
         if count is not None:
             listed = sub_panel(listed, count, seed, name)
         full_name = name if kind == "official" else f"{kind} {name}"
-        return Panel(full_name, tuple(listed), checksum([self._question(task) for task in listed]))
+        return Panel(full_name, tuple(listed), checksum([self.question(task) for task in listed]))
 
     def view(self, task: Task, seed: int) -> SearchView:
-        return SearchView(self._question(task).question, style=self._env.prompt, history=self._env.history, max_steps=self._env.max_steps)
+        return SearchView(self.question(task).question, style=self._env.prompt, history=self._env.history, max_steps=self._env.max_steps)
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
-        desk, question = await self._start(), self._question(task)
+        desk, question = await self._start(), self.question(task)
         return [SearchSession(question, desk, self._env) for _ in range(members)]
 
     async def close(self) -> None:
@@ -82,7 +82,8 @@ class SearchQA:
     def _data(self) -> data.SearchData:
         return data.load(self._env.search.data)
 
-    def _question(self, task: Task) -> Question:
+    def question(self, task: Task) -> Question:
+        """Raises DataError where the data at hand lack it."""
         if not self._by_id:
             found = self._data()
             self._by_id = {q.task_id: q for q in (*found.train, *found.test)}
@@ -148,6 +149,19 @@ def make_retriever(env: EnvSection) -> Retriever:
     return bm25.Bm25Retriever(Path(search.index).expanduser() if search.index else default_index(search.data))
 
 
+def open_index(folder: Path, corpus: Path | None = None) -> Retriever:
+    """The retriever of an index folder, whichever kind it is.
+
+    Raises:
+        DataError: no whole index, or its corpus is gone.
+    """
+    if (folder / DENSE_META).is_file():
+        from paw_hpc.envs.search.dense import DenseRetriever
+
+        return DenseRetriever(folder, corpus)
+    return bm25.Bm25Retriever(folder, corpus)
+
+
 def default_index(source: data.DataSource) -> Path:
     """The folder of the BM25 index of a source's corpus in the cache; built now where that takes seconds.
 
@@ -155,7 +169,7 @@ def default_index(source: data.DataSource) -> Path:
         DataError: official data, whose index takes an hour or more, without an index.
     """
     found = data.load(source)
-    folder = cache_dir("search", "indices") / f"bm25-{found.kind}-{data.corpus_key(found.corpus)}"
+    folder = data.index_folder(found.corpus)
     with locked(folder):
         if not folder.is_dir():
             if found.kind == "official":

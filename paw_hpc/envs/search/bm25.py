@@ -21,14 +21,13 @@ import numpy.typing as npt
 
 from paw_hpc.envs.search import corpus as corpora
 from paw_hpc.envs.search.corpus import Corpus
-from paw_hpc.envs.search.retriever import Hit
+from paw_hpc.envs.search.retriever import BM25_META, Hit
 from paw_hpc.envs.search.words import terms
 from paw_hpc.errors import DataError
 
 K1, B = 0.9, 0.4
 """As the widely used Lucene baselines over Wikipedia passages (Anserini's defaults)."""
 CHUNK_PASSAGES = 200_000
-META = "bm25.json"
 _DATA, _INDICES, _INDPTR, _VOCAB, _PARAMS = (
     "data.csc.index.npy",
     "indices.csc.index.npy",
@@ -107,7 +106,7 @@ def build_bm25(corpus: Path, folder: Path, *, k1: float = K1, b: float = B, chun
         (building / _VOCAB).write_text(json.dumps(spool.vocabulary, ensure_ascii=False), encoding="utf-8")
         params = {"k1": k1, "b": b, "delta": 0.5, "method": "lucene", "idf_method": "lucene", "dtype": "float32", "int_dtype": "int32"}
         (building / _PARAMS).write_text(json.dumps({**params, "num_docs": identity.passages, "version": bm25s.__version__}), encoding="utf-8")
-        (building / META).write_text(json.dumps({"corpus": str(corpus.resolve()), "k1": k1, "b": b}), encoding="utf-8")
+        (building / BM25_META).write_text(json.dumps({"corpus": str(corpus.resolve()), "k1": k1, "b": b}), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     except OSError as error:
@@ -187,7 +186,7 @@ def _chunks(corpus: Corpus, size: int) -> Iterator[list[str]]:
 
 def _read_meta(folder: Path) -> dict[str, str]:
     try:
-        meta: dict[str, str] = json.loads((folder / META).read_text(encoding="utf-8"))
+        meta: dict[str, str] = json.loads((folder / BM25_META).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DataError(f"{folder}: no BM25 index here; build one with `paw data search build --corpus CORPUS --out {folder}`") from None
     return meta

@@ -155,13 +155,18 @@ def _as_marked(questions: Sequence[Question]) -> tuple[list[Question], list[Ques
     return [q for q in questions if q.split == "train"], [q for q in questions if q.split != "train"]
 
 
-def corpus_key(corpus: Path) -> str:
-    """Names an index of a corpus file: changes with its place, size and time. Raises DataError where there is none."""
+def index_folder(corpus: Path) -> Path:
+    """Where the BM25 index of a corpus file is kept when nobody says otherwise; the name changes with the file's place, size and time.
+
+    Raises:
+        DataError: there is no such file.
+    """
     try:
         facts = corpus.stat()
     except OSError:
         raise DataError(f"{corpus}: no such corpus; run `paw data search fetch`") from None
-    return hashlib.sha256(f"{corpus.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{corpus.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:16]
+    return data_paths.cache_dir(FOLDER, "indices") / f"bm25-{key}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from paw_hpc.envs.search import corpus as corpora
 from paw_hpc.envs.search.bm25 import Say
 from paw_hpc.envs.search.corpus import Corpus, Identity
 from paw_hpc.envs.search.encoder import Encoder, EncoderSettings
-from paw_hpc.envs.search.retriever import Hit
+from paw_hpc.envs.search.retriever import DENSE_META, Hit
 from paw_hpc.errors import DataError
 
-META, INDEX, VECTORS, PROGRESS = "dense.json", "index.faiss", "vectors.npy", "vectors.json"
+INDEX, VECTORS, PROGRESS = "index.faiss", "vectors.npy", "vectors.json"
 CHUNK_PASSAGES = 8192
 TRAINING_VECTORS_PER_LIST = 64
 SEARCH_PARAMETERS = {"IVF": "nprobe=64", "HNSW": "efSearch=128"}
@@ -67,7 +67,7 @@ class DenseRetriever:
                 f"gives {self._encoder.width}; build the index anew"
             )
         if self._meta.parameters:
-            faiss.ParameterSpace().set_index_parameters(index, self._meta.parameters)
+            faiss.ParameterSpace().set_index_parameters(index, self._meta.parameters)  # type: ignore[arg-type]
         self._index = _on_gpus(index)
 
     @property
@@ -109,7 +109,7 @@ def build_dense(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / META).unlink(missing_ok=True)  # written last: it is what makes an index whole
+        (folder / DENSE_META).unlink(missing_ok=True)  # written last: it is what makes an index whole
         identity = corpora.index_corpus(corpus, folder)
         made = _ready_made(vectors, identity) if vectors is not None else _encoded(Corpus(corpus, folder), folder, encoder, identity, say)
         index = _filled(made, kind, say)
@@ -120,7 +120,7 @@ def build_dense(
         if parameters is None:
             parameters = next((value for prefix, value in SEARCH_PARAMETERS.items() if kind.startswith(prefix)), "")
         meta = {"corpus": str(corpus.resolve()), "encoder": encoder.as_dict(), "kind": kind, "parameters": parameters}
-        with atomic_file(folder / META) as file:
+        with atomic_file(folder / DENSE_META) as file:
             file.write(json.dumps(meta).encode())
     except OSError as error:
         raise DataError(f"{folder}: the index cannot be written ({error.strerror or error}); make room, or give another --out") from error
@@ -191,6 +191,6 @@ def _on_gpus(index: Any) -> Any:
 
 def _read_meta(folder: Path) -> _Meta:
     try:
-        return _Meta(**json.loads((folder / META).read_text(encoding="utf-8")))
+        return _Meta(**json.loads((folder / DENSE_META).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise DataError(f"{folder}: no dense index here; build one with `paw data search build --retriever dense --out {folder}`") from None

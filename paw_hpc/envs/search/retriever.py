@@ -8,6 +8,9 @@ from typing import Protocol
 
 from paw_hpc.envs.search.corpus import Passage
 
+BM25_META, DENSE_META = "bm25.json", "dense.json"
+"""The file that makes an index folder whole, and tells its kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
