@@ -33,7 +33,13 @@ from paw_hpc.recipe import Recipe
 with quiet_imports():
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        VocabParallelEmbedding,
+        gather_from_sequence_parallel_region,
+        set_tensor_model_parallel_attributes,
+    )
     from megatron.core.transformer import ModuleSpec, TransformerConfig
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 
@@ -104,6 +110,8 @@ def build_model(
     with megatron():
         for stage in range(layout.chunks):
             chunks.append(_build_chunk(hf_config, model, config, layout, recipe, head, stage if layout.virtual else None))
+    for chunk in chunks:
+        _mark_shards(chunk)
     return [chunk.to(device) for chunk in chunks]
 
 
@@ -165,6 +173,16 @@ def _build_chunk(
         share_embeddings_and_output_weights=model.tied and head == "vocabulary",
         vp_stage=stage,
     )
+
+
+def _mark_shards(chunk: PackedGPT) -> None:
+    """Say which weights are shards. Megatron's random initialization, which is skipped here, would have done it, and the norm of the gradients counts
+    unmarked weights on the first tensor-parallel rank only."""
+    for module in chunk.modules():
+        dim = 1 if isinstance(module, RowParallelLinear) else 0 if isinstance(module, (ColumnParallelLinear, VocabParallelEmbedding)) else None
+        weight = getattr(module, "weight", None)
+        if dim is not None and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=dim, stride=1)
 
 
 def _layers(config: Any, model: Architecture, recipe: Recipe, stage: int | None) -> Any:

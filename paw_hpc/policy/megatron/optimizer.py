@@ -1,4 +1,4 @@
-"""A Megatron model in training: chunks wrapped for data parallelism, and their AdamW. It steps as the one-process backend does (policy/optimizer.py)."""
+"""A Megatron model in training: chunks wrapped for data parallelism, and their AdamW. It steps as policy/optimizer.py does for the other backend."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class TrainedModel:
                 for chunk in self.chunks:
                     chunk.disable_forward_pre_hook(param_sync=False)
             self.optimizer: Any = get_megatron_optimizer(_optimizer_config(lr, recipe), self.chunks)
+        for group in self.optimizer.param_groups:  # left to Megatron's scheduler, which has no part here
+            group["weight_decay"] = recipe.optimizer.weight_decay * group["wd_mult"]
         config = self.models[0].config
         config.finalize_model_grads_func = self._finalize
         if section.overlap_grad_reduce:
