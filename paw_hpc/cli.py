@@ -12,6 +12,7 @@ import typer
 
 from paw_hpc import __version__
 from paw_hpc.cli_search import app as search
+from paw_hpc.cli_webshop import app as webshop
 from paw_hpc.errors import CheckpointError, UserError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmark
 alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
 app.add_typer(data, name="data")
 data.add_typer(alfworld, name="alfworld")
+data.add_typer(webshop, name="webshop")
 data.add_typer(search, name="search")
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]

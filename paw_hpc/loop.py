@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def _loop(
 
 
 def one_update(
-    recipe: Recipe, machinery: Machinery, tasks: list[Task], update: int, phase: Callable[[str], None] = lambda _: None
+    recipe: Recipe, machinery: Machinery, tasks: Sequence[Task], update: int, phase: Callable[[str], None] = lambda _: None
 ) -> dict[str, float]:
     """One turn of the loop; returns its metrics under their public names."""
     policy, clock = machinery.policy, _Clock()
@@ -106,7 +106,7 @@ def one_update(
     return public_names(planned.metrics, trained) | stats.metrics() | clock.metrics()
 
 
-def tasks_of(tasks: list[Task], recipe: Recipe, update: int) -> list[Task]:
+def tasks_of(tasks: Sequence[Task], recipe: Recipe, update: int) -> list[Task]:
     """The tasks of an update: every training task once per pass, in an order that depends on (seed, pass) alone."""
     first = update * recipe.rollout.groups
     chosen = []

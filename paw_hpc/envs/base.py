@@ -35,7 +35,7 @@ class EnvironmentState:
 
     observation: str
     admissible: tuple[str, ...]
-    """Admissible commands, sorted; empty where a benchmark has no such list."""
+    """Admissible commands in an order that depends on the state alone; empty where a benchmark has no such list."""
     reward: float = 0.0
     """As the benchmark's protocol says (success_reward on success), without penalties."""
     done: bool = False
@@ -91,7 +91,7 @@ class Benchmark(Protocol):
         """What is played (official or generated data, and what the run should be judged by knowing), for the log."""
         ...
 
-    def tasks(self, split: str) -> list[Task]:
+    def tasks(self, split: str) -> Sequence[Task]:
         """All tasks of a split, in one global order that no machine changes."""
         ...
 

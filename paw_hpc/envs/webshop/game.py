@@ -17,6 +17,8 @@ from paw_hpc.envs.webshop.reward import Tagger, score
 from paw_hpc.envs.webshop.source import Product
 
 SEPARATOR = " [SEP] "
+SEARCH_ENTRY = "search[<your query>]"
+"""Stands in lists of available actions for a search with any words."""
 PAGE_SIZE = 10
 _ACTION = re.compile(r"(.+)\[(.+)\]")
 _SUB_PAGES = ("description", "features", "reviews")
@@ -54,7 +56,7 @@ class Game:
     """
 
     def __init__(self, catalogue: Catalogue, goal: Goal, tagger: Tagger, seed: int = 0):
-        self._catalogue, self.goal, self._tagger, self._random = catalogue, goal, tagger, Random(seed)
+        self.catalogue, self.goal, self._tagger, self._random = catalogue, goal, tagger, Random(seed)
         self._state = _State()
         self._show(["WebShop", "Instruction:", goal.instruction, "Search"], ["search"])
 
@@ -114,7 +116,7 @@ class Game:
         state = self._state
         state.page_name, state.page, state.asin, state.sub_page, state.options = "search_results", page, "", "", {}
         state.found = self._find(state.keywords)
-        products = [self._catalogue.products[number] for number in state.found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]]
+        products = [self.catalogue.products[number] for number in state.found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]]
         entries = [f"Page {page} (Total results: {len(state.found)})", *(["< Prev"] if page > 1 else []), "Next >"]
         for product in products:
             entries += [product.asin, product.title, product.price_tag]
@@ -124,12 +126,12 @@ class Game:
     def _find(self, keywords: tuple[str, ...]) -> Sequence[int]:
         first, rest = keywords[0], " ".join(keywords[1:]).strip()
         if first == "<r>":
-            return self._random.sample(range(len(self._catalogue.products)), min(SEARCH_RESULTS, len(self._catalogue.products)))
+            return self._random.sample(range(len(self.catalogue.products)), min(SEARCH_RESULTS, len(self.catalogue.products)))
         if first == "<c>":
-            return self._catalogue.with_value("category", keywords[1].strip())
+            return self.catalogue.with_value("category", keywords[1].strip())
         if first == "<q>":
-            return self._catalogue.with_value("query", rest)
-        return self._catalogue.search(" ".join(keywords))
+            return self.catalogue.with_value("query", rest)
+        return self.catalogue.search(" ".join(keywords))
 
     def _show_item(self, clicked: str) -> None:
         """`clicked`: a product, one of its option values, or the way back from one of its sub pages."""
@@ -156,8 +158,8 @@ class Game:
         self._show([*self._header(), "< Prev", *entries], ["back to search", "< prev"])
 
     def _buy(self) -> tuple[str, float, bool]:
-        state, number = self._state, self._catalogue.products.find(self._state.asin)
-        value = score(self._product(), float(self._catalogue.cost[number]), tuple(state.options.values()), self.goal, self._tagger)
+        state, number = self._state, self.catalogue.products.find(self._state.asin)
+        value = score(self._product(), float(self.catalogue.cost[number]), tuple(state.options.values()), self.goal, self._tagger)
         state.page_name, state.sub_page = "done", ""
         chosen = json.dumps(state.options, sort_keys=True).translate(_SCRIPT_SAFE)
         entries = ["Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)"]
@@ -169,7 +171,7 @@ class Game:
         return self.observation, value, True
 
     def _product(self) -> Product:
-        return self._catalogue.products[self._catalogue.products.find(self._state.asin)]
+        return self.catalogue.products[self.catalogue.products.find(self._state.asin)]
 
     def _header(self) -> list[str]:
         return ["Instruction:", self.goal.instruction, "Back to Search"]

@@ -1,0 +1,177 @@
+"""The agent's view of a shopping session: what it is shown and how its answer is read.
+
+Two styles. `paper` follows the paper's App. A.1: task, steps taken, the last `history` pages with the actions taken on them, the current page and the
+available actions; the answer is `<think>...</think><action>...</action>`. `compact` is for tiny models from scratch: products of a result page have
+numbers instead of ids, actions are short commands (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
+"""
+
+from __future__ import annotations
+
+import re
+
+from paw_hpc.envs.base import EnvironmentState, Message
+from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR
+
+_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
+_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_SEARCH = re.compile(r"search\[(.+)\]")
+_TITLE_WORDS = 12
+_COMMANDS = {
+    "click[back to search]": "back",
+    "click[< prev]": "prev",
+    "click[next >]": "next",
+    "click[description]": "description",
+    "click[features]": "features",
+    "click[reviews]": "reviews",
+    "click[buy now]": "buy",
+}
+
+
+def split_instruction(observation: str) -> tuple[str, str]:
+    """The first page of a session -> (instruction, the page without it)."""
+    first, _, rest = observation.partition(f"{SEPARATOR}Instruction:{SEPARATOR}")
+    instruction, _, last = rest.rpartition(SEPARATOR)
+    return instruction, f"{first}{SEPARATOR}{last}"
+
+
+class WebshopView:
+    """Implements `paw_hpc.envs.base.AgentView`.
+
+    Args:
+        style: "paper" or "compact".
+        history: earlier (page, action) pairs that the paper's prompt shows.
+    """
+
+    def __init__(self, *, style: str, history: int):
+        self.instruction = ""
+        self._style, self._history = style, history
+        self._past: list[tuple[str, str]] = []
+        self._page = ""
+        self._admissible: tuple[str, ...] = ()
+        self._commands: dict[str, str] = {}
+        self._dropped = 0
+
+    def start(self, state: EnvironmentState) -> None:
+        self.instruction, self._page = split_instruction(state.observation)
+        self._see(state)
+
+    def observe(self, action: str, state: EnvironmentState) -> None:
+        self._past.append((self._page, self._spoken(action)))
+        self._page, self._dropped = state.observation.strip(), 0
+        self._see(state)
+
+    def messages(self) -> list[Message]:
+        return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
+
+    def parse(self, response: str) -> tuple[str, bool]:
+        """Search works on every page, but only where the page offers it is it an available action."""
+        if self._style == "compact":
+            return self._parse_command(" ".join(response.lower().split()))
+        actions = _ACTION.findall(response)
+        if len(actions) != 1:
+            # Brackets would make it an action.
+            return re.sub(r"[\[\]]", " ", " ".join(response.lower().split())[-60:]), False
+        action = self._exact(actions[0].strip().lower())
+        return action, bool(_THINK.search(response)) and self._is_available(action)
+
+    def anchor(self) -> str:
+        """What GiGPO may call the same state: the page."""
+        return self._page
+
+    def shorten(self) -> bool:
+        """The paper's prompt loses its history page by page, then the option values among the actions (the page shows them); the compact one halves
+        the list of earlier commands."""
+        if self._style == "compact":
+            shown = len(self._past) >> self._dropped
+            self._dropped += 1
+            return shown > 0
+        self._dropped += 1
+        return self._dropped <= min(self._history, len(self._past)) + 1
+
+    def _see(self, state: EnvironmentState) -> None:
+        self._admissible = state.admissible
+        products = [command for command in state.admissible if command not in _COMMANDS] if self._on_results() else []
+        numbered = {command: f"open {number}" for number, command in enumerate(products, 1)}
+        self._commands = {
+            command: _COMMANDS.get(command) or numbered.get(command) or f"choose {' '.join(command[len('click[') : -1].split())}"
+            for command in state.admissible
+            if command != SEARCH_ENTRY
+        }
+
+    def _on_results(self) -> bool:
+        return f"{SEPARATOR}Page " in self._page and "(Total results: " in self._page
+
+    def _is_available(self, action: str) -> bool:
+        if _SEARCH.fullmatch(action):
+            return SEARCH_ENTRY in self._admissible and action != SEARCH_ENTRY
+        return action in self._admissible
+
+    def _exact(self, action: str) -> str:
+        """The available action that differs in white space only, else the action itself: a few option values have blanks at their ends."""
+        loose = " ".join(action.split())
+        return next((known for known in self._admissible if action == known or loose == " ".join(known.split()).replace(" ]", "]")), action)
+
+    def _paper(self) -> str:
+        keep = max(0, min(self._history, len(self._past)) - self._dropped)
+        recent = self._past[len(self._past) - keep :]
+        lines = [f"You are shopping in the web shop WebShop. Your task is to: {self.instruction}"]
+        if recent:
+            first = len(self._past) - len(recent) + 1
+            lines.append(f"You have taken {len(self._past)} step(s) so far. Your last {len(recent)} observation(s) and the actions you then took:")
+            lines += [f"[step {first + i}] observation: {page} action: {action}" for i, (page, action) in enumerate(recent)]
+        lines.append(f"You are now at step {len(self._past) + 1}. Current observation: {self._page}")
+        lines.append("Available actions: " + self._listed())
+        lines.append(
+            "First reason step by step about the situation inside <think> </think> tags. "
+            "Then choose exactly one available action and write it inside <action> </action> tags."
+        )
+        return "\n".join(lines)
+
+    def _listed(self) -> str:
+        if self._dropped <= min(self._history, len(self._past)) or self._on_results():
+            return ", ".join(f"'{action}'" for action in self._admissible)
+        fixed = [action for action in self._admissible if action in _COMMANDS or action == SEARCH_ENTRY]
+        return ", ".join(f"'{action}'" for action in fixed) + ", and 'click[VALUE]' for every option value of the page"
+
+    def _compact(self) -> str:
+        keep = len(self._past) >> self._dropped
+        parts = [f"task: {self.instruction}"]
+        if keep:
+            parts.append("did: " + "; ".join(action for _, action in self._past[-keep:]))
+        parts.append(f"now: {self._brief()}")
+        return "\n".join(parts)
+
+    def _brief(self) -> str:
+        """The page in few words: results as `1 TITLE PRICE`, everything else without its buttons."""
+        entries = self._page.split(SEPARATOR)
+        if SEARCH_ENTRY in self._admissible:
+            return "search page"
+        if not self._on_results():
+            buttons = {"back to search", "< prev", "rating: n.a.", "description", "features", "reviews", "buy now"}
+            return "; ".join(_cut(entry) for entry in entries if entry.lower() not in buttons)
+        lines = [entries[1].split(" (")[0].lower()]
+        for entry in entries[2:]:
+            number = self._commands.get(f"click[{entry.lower()}]", "")
+            if number.startswith("open "):
+                lines.append(number.removeprefix("open "))
+            elif entry not in ("< Prev", "Next >"):
+                lines[-1] += f" {_cut(entry)}"
+        return "\n".join(lines)
+
+    def _parse_command(self, command: str) -> tuple[str, bool]:
+        if command.startswith("search "):
+            action = f"search[{command.removeprefix('search ')}]"
+            return action, self._is_available(action)
+        action = next((action for action, spoken in self._commands.items() if spoken == command), "")
+        return action or re.sub(r"[\[\]]", " ", command)[-60:], bool(action)
+
+    def _spoken(self, action: str) -> str:
+        """An action as the history tells it."""
+        if self._style == "paper":
+            return action
+        search = _SEARCH.fullmatch(action)
+        return f"search {search[1]}" if search else self._commands.get(action, action)
+
+
+def _cut(title: str) -> str:
+    return " ".join(title.split()[:_TITLE_WORDS])
