@@ -37,6 +37,7 @@ HARMLESS = (
     "threads",
     "env.workers",
     "checkpoint.",
+    "megatron.",
     "eval.",
     "warm_start.",
     "rollout.fleet.",

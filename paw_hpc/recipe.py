@@ -385,6 +385,8 @@ class CheckpointSection(Section):
     every: PositiveInt = 10
     """Updates between checkpoints; one is also written at the end and on a signal."""
     keep: PositiveInt = 2
+    background: bool = True
+    """Megatron: write while training goes on; the next checkpoint waits for it, and so does the end of the run."""
 
 
 class WarmStartSection(Section):

@@ -46,6 +46,12 @@ def write_atomically(path: Path, text: str) -> None:
             raise
 
 
+def sync_file(file: Path) -> None:
+    """Make the content of a file durable."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

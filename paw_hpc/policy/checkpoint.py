@@ -47,7 +47,7 @@ def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Map
     if keep < 1:
         raise ValueError(f"keep: {keep} would remove the checkpoint just written")
     directory = Path(directory)
-    plain = _encode(state, "state")
+    plain = encode(state, "state")
     described = json.dumps(meta)
     with storage_errors(directory):
         temporary = begin(directory, update)
@@ -89,7 +89,7 @@ def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any]
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours
         raise CheckpointError(f"{path}/state.pt: not a state that paw_hpc wrote ({type(error).__name__})") from error
-    return _decode(state), meta | {"update": manifest["update"]}
+    return decode(state), meta | {"update": manifest["update"]}
 
 
 def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _encode(value: Any, where: str) -> Any:
+def encode(value: Any, where: str) -> Any:
     """Only what torch.load(weights_only=True) reads back. A tensor that is a part of a larger storage is copied, so that only the part is saved."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value.item() if isinstance(value, np.generic) else value
@@ -154,15 +154,16 @@ def _encode(value: Any, where: str) -> Any:
         strange = [key for key in value if not isinstance(key, (str, int))]
         if strange or _ARRAY in value:
             raise TypeError(f"{where}: mapping keys are strings or integers, found {strange[0]!r}" if strange else f"{where}: {_ARRAY} is reserved")
-        return {key: _encode(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_encode(item, f"{where}[{i}]") for i, item in enumerate(value))
+        return type(value)(encode(item, f"{where}[{i}]") for i, item in enumerate(value))
     raise TypeError(f"{where}: a checkpoint holds tensors, arrays, numbers, strings, lists and mappings, not {type(value).__name__}")
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
+    """The inverse of `encode`."""
     if isinstance(value, dict):
-        return value[_ARRAY].numpy() if _ARRAY in value else {key: _decode(item) for key, item in value.items()}
+        return value[_ARRAY].numpy() if _ARRAY in value else {key: decode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_decode(item) for item in value)
+        return type(value)(decode(item) for item in value)
     return value

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from paw_hpc.errors import CheckpointError
 from paw_hpc.policy.convert.architecture import KNOWN
 from paw_hpc.policy.convert.names import Piece
-from paw_hpc.storage import storage_errors, sync_folder
+from paw_hpc.storage import storage_errors, sync_file, sync_folder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -143,7 +143,7 @@ class FolderWriter:
                 tokenizer.save_pretrained(self._temporary)
             for file in self._temporary.iterdir():
                 shutil.copymode(self._temporary / "config.json", file)  # safetensors makes files that only their owner can read
-                _sync(file)
+                sync_file(file)
             sync_folder(self._temporary)
             earlier = self.folder.with_name(f".{self.folder.name}.old.tmp")
             shutil.rmtree(earlier, ignore_errors=True)
@@ -181,11 +181,6 @@ class FolderWriter:
 
 def _size(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def _sync(file: Path) -> None:
-    with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
 
 
 def _errno(error: SafetensorError) -> int | None:

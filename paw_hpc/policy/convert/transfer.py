@@ -205,9 +205,9 @@ def _gather(bucket: list[_Entry], own: dict[str, nn.Parameter], layout: Layout, 
         dist.broadcast(buffer, dist.get_global_rank(layout.pipeline_group, bucket[0].stage), group=layout.pipeline_group)
     if layout.tensor == 1:
         return [buffer]
-    gathered = torch.empty(layout.tensor * buffer.numel(), dtype=torch.uint8, device=device)
-    dist.all_gather_into_tensor(gathered, buffer, group=layout.tensor_group)
-    return list(gathered.chunk(layout.tensor))
+    gathered = list(torch.empty(layout.tensor, buffer.numel(), dtype=torch.uint8, device=device))
+    dist.all_gather(gathered, buffer, group=layout.tensor_group)
+    return gathered
 
 
 def _merge(entry: _Entry, shards: list[torch.Tensor], layout: Layout, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from paw_hpc.policy.convert.transfer import check_vocabulary, export_hf, hf_tens
 from paw_hpc.policy.critic import draw_head, prompts
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
+from paw_hpc.policy.megatron.checkpoint import Checkpoints, Identity
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.microbatches import MicroBatch, micro_batches
 from paw_hpc.policy.megatron.model import HeadKind, PackedGPT, build_model
@@ -76,6 +77,11 @@ class MegatronPolicy:
         critic = self._critic(models) if recipe.algorithm.name == "ppo" else None
         self.trained = TrainedModel(models, recipe.optimizer.lr, recipe, self._clock)
         self.critic = None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
+        self._checkpoints = Checkpoints(
+            layout,
+            Identity(self.architecture, self.hf_config, self.tokenizer, self.initial_fingerprint if wanted else None),
+            {"policy": self.trained} if self.critic is None else {"policy": self.trained, "critic": self.critic},
+        )
         self._head_options: dict[str, Any] = {
             "temperature": recipe.rollout.temperature,
             "chunk_rows": recipe.model.head_chunk_rows,
@@ -151,6 +157,14 @@ class MegatronPolicy:
         if not logp.numel():
             return {"observation_tokens": 0.0}
         return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
+
+    def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
+        """See `Policy.save`."""
+        self._checkpoints.save(directory, update, meta, keep=keep, wait=wait or not self.recipe.checkpoint.background)
+
+    def resume(self, directory: Path) -> int:
+        """See `Policy.resume`; the layout may be another one than the checkpoint was written in."""
+        return self._checkpoints.resume(directory, self.recipe)
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""

@@ -1,0 +1,118 @@
+"""Trained models as sharded state dicts, which Megatron-core saves in one layout and loads in another, and the random states beside them.
+
+Around the library's optimizers (0.16.1) this puts right, where Adam is PyTorch's and not Transformer Engine's or Apex's: an optimizer that has made
+no step yet cannot be saved or loaded; `step` is looked for among the loaded tensors, where it is not; and one `step` tensor is given to all
+parameters, each of which then counts up all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from paw_hpc.errors import CheckpointError
+from paw_hpc.policy.checkpoint import decode, encode
+from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.policy.megatron.optimizer import TrainedModel
+from paw_hpc.policy.megatron.shim import quiet_imports
+
+with quiet_imports():
+    from megatron.core import parallel_state
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+    from megatron.core.transformer.module import MegatronModule
+
+PREFIXES = {"policy": "", "critic": "critic."}
+"""Of tensor names. A policy's are those of any Megatron GPT, so that other programs can read them."""
+_ADAM = (torch.optim.Adam, torch.optim.AdamW)
+
+
+def sharded_weights(name: str, models: list[Any]) -> dict[str, Any]:
+    """Of a rank's chunks; the tensors are the live parameters. `name` is a key of PREFIXES."""
+    return {f"chunk{i}": _sharded_chunk(model, PREFIXES[name]) for i, model in enumerate(models)}
+
+
+def load_weights(name: str, models: list[Any], state: Mapping[str, Any]) -> None:
+    """The inverse of `sharded_weights`, with what was loaded."""
+    for i, model in enumerate(models):
+        found = {key.removeprefix(PREFIXES[name]): value for key, value in state[f"chunk{i}"].items()}
+        keys = model.load_state_dict(found, strict=False)
+        # States of kernels (`_extra_state`) may differ: a checkpoint of Transformer Engine's layers has them, one of the local layers does not.
+        odd = [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]
+        if odd:
+            raise CheckpointError(f"{name}: {len(odd)} weights are only on one side, such as {odd[0]}")
+
+
+def sharded_optimizer(trained: TrainedModel, weights: Mapping[str, Any], *, loading: bool) -> Any:
+    """Moments, float32 masters and steps; `weights` is what `sharded_weights` gave. A collective of all ranks."""
+    for part in _parts(trained.optimizer):
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part.optimizer, _ADAM):
+            for state in part.optimizer.state.values():
+                state.setdefault("step", torch.tensor(0.0))
+    return trained.optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_metadata())
+
+
+def load_optimizer(trained: TrainedModel, state: Any) -> None:
+    """The inverse of `sharded_optimizer`, with what was loaded."""
+    parts = _parts(trained.optimizer)
+    states = [state] if len(parts) == 1 else [state[i] for i in range(len(parts))]
+    for part, own in zip(parts, states, strict=True):
+        masters = own.pop("param_state", None)
+        own.pop("param_state_sharding_type", None)
+        part.load_state_dict(own)
+        if not isinstance(part.optimizer, _ADAM):
+            if masters is not None:
+                part.load_parameter_state_from_fully_reshardable(masters)
+            continue
+        steps = [float(s.pop("step", 0.0)) for s in part.optimizer.state.values()]
+        if masters is not None:
+            part.load_parameter_state_from_fully_reshardable(masters)
+        for own_state, step in zip(part.optimizer.state.values(), steps, strict=True):
+            own_state["step"] = torch.tensor(step)
+
+
+def sharded_random_states(layout: Layout, *, loading: bool) -> ShardedObject:
+    """Of this process: Python's, NumPy's, PyTorch's on the CPU and on its GPU. They are a rank's own, so only the same layout reads them back."""
+    data = None if loading else random_states()
+    ranks = (layout.pipeline_rank, layout.tensor_rank, layout.data_rank * layout.context + layout.context_rank)
+    return ShardedObject("random", data, (layout.pipeline, layout.tensor, layout.data * layout.context), ranks)
+
+
+def random_states() -> Any:
+    """In a form that `torch.load` reads without running code."""
+    states = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}  # noqa: NPY002
+    return encode(states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}), "random")
+
+
+def load_random_states(data: Any) -> None:
+    """The inverse of `random_states`."""
+    states = decode(data)
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _sharded_chunk(model: Any, prefix: str) -> dict[str, Any]:
+    if hasattr(model, "value_head"):  # GPTModel's own method looks for the output layer that a critic does not have
+        return MegatronModule.sharded_state_dict(model, prefix, (), _metadata())
+    return model.sharded_state_dict(prefix=prefix, metadata=_metadata())
+
+
+def _metadata() -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        # Shards of the optimizer are gathered in CPU memory, and on one replica only.
+        "distrib_optim_fully_reshardable_mem_efficient": True,
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in parts if not getattr(part, "is_stub_optimizer", False)]
