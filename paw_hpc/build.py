@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Self
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedConfig
 
+from paw_hpc import distributed
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Group, Pool, Scores
+from paw_hpc.policy.backend import Policy
 from paw_hpc.policy.huggingface import HuggingFacePolicy
+from paw_hpc.policy.loading import load_model, resolve_device
+from paw_hpc.policy.packed import use_packed_attention
 from paw_hpc.recipe import Recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
+from paw_hpc.rollout.engines.copied import CopyPublisher
 from paw_hpc.rollout.engines.local import LocalEngine
 from paw_hpc.rollout.event_loop import EventLoop
+from paw_hpc.rollout.players import Players
 from paw_hpc.rollout.publish import LivePublisher, Publisher
+
+
+def processes_of(recipe: Recipe) -> AbstractContextManager[Any]:
+    """Inside, the processes of a run have met; to be entered before its machinery is made. Nothing to do for a backend of one process."""
+    if recipe.policy.backend == "huggingface" or dist.is_initialized():
+        return contextlib.nullcontext()
+    return distributed.joined(gpu=resolve_device(recipe.model).type == "cuda", timeout_s=recipe.megatron.timeout_s)
 
 
 class Machinery:
     """Everything of a run that holds processes or weights. Use as a context manager: leaving it ends the environment workers.
+
+    With a backend of many processes every one of them has one, and calls the same methods in the same order.
 
     Args:
         runner: its event loop serves environments and engine for the whole run.
@@ -34,27 +52,51 @@ class Machinery:
             torch.set_num_threads(recipe.threads)
         self.recipe, self._runner = recipe, runner
         self.benchmark = make_benchmark(recipe.env)
-        self.policy = HuggingFacePolicy(recipe)
-        self.chat = ChatFormat(self.policy.tokenizer)
-        _check_context(recipe, self.policy.model.config)
-        self.engine = LocalEngine(self.policy.model, self.policy.tokenizer, recipe.rollout)
-        self.publisher: Publisher = LivePublisher(self.engine)
+        self.policy: Policy
+        self.engine: LocalEngine | None
+        self.publisher: Publisher
+        self.players = Players()
+        config = self._many_processes() if recipe.policy.backend == "megatron" else self._one_process()
+        _check_context(recipe, config)
+
+    def _one_process(self) -> PreTrainedConfig:
+        """The engine reads the trainer's own weights."""
+        policy = HuggingFacePolicy(self.recipe)
+        self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
+        self.engine = LocalEngine(policy.model, policy.tokenizer, self.recipe.rollout)
+        self.publisher = LivePublisher(self.engine)
+        return policy.model.config
+
+    def _many_processes(self) -> PreTrainedConfig:
+        """The first rank of each replica plays, with a whole copy of the model beside its shards."""
+        from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
+
+        policy = MegatronPolicy(self.recipe)
+        self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
+        self.players = Players.of(policy.layout.leader)
+        self.engine, copy = None, None
+        if policy.layout.leader:
+            copy = load_model(self.recipe, policy.tokenizer).to(policy.device).eval()  # type: ignore[arg-type]
+            use_packed_attention(copy)
+            self.engine = LocalEngine(copy, policy.tokenizer, self.recipe.rollout)
+        self.publisher = CopyPublisher(policy.whole_tensors, copy, self.engine)
+        return policy.hf_config
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._runner.run(self.benchmark.close())
-        self.engine.close()
+        if self.engine is not None:
+            self.engine.close()
 
     def describe(self) -> str:
-        parameters = sum(p.numel() for p in self.policy.model.parameters())
-        return f"{parameters / 1e6:.2f}M parameters on {self.policy.device}, {self.benchmark.source}"
+        return f"{self.policy.describe()}, {self.benchmark.source}"
 
     def play(
         self, tasks: Sequence[Task], members: int, index: int, *, purpose: str, temperature: float, first_group: int = 0
     ) -> tuple[list[Group], CollectStats]:
-        """Play tasks with the current weights; `purpose` and `index` name the seeds (see `Collector.collect`)."""
+        """Play tasks with the current weights, shared by all players; `purpose` and `index` name the seeds (see `Collector.collect`)."""
         rollout = self.recipe.rollout
         settings = PlaySettings(
             run_seed=self.recipe.seed,
@@ -64,8 +106,13 @@ class Machinery:
             max_response_tokens=rollout.max_response_tokens,
             max_observation_tokens=self.recipe.wm.max_observation_tokens,
         )
-        collector = Collector(self.benchmark, self.engine, self.chat, settings)
-        return self._runner.run(collector.collect(tasks, members, index, first_group))
+
+        def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
+            assert self.engine is not None  # only players are asked
+            collector = Collector(self.benchmark, self.engine, self.chat, settings)
+            return self._runner.run(collector.collect(share, members, index, first))
+
+        return self.players.play(tasks, first_group, play)
 
     def collect(self, tasks: Sequence[Task], members: int, update: int) -> tuple[list[Group], CollectStats]:
         """The groups of one training update."""

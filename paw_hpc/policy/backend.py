@@ -56,6 +56,10 @@ class Policy(Protocol):
         """
         ...
 
+    def describe(self) -> str:
+        """Its size, and where it is computed, for the log."""
+        ...
+
     def export(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer as a Hugging Face folder that `transformers` loads."""
         ...

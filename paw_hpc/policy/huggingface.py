@@ -155,6 +155,10 @@ class HuggingFacePolicy:
         self.load_state(state)
         return int(meta["update"])
 
+    def describe(self) -> str:
+        """See `Policy.describe`."""
+        return f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f}M parameters on {self.device}"
+
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
         self.model.save_pretrained(folder)

@@ -7,9 +7,10 @@ plain sums over micro-batches and replicas.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ from paw_hpc.objective.plan import mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy.backend import Metrics
 from paw_hpc.policy.convert.architecture import Architecture, read_architecture
+from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
 from paw_hpc.policy.critic import draw_head, prompts
 from paw_hpc.policy.fingerprint import fingerprint
@@ -165,6 +167,17 @@ class MegatronPolicy:
     def resume(self, directory: Path) -> int:
         """See `Policy.resume`; the layout may be another one than the checkpoint was written in."""
         return self._checkpoints.resume(directory, self.recipe)
+
+    def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The current weights under their Hugging Face names, whole and on every rank (see `convert.transfer.hf_tensors`)."""
+        return hf_tensors(self.models, self.layout, self.architecture)
+
+    def describe(self) -> str:
+        """See `Policy.describe`."""
+        layout, count = self.layout, sum(math.prod(shape) for shape in hf_shapes(self.architecture).values())
+        sizes = (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context), ("data", layout.data))
+        spread = " x ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one process"
+        return f"{count / 1e6:.2f}M parameters on {self.device.type}, {spread}"
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
