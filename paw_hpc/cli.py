@@ -13,7 +13,7 @@ import typer
 from paw_hpc import __version__
 from paw_hpc.cli_search import app as search
 from paw_hpc.cli_webshop import app as webshop
-from paw_hpc.errors import CheckpointError, UserError
+from paw_hpc.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Policy and world-model co-training of language agents."
@@ -70,19 +70,21 @@ def train(
     ] = None,
 ) -> None:
     """Train a policy: the loop of the paper, from a recipe."""
-    from paw_hpc.metrics import RunDirectory
     from paw_hpc.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    run = RunDirectory(run_dir or Path("runs") / f"{loaded.name}-s{loaded.seed}")
-    if resume and not run.exists:
-        raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one")
-    if resume is False and (aside := run.set_aside()):
-        print(f"set the earlier run aside as {aside}", file=sys.stderr)
+    directory = run_dir or Path("runs") / f"{loaded.name}-s{loaded.seed}"
+
+    from paw_hpc import distributed, processes
+
+    processes.end_with_parent()
+    count = loaded.processes
+    if count > 1 and distributed.Process.of_environment().processes == 1:
+        raise typer.Exit(processes.run_here(count, [sys.executable, "-m", "paw_hpc.cli", *sys.argv[1:]]))
 
     from paw_hpc import loop
 
-    loop.train(loaded, run.path, command=shlex.join(["paw", *sys.argv[1:]]))
+    loop.train(loaded, directory, command=shlex.join(["paw", *sys.argv[1:]]), resume=resume)
 
 
 @app.command("eval")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from paw_hpc.build import Machinery
+from rich.console import Console
+
+from paw_hpc import distributed
+from paw_hpc.build import Machinery, processes_of
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import TrainingError, UserError
+from paw_hpc.errors import CheckpointError, TrainingError, UserError
 from paw_hpc.evaluation import evaluate
 from paw_hpc.experience import Pool
 from paw_hpc.metrics import MetricsWriter, RunDirectory
@@ -34,38 +39,66 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(recipe: Recipe, directory: Path, *, command: str) -> Outcome:
+def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None = None) -> Outcome:
     """Run, or resume, a recipe in a run directory.
 
+    Args:
+        resume: True: there must be a run to go on with; False: set an existing one aside; None: go on where there is one.
+
     Raises:
-        CheckpointError: the directory belongs to another recipe.
+        CheckpointError: the directory belongs to another recipe, or there is nothing to resume.
         TrainingError: three updates in a row without a finite loss (a checkpoint was written first).
     """
     run = RunDirectory(directory)
+    with processes_of(recipe):
+        run.attempt = distributed.on_main(lambda: _open(run, recipe, command, resume))
+        role = "trainer" if distributed.is_main() else f"trainer-{distributed.rank()}"
+        with run.log(role), EventLoop() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
+            start = machinery.policy.resume(run.checkpoints)
+            with _writer(run, start) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
+                progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
+                return _loop(run, recipe, machinery, writer, progress, stop, start)
+
+
+def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None) -> Path:
+    if resume and not run.exists:
+        raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one")
+    if resume is False and (aside := run.set_aside()):
+        print(f"set the earlier run aside as {aside}", file=sys.stderr)
     run.open(recipe, command)
-    with run.log("trainer"), EventLoop() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
-        start = machinery.policy.resume(run.checkpoints)
-        with MetricsWriter(run, start) as writer, Progress(recipe.name, recipe.updates, start) as progress:
-            progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
-            return _loop(run, recipe, machinery, writer, progress, stop, start)
+    assert run.attempt is not None
+    return run.attempt
+
+
+def _writer(run: RunDirectory, start: int) -> AbstractContextManager[MetricsWriter | None]:
+    """Metrics are the same on every rank; one writes them."""
+    return MetricsWriter(run, start) if distributed.is_main() else nullcontext()
+
+
+def _console() -> Console | None:
+    return None if distributed.is_main() else Console(quiet=True)
 
 
 def _loop(
-    run: RunDirectory, recipe: Recipe, machinery: Machinery, writer: MetricsWriter, progress: Progress, stop: StopRequest, start: int
+    run: RunDirectory, recipe: Recipe, machinery: Machinery, writer: MetricsWriter | None, progress: Progress, stop: StopRequest, start: int
 ) -> Outcome:
-    tasks, skipped, saved = machinery.benchmark.tasks("train"), 0, start
+    tasks, skipped, saved = distributed.main_first(lambda: machinery.benchmark.tasks("train")), 0, start
     machinery.publisher.publish(version=start)
     for update in range(start, recipe.updates):
         metrics = one_update(recipe, machinery, tasks, update, progress.phase)
-        writer.write(update, metrics)
+        if writer is not None:
+            writer.write(update, metrics)
         progress.update(update, metrics)
         done = update + 1
         skipped = skipped + 1 if metrics["policy/steps"] == 0 else 0
         if recipe.eval.every and done % recipe.eval.every == 0:
             progress.phase("evaluating")
-            write_evaluation(run.path, evaluate(machinery, recipe, update=done, label=f"update-{done:05d}").result)
+            evaluated = evaluate(machinery, recipe, update=done, label=f"update-{done:05d}").result
+            if distributed.is_main():
+                write_evaluation(run.path, evaluated)
+        asked = distributed.first(stop.name)  # by a signal that reached any rank: they stop together
         hopeless = skipped > SKIPPED_UPDATES_ALLOWED
-        last = done == recipe.updates or bool(stop) or hopeless
+        last = done == recipe.updates or asked is not None or hopeless
         if last or done % recipe.checkpoint.every == 0:
             progress.phase("saving")
             meta = {"recipe": recipe.model_dump(mode="json"), "update": done}
@@ -76,9 +109,9 @@ def _loop(
                 f"update {update}: the loss was not finite in {skipped} updates in a row; the run stopped with a checkpoint of update {saved}. "
                 "Lower optimizer.lr, or use model.dtype=float32"
             )
-        if stop and done < recipe.updates:
-            progress.say(f"{recipe.name}: stopped by {stop.name} after update {done}, saved; the same command continues it")
-            return Outcome(run.path, done, stop.name)
+        if asked is not None and done < recipe.updates:
+            progress.say(f"{recipe.name}: stopped by {asked} after update {done}, saved; the same command continues it")
+            return Outcome(run.path, done, asked)
     return Outcome(run.path, recipe.updates, None)
 
 
@@ -138,7 +171,8 @@ _WORLD_MODEL = {
 def public_names(planned: dict[str, float], trained: dict[str, float]) -> dict[str, float]:
     """Plan and policy metrics under the names that metrics.py documents."""
     names = {name: _PLAN_NAMES.get(name, f"wm/{name[3:]}" if name.startswith("wm_") else f"train/{name}") for name in planned}
-    return {names[k]: v for k, v in planned.items()} | {_WORLD_MODEL.get(k, f"policy/{k}"): v for k, v in trained.items()}
+    named = {k: k if "/" in k else _WORLD_MODEL.get(k, f"policy/{k}") for k in trained}
+    return {names[k]: v for k, v in planned.items()} | {named[k]: v for k, v in trained.items()}
 
 
 class _Clock:

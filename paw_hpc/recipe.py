@@ -439,6 +439,12 @@ class Recipe(Section):
             return {**data, "eval": {**(chosen or {}), "panel": PANELS[name][0]}}
         return data
 
+    @property
+    def processes(self) -> int:
+        """How many processes `paw train` starts for the policy where nobody else did."""
+        m = self.megatron
+        return m.tensor_parallel * m.pipeline_parallel * m.context_parallel * (m.data_parallel or 1) if self.policy.backend == "megatron" else 1
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         a, r, m = self.algorithm, self.rollout, self.model

@@ -1,0 +1,121 @@
+"""The ranks of a run on this machine, started by `paw train` itself where neither torchrun nor srun did.
+
+Not torch.distributed.run: its agent kills the ranks thirty seconds after a signal and ends with an error, whereas a stop that is asked for takes
+effect between two updates and is a success. The ranks meet as under it, at a store that the parent holds (no port to guess).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO, TextIO
+
+import torch.distributed as dist
+
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+GRACE_S = 10.0
+"""How long the other ranks have to end by themselves once one has failed."""
+_STARTED_HERE = "PAW_STARTED_HERE"
+_PR_SET_PDEATHSIG = 1
+
+
+def run_here(count: int, command: Sequence[str]) -> int:
+    """Run a command as `count` ranks and wait for them; their lines come out as `[rank] ...`, errors that several ranks say, once.
+
+    SIGTERM, SIGUSR1 and Ctrl-C go to every rank. When a rank fails, the others are ended, with all that they started.
+
+    Returns:
+        0 when all ranks ended with 0, else the status of the first that did not (128 + signal where one killed it).
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    said: set[str] = set()
+    ranks: list[subprocess.Popen[str]] = []
+    relays: list[threading.Thread] = []
+
+    def forward(number: int, _: object) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        for number in range(count):
+            environment = os.environ | _environment(number, count, store.port)
+            # A session of its own: the terminal's Ctrl-C comes once, by `forward`, and what a rank started can be ended with it.
+            rank = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+            )
+            ranks.append(rank)
+            for source, target in ((rank.stdout, sys.stdout), (rank.stderr, sys.stderr)):
+                assert source is not None
+                relays.append(threading.Thread(target=_relay, args=(number, source, target, said), daemon=True))
+                relays[-1].start()
+        return _wait(ranks)
+    finally:
+        for rank in ranks:
+            _kill(rank)
+        for relay in relays:
+            relay.join(GRACE_S)
+        for signal_number, handler in before.items():
+            signal.signal(signal_number, handler)
+
+
+def end_with_parent() -> None:
+    """Called by a rank: should the process that started it die, it is asked to stop (Linux)."""
+    if _STARTED_HERE in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        _STARTED_HERE: "1",
+    }
+
+
+def _relay(rank: int, source: IO[str], target: TextIO, said: set[str]) -> None:
+    for line in source:
+        if line.startswith("paw: "):
+            if line in said:
+                continue
+            said.add(line)
+            target.write(line)
+        else:
+            target.write(f"[{rank}] {line}")
+        target.flush()
+
+
+def _wait(ranks: Sequence[subprocess.Popen[str]]) -> int:
+    deadline: float | None = None
+    status = 0
+    while any(rank.poll() is None for rank in ranks):
+        failed = next((rank.returncode for rank in ranks if rank.returncode not in (None, 0)), None)
+        if failed is not None and deadline is None:
+            status, deadline = failed, time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    status = status or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return status if status >= 0 else 128 - status
+
+
+def _kill(rank: subprocess.Popen[str]) -> None:
+    if rank.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(rank.pid, signal.SIGKILL)
+        rank.wait()
