@@ -28,6 +28,7 @@ from paw_hpc.errors import DataError
 K1, B = 0.9, 0.4
 """As the widely used Lucene baselines over Wikipedia passages (Anserini's defaults)."""
 CHUNK_PASSAGES = 200_000
+COMPILED_FROM_PASSAGES = 10_000
 _DATA, _INDICES, _INDPTR, _VOCAB, _PARAMS = (
     "data.csc.index.npy",
     "indices.csc.index.npy",
@@ -46,7 +47,7 @@ class Bm25Retriever:
 
     Args:
         corpus: path of the corpus; none: where it lay when the index was built.
-        backend: of bm25s. auto: compiled by numba where it is installed (some seconds at the start, then many times as fast as numpy).
+        backend: of bm25s. auto: compiled by numba (some seconds at the start, then many times as fast), but numpy for a corpus of few passages.
 
     Raises:
         DataError: the index is missing, torn, or of another corpus.
@@ -54,6 +55,8 @@ class Bm25Retriever:
 
     def __init__(self, folder: Path, corpus: Path | None = None, *, backend: str = "auto"):
         self._corpus = Corpus(corpus or Path(_read_meta(folder)["corpus"]), folder)
+        if backend == "auto":
+            backend = "numba" if len(self._corpus) >= COMPILED_FROM_PASSAGES else "numpy"
         try:
             self._index = bm25s.BM25.load(folder, mmap=True, load_vocab=False, backend=backend)
             self._vocabulary: dict[str, int] = json.loads((folder / _VOCAB).read_text(encoding="utf-8"))

@@ -67,7 +67,13 @@ class Corpus:
                 f"{path}: {size} bytes, but the index in {folder} is of a corpus of {self.identity.size_bytes} bytes "
                 "(changed or cut short); restore it, or build the index anew"
             )
-        self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
+        try:
+            self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
+            whole = int(self._offsets[-1]) == size and len(self._offsets) == len(self) + 1
+        except (OSError, ValueError, EOFError, IndexError):
+            whole = False
+        if not whole:
+            raise DataError(f"{folder / OFFSETS}: torn; build the index anew with `paw data search build`")
         self._file = path.open("rb")
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
