@@ -52,6 +52,9 @@ def joined(*, gpu: bool, timeout_s: float) -> Iterator[Process]:
     """
     process = Process.of_environment()
     if gpu:
+        os.environ.setdefault(
+            "CUDA_DEVICE_MAX_CONNECTIONS", "1"
+        )  # kernels start in the order in which they were asked for, so that communication overlaps
         if process.local_rank >= torch.cuda.device_count():
             raise RecipeError(
                 f"megatron: {process.local_rank + 1} or more processes on this machine, but torch sees {torch.cuda.device_count()} GPUs"

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from paw_hpc.errors import RecipeError
 from paw_hpc.policy.convert.architecture import Architecture
-from paw_hpc.policy.megatron.shim import megatron, quiet_imports
+from paw_hpc.policy.megatron.shim import megatron
 from paw_hpc.recipe import MegatronSection
 
 
@@ -88,7 +88,7 @@ class Layout:
 
     def open(self) -> None:
         """Make the process groups. torch.distributed must be initialized with `processes` ranks; all of them call."""
-        with megatron(), quiet_imports():
+        with megatron():
             from megatron.core import parallel_state
             from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 

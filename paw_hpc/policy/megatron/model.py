@@ -23,27 +23,24 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from transformers import PreTrainedConfig
 
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
+from paw_hpc.policy.megatron.attention import PackedAttention, PackedSamples, RMSNorm, Rotary
 from paw_hpc.policy.megatron.layout import Layout, has_transformer_engine
-from paw_hpc.policy.megatron.shim import megatron, quiet_imports
+from paw_hpc.policy.megatron.shim import megatron
 from paw_hpc.recipe import Recipe
-
-with quiet_imports():
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.tensor_parallel import (
-        ColumnParallelLinear,
-        RowParallelLinear,
-        VocabParallelEmbedding,
-        gather_from_sequence_parallel_region,
-        set_tensor_model_parallel_attributes,
-    )
-    from megatron.core.transformer import ModuleSpec, TransformerConfig
-    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-
-    from paw_hpc.policy.megatron.attention import PackedAttention, PackedSamples, RMSNorm, Rotary
 
 HeadKind = Literal["vocabulary", "value"]
 

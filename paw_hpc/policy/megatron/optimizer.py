@@ -7,18 +7,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch import nn
 
 from paw_hpc.policy.megatron.microbatches import MicroBatch
 from paw_hpc.policy.megatron.model import PackedGPT
 from paw_hpc.policy.megatron.schedule import Finish, run
-from paw_hpc.policy.megatron.shim import megatron, quiet_imports
+from paw_hpc.policy.megatron.shim import megatron
 from paw_hpc.policy.throughput import PhaseClock
 from paw_hpc.recipe import OptimizerSection, Recipe
-
-with quiet_imports():
-    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 
 class TrainedModel:
@@ -137,8 +135,7 @@ def _all_finite(loss: torch.Tensor, norm: float) -> bool:
 
 def _clip(optimizer: Any, limit: float, norm: float) -> None:
     """As the optimizer's own step does."""
-    with quiet_imports():
-        from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()

@@ -26,7 +26,7 @@ def megatron() -> AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Megatron-core warns, at import, of every optional library that is missing."""
+    """For what warns although the package's own filters are set (PyTorch's distributed checkpoints, for one)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -34,8 +34,7 @@ def quiet_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_cpu() -> Iterator[None]:
-    with quiet_imports():
-        from megatron.core.tensor_parallel import random
+    from megatron.core.tensor_parallel import random
 
     cpu = torch.device("cpu")
     patches: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
