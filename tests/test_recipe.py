@@ -245,7 +245,7 @@ class TestBenchmarks:
         )
 
     @pytest.mark.parametrize(
-        ("benchmark", "panel"), [("webshop", "valid_seen"), ("alfworld", "test"), ("search", "test:3@0"), ("webshop", "test:0@1")]
+        ("benchmark", "panel"), [("webshop", "valid_seen"), ("alfworld", "test"), ("search", "valid_seen:3@0"), ("webshop", "test:0@1")]
     )
     def test_refuse_the_panels_of_others(self, benchmark: str, panel: str) -> None:
         with pytest.raises(RecipeError, match=f"eval.panel: no such panel; one of {PANELS[benchmark][0]}, .*got '{panel}'"):

@@ -32,7 +32,7 @@ def sub_panel(tasks: Sequence[Task], count: int, seed: int, name: str = "sub-pan
     """
     if count > len(tasks):
         raise DataError(f"panel {name}: {count} games asked for, {len(tasks)} there; ask for at most {len(tasks)}")
-    chosen: list[Task] = []
+    tasks, chosen = list(tasks), list[Task]()
     sizes = Counter(task.task_type for task in tasks)
     for task_type, share in proportional_shares(sizes, count).items():
         of_type = [task for task in tasks if task.task_type == task_type]

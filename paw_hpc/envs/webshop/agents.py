@@ -80,12 +80,12 @@ def play(game: Game, actions: Iterator[str] | tuple[str, ...]) -> float:
 
 
 def random_actions(game: Game, rng: Random, steps: int) -> Iterator[str]:
-    """Any available action with equal chance; a search takes two to four words of the instruction."""
+    """Any available action with equal chance; a search takes one to three words of the instruction."""
     words = game.goal.instruction.lower().split()
     for _ in range(steps):
         available = game.available
         click = rng.choice([name for name in available.clickables if name != "search"] or ["search"])
         if available.has_search_bar:
-            yield f"search[{' '.join(rng.sample(words, min(len(words), rng.randint(2, 4))))}]"
+            yield f"search[{' '.join(rng.sample(words, min(len(words), rng.randint(1, 3))))}]"
         else:
             yield f"click[{click}]"

@@ -70,7 +70,7 @@ class WebshopView:
         actions = _ACTION.findall(response)
         if len(actions) != 1:
             # Brackets would make it an action.
-            return re.sub(r"[\[\]]", " ", " ".join(response.lower().split())[-60:]), False
+            return re.sub(r"[\[\]]", " ", " ".join(response.lower().split())[-60:]).strip(), False
         action = self._exact(actions[0].strip().lower())
         return action, bool(_THINK.search(response)) and self._is_available(action)
 
