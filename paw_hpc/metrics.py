@@ -37,6 +37,7 @@ HARMLESS = (
     "threads",
     "env.workers",
     "checkpoint.",
+    "cluster.",
     "megatron.",
     "eval.",
     "warm_start.",
