@@ -117,6 +117,15 @@ class Checkpoints:
         if wait:
             self.finish()
 
+    def poll(self) -> None:
+        """Give a save in the background its name if all ranks have written it. Raises StorageError as `save` does."""
+        if self._pending is None:
+            return
+        writing = torch.tensor(int(self._pending.writer.writing))
+        dist.all_reduce(writing)
+        if not int(writing):
+            self.finish()
+
     def finish(self) -> None:
         """Wait for a save in the background, and give it its name. Raises StorageError as `save` does."""
         pending, self._pending = self._pending, None

@@ -115,6 +115,7 @@ class MegatronPolicy:
 
     def update(self, batch: Batch, update: int) -> Metrics:
         """All optimizer steps of one update (see `Policy.update`)."""
+        self._checkpoints.poll()
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}

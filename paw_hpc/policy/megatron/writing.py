@@ -7,9 +7,13 @@ takes their checksums and reports in a file.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import pickle
 import queue
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +27,8 @@ with quiet_imports():
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+_PR_SET_PDEATHSIG = 1
 
 
 class ShardWriter:
@@ -53,8 +59,13 @@ class ShardWriter:
             _write(*arguments)
             return
         # A fork, not a thread: the trainer changes the weights while they are written.
-        self._process = multiprocessing.get_context("fork").Process(target=_write, args=arguments)
+        self._process = multiprocessing.get_context("fork").Process(target=_write_alone, args=(os.getpid(), *arguments))
         self._process.start()
+
+    @property
+    def writing(self) -> bool:
+        """This rank's forked process is still at it."""
+        return self._process is not None and self._process.is_alive()
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Wait for all ranks' writers and write the metadata; returns this rank's files with their sizes and checksums.
@@ -86,6 +97,14 @@ class _Report:
 
     def files(self) -> dict[str, dict[str, Any]]:
         return pickle.loads(self.path.read_bytes())[1] if self.path.exists() else {}
+
+
+def _write_alone(trainer: int, *arguments: Any) -> None:
+    """In a forked process, which ends with the trainer: its folder is not looked for by anybody then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == trainer:
+        _write(*arguments)
 
 
 def _write(transforms: Any, buckets: list[Any], report: _Report, folder: Path, rank: int) -> None:
