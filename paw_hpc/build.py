@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paw_hpc import distributed
 from paw_hpc.envs.base import Task
@@ -26,9 +28,12 @@ from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.copied import CopyPublisher
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.players import Players
 from paw_hpc.rollout.publish import LivePublisher, Publisher
+from paw_hpc.rollout.publish.buckets import Tensors, weights_of
+from paw_hpc.rollout.serving import Serving, following
 
 
 def processes_of(recipe: Recipe) -> AbstractContextManager[Any]:
@@ -45,24 +50,30 @@ class Machinery:
 
     Args:
         runner: its event loop serves environments and engine for the whole run.
+        workspace: where SGLang servers log and exchange weights; none: a temporary folder.
     """
 
-    def __init__(self, recipe: Recipe, runner: EventLoop):
+    def __init__(self, recipe: Recipe, runner: EventLoop, workspace: Path | None = None):
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        self.recipe, self._runner = recipe, runner
+        self.recipe, self._runner, self._workspace = recipe, runner, workspace
+        self.serving: Serving | None = None
+        self._ahead: tuple[int, Future[tuple[list[Group], CollectStats]]] | None = None
         self.benchmark = make_benchmark(recipe.env)
         self.policy: Policy
-        self.engine: LocalEngine | None
+        self.engine: LocalEngine | SGLangEngine | None
         self.publisher: Publisher
         self.players = Players()
         config = self._many_processes() if recipe.policy.backend == "megatron" else self._one_process()
         _check_context(recipe, config)
 
     def _one_process(self) -> PreTrainedConfig:
-        """The engine reads the trainer's own weights."""
+        """The in-process engine reads the trainer's own weights."""
         policy = HuggingFacePolicy(self.recipe)
         self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
+        if self.recipe.rollout.engine == "sglang":
+            self._serve(policy.model.config, policy.tokenizer, weights_of(policy.model))
+            return policy.model.config
         self.engine = LocalEngine(policy.model, policy.tokenizer, self.recipe.rollout)
         self.publisher = LivePublisher(self.engine)
         return policy.model.config
@@ -73,6 +84,9 @@ class Machinery:
 
         policy = MegatronPolicy(self.recipe)
         self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
+        if self.recipe.rollout.engine == "sglang":
+            self._serve(policy.hf_config, policy.tokenizer, policy.whole_tensors)
+            return policy.hf_config
         self.players = Players.of(policy.layout.leader)
         self.engine, copy = None, None
         if policy.layout.leader:
@@ -82,12 +96,25 @@ class Machinery:
         self.publisher = CopyPublisher(policy.whole_tensors, copy, self.engine)
         return policy.hf_config
 
+    def _serve(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, weights: Tensors) -> None:
+        """The first rank plays, on servers, and publishes to them; the others take part in gathering the weights."""
+        self.engine, self.publisher = None, following(weights)
+        made: list[Serving] = []
+        distributed.on_main(lambda: made.append(Serving(self.recipe, self._runner, self._workspace, config, tokenizer, weights)))
+        if made:
+            [self.serving] = made
+            self.engine, self.publisher = self.serving.engine, self.serving.publisher
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._ahead is not None:
+            self._runner.cancel(self._ahead[1])
         self._runner.run(self.benchmark.close())
-        if self.engine is not None:
+        if self.serving is not None:
+            self.serving.close()
+        elif isinstance(self.engine, LocalEngine):
             self.engine.close()
 
     def describe(self) -> str:
@@ -97,6 +124,36 @@ class Machinery:
         self, tasks: Sequence[Task], members: int, index: int, *, purpose: str, temperature: float, first_group: int = 0
     ) -> tuple[list[Group], CollectStats]:
         """Play tasks with the current weights, shared by all players; `purpose` and `index` name the seeds (see `Collector.collect`)."""
+        collector = self._collector(purpose, temperature)
+
+        def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
+            return self._runner.run(collector().collect(share, members, index, first), errands=True)
+
+        return self.players.play(tasks, first_group, play)
+
+    def collect(self, tasks: Sequence[Task], members: int, update: int) -> tuple[list[Group], CollectStats]:
+        """The groups of one training update; where `collect_ahead` has begun to play them, those."""
+        collector, ahead = self._collector("train", self.recipe.rollout.temperature), self._ahead
+        self._ahead = None
+
+        def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
+            begun = ahead[1] if ahead is not None and ahead[0] == update else self._runner.start(collector().collect(share, members, update, first))
+            groups, stats = self._runner.wait(begun, errands=True)
+            if self.serving is not None:
+                self.serving.collected()
+                stats.engine = self.serving.engine.drain_metrics()
+            return groups, stats
+
+        return self.players.play(tasks, 0, play)
+
+    def collect_ahead(self, tasks: Sequence[Task], members: int, update: int) -> None:
+        """Begin to play the groups of an update while another one is trained (`rollout.staleness: 1`)."""
+        if self.serving is not None:
+            collector = self._collector("train", self.recipe.rollout.temperature)
+            self._ahead = update, self._runner.start(collector().collect(tasks, members, update))
+
+    def _collector(self, purpose: str, temperature: float) -> Callable[[], Collector]:
+        """Makes the collector, on ranks that play."""
         rollout = self.recipe.rollout
         settings = PlaySettings(
             run_seed=self.recipe.seed,
@@ -107,16 +164,11 @@ class Machinery:
             max_observation_tokens=self.recipe.wm.max_observation_tokens,
         )
 
-        def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
+        def collector() -> Collector:
             assert self.engine is not None  # only players are asked
-            collector = Collector(self.benchmark, self.engine, self.chat, settings)
-            return self._runner.run(collector.collect(share, members, index, first))
+            return Collector(self.benchmark, self.engine, self.chat, settings)
 
-        return self.players.play(tasks, first_group, play)
-
-    def collect(self, tasks: Sequence[Task], members: int, update: int) -> tuple[list[Group], CollectStats]:
-        """The groups of one training update."""
-        return self.play(tasks, members, update, purpose="train", temperature=self.recipe.rollout.temperature)
+        return collector
 
     def scores_of(self, pool: Pool, stats: CollectStats) -> Scores:
         """Old log-probs and entropies as the in-process engine reported them: its weights are the trainer's own, so no pass is spent on them."""

@@ -137,6 +137,7 @@ def evaluate_path(
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
         update = machinery.policy.resume(run.checkpoints) if is_run else 0
+        machinery.publisher.publish(version=update)
         label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
         result = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats).result
     where = out or (run.path if is_run else None)

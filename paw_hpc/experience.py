@@ -47,6 +47,9 @@ class Transition:
     anchor: str
     """Key of the state in which the action was taken (GiGPO groups by it)."""
     weight_version: int
+    """Of the weights that sampled the response's last token."""
+    token_versions: Ids | None = None
+    """int32[len(response_ids)] where the engine's weights changed between two of its tokens; None: all are of `weight_version`."""
 
 
 @dataclass(slots=True)

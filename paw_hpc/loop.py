@@ -53,7 +53,7 @@ def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None 
     with processes_of(recipe):
         run.attempt = distributed.on_main(lambda: _open(run, recipe, command, resume))
         role = "trainer" if distributed.is_main() else f"trainer-{distributed.rank()}"
-        with run.log(role), EventLoop() as runner, Machinery(recipe, runner) as machinery, StopRequest() as stop:
+        with run.log(role), EventLoop() as runner, Machinery(recipe, runner, run.attempt) as machinery, StopRequest() as stop:
             start = machinery.policy.resume(run.checkpoints)
             with _writer(run, start) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
                 progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
@@ -85,7 +85,12 @@ def _loop(
     tasks, skipped, saved = distributed.main_first(lambda: machinery.benchmark.tasks("train")), 0, start
     machinery.publisher.publish(version=start)
     for update in range(start, recipe.updates):
-        metrics = one_update(recipe, machinery, tasks, update, progress.phase)
+        try:
+            metrics = one_update(recipe, machinery, tasks, update, progress.phase)
+        except LogprobGapError:
+            if update > saved:
+                machinery.policy.save(run.checkpoints, update, _meta(recipe, update), keep=recipe.checkpoint.keep, wait=True)
+            raise
         if writer is not None:
             writer.write(update, metrics)
         progress.update(update, metrics)
@@ -101,8 +106,7 @@ def _loop(
         last = done == recipe.updates or asked is not None or hopeless
         if last or done % recipe.checkpoint.every == 0:
             progress.phase("saving")
-            meta = {"recipe": recipe.model_dump(mode="json"), "update": done}
-            machinery.policy.save(run.checkpoints, done, meta, keep=recipe.checkpoint.keep, wait=last)
+            machinery.policy.save(run.checkpoints, done, _meta(recipe, done), keep=recipe.checkpoint.keep, wait=last)
             saved = done
         if hopeless:
             raise TrainingError(
@@ -115,6 +119,10 @@ def _loop(
     return Outcome(run.path, recipe.updates, None)
 
 
+def _meta(recipe: Recipe, done: int) -> dict[str, object]:
+    return {"recipe": recipe.model_dump(mode="json"), "update": done}
+
+
 def one_update(
     recipe: Recipe, machinery: Machinery, tasks: Sequence[Task], update: int, phase: Callable[[str], None] = lambda _: None
 ) -> dict[str, float]:
@@ -123,6 +131,8 @@ def one_update(
     phase("playing")
     groups, stats = machinery.collect(tasks_of(tasks, recipe, update), recipe.rollout.group_size, update)
     clock.lap("collect")
+    if recipe.rollout.staleness and update + 1 < recipe.updates:
+        machinery.collect_ahead(tasks_of(tasks, recipe, update + 1), recipe.rollout.group_size, update + 1)
     pool = Pool.from_groups(groups)
     if not len(pool):
         raise UserError(f"update {update}: the environments failed in every episode; see the messages above, or raise env.step_timeout_s")
@@ -131,12 +141,28 @@ def one_update(
     clock.lap("score")
     planned = plan(pool, scores, recipe, update)
     clock.lap("plan")
+    _check_gap(planned.metrics, recipe, update)
     phase("training")
     trained = policy.update(planned.batch, update)
     clock.lap("train")
     machinery.publisher.publish(version=update + 1)
     clock.lap("publish")
     return public_names(planned.metrics, trained) | stats.metrics() | clock.metrics()
+
+
+class LogprobGapError(TrainingError):
+    """Engine and trainer do not agree about the policy (any more)."""
+
+
+def _check_gap(planned: dict[str, float], recipe: Recipe, update: int) -> None:
+    """Before the update trains on it. Raises LogprobGapError."""
+    limit, gap = recipe.rollout.max_logprob_gap, planned["behaviour_gap_mean"]
+    if limit is not None and gap > limit:
+        raise LogprobGapError(
+            f"update {update}: trainer and engine differ by {gap:.4f} nats per action token (p99 {planned['behaviour_gap_p99']:.4f}, max "
+            f"{planned['behaviour_gap_max']:.4f}), above rollout.max_logprob_gap={limit:g}; the run stopped, with a checkpoint of {update} updates. "
+            "Compare model.dtype with the servers' (rollout.fleet.arguments), set algorithm.truncated_importance, or lower optimizer.lr"
+        )
 
 
 def tasks_of(tasks: Sequence[Task], recipe: Recipe, update: int) -> list[Task]:

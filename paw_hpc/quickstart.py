@@ -72,4 +72,5 @@ def _judge(recipe: Recipe, run: Path | None, start: Evaluation | None) -> Evalua
     """Play the panel: with the initial weights where `run` is None, else with the run's newest. Observation cross-entropy is on `start`'s play."""
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
         update = 0 if run is None else machinery.policy.resume(RunDirectory(run).checkpoints)
+        machinery.publisher.publish(version=update)
         return evaluate(machinery, recipe, update=update, label="start" if run is None else "end", observed=None if start is None else start.groups)

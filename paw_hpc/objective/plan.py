@@ -316,6 +316,7 @@ def _metrics(pool: Pool, scores: Scores, recipe: Recipe, batch: Batch, advantage
         "advantage_abs_mean": float(advantage.double().abs().mean()),
         "zero_signal_groups": float((signal == 0).double().mean()),
         "behaviour_gap_mean": float(drift.double().mean()),
+        "behaviour_gap_p99": float(np.quantile(drift.double().numpy(), 0.99)),
         "behaviour_gap_max": float(drift.max()),
         "entropy_mean": float(wm.entropy.mean()),
         "selected_transitions": float(wm.selected.sum()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -38,21 +39,35 @@ class PlaySettings:
 
 @dataclass(slots=True)
 class CollectStats:
-    """Wall-clock facts of one collection. Waiting shares are means over episodes."""
+    """Wall-clock facts of one collection. Waits are means over episodes."""
 
     seconds: float = 0.0
     engine_wait_s: float = 0.0
     environment_wait_s: float = 0.0
+    first_token_s: float = 0.0
+    """Mean over turns, from the request to its first token; 0 where the engine does not say."""
+    engine_idle_s: float = 0.0
+    """No turn was being generated."""
+    episodes_in_flight: float = 0.0
+    """Mean over the collection; the largest number is in `peak_episodes`."""
+    peak_episodes: int = 0
+    straggler_s: float = 0.0
+    """From the end of nine tenths of the episodes to the end of the last."""
     generated_tokens: int = 0
     prompt_tokens: int = 0
     environment_steps: int = 0
     failed_by_environment: int = 0
     truncated_prompts: int = 0
     truncated_observations: int = 0
+    mixed_version_turns: int = 0
+    """Turns during which the engine's weights changed."""
+    engine: dict[str, float] = field(default_factory=dict)
+    """What the engine says of itself, under public names."""
     entropies: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     """(episode, step) -> the engine's entropies of the response tokens, where it reports them."""
 
     def metrics(self) -> dict[str, float]:
+        seconds = max(self.seconds, 1e-9)
         return {
             "rollout/generated_tokens": self.generated_tokens,
             "rollout/prompt_tokens": self.prompt_tokens,
@@ -60,10 +75,36 @@ class CollectStats:
             "rollout/failed_by_environment": self.failed_by_environment,
             "rollout/truncated_prompts": self.truncated_prompts,
             "rollout/truncated_observations": self.truncated_observations,
+            "rollout/mixed_version_turns": self.mixed_version_turns,
             "time/collect_s": self.seconds,
             "time/engine_wait_s": self.engine_wait_s,
             "time/environment_wait_s": self.environment_wait_s,
+            "time/environment_wait_share": self.environment_wait_s / seconds,
+            "time/engine_idle_share": self.engine_idle_s / seconds,
+            "time/generation_tokens_per_s": self.generated_tokens / seconds,
+            "time/first_token_s": self.first_token_s,
+            "time/episodes_in_flight": self.episodes_in_flight,
+            "time/peak_episodes_in_flight": self.peak_episodes,
+            "time/straggler_s": self.straggler_s,
+            **self.engine,
         }
+
+
+class _Gauge:
+    """A count over time: its integral, its peak, and how long it was 0."""
+
+    def __init__(self) -> None:
+        self.value = self.peak = 0
+        self.integral = self.zero_s = 0.0
+        self._since = time.perf_counter()
+
+    def change(self, by: int) -> None:
+        now = time.perf_counter()
+        self.integral += self.value * (now - self._since)
+        self.zero_s += 0.0 if self.value else now - self._since
+        self._since = now
+        self.value += by
+        self.peak = max(self.peak, self.value)
 
 
 class Collector:
@@ -77,6 +118,7 @@ class Collector:
 
     def __init__(self, benchmark: Benchmark, engine: Engine, chat: ChatFormat, settings: PlaySettings):
         self._benchmark, self._engine, self._chat, self._settings = benchmark, engine, chat, settings
+        self._episodes, self._turns, self._ends = _Gauge(), _Gauge(), list[float]()
 
     async def collect(self, tasks: Sequence[Task], members: int, index: int, first_group: int = 0) -> tuple[list[Group], CollectStats]:
         """Play every task `members` times.
@@ -89,16 +131,27 @@ class Collector:
             RecipeError: a prompt cannot fit. This, and any error of the engine, ends all episodes at once and closes their environments.
         """
         stats, start = CollectStats(), time.perf_counter()
+        self._episodes, self._turns, self._ends = _Gauge(), _Gauge(), []
         groups = [Group(first_group + g, task.task_id, task.task_type) for g, task in enumerate(tasks)]
         for group in groups:
             for m in range(members):
                 self._engine.join(group.index * members + m)
         await _all([self._group(task, group, members, index, stats) for task, group in zip(tasks, groups, strict=True)])
-        stats.seconds = time.perf_counter() - start
-        episodes = max(1, len(tasks) * members)
-        stats.engine_wait_s /= episodes
-        stats.environment_wait_s /= episodes
+        self._summarize(stats, start, len(tasks) * members)
         return groups, stats
+
+    def _summarize(self, stats: CollectStats, start: float, episodes: int) -> None:
+        now = time.perf_counter()
+        stats.seconds = now - start
+        stats.engine_wait_s /= max(1, episodes)
+        stats.environment_wait_s /= max(1, episodes)
+        stats.first_token_s /= max(1, stats.environment_steps)
+        for gauge in (self._episodes, self._turns):
+            gauge.change(0)
+        stats.engine_idle_s = self._turns.zero_s
+        stats.episodes_in_flight, stats.peak_episodes = self._episodes.integral / max(stats.seconds, 1e-9), self._episodes.peak
+        if self._ends:
+            stats.straggler_s = now - sorted(self._ends)[max(0, math.ceil(0.9 * len(self._ends)) - 1)]
 
     async def _group(self, task: Task, group: Group, members: int, index: int, stats: CollectStats) -> None:
         seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, group.index, m) for m in range(members)]
@@ -120,6 +173,7 @@ class Collector:
                 await session.close()
 
     async def _episode(self, task: Task, episode: Episode, session: Session, stats: CollectStats) -> None:
+        self._episodes.change(1)
         try:
             view = self._benchmark.view(task, episode.seed)
             state = await session.reset()
@@ -130,6 +184,8 @@ class Collector:
         except EnvironmentFailure as error:
             self._failed(episode, error, stats)
         finally:
+            self._episodes.change(-1)
+            self._ends.append(time.perf_counter())
             self._engine.leave(episode.index)
             await session.close()
 
@@ -144,7 +200,11 @@ class Collector:
         anchor = view.anchor()
         seed = derive_seed(episode.seed, "turn", step)
         request = GenerationRequest(episode.index, prompt, seed, self._settings.temperature, self._settings.max_response_tokens)
-        answer = await self._engine.generate(request)
+        self._turns.change(1)
+        try:
+            answer = await self._engine.generate(request)
+        finally:
+            self._turns.change(-1)
         generated = time.perf_counter()
         action, valid = view.parse(self._chat.decode(answer.ids))
         state = await session.step(action)
@@ -157,6 +217,8 @@ class Collector:
         stats.generated_tokens += len(answer.ids)
         stats.prompt_tokens += len(prompt)
         stats.environment_steps += 1
+        stats.first_token_s += answer.first_token_s or 0.0
+        stats.mixed_version_turns += answer.token_versions is not None
         if answer.entropies is not None:
             stats.entropies[episode.index, step] = answer.entropies
         episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, valid, anchor))
@@ -178,6 +240,7 @@ class Collector:
             valid=valid,
             anchor=anchor,
             weight_version=answer.weight_version,
+            token_versions=answer.token_versions,
         )
 
     def _fit(self, view: AgentView, episode: Episode, stats: CollectStats) -> Ids:

@@ -53,9 +53,13 @@ class EventLoop:
                 self._do_errand()
             return future.result()
         except BaseException:
-            if future.cancel():
-                self._settle()
+            self.cancel(future)
             raise
+
+    def cancel(self, future: Future[Any]) -> None:
+        """End what `start` began, and wait until it has cleaned up after itself."""
+        if future.cancel():
+            self._settle()
 
     async def errand(self, work: Callable[[], T]) -> T:
         """Called in the loop: have `work` done by the thread that waits with `errands=True`, now or when it next does."""

@@ -32,8 +32,13 @@ class Completion:
     entropies: Floats | None
     """float32[len(ids)], nats, full vocabulary, after temperature; None where the engine cannot say."""
     weight_version: int
+    """Of the weights that sampled the last token."""
     finished: bool
     """False: cut off at max_tokens."""
+    token_versions: Ids | None = None
+    """int32[len(ids)] where weights changed between two tokens; None: all are of `weight_version`."""
+    first_token_s: float | None = None
+    """From the request to its first token; None where the engine cannot say."""
 
 
 class Engine(Protocol):

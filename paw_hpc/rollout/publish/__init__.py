@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher, FollowingPublisher, PublishError
+
+__all__ = ["FleetPublisher", "FollowingPublisher", "LivePublisher", "PublishError", "Publisher"]
+
 
 class Publisher(Protocol):
     """Makes the engines serve the policy's current weights."""

@@ -1,0 +1,232 @@
+"""The three ways of weights to servers: a folder, a process group, shared memory. Each loads them; whether they arrived is checked elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.multiprocessing
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig
+
+from paw_hpc.rollout.event_loop import EventLoop
+from paw_hpc.rollout.fleet import Server
+from paw_hpc.rollout.publish.buckets import Bucket, NamedTensors, Tensors, buckets
+from paw_hpc.rollout.publish.group import WeightGroup
+from paw_hpc.rollout.server import ServerFault, each
+from paw_hpc.storage import storage_errors
+
+KEPT_VERSIONS = 2
+
+
+class PublishPath(Protocol):
+    """One way of publication."""
+
+    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+        """Have the servers load the weights. Raises ServerFault (which server, why)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class DiskPath:
+    """A folder in the Hugging Face layout, one safetensors file per bucket. Servers must see it under the same name.
+
+    Args:
+        folder: holds one folder per version; the last two are kept.
+    """
+
+    def __init__(self, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, timeout_s: float):
+        self._loop, self._folder, self._config, self._bucket_bytes, self._timeout_s = loop, folder, config, bucket_bytes, timeout_s
+
+    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+        if not self.folder(version).is_dir():
+            self._write(tensors(), version)
+        self._loop.run(self.load(servers, version))
+
+    async def load(self, servers: Sequence[Server], version: int) -> None:
+        """Have servers read what was written before. Raises ServerFault."""
+        order = {
+            "model_path": str(self.folder(version).resolve()),
+            "load_format": "auto",
+            "flush_cache": True,
+            "abort_all_requests": False,
+            "weight_version": str(version),
+        }
+        await all_well([s.http.post("/update_weights_from_disk", order, self._timeout_s) for s in servers])
+
+    def folder(self, version: int) -> Path:
+        return self._folder / f"{version:08d}"
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, tensors: NamedTensors, version: int) -> None:
+        final = self.folder(version)
+        temporary = final.with_name(f".{final.name}.tmp")
+        with storage_errors(final):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            places: dict[str, str] = {}
+            size = 0
+            for number, bucket in enumerate(buckets(tensors, self._bucket_bytes, _host_buffer), 1):
+                file = f"model-{number:05d}.safetensors"
+                save_file(dict(bucket.tensors()), temporary / file, metadata={"format": "pt"})
+                places |= dict.fromkeys(bucket.names, file)
+                size += bucket.flat.nbytes
+            index = {"metadata": {"total_size": size}, "weight_map": places}
+            (temporary / "model.safetensors.index.json").write_text(json.dumps(index))
+            self._config.save_pretrained(temporary)
+            temporary.rename(final)
+        for old in sorted(self._folder.glob("[0-9]*"))[:-KEPT_VERSIONS]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class _Online:
+    """What the two ways without a file share: buckets between begin and end, and the version set with the last one."""
+
+    def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float):
+        self._loop, self._bucket_bytes, self._timeout_s = loop, bucket_bytes, timeout_s
+
+    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+        sessions = self._loop.run(all_well([s.http.begin_update(self._timeout_s) for s in servers]))
+        smallest: tuple[str, torch.Tensor] | None = None
+
+        def watched() -> NamedTensors:
+            nonlocal smallest
+            for name, tensor in tensors():
+                if smallest is None or tensor.nbytes < smallest[1].nbytes:
+                    smallest = (name, tensor.clone())
+                yield name, tensor
+
+        passing = watched()
+        try:
+            self._send_all(servers, passing)
+        except ServerFault:
+            for _ in passing:  # other processes gather in step
+                pass
+            raise
+        assert smallest is not None, "a model has tensors"
+        # A small tensor once more: the version is told, and the cache flushed, with the last load and not before.
+        self._send_last(servers, smallest, {"weight_version": str(version), "flush_cache": True})
+        opened = [s for s, session in zip(servers, sessions, strict=True) if session]
+        self._loop.run(all_well([s.http.end_update(self._timeout_s) for s in opened]))
+
+    def _send_all(self, servers: Sequence[Server], tensors: NamedTensors) -> None:
+        raise NotImplementedError
+
+    def _send_last(self, servers: Sequence[Server], tensor: tuple[str, torch.Tensor], extra: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class BroadcastPath(_Online):
+    """A process group of this process (rank 0) and every rank of every server.
+
+    Gathering and sending overlap: while one bucket is under way, the next is filled. Each has half of the allowed memory.
+    """
+
+    def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float):
+        super().__init__(loop, bucket_bytes, timeout_s)
+        self._group: WeightGroup | None = None
+
+    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+        if self._group is None or not self._group.joins(servers):
+            self.close()
+            self._group = WeightGroup(self._loop, servers, self._timeout_s)
+        try:
+            super().deliver(servers, tensors, version)
+        except ServerFault:
+            self.close()  # a broadcast that somebody missed leaves the group's ranks out of step
+            raise
+
+    def close(self) -> None:
+        if self._group is not None:
+            self._group.close()
+        self._group = None
+
+    def _send_all(self, servers: Sequence[Server], tensors: NamedTensors) -> None:
+        assert self._group is not None
+        under_way = None
+        for bucket in buckets(tensors, self._bucket_bytes // 2, _fresh_buffer):
+            if under_way is not None:
+                under_way.wait()
+            under_way = self._group.send(bucket, {"flush_cache": False})
+        if under_way is not None:
+            under_way.wait()
+
+    def _send_last(self, servers: Sequence[Server], tensor: tuple[str, torch.Tensor], extra: dict[str, Any]) -> None:
+        assert self._group is not None
+        [bucket] = buckets([tensor], tensor[1].nbytes, _fresh_buffer)
+        self._group.send(bucket, extra).wait()
+
+
+class TensorPath(_Online):
+    """Shared memory (CUDA IPC for tensors on a GPU): servers on this machine read the buckets where they lie."""
+
+    def close(self) -> None: ...
+
+    def _send_all(self, servers: Sequence[Server], tensors: NamedTensors) -> None:
+        for bucket in buckets(tensors, self._bucket_bytes, _shared_buffer):
+            self._send(servers, bucket, {"flush_cache": False})
+
+    def _send_last(self, servers: Sequence[Server], tensor: tuple[str, torch.Tensor], extra: dict[str, Any]) -> None:
+        [bucket] = buckets([tensor], tensor[1].nbytes, _shared_buffer)
+        self._send(servers, bucket, extra)
+
+    def _send(self, servers: Sequence[Server], bucket: Bucket, extra: dict[str, Any]) -> None:
+        if bucket.flat.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        jobs = []
+        for server in servers:
+            # One handle per rank: each reader counts as one user of the memory.
+            handles = [_handle(bucket.tensors()) for _ in range(server.ranks)]
+            order = {"serialized_named_tensors": handles, "abort_all_requests": False, **extra}
+            jobs.append(server.http.post("/update_weights_from_tensor", order, self._timeout_s))
+        self._loop.run(all_well(jobs))
+
+
+def _handle(tensors: list[tuple[str, torch.Tensor]]) -> str:
+    # The default strategy passes file descriptors over a socket with a key of this process tree: an unrelated server fails at it, and dies.
+    before = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        memory = io.BytesIO()
+        ForkingPickler(memory).dump(tensors)
+        return base64.b64encode(memory.getvalue()).decode()
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before)
+
+
+def _host_buffer(size: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def _fresh_buffer(size: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _shared_buffer(size: int, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda":
+        return _fresh_buffer(size, device)
+    before = torch.multiprocessing.get_sharing_strategy()
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    try:
+        return torch.empty(size, dtype=torch.uint8).share_memory_()
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before)
+
+
+async def all_well(jobs: Sequence[Any]) -> list[Any]:
+    """All results, in order, once every job has ended. Raises the first error."""
+    outcomes = await each(jobs)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes

@@ -1,0 +1,98 @@
+"""A run's SGLang servers with everything that belongs to them: engine, publisher, and the folder they live in."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from paw_hpc import distributed
+from paw_hpc.recipe import Recipe
+from paw_hpc.rollout.engines.decoder import StopStrings
+from paw_hpc.rollout.engines.sglang import SGLangEngine
+from paw_hpc.rollout.event_loop import EventLoop
+from paw_hpc.rollout.fleet import Fleet
+from paw_hpc.rollout.launch import make_launch
+from paw_hpc.rollout.publish import FleetPublisher, FollowingPublisher, Publisher
+from paw_hpc.rollout.publish.buckets import Tensors
+from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
+
+
+class Serving:
+    """Starts the servers of a recipe (in the background: the first publication waits for them). `close` ends what this started.
+
+    Args:
+        workspace: where servers log, and where weights are exchanged on disk: seen by all of them under this name. None: a temporary folder.
+        config, tokenizer: of the model.
+        weights: one pass over the trainer's weights.
+
+    Raises:
+        RecipeError: no such interpreter for SGLang.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        loop: EventLoop,
+        workspace: Path | None,
+        config: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: Tensors,
+    ):
+        rollout = recipe.rollout
+        self._loop = loop
+        self._temporary = None if workspace is not None else Path(tempfile.mkdtemp(prefix="paw-servers-"))
+        folder = workspace / "servers" if workspace is not None else self._temporary
+        assert folder is not None
+        self.fleet = Fleet(rollout.fleet, None if rollout.fleet.addresses else make_launch(recipe, folder, config, tokenizer))
+        self.engine = SGLangEngine(self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop))
+        self.publisher = FleetPublisher(
+            loop,
+            self.fleet,
+            _path(recipe, loop, folder, config),
+            weights,
+            rollout.publish,
+            dtype=getattr(torch, recipe.model.dtype),
+            kv_heads=config.num_key_value_heads,
+            tell=None if distributed.size() == 1 else _tell,
+            longest=(rollout.max_prompt_tokens, rollout.max_response_tokens),
+        )
+        loop.run(self.fleet.start())
+
+    def collected(self) -> None:
+        """An update's episodes are complete: servers on the trainer's GPUs give them up."""
+        if self.fleet.settings.colocated:
+            self.publisher.release_memory()
+
+    def close(self) -> None:
+        self.publisher.close()
+        self._loop.run(self.fleet.close())
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _ends(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a response (one or several in the configuration, one of the tokenizer)."""
+    configured = config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
+
+
+def _tell(word: str) -> None:
+    distributed.broadcast(word)
+
+
+def following(weights: Tensors) -> Publisher:
+    """The publisher of the processes that have no servers."""
+    return FollowingPublisher(weights, lambda: distributed.broadcast(""))
+
+
+def _path(recipe: Recipe, loop: EventLoop, folder: Path, config: PreTrainedConfig) -> PublishPath:
+    settings = recipe.rollout.publish
+    limit, timeout_s = settings.bucket_mib << 20, settings.timeout_s
+    if settings.path == "disk":
+        return DiskPath(loop, folder / "weights", config, limit, timeout_s)
+    return (BroadcastPath if settings.path == "broadcast" else TensorPath)(loop, limit, timeout_s)
