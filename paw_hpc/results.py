@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paw_hpc.errors import DataError
 from paw_hpc.metrics import RunDirectory
-from paw_hpc.statistics import Interval, success_interval
+from paw_hpc.statistics import Interval, cluster_interval, success_interval
 from paw_hpc.storage import storage_errors, write_atomically
 
 
@@ -67,6 +67,11 @@ class EvaluationResult:
     """Episodes that the environment broke; they are in no rate and not in `episodes`."""
     episodes: tuple[EvaluatedEpisode, ...]
 
+    @property
+    def scored(self) -> bool:
+        """Whether the benchmark has a score that says more than success."""
+        return any(e.score != float(e.success) for e in self.episodes)
+
     @classmethod
     def of_episodes(
         cls,
@@ -116,6 +121,12 @@ def _rate(episodes: Sequence[EvaluatedEpisode]) -> TypeResult:
     outcomes = [e.success for e in episodes]
     games = [e.task_id for e in episodes]
     return TypeResult(games=len(set(games)), success=sum(outcomes) / len(outcomes), interval=success_interval(outcomes, games))
+
+
+def mean_score(episodes: Sequence[EvaluatedEpisode]) -> tuple[float, Interval]:
+    """The benchmark's own score, mean over episodes in [0, 1], with its 95 % interval over games. Needs an episode."""
+    scores = [e.score for e in episodes]
+    return sum(scores) / len(scores), cluster_interval(scores, [e.task_id for e in episodes])
 
 
 def write_evaluation(run_directory: str | Path, result: EvaluationResult) -> Path:

@@ -14,7 +14,7 @@ from rich.table import Table
 from paw_hpc.report import compare
 from paw_hpc.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
 from paw_hpc.report.runs import Arm, panel_key, panels, read_arms
-from paw_hpc.results import EvaluationResult
+from paw_hpc.results import EvaluationResult, TypeResult, mean_score
 from paw_hpc.storage import storage_errors, write_atomically
 
 __all__ = ["Report", "print_evaluation", "print_report", "write_report"]
@@ -77,12 +77,17 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def print_evaluation(result: EvaluationResult, console: Console | None = None) -> None:
-    """One evaluation as a table: success with its interval, all and per task type, and the observation cross-entropy."""
+    """One evaluation as a table: success, and the score where the benchmark has one, with intervals, all and per task type; observation
+    cross-entropy."""
     console = console or Console()
-    rows = [(name, str(r.games), *_percent(r.success, r.interval)) for name, r in result.per_task_type.items()]
-    rows.append(("all", str(result.games), *_percent(result.success, result.interval)))
+    rows = []
+    rates: dict[str, TypeResult | EvaluationResult] = {**result.per_task_type, "all": result}
+    for name, rate in rates.items():
+        of_type = [e for e in result.episodes if name in ("all", e.task_type)]
+        score = _percent(*mean_score(of_type)) if result.scored else ()
+        rows.append((name, str(rate.games), *_percent(rate.success, rate.interval), *score))
     title = f"{compare.panel_name(panel_key(result))}, {result.repeats} episode(s) per game, {result.seconds:.0f} s"
-    _print(console, TableBlock(title, ("task type", "games", "success %", "95 %"), tuple(rows)))
+    _print(console, TableBlock(title, ("task type", "games", "success %", "95 %", *(("score %", "95 %") if result.scored else ())), tuple(rows)))
     if result.observation_ce is not None:
         console.print(
             f"observation cross-entropy {compare.ce_cell([result])} nats/token over {result.observation_tokens} tokens", highlight=False, markup=False

@@ -8,7 +8,7 @@ import numpy as np
 
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.paper import COLUMN_OF, paper_row
-from paw_hpc.report.runs import Arm, PanelKey, by_task, pooled, task_types
+from paw_hpc.report.runs import Arm, PanelKey, by_task, pooled, pooled_score, task_types
 from paw_hpc.results import EvaluationResult
 from paw_hpc.statistics import Interval, PairedDifference, paired_difference
 
@@ -18,14 +18,20 @@ WINDOW = 10
 
 
 def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
-    """One row per arm, and one for the policy before training: success, observation cross-entropy, seconds per update, episodes."""
-    header = ("arm", "updates", "success % [95 %]", "observation CE", "s/update", "episodes")
-    rows = [(name, "0", success_cell(found), ce_cell(found), ABSENT, ABSENT) for name, found in starts(arms, key)]
+    """One row per arm, and one for the policy before training: success, the benchmark's score where it has one, observation cross-entropy, seconds
+    per update, episodes."""
+    scored = any(e.scored for arm in arms for e in (*arm.start(key), *arm.last(key)))
+
+    def measured(found: Sequence[EvaluationResult]) -> tuple[str, ...]:
+        return (success_cell(found), *([_rate_cell(pooled_score(found))] if scored else []), ce_cell(found))
+
+    header = ("arm", "updates", "success % [95 %]", *(["score % [95 %]"] if scored else []), "observation CE", "s/update", "episodes")
+    rows = [(name, "0", *measured(found), ABSENT, ABSENT) for name, found in starts(arms, key)]
     for arm in arms:
         found = arm.last(key)
         if found:
             updates = " / ".join(str(u) for u in sorted({e.update for e in found}))
-            rows.append((arm.title, updates, success_cell(found), ce_cell(found), _mean_cell(arm, "time/update_s"), _episodes(arm)))
+            rows.append((arm.title, updates, *measured(found), _mean_cell(arm, "time/update_s"), _episodes(arm)))
     return TableBlock(f"{panel_name(key)}, {panel_games(arms, key)} games", header, tuple(rows))
 
 
@@ -33,16 +39,18 @@ def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
     """Success per task type, each arm's paper row below it where the paper has one."""
     types = task_types(arms, key)
     games = {name: max(e.per_task_type[name].games for arm in arms for e in arm.last(key) if name in e.per_task_type) for name in types}
+    score = ["Score"] if any(e.scored for arm in arms for e in arm.last(key)) else []
     rows = []
     for arm in arms:
         found = arm.last(key)
         if not found:
             continue
-        rows.append((arm.title, *(_rate_cell(pooled(found, name)) for name in types), success_cell(found)))
+        row = (arm.title, *(_rate_cell(pooled(found, name)) for name in types), success_cell(found))
+        rows.append((*row, *(_rate_cell(pooled_score(found)) for _ in score)))
         if paper := paper_row(arm.recipe):
-            cells = (_paper_cell(paper.columns.get(column)) for column in (*(COLUMN_OF.get(name, name) for name in types), "All"))
+            cells = (_paper_cell(paper.columns.get(column)) for column in (*(COLUMN_OF.get(name, name) for name in types), "All", *score))
             rows.append((f"paper: {paper.label}", *cells))
-    header = ("success %", *(f"{COLUMN_OF.get(name, name)} ({games[name]})" for name in types), "All")
+    header = ("success %", *(f"{COLUMN_OF.get(name, name)} ({games[name]})" for name in types), "All", *score)
     return TableBlock("By task type (games)", header, tuple(rows))
 
 
@@ -96,7 +104,9 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
         if paper and paper.deviations:
             lines.append(f"{arm.label} departs from the paper's set-up: {'; '.join(paper.deviations)}.")
     if not any(paper_row(arm.recipe) for arm in arms):
-        lines.append("The paper's numbers are left out: no arm here has a model, algorithm and world-model arm that the paper reports on ALFWorld.")
+        lines.append(
+            "The paper's numbers are left out: no arm here has a model, algorithm and world-model arm that the paper reports on its benchmark."
+        )
     for key in keys:
         failures = sum(e.environment_failures for arm in arms for e in arm.last(key))
         if failures:

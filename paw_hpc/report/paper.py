@@ -73,10 +73,8 @@ STEP_S = 505.0
 PEAK_MEMORY_GB = 2.4
 """What PaW adds to one GRPO step (ALFWorld, 1.5B): seconds of about STEP_S, and peak memory."""
 
-_PROTOCOL = {
-    "env.task_types": set(TASK_TYPES),
+_SHARED_PROTOCOL = {
     "env.train_games": None,
-    "env.max_steps": 50,
     "env.history": 2,
     "env.prompt": "paper",
     "env.success_reward": 10.0,
@@ -84,21 +82,37 @@ _PROTOCOL = {
     "rollout.groups": 16,
     "rollout.group_size": 8,
     "rollout.temperature": 1.0,
-    "rollout.max_prompt_tokens": 2048,
     "rollout.max_response_tokens": 512,
     "optimizer.lr": 1e-6,
-    "optimizer.mini_batch": 256,
     "algorithm.penalty": "advantage",
     "algorithm.gamma": 0.95,
     "algorithm.gigpo_omega": 1.0,
     "updates": 150,
 }
-"""The set-up of appendix A.1 (ALFWorld), as recipe keys."""
+_PROTOCOLS: dict[str, dict[str, object]] = {
+    "alfworld": {
+        "env.task_types": set(TASK_TYPES),
+        "env.max_steps": 50,
+        "rollout.max_prompt_tokens": 2048,
+        "optimizer.mini_batch": 256,
+        **_SHARED_PROTOCOL,
+    },
+    "webshop": {
+        "env.max_steps": 15,
+        "rollout.max_prompt_tokens": 4096,
+        "optimizer.mini_batch": 64,
+        "env.webshop.catalogue": "full",
+        "env.webshop.goals": "human",
+        "env.webshop.num_products": None,
+        **_SHARED_PROTOCOL,
+    },
+}
+"""The set-up of appendix A.1, as recipe keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """What the paper reports for a recipe's arm on ALFWorld."""
+    """What the paper reports for a recipe's arm on its benchmark."""
 
     label: str
     columns: dict[str, Measured | tuple[float]]
@@ -108,23 +122,36 @@ class PaperRow:
 
 
 def paper_row(recipe: Recipe) -> PaperRow | None:
-    """The paper's ALFWorld row of this recipe's model, algorithm and world-model arm; None where the paper has none."""
-    size = _model_size(recipe)
+    """The paper's row of this recipe's benchmark, model, algorithm and world-model arm; None where the paper has none."""
+    size, benchmark = _model_size(recipe), recipe.env.name
     arm = _arm(recipe.wm)
-    algorithm = {"grpo": "GRPO", "gigpo": "GiGPO"}.get(recipe.algorithm.name)
-    if recipe.env.name != "alfworld" or size is None or arm is None or algorithm is None:
+    algorithm = {"grpo": "GRPO", "gigpo": "GiGPO", "ppo": "PPO", "rloo": "RLOO"}[recipe.algorithm.name]
+    if benchmark not in _PROTOCOLS or size is None or arm is None:
         return None
     if arm in ABLATION:
         if (size, algorithm) != ("1.5B", "GRPO"):
             return None
-        return PaperRow(f"{size} {algorithm}, {arm}", {"All": (ABLATION[arm][0],)}, _deviations(recipe))
+        return PaperRow(f"{size} {algorithm}, {arm}", {"All": (ABLATION[arm][benchmark == "webshop"],)}, _deviations(recipe))
     label = f"{size} {algorithm}{arm}"
-    return PaperRow(label, dict(zip(ALFWORLD_COLUMNS, MAIN[label], strict=False)), _deviations(recipe))
+    if label in MAIN:
+        numbers = MAIN[label]
+        score, success = numbers[len(ALFWORLD_COLUMNS) :]
+        if benchmark == "webshop":
+            return PaperRow(label, {"All": success, "Score": score}, _deviations(recipe))
+        return PaperRow(label, dict(zip(ALFWORLD_COLUMNS, numbers, strict=False)), _deviations(recipe))
+    alone = WEBSHOP_SUCCESS.get(f"{algorithm} {size}") if benchmark == "webshop" else None
+    return PaperRow(label, {"All": (alone[arm == "+PaW"],)}, _deviations(recipe)) if alone else None
 
 
 def _model_size(recipe: Recipe) -> str | None:
     name = (recipe.model.path or "").rstrip("/").rsplit("/", 1)[-1].lower()
-    return {"qwen2.5-1.5b-instruct": "1.5B", "qwen2.5-7b-instruct": "7B"}.get(name)
+    return {
+        "qwen2.5-1.5b-instruct": "1.5B",
+        "qwen2.5-7b-instruct": "7B",
+        "qwen2.5-14b-instruct": "Qwen2.5-14B",
+        "qwen3-1.7b": "Qwen3-1.7B",
+        "llama-3.2-3b-instruct": "Llama3.2-3B",
+    }.get(name)
 
 
 def _arm(wm: WorldModelSection) -> str | None:
@@ -144,7 +171,7 @@ def _arm(wm: WorldModelSection) -> str | None:
 
 def _deviations(recipe: Recipe) -> tuple[str, ...]:
     found = []
-    for key, theirs in _PROTOCOL.items():
+    for key, theirs in _PROTOCOLS[recipe.env.name].items():
         ours: object = recipe
         for part in key.split("."):
             ours = getattr(ours, part)

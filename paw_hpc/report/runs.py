@@ -11,7 +11,7 @@ import numpy as np
 from paw_hpc.errors import DataError
 from paw_hpc.metrics import RunDirectory, differing_keys, read_metrics
 from paw_hpc.recipe import TASK_TYPES, Recipe
-from paw_hpc.results import EvaluationResult, read_evaluations
+from paw_hpc.results import EvaluationResult, mean_score, read_evaluations
 from paw_hpc.statistics import Interval, success_interval
 
 PanelKey = tuple[str, str, float]
@@ -111,6 +111,13 @@ def pooled(evaluations: Sequence[EvaluationResult], task_type: str | None = None
         return None
     outcomes = [e.success for e in episodes]
     return sum(outcomes) / len(outcomes), success_interval(outcomes, [e.task_id for e in episodes])
+
+
+def pooled_score(evaluations: Sequence[EvaluationResult]) -> tuple[float, Interval] | None:
+    """The benchmark's own score over the episodes of several evaluations of one panel; None where it says no more than success."""
+    if not any(result.scored for result in evaluations):
+        return None
+    return mean_score([e for result in evaluations for e in result.episodes])
 
 
 def by_task(evaluations: Sequence[EvaluationResult]) -> dict[str, list[float]]:

@@ -93,6 +93,25 @@ def test_what_the_paper_did_not_run_has_no_row(of: Recipe) -> None:
     assert paper_row(of) is None
 
 
+WEBSHOP = {"env": {"name": "webshop", "max_steps": 15, "webshop": {"catalogue": "full", "goals": "human"}}, "optimizer": {"mini_batch": 64}}
+WEBSHOP |= {"rollout": {"max_prompt_tokens": 4096}}
+
+
+@pytest.mark.parametrize(
+    ("of", "label", "columns"),
+    [
+        (recipe(**WEBSHOP), "1.5B GRPO+PaW", {"All": (68.6, 2.9), "Score": (83.8, 2.1)}),
+        (recipe("Qwen/Qwen2.5-7B-Instruct", **WEBSHOP, wm={"enabled": False}), "7B GRPO", {"All": (66.5, 3.6), "Score": (75.4, 2.7)}),
+        (recipe(**WEBSHOP, wm={"loss": "cross_entropy"}), "1.5B GRPO, CE instead of clipped MAE", {"All": (57.2,)}),
+        (recipe(**WEBSHOP, algorithm={"name": "rloo"}), "1.5B RLOO+PaW", {"All": (61.2,)}),
+        (recipe("meta-llama/Llama-3.2-3B-Instruct", **WEBSHOP, wm={"enabled": False}), "Llama3.2-3B GRPO", {"All": (4.0,)}),
+    ],
+)
+def test_webshop_has_rows_of_its_own(of: Recipe, label: str, columns: dict[str, tuple[float, ...]]) -> None:
+    row = paper_row(of)
+    assert row is not None and (row.label, row.columns, row.deviations) == (label, columns, ())
+
+
 def test_departures_from_the_set_up_are_named() -> None:
     row = paper_row(recipe(env={"max_steps": 30, "task_types": ["look_at_obj_in_light"]}, updates=60))
     assert row is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from io import StringIO
@@ -225,3 +226,22 @@ def test_an_evaluation_prints_every_type_and_all() -> None:
     print_evaluation(evaluation(PAW, update=3, ce=0.9), Console(file=out, width=100))
     text = out.getvalue()
     assert "pick_two_obj_and_place" in text and f"{100 * np.mean(PAW):.1f}" in text and "0.900 [0.850, 0.950] nats/token over 5000" in text
+
+
+def test_a_score_of_its_own_has_its_columns(tmp_path: Path) -> None:
+    """Where a benchmark grades an episode, the mean score stands beside success; elsewhere there is no such column."""
+    outcomes = draw(3, 30, 0.5)
+    plain = evaluation(outcomes, update=60)
+    graded = dataclasses.replace(plain, episodes=tuple(dataclasses.replace(e, score=1.0 if e.success else 0.25) for e in plain.episodes))
+    for result, expected in ((plain, False), (graded, True)):
+        path = write_run(tmp_path / str(expected), recipe("graded"), training_metrics(0, 5, gain=0.1, wm=True), [result])
+        arms = read_arms([path])
+        key = panels(arms)[0]
+        header = compare.panel_table(arms, key).header
+        assert ("score % [95 %]" in header) == (compare.type_table(arms, key).header[-1] == "Score") == expected
+        console = Console(file=(out := StringIO()), width=200)
+        print_evaluation(result, console)
+        assert ("score %" in out.getvalue()) == expected
+    wins = sum(e.success for e in graded.episodes)
+    mean = (wins + 0.25 * (30 - wins)) / 30
+    assert compare.panel_table(arms, key).rows[-1][3].startswith(f"{100 * mean:.1f} [")
