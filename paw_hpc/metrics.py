@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from paw_hpc import __version__
+from paw_hpc import __version__, fence
 from paw_hpc.errors import CheckpointError, DataError, RecipeError
 from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
 from paw_hpc.storage import storage_errors, write_atomically
@@ -93,9 +93,10 @@ class RunDirectory:
             raise CheckpointError(f"{self.path}: the folder is not empty and not a run directory; give a new one")
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
+            inherited = fence.inherit(self.path)
+            self._take_lock(insist=inherited is None)
             write_atomically(self.recipe_path, dump_recipe(recipe))  # first: from here on the folder is known as a run
-            number = 1 + max((int(p.name[8:]) for p in self.path.glob("attempt_*") if p.name[8:].isdigit()), default=0)
+            number = inherited or fence.claim(self.path)
             self.attempt = self.path / f"attempt_{number}"
             for folder in (self.attempt, self.checkpoints, self.evaluations):
                 folder.mkdir(exist_ok=True)
@@ -142,15 +143,17 @@ class RunDirectory:
             logger.removeHandler(handler)
             handler.close()
 
-    def _take_lock(self) -> None:
-        # A POSIX record lock: gone when this process dies, and not inherited by forked workers that may outlive it.
+    def _take_lock(self, *, insist: bool = True) -> None:
+        # A POSIX record lock: gone when this process dies, and not inherited by forked workers that may outlive it. A job that has claimed the fence
+        # does not insist: who holds the lock is an earlier attempt, on a node that was cut off.
         if self._lock is not None:
             os.close(self._lock)
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise CheckpointError(f"{self.path}: another process is writing this run; wait for it, or give another --run-dir") from None
+            if insist:
+                raise CheckpointError(f"{self.path}: another process is writing this run; wait for it, or give another --run-dir") from None
         except OSError:
             pass  # a file system without locks
 
@@ -207,6 +210,7 @@ class MetricsWriter:
 
     Raises:
         StorageError: full disk; the lines before stay whole.
+        StaleAttempt: a later attempt writes this run.
         DataError: metrics.jsonl is damaged before its last line.
     """
 
@@ -214,9 +218,8 @@ class MetricsWriter:
         self.path = run.metrics_path
         if self.path.exists():
             kept = [line for line, record in _records(self.path) if record["update"] < start]
-            text = "".join(line + "\n" for line in kept)
-            if text.encode() != self.path.read_bytes():
-                write_atomically(self.path, text)
+            # Always a new file: an earlier attempt that still runs somewhere holds the old one.
+            write_atomically(self.path, "".join(line + "\n" for line in kept))
         with storage_errors(self.path):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import; readers of metrics must not pay for it
@@ -226,6 +229,7 @@ class MetricsWriter:
     def write(self, update: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one update. Values that are not finite are written as null."""
         values = {name: float(value) for name, value in metrics.items()}
+        fence.check(self.path)
         line = json.dumps({"update": update} | {k: v if math.isfinite(v) else None for k, v in values.items()}, allow_nan=False)
         with storage_errors(self.path):
             before = self._file.tell()

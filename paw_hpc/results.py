@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from paw_hpc import fence
 from paw_hpc.errors import DataError
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.statistics import Interval, cluster_interval, success_interval
@@ -136,6 +137,7 @@ def write_evaluation(run_directory: str | Path, result: EvaluationResult) -> Pat
     folder = RunDirectory(run_directory).evaluations
     stem = re.sub(r"[^A-Za-z0-9._@+-]", "-", result.label)
     summary, lines = folder / f"{stem}.json", folder / f"{stem}.jsonl"
+    fence.check(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         summary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paw_hpc import fence
 from paw_hpc.errors import CheckpointError
 from paw_hpc.metrics import differing_keys
 from paw_hpc.recipe import Recipe, parse_recipe
@@ -34,7 +35,8 @@ def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
 
 
 def begin(directory: Path, update: int) -> Path:
-    """A new hidden folder to write into, once what killed saves left is gone."""
+    """A new hidden folder to write into, once what killed saves left is gone. Raises StaleAttempt where a later attempt writes this run."""
+    fence.check(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.glob(".update_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -58,8 +60,12 @@ def write_manifest(folder: Path, form: str, update: int, files: Mapping[str, Map
 
 
 def commit(temporary: Path, update: int, keep: int) -> Path:
-    """Give a hidden folder its name, and remove all but the newest `keep` checkpoints. Returns the folder of the checkpoint."""
+    """Give a hidden folder its name, and remove all but the newest `keep` checkpoints. Returns the folder of the checkpoint.
+
+    Raises StaleAttempt where a later attempt writes this run.
+    """
     directory = temporary.parent
+    fence.check(directory)
     saved = max((count for other, count, _ in checkpoints(directory) if other == update), default=0)
     final = directory / (f"update_{update:06d}" + (f"-{saved + 1}" if saved else ""))
     os.replace(temporary, final)
