@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paw_hpc.errors import CheckpointError, StorageError
@@ -207,10 +208,9 @@ class Checkpoints:
         with megatron():
             try:
                 own, error = pending.writer.finish(), None
-            except Exception as caught:  # the library's, of any kind: the first rank's names the reason
-                own = {}
-                reason = " ".join(str(caught).split())[:300]
-                error = StorageError(f"{pending.temporary.parent}: the checkpoint of update {pending.update} could not be written: {reason}")
+            except (Exception, CheckpointException) as caught:  # on all ranks; the first one's names the reason
+                own, where = {}, pending.temporary.parent
+                error = StorageError(f"{where}: the checkpoint of update {pending.update} could not be written: {_reason(caught)}")
         if error is not None and dist.get_rank() == 0:
             shutil.rmtree(pending.temporary, ignore_errors=True)
         raise_together(error)
@@ -283,5 +283,13 @@ def load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     try:
         with quiet_imports():  # of deprecated parts of PyTorch that it uses
             return dist_checkpointing.load(state, str(path))
-    except Exception as error:  # of any kind, but on all ranks
-        raise CheckpointError(f"{path}: it does not hold what the run asks for: {' '.join(str(error).split())[:300]}") from error
+    except (Exception, CheckpointException) as error:  # on all ranks
+        raise CheckpointError(f"{path}: it does not hold what the run asks for: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """One line."""
+    if isinstance(error, CheckpointException) and error.failures:  # a BaseException, with a traceback of every rank in its text
+        rank, (error, _) = next(iter(error.failures.items()))
+        return f"rank {rank}: {' '.join(str(error).split())[:300]}"
+    return " ".join(str(error).split())[:300]

@@ -1,15 +1,18 @@
 """Trained models as sharded state dicts, which Megatron-core saves in one layout and loads in another, and the random states beside them.
 
-Around the library's optimizers (0.16.1) this puts right, where Adam is PyTorch's and not Transformer Engine's or Apex's: an optimizer that has made
-no step yet cannot be saved or loaded; `step` is looked for among the loaded tensors, where it is not; and one `step` tensor is given to all
-parameters, each of which then counts up all of them.
+Four defects of the library (0.16.1) are put right around it. Its distributed optimizer gathers shards without the padding between buckets, but cuts
+parameters out by their places with it: from the second bucket on, other numbers are saved. And where Adam is PyTorch's, not Transformer Engine's or
+Apex's: an optimizer that has made no step yet cannot be saved or loaded; `step` is looked for among the loaded tensors, where it is not; and one
+`step` tensor is given to all parameters, each of which then counts up all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -53,7 +56,12 @@ def sharded_optimizer(trained: TrainedModel, weights: Mapping[str, Any], *, load
         if isinstance(part.optimizer, _ADAM):
             for state in part.optimizer.state.values():
                 state.setdefault("step", torch.tensor(0.0))
-    return trained.optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_metadata())
+    with contextlib.ExitStack() as padded:
+        for part in _parts(trained.optimizer):
+            for buffer in getattr(part, "buffers", []):
+                for each, size in ((buffer, buffer.numel), *((bucket, bucket.grad_data.numel()) for bucket in buffer.buckets)):
+                    padded.enter_context(mock.patch.object(each, "numel_unpadded", size))
+        return trained.optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_metadata())
 
 
 def load_optimizer(trained: TrainedModel, state: Any) -> None:
@@ -61,18 +69,26 @@ def load_optimizer(trained: TrainedModel, state: Any) -> None:
     parts = _parts(trained.optimizer)
     states = [state] if len(parts) == 1 else [state[i] for i in range(len(parts))]
     for part, own in zip(parts, states, strict=True):
-        masters = own.pop("param_state", None)
-        own.pop("param_state_sharding_type", None)
-        part.load_state_dict(own)
-        if not isinstance(part.optimizer, _ADAM):
-            if masters is not None:
-                part.load_parameter_state_from_fully_reshardable(masters)
-            continue
-        steps = [float(s.pop("step", 0.0)) for s in part.optimizer.state.values()]
-        if masters is not None:
-            part.load_parameter_state_from_fully_reshardable(masters)
-        for own_state, step in zip(part.optimizer.state.values(), steps, strict=True):
-            own_state["step"] = torch.tensor(step)
+        load = _load_whole if "param_state" not in own else _load_sharded
+        load(part, own, isinstance(part.optimizer, _ADAM))
+
+
+def _load_sharded(part: Any, state: dict[str, Any], adam: bool) -> None:
+    """The distributed optimizer: a rank keeps its part of what was loaded."""
+    masters = state.pop("param_state")
+    del state["param_state_sharding_type"]
+    part.load_state_dict(state)
+    steps = [float(own.pop("step")) for own in part.optimizer.state.values()] if adam else []
+    part.load_parameter_state_from_fully_reshardable(masters)
+    for own, step in zip(part.optimizer.state.values(), steps, strict=False):
+        own["step"] = torch.tensor(step)
+
+
+def _load_whole(part: Any, state: dict[str, Any], adam: bool) -> None:
+    if adam:
+        inner = state.get("optimizer", state)
+        inner["state"].setdefault("common_step", torch.tensor(0.0))  # a step of 0 is not saved
+    part.load_state_dict(state)
 
 
 def sharded_random_states(layout: Layout, *, loading: bool) -> ShardedObject:
