@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.alfworld.prompt import NOTHING, AlfworldView, split_intro
 from paw_hpc.envs.alfworld.scenes import ROOMS
 from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
-from paw_hpc.envs.base import EnvironmentState, Task
+from paw_hpc.envs.base import Demonstration, EnvironmentState, Task
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Ids
@@ -63,23 +63,54 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     if recipe.model.tiny is None:
         raise RecipeError(f"{recipe_path}: model.tiny: a warm start is made for a model from scratch; give its size there")
     out = out or Path("runs") / recipe.name
-    transcripts = harvest(recipe, console)
+    lessons = _lessons(recipe, console)
     # The tokenizer must exist before the model; the whole folder appears under its name only when the policy is in it.
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    save_tokenizer(_texts(transcripts), building)
+    lessons.save_tokenizer(building)
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tokenizer": str(building)})})
     tokenizer = load_tokenizer(recipe.model)
     assert recipe.model.tiny is not None
     model = build_tiny(recipe.model.tiny, tokenizer, recipe.seed)
     use_packed_attention(model)
-    samples = list(_samples(transcripts, ChatFormat(tokenizer), recipe))
-    console.print(f"{recipe.name}: {len(samples)} states of {len(transcripts)} expert episodes, {len(tokenizer)} words", highlight=False)
+    samples = list(lessons.samples(ChatFormat(tokenizer)))
+    console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
     clone(model, samples, recipe, console)
     _export(model, recipe, building)
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Lessons:
+    """What a benchmark's expert teaches: the words of its world, and what to say in which state."""
+
+    save_tokenizer: Callable[[Path], object]
+    samples: Callable[[ChatFormat], Iterator[Sample]]
+
+
+def _lessons(recipe: Recipe, console: Console) -> _Lessons:
+    if recipe.env.name == "webshop":
+        from paw_hpc.envs.webshop import teacher as shopper
+
+        return _Lessons(lambda folder: shopper.save_tokenizer(recipe, folder), lambda chat: _demonstrated(shopper.demonstrations(recipe), chat))
+    if recipe.env.name == "search":
+        from paw_hpc.envs.search import teacher as searcher
+
+        return _Lessons(
+            lambda folder: save_tokenizer(searcher.texts(recipe), folder), lambda chat: _demonstrated(searcher.demonstrations(recipe), chat)
+        )
+    transcripts = harvest(recipe, console)
+    return _Lessons(lambda folder: save_tokenizer(_texts(transcripts), folder), lambda chat: _samples(transcripts, chat, recipe))
+
+
+def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat) -> Iterator[Sample]:
+    ends: dict[str, Ids] = {}
+    for demonstration in demonstrations:
+        if demonstration.answer not in ends:
+            ends[demonstration.answer] = chat.answer(demonstration.answer)
+        yield Sample(chat.prompt(demonstration.messages), ends[demonstration.answer])
 
 
 def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, Any]]:

@@ -83,6 +83,14 @@ class AgentView(Protocol):
         ...
 
 
+@dataclass(slots=True, frozen=True)
+class Demonstration:
+    """One state of a scripted player's episode, and what to say in it."""
+
+    messages: list[Message]
+    answer: str
+
+
 class Benchmark(Protocol):
     """A benchmark package. Constructing one is cheap and reads no data; `paw_hpc.envs.benchmarks.make_benchmark` chooses it."""
 

@@ -66,6 +66,12 @@ def best_choice(product: Product, goal: Goal) -> tuple[str, ...]:
     return best
 
 
+def fulfils(game: Game, number: int) -> bool:
+    """Whether a full score can be had with this product."""
+    product = game.catalogue.products[number]
+    return game.worth(number, best_choice(product, game.goal)) == 1.0
+
+
 def _offers(product: Product, value: str) -> bool:
     return any(value in values for values in product.options.values())
 

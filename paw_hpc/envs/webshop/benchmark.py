@@ -138,6 +138,10 @@ class ShopSession:
         self._instruction = f"Instruction:{SEPARATOR}{game.goal.instruction.strip()}{SEPARATOR}"
 
     async def reset(self) -> EnvironmentState:
+        return self.state()
+
+    def state(self) -> EnvironmentState:
+        """The page shown as it is, for callers without an event loop: at the start, what `reset` returns."""
         return EnvironmentState(self.game.observation, self._admissible())
 
     async def step(self, action: str) -> EnvironmentState:

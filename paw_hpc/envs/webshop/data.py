@@ -13,7 +13,7 @@ from typing import Literal
 
 from paw_hpc import data_paths
 from paw_hpc.envs.webshop.catalogue import Catalogue, Files, open_catalogue
-from paw_hpc.envs.webshop.generate import DEFAULT_PRODUCTS, generate_files
+from paw_hpc.envs.webshop.generate import DEFAULT_PRODUCTS, VERSION, generate_files
 from paw_hpc.envs.webshop.goals import Goals
 from paw_hpc.errors import DataError
 
@@ -58,12 +58,13 @@ def find_files(name: CatalogueName = "auto", num_products: int | None = None) ->
 
 def generated_files(products: int = DEFAULT_PRODUCTS, seed: int = 0, num_products: int | None = None) -> Files:
     """The files of a generated catalogue in the cache, made on first use."""
-    folder = data_paths.cache_dir("webshop", f"generated-{products}-{seed}")
+    name = f"generated-v{VERSION}-{products}-{seed}"
+    folder = data_paths.cache_dir("webshop", name)
     paths = [folder / name for name in (*SETS["full"], HUMAN)]
     if not all(path.exists() for path in paths):
         with data_paths.locked(folder):
             generate_files(folder, products, seed)
-    return Files(f"generated-{products}-{seed}", paths[0], paths[1], paths[2], num_products)
+    return Files(name, paths[0], paths[1], paths[2], num_products)
 
 
 def _find(name: str, num_products: int | None) -> Files | None:

@@ -65,9 +65,28 @@ class Game:
         return Available(not self._state.page_name, tuple(self._clickables))
 
     @property
+    def shown(self) -> str:
+        """What kind of page is shown: "" (start), search_results, item_page, item_sub_page or done."""
+        return self._state.page_name
+
+    @property
+    def asin(self) -> str:
+        """The product whose page, or sub page, is shown; empty elsewhere."""
+        return self._state.asin
+
+    @property
+    def results(self) -> tuple[Sequence[int], int]:
+        """(products of the last search, best first; number of the page shown, from 1)."""
+        return self._state.found, self._state.page
+
+    @property
     def chosen(self) -> dict[str, str]:
         """Option name -> chosen value; the page does not show it."""
         return dict(self._state.options)
+
+    def worth(self, number: int, chosen: Sequence[str]) -> float:
+        """The score of buying this product with these option values."""
+        return score(self.catalogue.products[number], float(self.catalogue.cost[number]), chosen, self.goal, self._tagger)
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """(observation, reward, done). An action that means nothing here changes nothing and is worth 0. There is no limit of steps."""
@@ -158,8 +177,8 @@ class Game:
         self._show([*self._header(), "< Prev", *entries], ["back to search", "< prev"])
 
     def _buy(self) -> tuple[str, float, bool]:
-        state, number = self._state, self.catalogue.products.find(self._state.asin)
-        value = score(self._product(), float(self.catalogue.cost[number]), tuple(state.options.values()), self.goal, self._tagger)
+        state = self._state
+        value = self.worth(self.catalogue.products.find(state.asin), tuple(state.options.values()))
         state.page_name, state.sub_page = "done", ""
         chosen = json.dumps(state.options, sort_keys=True).translate(_SCRIPT_SAFE)
         entries = ["Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)"]

@@ -17,6 +17,8 @@ from typing import Any
 from paw_hpc import data_paths
 
 DEFAULT_PRODUCTS = 1000
+VERSION = 1
+"""Part of the name of a generated set: raise it when the same seed gives other products."""
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _BRANDS = ("ACMEWEAR", "BRIGHTON", "CASALUX", "Dovetail", "ELMHURST", "Fernway", "GLOWMORE", "Hartline", "INKWELL", "Juniper", "KEYSTONE", "Lumina")
 _CLOTHES, _SHOES = ("x-small", "small", "medium", "large", "x-large", "xx-large"), ("6", "7", "8", "9", "10", "11")
@@ -37,6 +39,7 @@ _KINDS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "green teas": ("grocery", "Grocery › Beverages › Tea", _PACKS, "caffeine free, non gmo, low calorie, natural flavors"),
 }
 """Kind (what a query says) -> category, path of departments, sizes, attributes."""
+_COMMON = ("easy use", "high quality", "eco friendly", "gift ready", "long warranty")
 _FLAVORED = ("beauty", "grocery")
 _FLAVORS = ("vanilla", "Mint", "lemon/ginger", "peach", "coconut")
 _COLOR_VALUES = ("Black", "white", "navy blue", "red", "Forest Green", "grey", "pink", "black/white", "purple")
@@ -84,11 +87,9 @@ def _entry(asin: str, rng: random.Random) -> tuple[dict[str, Any], dict[str, Any
     """(product, its attributes and instruction, what people said)."""
     kind = rng.choice(list(_KINDS))
     category, path, sizes, words = _KINDS[kind]
-    pool = words.split(", ")
-    attributes = rng.sample(pool, k=min(len(pool), rng.randint(2, 4)))
+    attributes = rng.sample([*words.split(", "), *_COMMON], k=rng.randint(2, 4))
     brand = rng.choice(_BRANDS)
-    shown = rng.sample(attributes, k=min(2, len(attributes)))
-    title = f"{brand} {' '.join(shown).title()} {kind.title()}"
+    title = f"{brand} {' '.join(attributes).title()} {kind.title()}"
     options = _options(category, sizes, rng)
     entry = {
         "asin": asin,

@@ -2,7 +2,8 @@
 
 Two styles. `paper` follows the paper's App. A.1: task, steps taken, the last `history` pages with the actions taken on them, the current page and the
 available actions; the answer is `<think>...</think><action>...</action>`. `compact` is for tiny models from scratch: products of a result page have
-numbers instead of ids, actions are short commands (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
+numbers instead of ids, all is in lower case, actions are short commands (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand
+in for the history.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class WebshopView:
         if keep:
             parts.append("did: " + "; ".join(action for _, action in self._past[-keep:]))
         parts.append(f"now: {self._brief()}")
-        return "\n".join(parts)
+        return "\n".join(parts).lower()
 
     def _brief(self) -> str:
         """The page in few words: results as `1 TITLE PRICE`, everything else without its buttons."""
@@ -164,6 +165,12 @@ class WebshopView:
             return action, self._is_available(action)
         action = next((action for action, spoken in self._commands.items() if spoken == command), "")
         return action or re.sub(r"[\[\]]", " ", command)[-60:], bool(action)
+
+    def answer(self, action: str) -> str:
+        """What the agent has to say for this action to be taken (for demonstrations)."""
+        if self._style == "compact":
+            return self._spoken(action)
+        return f"<think>The next step is {action}.</think><action>{action}</action>"
 
     def _spoken(self, action: str) -> str:
         """An action as the history tells it."""

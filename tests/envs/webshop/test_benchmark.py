@@ -96,7 +96,7 @@ class TestPanels:
         assert len(shop(small, webshop={"goals": "human"}).tasks("test")) == 13
 
     def test_the_source_says_what_is_played(self, made: Catalogue) -> None:
-        assert shop(made).source == f"WebShop generated-150-1, 150 products, {len(made.goals('synthetic'))} synthetic goals, nouns by TextBlob"
+        assert shop(made).source == f"WebShop generated-v1-150-1, 150 products, {len(made.goals('synthetic'))} synthetic goals, nouns by TextBlob"
 
 
 class TestPlayers:

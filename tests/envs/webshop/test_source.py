@@ -123,7 +123,7 @@ def test_without_any_data_a_catalogue_is_generated(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(data, "DEFAULT_PRODUCTS", 5)
     monkeypatch.setattr(data.generated_files, "__defaults__", (5, 0, None))
     monkeypatch.setenv("PAW_CACHE", str(tmp_path))
-    assert data.find_files("auto").name == "generated-5-0"
+    assert data.find_files("auto").name == "generated-v1-5-0"
     with pytest.raises(DataError, match=r"no small WebShop set .*paw data webshop fetch --set small"):
         data.find_files("small")
 
