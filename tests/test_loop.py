@@ -44,7 +44,10 @@ def small(**sections: dict[str, object] | object) -> Recipe:
 
 def stream(run: Path) -> list[dict[str, float]]:
     """The metrics of a run, less wall-clock times."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "policy/seconds"} for line in read_metrics(run / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if not k.startswith(("time/", "system/")) and k != "policy/seconds"}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

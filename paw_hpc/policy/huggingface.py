@@ -29,6 +29,7 @@ from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device
 from paw_hpc.policy.optimizer import Optimizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
+from paw_hpc.policy.throughput import ModelCost, memory_peak_bytes, peak_flops, rates
 from paw_hpc.recipe import Recipe
 from paw_hpc.seeding import derive_seed
 
@@ -98,20 +99,35 @@ class HuggingFacePolicy:
         metrics = finalize(add_sums(sums))
         metrics |= {"grad_norm": float(np.mean(norms))} if norms else {}
         metrics |= {"critic_grad_norm": float(np.mean(critic_norms))} if critic_norms else {}
-        return metrics | {
-            "lr": self.optimizer.learning_rate(update),
-            "steps": float(len(norms)),
-            "skipped_steps": float(skipped),
-            "tokens": float(batch.num_tokens * o.epochs),
-            "rows": float(batch.num_rows * o.epochs),
-            "seconds": time.perf_counter() - started,
-        }
+        seconds = time.perf_counter() - started
+        return (
+            metrics
+            | self._costs(batch, seconds)
+            | {
+                "lr": self.optimizer.learning_rate(update),
+                "steps": float(len(norms)),
+                "skipped_steps": float(skipped),
+                "tokens": float(batch.num_tokens * o.epochs),
+                "rows": float(batch.num_rows * o.epochs),
+                "seconds": seconds,
+            }
+        )
+
+    def _costs(self, batch: Batch, seconds: float) -> Metrics:
+        epochs, cost = self.recipe.optimizer.epochs, ModelCost.of(self.model.config)
+        flops = None if cost is None else cost.flops(batch) * epochs
+        peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
+        return rates(batch.num_tokens * epochs, batch.num_rows * epochs, seconds, memory_peak_bytes(self.device), flops, peak)
 
     @torch.no_grad()
+    def observation_logp(self, pool: Pool) -> torch.Tensor:
+        """See `Policy.observation_logp`."""
+        batch = pack(pool, [t.observation_ids for t in pool.transitions])
+        return self._rows(self.model, batch)[0][batch.row_kind == OBSERVATION]
+
     def observation_cross_entropy(self, pool: Pool) -> Metrics:
         """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
-        batch = pack(pool, [t.observation_ids for t in pool.transitions])
-        logp = self._rows(self.model, batch)[0][batch.row_kind == OBSERVATION]
+        logp = self.observation_logp(pool)
         if not logp.numel():
             return {"observation_tokens": 0.0}
         return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}

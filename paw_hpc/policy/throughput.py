@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedConfig
 
 from paw_hpc.experience import Batch
 
@@ -55,6 +56,18 @@ class ModelCost:
     head_dim: int
     ffn_hidden: int
     vocabulary: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> ModelCost | None:
+        """Of a configuration of `transformers`; None where it is not of this kind (a mixture of experts, say)."""
+        heads = getattr(config, "num_attention_heads", None)
+        sizes = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
+        if not heads or not all(sizes) or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
+            return None
+        layers, hidden, ffn_hidden, vocabulary = (int(size) for size in sizes if size)
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or hidden // heads
+        return cls(layers, hidden, heads, kv_heads, head_dim, ffn_hidden, vocabulary)
 
     def flops(self, batch: Batch, passes: int = 3) -> float:
         """FLOPs of a forward pass (`passes` = 1) or of forward and backward (3) over a batch: matrix products of the layers, causal attention within

@@ -11,7 +11,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy.backend import Metrics
-from paw_hpc.policy.convert.architecture import Architecture, read_architecture
+from paw_hpc.policy.convert.architecture import read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
 from paw_hpc.policy.critic import draw_head, prompts
@@ -153,10 +152,14 @@ class MegatronPolicy:
         )
 
     @torch.no_grad()
+    def observation_logp(self, pool: Pool) -> torch.Tensor:
+        """See `Policy.observation_logp`."""
+        batch = pack(pool, [t.observation_ids for t in pool.transitions])
+        return self._rows(self.trained.chunks, batch)[0][batch.row_kind == OBSERVATION]
+
     def observation_cross_entropy(self, pool: Pool) -> Metrics:
         """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
-        batch = pack(pool, [t.observation_ids for t in pool.transitions])
-        logp = self._rows(self.trained.chunks, batch)[0][batch.row_kind == OBSERVATION]
+        logp = self.observation_logp(pool)
         if not logp.numel():
             return {"observation_tokens": 0.0}
         return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
@@ -292,7 +295,8 @@ class MegatronPolicy:
         dist.all_reduce(replicas)
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
         tokens, rows = batch.num_tokens * epochs, batch.num_rows * epochs
-        flops = _cost(self.architecture).flops(batch) * epochs
+        cost = ModelCost.of(self.hf_config)
+        flops = None if cost is None else cost.flops(batch) * epochs
         peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
         phases = {f"time/policy_{name}_s": spent for name, spent in sorted(self._clock.take().items())}
         share = float(replicas[0]) / (tokens + float(replicas[0]))
@@ -326,7 +330,3 @@ def _last(chunks: Sequence[torch.nn.Module]) -> PackedGPT:
 def _own_device(device: torch.device) -> torch.device:
     """This process's GPU among those of its machine."""
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-
-
-def _cost(architecture: Architecture) -> ModelCost:
-    return ModelCost(**{field.name: getattr(architecture, field.name) for field in fields(ModelCost)})
