@@ -115,6 +115,24 @@ def report(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A Hugging Face folder, or a Megatron checkpoint, a directory of such, or a run.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder for the other of the two.")],
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Layout that a Megatron checkpoint is meant for: it must fit the model.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(min=1, help="Its pipeline stages.")] = 1,
+    virtual_pipeline: Annotated[int | None, typer.Option(min=1, help="Its model chunks per stage.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder, where SOURCE has none.")] = None,
+) -> None:
+    """Hugging Face <-> Megatron checkpoints, in one process or (under torchrun or srun) in the processes of the layout."""
+    from paw_hpc.distributed import Process
+    from paw_hpc.policy.megatron import conversion
+
+    done = conversion.convert(source, target, conversion.Target(tensor_parallel, pipeline_parallel, virtual_pipeline), tokenizer)
+    if Process.of_environment().rank == 0:
+        print(done)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has, what is missing, what to do about it."""
     from paw_hpc import doctor as examination

@@ -62,6 +62,11 @@ class FolderReader:
         self._slices.clear()
         self._files.close()
 
+    @property
+    def dtypes(self) -> set[str]:
+        """Of the tensors, as safetensors names them (BF16, F32, ...)."""
+        return {self._slices[name].get_dtype() for name in self.shapes}
+
     def read(self, piece: Piece, dim: int) -> torch.Tensor:
         """The slices of a piece along a dimension, on the CPU in the folder's dtype."""
         view = self._slices[piece.name]

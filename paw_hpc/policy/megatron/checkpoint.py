@@ -86,10 +86,10 @@ class Checkpoints:
 
     Args:
         layout: open.
-        trained: models by their key of `states.PREFIXES`.
+        trained: models by their key of `states.PREFIXES`; `Weights` can be saved, not resumed.
     """
 
-    def __init__(self, layout: Layout, identity: Identity, trained: Mapping[str, TrainedModel]) -> None:
+    def __init__(self, layout: Layout, identity: Identity, trained: Mapping[str, TrainedModel | states.Weights]) -> None:
         self.layout, self.identity, self.trained = layout, identity, dict(trained)
         self._pending: _Pending | None = None
 
@@ -108,8 +108,9 @@ class Checkpoints:
         self._begin(temporary, update, bytes_to_write(state))
         described = self.identity.describe() | {
             "layout": dataclasses.asdict(self.layout),
-            "parts": sorted(self.trained),
+            "parts": self._parts,
             "distributed_optimizer": self._distributed_optimizer,
+            "dtype": str(next(iter(self.trained.values())).models[0].config.params_dtype).removeprefix("torch."),
         }
         with megatron():
             writer = ShardWriter(state, temporary, dist.get_rank())
@@ -159,7 +160,7 @@ class Checkpoints:
         meta = manifest["meta"]
         check_recipe(path, meta, recipe)
         self.identity.check(path, meta["megatron"])
-        for what, ours in (("parts", sorted(self.trained)), ("distributed_optimizer", self._distributed_optimizer)):
+        for what, ours in (("parts", self._parts), ("distributed_optimizer", self._distributed_optimizer)):
             if meta["megatron"][what] != ours:
                 raise CheckpointError(f"{path}: its {what} are {meta['megatron'][what]}, the run's are {ours}; it cannot be resumed with this recipe")
         with megatron():
@@ -167,20 +168,29 @@ class Checkpoints:
             loaded = load(path, self._state(loading=True, random_states=same))
             for name, model in self.trained.items():
                 states.load_weights(name, model.models, loaded[name]["weights"])
-                states.load_optimizer(model, loaded[name]["optimizer"])
+                if isinstance(model, TrainedModel):
+                    states.load_optimizer(model, loaded[name]["optimizer"])
             if same:
                 states.load_random_states(loaded["random"])
         return int(manifest["update"])
 
     @property
+    def _parts(self) -> list[str]:
+        """What a run can go on with."""
+        return sorted(name for name, model in self.trained.items() if isinstance(model, TrainedModel))
+
+    @property
     def _distributed_optimizer(self) -> bool:
-        return any(chunk.ddp_config.use_distributed_optimizer for model in self.trained.values() for chunk in model.chunks)
+        models = [model for model in self.trained.values() if isinstance(model, TrainedModel)]
+        return any(chunk.ddp_config.use_distributed_optimizer for model in models for chunk in model.chunks)
 
     def _state(self, *, loading: bool, random_states: bool = True) -> dict[str, Any]:
         state: dict[str, Any] = {}
         for name, model in self.trained.items():
             weights = states.sharded_weights(name, model.models)
-            state[name] = {"weights": weights, "optimizer": states.sharded_optimizer(model, weights, loading=loading)}
+            state[name] = {"weights": weights}
+            if isinstance(model, TrainedModel):
+                state[name]["optimizer"] = states.sharded_optimizer(model, weights, loading=loading)
         return state | ({"random": states.sharded_random_states(self.layout, loading=loading)} if random_states else {})
 
     def _begin(self, temporary: Path, update: int, own_bytes: int) -> None:

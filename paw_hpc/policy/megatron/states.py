@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -30,12 +31,23 @@ with quiet_imports():
 
 PREFIXES = {"policy": "", "critic": "critic."}
 """Of tensor names. A policy's are those of any Megatron GPT, so that other programs can read them."""
+_KERNEL_STATE = "_extra_state"
 _ADAM = (torch.optim.Adam, torch.optim.AdamW)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that is saved without an optimizer."""
+
+    models: list[Any]
+    optimizer: None = None
 
 
 def sharded_weights(name: str, models: list[Any]) -> dict[str, Any]:
     """Of a rank's chunks; the tensors are the live parameters. `name` is a key of PREFIXES."""
-    return {f"chunk{i}": _sharded_chunk(model, PREFIXES[name]) for i, model in enumerate(models)}
+    chunks = {f"chunk{i}": _sharded_chunk(model, PREFIXES[name]) for i, model in enumerate(models)}
+    # What kernels keep beside weights is empty (it is for FP8), and other layers have other kernels.
+    return {i: {key: value for key, value in chunk.items() if not key.endswith(_KERNEL_STATE)} for i, chunk in chunks.items()}
 
 
 def load_weights(name: str, models: list[Any], state: Mapping[str, Any]) -> None:
@@ -43,8 +55,7 @@ def load_weights(name: str, models: list[Any], state: Mapping[str, Any]) -> None
     for i, model in enumerate(models):
         found = {key.removeprefix(PREFIXES[name]): value for key, value in state[f"chunk{i}"].items()}
         keys = model.load_state_dict(found, strict=False)
-        # States of kernels (`_extra_state`) may differ: a checkpoint of Transformer Engine's layers has them, one of the local layers does not.
-        odd = [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]
+        odd = [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith(_KERNEL_STATE)]
         if odd:
             raise CheckpointError(f"{name}: {len(odd)} weights are only on one side, such as {odd[0]}")
 
