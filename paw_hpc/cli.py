@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from paw_hpc import __version__
+from paw_hpc.cli_cluster import app as cluster
 from paw_hpc.cli_search import app as search
 from paw_hpc.cli_webshop import app as webshop
 from paw_hpc.errors import UserError
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmarks' data.")
 alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
+app.add_typer(cluster)  # launch, plan, status, logs, cancel
 app.add_typer(data, name="data")
 data.add_typer(alfworld, name="alfworld")
 data.add_typer(webshop, name="webshop")

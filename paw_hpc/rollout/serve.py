@@ -3,8 +3,8 @@ node.
 
     python serve.py '{"arguments": [...], "host": "127.0.0.1", "log": PATH, "environment": {...}}'
 
-It picks free ports, starts `sglang.launch_server` in a process group of its own, and says where it is in one line of JSON on standard output. When
-standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first, then killed, which also ends a
+It picks free ports (unless `ports` names two), starts `sglang.launch_server` in a process group of its own, and says where it is in one line of
+JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first, then killed, which also ends a
 frozen one. It ends itself, with the server's status, when the server does.
 """
 
@@ -29,7 +29,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     order = json.loads(sys.argv[1])
     host = order["host"]
-    port, internal = free_ports(host, 2)
+    port, internal = order.get("ports") or free_ports(host, 2)
     arguments = [*order["arguments"], "--host", host, "--port", str(port), "--nccl-port", str(internal)]
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paw_hpc import distributed
-from paw_hpc.recipe import Recipe
+from paw_hpc.recipe import FleetSection, Recipe
 from paw_hpc.rollout.engines.decoder import StopStrings
 from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
@@ -47,7 +48,8 @@ class Serving:
         self._temporary = None if workspace is not None else Path(tempfile.mkdtemp(prefix="paw-servers-"))
         folder = workspace / "servers" if workspace is not None else self._temporary
         assert folder is not None
-        self.fleet = Fleet(rollout.fleet, None if rollout.fleet.addresses else make_launch(recipe, folder, config, tokenizer))
+        settings = _fleet_of_job(rollout.fleet)
+        self.fleet = Fleet(settings, None if settings.addresses else make_launch(recipe, folder, config, tokenizer))
         self.engine = SGLangEngine(self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop))
         self.publisher = FleetPublisher(
             loop,
@@ -72,6 +74,12 @@ class Serving:
         self._loop.run(self.fleet.close())
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _fleet_of_job(settings: FleetSection) -> FleetSection:
+    """Servers that the surrounding job has started beside the trainer (see cluster/supervise.py) stand in for those of the recipe."""
+    started = os.environ.get("PAW_SERVERS")
+    return settings.model_copy(update={"addresses": tuple(started.split(","))}) if started else settings
 
 
 def _ends(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

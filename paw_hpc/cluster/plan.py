@@ -1,0 +1,100 @@
+"""`paw plan`: what runs where, whether it fits, and how long an update may take, before an allocation is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from paw_hpc.cluster.estimate import Assumptions, StepTime, step_time
+from paw_hpc.cluster.layout import ClusterLayout, plan_layout
+from paw_hpc.cluster.memory import GIB, GPU_BYTES, ServerMemory, TrainerMemory, server_memory, too_much, trainer_memory
+from paw_hpc.cluster.models import architecture_for, parameters
+from paw_hpc.cluster.nearest import nearest_that_fits
+from paw_hpc.errors import RecipeError
+from paw_hpc.policy.convert.architecture import Architecture
+from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe that fits."""
+
+    recipe: Recipe
+    layout: ClusterLayout
+    model: Architecture
+    trainer: TrainerMemory
+    server: ServerMemory | None
+    time: StepTime | None
+    assumptions: Assumptions
+
+
+def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
+    """Raises RecipeError for a layout that does not divide or does not fit; then it names the nearest one that does."""
+    layout, model = plan_layout(recipe), architecture_for(recipe)
+    if recipe.policy.backend == "megatron":
+        Layout.of(recipe.megatron, layout.trainer.processes).check(model)
+    if (why := too_much(recipe, layout, model)) is not None:
+        found = nearest_that_fits(recipe, model)
+        nearest = (
+            f"the nearest layout that fits: {' '.join(found[0])}" if found else "nothing up to sixteen times the nodes does; use a smaller model"
+        )
+        raise RecipeError(f"cluster: {why}; {nearest}")
+    given = assumptions or Assumptions()
+    server = server_memory(recipe, model) if recipe.rollout.engine == "sglang" and layout.gpus_per_node else None
+    return Plan(recipe, layout, model, trainer_memory(recipe, layout, model), server, step_time(recipe, layout, model, given), given)
+
+
+def print_plan(plan: Plan, console: Console | None = None) -> None:
+    """Everything a user may want to check before submitting."""
+    out = console or Console(soft_wrap=True)
+    for line in plan_lines(plan):
+        out.print(line, markup=False, highlight=False)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The text of `print_plan`."""
+    recipe, layout = plan.recipe, plan.layout
+    nodes = f"{layout.nodes} node{'s' * (layout.nodes > 1)}"
+    gpus = f" x {layout.gpus_per_node} {recipe.cluster.gpu}" if layout.gpus_per_node else ", CPU"
+    lines = [f"{recipe.name}: {parameters(plan.model) / 1e9:.2f}B parameters, {recipe.policy.backend}, {layout.shape}, {nodes}{gpus}"]
+    lines += [f"  node {index}: {layout.node(index)}" for index in range(layout.nodes)]
+    if recipe.policy.backend == "megatron":
+        m, count = recipe.megatron, layout.trainer.processes
+        data = count // (m.tensor_parallel * m.pipeline_parallel * m.context_parallel)
+        lines.append(
+            f"  trainer: tensor {m.tensor_parallel} x pipeline {m.pipeline_parallel} x context {m.context_parallel} x data {data} = {count} processes"
+        )
+    lines += _memory(plan)
+    if plan.time is None:
+        return [*lines, "time: not estimated for CPU nodes"]
+    t = plan.time
+    lines.append(
+        f"time per update, estimated: {t.update_s:.0f} s = play {t.play_s:.0f}{' beside' if t.overlapped else ' +'} score {t.score_s:.0f}"
+        f" + train {t.train_s:.0f}, publish {t.publish_s:.1f}; {recipe.updates} updates in {t.update_s * recipe.updates / 3600:.1f} h"
+    )
+    return lines + [f"  assumed: {line}" for line in plan.assumptions.lines()]
+
+
+def _memory(plan: Plan) -> list[str]:
+    t, capacity = plan.trainer, GPU_BYTES[plan.recipe.cluster.gpu]
+    where = f"of {capacity / GIB:.0f} GiB per trainer GPU" if plan.layout.gpus_per_node else "per trainer process (not checked on CPU nodes)"
+    parts = (
+        ("weights", t.weights),
+        ("gradients", t.gradients),
+        ("optimizer", t.optimizer),
+        ("reference", t.reference),
+        ("critic", t.critic),
+        ("engine", t.engine_copy),
+        ("activations", t.activations),
+        ("head", t.head),
+        ("other", t.other),
+    )
+    lines = [f"memory: {t.total / GIB:.1f} GiB {where}: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)]
+    if (s := plan.server) is not None:
+        lines.append(
+            f"  server: {s.total / GIB:.1f} of {capacity / GIB:.0f} GiB per GPU: weights {s.weights / GIB:.1f}, KV cache {s.cache / GIB:.1f}"
+            f" ({s.cache // s.bytes_per_token} tokens, {s.requests} longest requests), other {s.other / GIB:.1f}"
+        )
+    return lines

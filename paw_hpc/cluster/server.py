@@ -1,0 +1,118 @@
+"""One SGLang server of a launched run: `python -m paw_hpc.cluster.server RUN`, started by the supervisor on every rollout node.
+
+Starts the server at the port that the trainer knows from the job's id, and starts it anew when it dies; the trainer's fleet sees that, gives it the
+current weights, and only then uses it. Ends it when standard input closes (the supervisor lets go, or is dead) or on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from paw_hpc import fence
+from paw_hpc.cluster.layout import port
+from paw_hpc.errors import UserError
+from paw_hpc.metrics import RunDirectory
+from paw_hpc.policy.loading import WARM_START, initial_folder, load_tokenizer
+from paw_hpc.recipe import Recipe
+from paw_hpc.rollout.launch import SUPERVISOR, Launch, make_launch
+from paw_hpc.seeding import derive_seed
+
+POLL_S = 0.2
+ENDING_S = 15.0
+
+
+def main(path: str) -> int:
+    """Exit status: 0 when it was ended, 2 for a UserError, else the server's own after one restart too many."""
+    run = Path(path)
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the trainer's business
+    try:
+        recipe = RunDirectory(run).recipe()
+        place = _Place.of_environment()
+        launch = make_launch(recipe, _workspace(run, place), *_model(recipe))
+    except UserError as error:
+        print(f"paw: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    for restart in range(recipe.rollout.fleet.max_restarts + 1):
+        status = _serve(launch, place, restart, asked)
+        if status is None:
+            return 0
+        print(f"paw: the server on {place.host} ended with status {status} (start {restart + 1})", file=sys.stderr, flush=True)
+    return status or 1
+
+
+class _Place:
+    """Which server this is."""
+
+    def __init__(self, host: str, index: int, rank: int, job: int):
+        self.host, self.index, self.rank, self.job = host, index, rank, job
+
+    @classmethod
+    def of_environment(cls) -> _Place:
+        """From srun, or from the supervisor on a single machine (where every server has its own index)."""
+        variables = os.environ
+        job = int(variables["PAW_JOB"])
+        if "SLURM_LOCALID" in variables:
+            return cls(variables.get("SLURMD_NODENAME") or socket.gethostname(), int(variables["SLURM_LOCALID"]), int(variables["SLURM_PROCID"]), job)
+        return cls("127.0.0.1", int(variables["RANK"]), int(variables["RANK"]), job)
+
+
+def _workspace(run: Path, place: _Place) -> Path:
+    """A folder of its own: every server writes the model's configuration there."""
+    number = os.environ.get(fence.INHERITED, "").partition(":")[0] or "0"
+    return run / f"attempt_{number}" / "servers" / f"{place.host}-{place.index}"
+
+
+def _model(recipe: Recipe) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer; weights come from the trainer."""
+    tokenizer = load_tokenizer(recipe.model)
+    if recipe.model.path is not None:
+        return AutoConfig.from_pretrained(WARM_START if recipe.model.path == "warm-start" else recipe.model.path), tokenizer
+    with tempfile.TemporaryDirectory() as scratch:
+        return AutoConfig.from_pretrained(initial_folder(recipe, tokenizer, Path(scratch))), tokenizer
+
+
+def _serve(launch: Launch, place: _Place, restart: int, asked: list[int]) -> int | None:
+    """One life of the server: its exit status, or None when it was asked to end."""
+    first = port(place.job, "server", place.index)
+    gpu = ["--base-gpu-id", str(place.index * launch.gpus)] if launch.gpus else []
+    order = {
+        "arguments": [*launch.arguments, *gpu, "--random-seed", str(derive_seed(launch.seed, "server", place.rank, restart) % 2**31)],
+        "host": place.host,
+        "ports": [first, first + 1],
+        "log": "/dev/stderr",  # the group's log, by node
+        "environment": launch.environment,
+    }
+    process = subprocess.Popen([launch.python, str(SUPERVISOR), json.dumps(order)], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        while process.poll() is None:
+            ready, _, _ = select.select([0], [], [], POLL_S)
+            if asked or (ready and not os.read(0, 4096)):
+                return None
+        return process.returncode
+    finally:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

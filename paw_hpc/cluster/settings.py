@@ -1,0 +1,68 @@
+"""A recipe with the user's own cluster settings: recipe < ~/.config/paw/cluster.yaml < command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from paw_hpc.errors import RecipeError
+from paw_hpc.recipe import Recipe, load_recipe
+
+
+def user_file() -> Path:
+    """$PAW_CLUSTER_CONFIG, else cluster.yaml in the user's configuration folder."""
+    chosen = os.environ.get("PAW_CLUSTER_CONFIG")
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(chosen if chosen else f"{base}/paw/cluster.yaml").expanduser()
+
+
+def load_for_cluster(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with the keys of `cluster:` that the user's file names, then the overrides.
+
+    Raises:
+        RecipeError: see `load_recipe`; keys of the user's file are checked alike, and the file is named.
+    """
+    return load_recipe(path, [*_from_user_file(), *overrides])
+
+
+def _from_user_file() -> list[str]:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    file = user_file()
+    if not file.is_file():
+        return []
+    try:
+        content = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, DictConfig):
+        raise RecipeError(f"{file}: expected the keys of a recipe's cluster section, such as `partition: gpu`")
+    _check(file, content)
+    flat = OmegaConf.to_container(content)
+    assert isinstance(flat, dict)
+    return [f"cluster.{key}={_yaml(value)}" for key, value in flat.items()]
+
+
+def _check(file: Path, content: object) -> None:
+    from omegaconf import OmegaConf
+    from pydantic import ValidationError
+
+    from paw_hpc.recipe import ClusterSection
+
+    try:
+        ClusterSection.model_validate(OmegaConf.to_container(content))  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        known = ", ".join(ClusterSection.model_fields)
+        why = f"unknown key; known: {known}" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise RecipeError(": ".join(part for part in (str(file), key, why) if part)) from None
+
+
+def _yaml(value: object) -> str:
+    import json
+
+    return json.dumps(value)

@@ -1,0 +1,169 @@
+"""What a launcher asks of Slurm, and does with it: every call of its commands, and their errors in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from paw_hpc.errors import UserError
+
+COMMAND_TIMEOUT_S = 60.0
+RETRY_FOR_S = 180.0
+"""slurmctld restarts under running jobs; meanwhile its commands fail."""
+RETRY_EVERY_S = 3.0
+_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Transport endpoint", "Zero Bytes were transmitted")
+
+
+class SlurmError(UserError):
+    """A Slurm command that failed, with what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job as Slurm sees it now."""
+
+    state: str
+    """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, PREEMPTED, ..."""
+    nodes: str
+    reason: str = ""
+    """Why it waits; empty where it does not."""
+
+
+def available() -> bool:
+    """Whether this machine can submit jobs."""
+    return shutil.which("sbatch") is not None
+
+
+def job_id(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Of the allocation that this process runs in; None outside of one."""
+    text = environment.get("SLURM_JOB_ID")
+    return int(text) if text else None
+
+
+def ask(*command: str, retry: bool = True) -> str:
+    """Standard output of a Slurm command.
+
+    Args:
+        retry: try again for three minutes while slurmctld is away.
+
+    Raises:
+        SlurmError: it failed; what it said in one line.
+    """
+    deadline = time.monotonic() + RETRY_FOR_S
+    while True:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+        except FileNotFoundError:
+            raise SlurmError(f"{command[0]}: not found: this machine has no Slurm; use a login node, or --executor local") from None
+        except subprocess.TimeoutExpired:
+            said = f"no answer in {COMMAND_TIMEOUT_S:.0f} s"
+        else:
+            if done.returncode == 0:
+                return done.stdout
+            said = " ".join((done.stderr or done.stdout).split()) or f"status {done.returncode}"
+        away = any(words in said for words in _AWAY) or said.startswith("no answer")
+        if not (retry and away and time.monotonic() < deadline):
+            raise SlurmError(f"{command[0]}: {said}")
+        time.sleep(RETRY_EVERY_S)
+
+
+def hostnames(nodelist: str) -> list[str]:
+    """Names of a node list such as node[1-3]."""
+    return ask("scontrol", "show", "hostnames", nodelist).split()
+
+
+def state_of(job: int) -> str:
+    """JobState of a job that slurmctld still knows; several flags are joined by '+'. Empty: it does not know it."""
+    try:
+        shown = ask("scontrol", "show", "job", str(job), "--oneliner")
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return ""
+        raise
+    return next((word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState=")), "")
+
+
+def requeue(job: int) -> None:
+    """Put a running job back into the queue; it ends within KillWait. Raises SlurmError."""
+    ask("scontrol", "requeue", str(job))
+
+
+def cancel(job: str) -> None:
+    """Raises SlurmError."""
+    ask("scancel", job)
+
+
+def states(jobs: Sequence[str]) -> dict[str, JobState]:
+    """Of many jobs, by id (ARRAY_TASK for tasks of an array); those that neither squeue nor sacct knows are left out."""
+    if not jobs:
+        return {}
+    found: dict[str, JobState] = {}
+    known = ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r")
+    for line in known.splitlines():
+        name, state, nodes, reason = line.strip().split("|", 3)
+        if name in jobs:
+            found[name] = JobState(state, nodes, "" if reason == "None" else reason)
+    missing = [job for job in jobs if job not in found]
+    if missing:
+        found |= _accounted(missing)
+    return found
+
+
+def _accounted(jobs: Sequence[str]) -> dict[str, JobState]:
+    """From accounting, where there is any: jobs that ended long ago."""
+    try:
+        text = ask("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,NodeList", "--jobs", ",".join(jobs), retry=False)
+    except SlurmError:
+        return {}
+    rows = (line.split("|") for line in text.splitlines())
+    return {name: JobState(state.split()[0], nodes) for name, state, nodes in rows if name in jobs}
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """What a partition offers."""
+
+    name: str
+    nodes: int
+    gpus_per_node: int
+    """Of its node with the most; 0: none, or Slurm does not say."""
+    time_min: int | None
+    """None: no limit."""
+
+
+def partitions() -> list[Partition]:
+    """All of them, the default one first. Raises SlurmError."""
+    found: dict[str, Partition] = {}
+    default = None
+    for line in ask("sinfo", "--noheader", "--format=%P|%D|%G|%l").splitlines():
+        name, nodes, gres, limit = line.strip().split("|")
+        if name.endswith("*"):
+            name = default = name[:-1]
+        before = found.get(name, Partition(name, 0, 0, None))
+        found[name] = Partition(name, before.nodes + int(nodes), max(before.gpus_per_node, _gpus(gres)), _minutes(limit))
+    return sorted(found.values(), key=lambda p: p.name != default)
+
+
+def _gpus(gres: str) -> int:
+    """Of `gpu:8`, `gpu:h100:8(S:0-1)`, `(null)`."""
+    total = 0
+    for item in gres.split(","):
+        kind, _, rest = item.partition("(")[0].partition(":")
+        if kind == "gpu":
+            total += int(rest.rpartition(":")[2]) if rest.rpartition(":")[2].isdigit() else 1
+    return total
+
+
+def _minutes(limit: str) -> int | None:
+    """Of Slurm's D-HH:MM:SS, HH:MM:SS, MM:SS or `infinite`."""
+    if limit in ("infinite", "n/a"):
+        return None
+    days, _, clock = limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    while len(parts) < 3:
+        parts.insert(0, 0)
+    return int(days or 0) * 24 * 60 + parts[0] * 60 + parts[1] + (parts[2] > 0)

@@ -1,0 +1,130 @@
+"""What became of launched runs: `paw status`, `paw logs`, `paw cancel`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paw_hpc.cluster import attempts, slurm
+from paw_hpc.cluster.submit import Submission, read_submission
+from paw_hpc.errors import UserError
+from paw_hpc.metrics import RunDirectory, read_metrics
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """One row of `paw status`."""
+
+    run: Path
+    job: str
+    state: str
+    nodes: str
+    played: int
+    """Updates in the metrics."""
+    saved: int
+    """Updates in the newest checkpoint."""
+    wanted: int
+    attempts: int
+    note: str
+    """Why it waits, how its last attempt ended, or what to do."""
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The runs named, or below the folders named, that were launched or trained. Raises UserError for a path that is neither."""
+    found = []
+    for path in paths:
+        inside = [path] if (path / "recipe.yaml").is_file() else sorted(p.parent for p in path.glob("*/recipe.yaml"))
+        if not inside:
+            raise UserError(f"{path}: no run here (a run has a recipe.yaml); name a run directory, or a folder of them")
+        found += inside
+    return found
+
+
+def status_of(runs: Sequence[Path]) -> list[RunStatus]:
+    """Rows in the order of `runs`; Slurm is asked once."""
+    submissions = {run: read_submission(run) for run in runs}
+    jobs = [s.job for s in submissions.values() if s is not None and s.executor == "slurm"]
+    states = slurm.states(jobs) if jobs and slurm.available() else {}
+    return [_row(run, submissions[run], states) for run in runs]
+
+
+def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobState]) -> RunStatus:
+    recipe = RunDirectory(run).recipe()
+    history = attempts.history(run)
+    saved, played = attempts.saved_updates(run), len(read_metrics(run / "metrics.jsonl"))
+    state = states.get(submission.job) if submission is not None else None
+    if submission is None:
+        shown = "not launched"
+    elif submission.executor != "slurm":
+        shown = submission.executor
+    else:
+        shown = state.state if state is not None else "unknown to Slurm"
+    if state is not None and state.state == "FAILED" and not history:
+        log = next(iter(sorted(attempts.folder(run).glob("job-*.log"))), None)
+        note = f"see {log}" if log else f"it ended before it could write: is {run} visible on {state.nodes}?"
+    elif state is not None and state.state == "PENDING":
+        note = f"waits: {state.reason}" if state.reason else "waits"
+    else:
+        note = history[-1].how if history else ""
+    if state is not None and state.state == "RUNNING" and history and history[-1].updates is None:
+        note = "running"
+    return RunStatus(
+        run, submission.job if submission else "", shown, state.nodes if state else "", played, saved, recipe.updates, len(history), note
+    )
+
+
+def cancel(run: Path) -> str:
+    """End the job of a run. Returns its id.
+
+    Raises:
+        UserError: it was not submitted to Slurm.
+    """
+    submission = read_submission(run)
+    if submission is None or submission.executor != "slurm":
+        raise UserError(f"{run}: no job of Slurm belongs to it; a run in a terminal ends with Ctrl-C")
+    slurm.cancel(submission.job)
+    return submission.job
+
+
+def logs_of(run: Path, role: str | None, attempt: int | None) -> list[Path]:
+    """Log files of one attempt (default: the latest), by role and node.
+
+    Raises:
+        UserError: there is no such attempt or role, with those that there are.
+    """
+    numbers = sorted(int(p.name[8:]) for p in run.glob("attempt_*") if p.name[8:].isdigit())
+    if not numbers:
+        waiting = sorted(attempts.folder(run).glob("job-*.log"))
+        if waiting and role is None:
+            return waiting
+        raise UserError(f"{run}: no attempt has begun; see `paw status {run}`")
+    if attempt is not None and attempt not in numbers:
+        raise UserError(f"--attempt {attempt}: {run} has attempts {', '.join(map(str, numbers))}")
+    folder = run / f"attempt_{attempt or numbers[-1]}"
+    files = sorted(folder.glob("*.log"))
+    chosen = [p for p in files if role is None or p.name.split("-")[0].removesuffix(".log") == role]
+    if not chosen:
+        roles = sorted({p.name.split("-")[0].removesuffix(".log") for p in files})
+        raise UserError(f"--role {role}: {folder} has logs of {', '.join(roles) or 'nobody yet'}")
+    return chosen
+
+
+def lines_of(run: Path, role: str | None, attempt: int | None, follow: bool) -> Iterator[str]:
+    """Lines of the logs, each with its file's name; with `follow` new ones as they come, of later attempts, too, until interrupted."""
+    positions: dict[Path, int] = {}
+    while True:
+        for path in logs_of(run, role, attempt):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                file.seek(positions.get(path, 0))
+                text = file.read()
+                complete = text.rfind("\n") + 1 if follow else len(text)
+                positions[path] = positions.get(path, 0) + len(text[:complete].encode())
+            prefix = f"{path.parent.name}/{path.name}: "
+            yield from (prefix + line for line in text[:complete].splitlines())
+        if not follow:
+            return
+        time.sleep(POLL_S)

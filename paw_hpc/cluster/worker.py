@@ -1,0 +1,93 @@
+"""One trainer process of a launched run: `python -m paw_hpc.cluster.worker RUN`, started by the supervisor on every rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import psutil
+
+from paw_hpc import fence
+from paw_hpc.distributed import Process
+from paw_hpc.errors import UserError
+from paw_hpc.metrics import RunDirectory
+from paw_hpc.storage import write_atomically
+
+_SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def main(path: str) -> int:
+    """Exit status: 0 when the run is complete or was stopped and saved, 2 for a UserError, 1 for anything else."""
+    run = Path(path)
+    try:
+        _check_visible(run)
+        _choose_interface()
+        from paw_hpc import loop
+
+        loop.train(RunDirectory(run).recipe(), run, command=f"paw launch: {' '.join(sys.argv)}")
+    except UserError as error:
+        text = " ".join(str(error).split())
+        print(f"paw: {text}", file=sys.stderr, flush=True)
+        _report(run, text, refused=not isinstance(error, fence.StaleAttempt))
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        _report(run, _explain(error), refused=False)
+        return 1
+    return 0
+
+
+def _check_visible(run: Path) -> None:
+    """Raises UserError where this node does not see the run that the job's first node has just written to."""
+    number = os.environ.get(fence.INHERITED, "").partition(":")[0]
+    if not (run / f"attempt_{number}").is_dir():
+        raise UserError(f"{run}: not visible on {socket.gethostname()}; put runs on a file system that all nodes share (paw launch --run-dir)")
+
+
+def _choose_interface() -> None:
+    """Tell gloo and NCCL which network interface reaches the meeting point, where nobody has: they would take the first, which may be a management or
+    container network."""
+    address = os.environ.get("MASTER_ADDR")
+    if address is None or Process.of_environment().processes == 1 or all(name in os.environ for name in _SOCKET_VARIABLES):
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # sends nothing: asks the routing table
+        except OSError as error:
+            raise UserError(
+                f"{socket.gethostname()}: no route to {address} ({error}); set cluster.interface to the network that joins the nodes"
+            ) from None
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == own for each in addresses):
+            for variable in _SOCKET_VARIABLES:
+                os.environ.setdefault(variable, name)
+            return
+
+
+def _explain(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
+        port = os.environ.get("MASTER_PORT")
+        return f"port {port} on {socket.gethostname()} is taken by another program; set cluster.environment.MASTER_PORT to a free one ({text})"
+    return text
+
+
+def _report(run: Path, reason: str, *, refused: bool) -> None:
+    """For the supervisor: ranks that are killed after the first failure must not hide its reason."""
+    number, rank = os.environ.get(fence.INHERITED, "").partition(":")[0], Process.of_environment().rank
+    folder = run / f"attempt_{number}"
+    if folder.is_dir():
+        try:
+            write_atomically(folder / f"failed-{rank}.json", json.dumps({"time": time.time(), "reason": reason, "refused": refused}) + "\n")
+        except (OSError, UserError):
+            print("paw: the reason could not be written down; see above", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
