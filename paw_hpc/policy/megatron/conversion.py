@@ -63,9 +63,12 @@ def convert(source: Path, folder: Path, target: Target, tokenizer: str | None = 
     """
     with joined(gpu=False, timeout_s=TIMEOUT_S) as process:
         layout = target.layout(process.processes)
-        if (source / "config.json").is_file() and not (source / MANIFEST).is_file():
-            return _to_megatron(source, folder, layout, target, tokenizer)
-        return _to_hugging_face(source, folder, layout)
+        try:
+            if (source / "config.json").is_file() and not (source / MANIFEST).is_file():
+                return _to_megatron(source, folder, layout, target, tokenizer)
+            return _to_hugging_face(source, folder, layout)
+        finally:
+            layout.close()
 
 
 def _to_megatron(source: Path, folder: Path, layout: Layout, target: Target, tokenizer: str | None) -> str:
