@@ -103,7 +103,7 @@ def _relay(rank: int, source: IO[str], target: TextIO, said: set[str]) -> None:
 def _wait(ranks: Sequence[subprocess.Popen[str]]) -> int:
     deadline: float | None = None
     status = 0
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:
         failed = next((rank.returncode for rank in ranks if rank.returncode not in (None, 0)), None)
         if failed is not None and deadline is None:
             status, deadline = failed, time.monotonic() + GRACE_S
