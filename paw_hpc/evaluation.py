@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from paw_hpc.build import Machinery
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.metrics import RunDirectory
+from paw_hpc.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
 from paw_hpc.policy.loading import WARM_START
 from paw_hpc.recipe import ModelSection, Recipe, load_recipe
 from paw_hpc.results import EvaluatedEpisode, EvaluationResult, write_evaluation
@@ -72,6 +76,7 @@ def evaluate(
         )
     seconds = time.perf_counter() - start
     prediction = observation_cross_entropy(machinery, groups if observed is None else observed)
+    noise = measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho) if recipe.env.name == "webshop" else None
     result = EvaluationResult.of_episodes(
         [
             EvaluatedEpisode(
@@ -97,6 +102,7 @@ def evaluate(
         observation_tokens=prediction.tokens if prediction else None,
         observation_ce_interval=prediction.interval if prediction else None,
         environment_failures=len(played) - len(whole),
+        noise=noise,
     )
     return Evaluation(result, groups)
 
@@ -116,6 +122,32 @@ def observation_cross_entropy(machinery: Machinery, groups: Sequence[Group]) -> 
     if not games:
         return None
     return ObservationCrossEntropy(sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, games))
+
+
+def measure_noise(machinery: Machinery, groups: Sequence[Group], rho: float) -> NoiseShares | None:
+    """Where the gradient of each world-model loss would go on the first pages of search results in these groups; None where there is none.
+
+    A page whose cut or sampled ids are not those of its text tokenized again is left out: its tokens have no place in the text.
+    """
+    chat, noisy, chosen = machinery.chat, list[Bools](), list[Group]()
+    for group in groups:
+        kept = []
+        for episode in (e for e in group.episodes if not e.failed_by_environment):
+            pages = []
+            for transition in episode.transitions:
+                text = chat.decode(transition.observation_ids)
+                placed = chat.offsets(text, transition.observation_ids) if SEARCH_RESULTS in text else None
+                if placed is not None and len(noisy) < TRANSITIONS:
+                    noisy.append(noisy_tokens(text, placed))
+                    pages.append(transition)
+            if pages:
+                kept.append(dataclasses.replace(episode, transitions=pages))
+        if kept:
+            chosen.append(dataclasses.replace(group, episodes=kept))
+    if not noisy:
+        return None
+    logp = machinery.policy.observation_logp(Pool.from_groups(chosen)).cpu().numpy()
+    return noise_shares(np.split(logp, np.cumsum([len(page) for page in noisy])[:-1]), noisy, rho)
 
 
 def evaluate_path(

@@ -11,6 +11,7 @@ from pathlib import Path
 from paw_hpc import fence
 from paw_hpc.errors import DataError
 from paw_hpc.metrics import RunDirectory
+from paw_hpc.noise import NoiseShares
 from paw_hpc.statistics import Interval, cluster_interval, success_interval
 from paw_hpc.storage import storage_errors, write_atomically
 
@@ -67,6 +68,8 @@ class EvaluationResult:
     environment_failures: int
     """Episodes that the environment broke; they are in no rate and not in `episodes`."""
     episodes: tuple[EvaluatedEpisode, ...]
+    noise: NoiseShares | None = None
+    """WebShop only: where the gradient of each world-model loss would go on pages of search results."""
 
     @property
     def scored(self) -> bool:
@@ -88,6 +91,7 @@ class EvaluationResult:
         observation_tokens: int | None = None,
         observation_ce_interval: Interval | None = None,
         environment_failures: int = 0,
+        noise: NoiseShares | None = None,
     ) -> EvaluationResult:
         """Success rate (mean over episodes), interval over games, and both per task type.
 
@@ -115,6 +119,7 @@ class EvaluationResult:
             observation_ce_interval=observation_ce_interval,
             environment_failures=environment_failures,
             episodes=tuple(episodes),
+            noise=noise,
         )
 
 
@@ -177,6 +182,8 @@ def _read_evaluation(summary: Path) -> EvaluationResult:
         episodes.append(EvaluatedEpisode(**row))
     content["interval"] = tuple(content["interval"])
     content["per_task_type"] = {name: TypeResult(r["games"], r["success"], tuple(r["interval"])) for name, r in content["per_task_type"].items()}
+    if content.get("noise") is not None:
+        content["noise"] = NoiseShares(**content["noise"])
     if content["observation_ce_interval"] is not None:
         content["observation_ce_interval"] = tuple(content["observation_ce_interval"])
     return EvaluationResult(**content, episodes=tuple(episodes))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from paw_hpc.experience import Batch, Pool, Scores
 
 Metrics = dict[str, float]
@@ -29,6 +31,11 @@ class Policy(Protocol):
         Returns the metrics of the update, each a global mean or sum. A step whose loss or gradient norm is not finite is skipped and counted in
         `skipped_steps`.
         """
+        ...
+
+    def observation_logp(self, pool: Pool) -> torch.Tensor:
+        """float32[O]: log-probs of the tokens of the true next observations, in pool order, at the temperature that the world-model loss sees.
+        Diagnostic, no-grad."""
         ...
 
     def observation_cross_entropy(self, pool: Pool) -> Metrics:

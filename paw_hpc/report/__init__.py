@@ -41,7 +41,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
         DataError: a path without a run, or a damaged file.
         StorageError: full disk.
     """
-    from paw_hpc.report import plots  # matplotlib takes a second to import
+    from paw_hpc.report import noise, plots  # matplotlib takes a second to import
 
     arms = read_arms(runs)
     out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
@@ -50,11 +50,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
         out.mkdir(parents=True, exist_ok=True)
         curves = plots.plot_curves(arms, out / "curves.png")
         panel_figures = [plots.plot_panel(arms, key, out / f"panel-{number}.png") for number, key in enumerate(keys, 1)]
+        noise_figures = {key: noise.plot_noise(arms, key, out / f"noise-{number}.png") for number, key in enumerate(keys, 1)}
     blocks: list[Block] = [Heading("Report: " + ", ".join(arm.label for arm in arms), 1)]
     for key, figure in zip(keys, panel_figures, strict=True):
         tables = [compare.panel_table(arms, key), compare.difference_table(arms, key), compare.type_table(arms, key)]
         blocks += [Heading(f"Evaluation on {compare.panel_name(key)}"), *(table for table in tables if table is not None)]
         blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals over games"))
+        if (table := noise.noise_table(arms, key)) and (shares := noise_figures[key]):
+            blocks += [table, Figure(shares, noise.CAPTION)]
     if not keys:
         blocks.append(Paragraph("No evaluation in these runs yet; `paw eval RUN --panel valid_seen` makes one."))
     blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, "Learning curves: every update and a smoothed line")]
@@ -62,7 +65,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
     write_atomically(html, to_html("paw report", blocks))
-    return Report(markdown, html, (curves, *panel_figures), tuple(blocks))
+    return Report(markdown, html, (curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks))
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

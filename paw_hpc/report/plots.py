@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PHASES = ("collect", "score", "plan", "train", "publish")
 """`time/PHASE_s`: the parts of `time/update_s` that follow each other."""
 _PHASE_GREYS = ("#303030", "#5c5c5c", "#858585", "#adadad", "#cfcfcf", "#e8e8e8")
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -64,7 +64,7 @@ _CURVES = (
 
 def plot_curves(arms: Sequence[Arm], path: Path) -> Path:
     """A grid of small panels against the update: raw points, a smoothed line per run, an arm's mean line in bold where it has several runs."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, 6.4), layout="constrained")
         axes = figure.subplots(2, 4).flat
         for axis, curve in zip(axes, _CURVES, strict=False):
@@ -78,7 +78,7 @@ def plot_curves(arms: Sequence[Arm], path: Path) -> Path:
 
 def plot_panel(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path:
     """Success on one panel: at every evaluation over the run (left), and at the end per task type (right), with 95 % intervals over games."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 4.2), layout="constrained")
         over_time, per_type = figure.subplots(1, 2, width_ratios=(1, 1.6))
         for index, arm in enumerate(arms):

@@ -69,6 +69,11 @@ class ChatFormat:
         ids = self._encode(text, plain=True)
         return ids[:limit], len(ids) > limit
 
+    def offsets(self, text: str, ids: Ids) -> list[tuple[int, int]] | None:
+        """Each token's span in the text, in characters; None where the text would be tokenized in another way."""
+        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        return encoded["offset_mapping"] if encoded["input_ids"] == ids.tolist() else None
+
     def decode(self, ids: Ids) -> str:
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))
 
