@@ -68,6 +68,38 @@ def cluster_interval(values: Sequence[float], clusters: Sequence[Hashable], *, c
     return ratio_interval(values, [1.0] * len(values), clusters, confidence=confidence, seed=seed)
 
 
+def stratified_mean(
+    values: Sequence[float], strata: Sequence[Hashable], clusters: Sequence[Hashable], *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, Interval]:
+    """The unweighted mean of the strata's means, and its percentile bootstrap interval with whole clusters resampled within each stratum.
+
+    For example success on several sets of questions, the set being the stratum and the question the cluster.
+
+    Args:
+        values, strata, clusters: one entry per observation, equal lengths.
+
+    Raises:
+        ValueError: unequal lengths or no observation.
+    """
+    if not len(values) == len(strata) == len(clusters) > 0:
+        raise ValueError(f"{len(values)} values, {len(strata)} strata and {len(clusters)} clusters: need one of each per observation")
+    rng, means, resampled = np.random.default_rng(seed), [], np.zeros(RESAMPLES)
+    names = list(dict.fromkeys(strata))
+    for name in names:
+        sums: dict[Hashable, list[float]] = {}
+        for value, stratum, cluster in zip(values, strata, clusters, strict=True):
+            if stratum == name:
+                sums.setdefault(cluster, []).append(float(value))
+        above, below = np.array([sum(v) for v in sums.values()]), np.array([len(v) for v in sums.values()])
+        means.append(above.sum() / below.sum())
+        for first in range(0, RESAMPLES, 500):  # a few at a time: a set may have fourteen thousand questions
+            draws = rng.integers(len(above), size=(min(500, RESAMPLES - first), len(above)))
+            resampled[first : first + len(draws)] += above[draws].sum(1) / below[draws].sum(1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(resampled / len(names), [tail, 100 - tail])
+    return float(np.mean(means)), (float(low), float(high))
+
+
 def success_interval(successes: Sequence[bool], games: Sequence[Hashable], *, confidence: float = 0.95, seed: int = 0) -> Interval:
     """The interval of a success rate: Wilson where every game was played once, else the cluster bootstrap over games.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paw_hpc import statistics
-from paw_hpc.statistics import cluster_interval, paired_difference, ratio_interval, success_interval, wilson_interval
+from paw_hpc.statistics import cluster_interval, paired_difference, ratio_interval, stratified_mean, success_interval, wilson_interval
 
 
 def wilson_by_hand(successes: int, trials: int) -> tuple[float, float]:
@@ -142,3 +142,27 @@ def test_nothing_to_measure_is_an_error() -> None:
         success_interval([], [])
     with pytest.raises(ValueError, match="one of each"):
         ratio_interval([1.0], [1.0, 2.0], ["a"])
+
+
+class TestTheMeanOfStrata:
+    def test_weighs_strata_alike_whatever_their_size(self) -> None:
+        mean, (low, high) = stratified_mean([1.0] * 30 + [0.0] * 30 + [1.0] * 4, ["a"] * 60 + ["b"] * 4, list(range(64)))
+        assert mean == 0.75 and low < 0.75 < high
+
+    def test_has_the_interval_of_the_sum_of_its_variances(self) -> None:
+        rng = np.random.default_rng(0)
+        sizes, rates = (400, 100), (0.3, 0.6)
+        values = [float(rng.random() < p) for n, p in zip(sizes, rates, strict=True) for _ in range(n)]
+        mean, (low, high) = stratified_mean(values, ["a"] * 400 + ["b"] * 100, list(range(500)))
+        means = [np.mean(values[:400]), np.mean(values[400:])]
+        error = math.sqrt(sum(m * (1 - m) / n for m, n in zip(means, sizes, strict=True))) / 2
+        assert mean == pytest.approx(np.mean(means)) and (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+
+    def test_of_one_stratum_is_the_cluster_bootstrap(self) -> None:
+        values, clusters = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0], ["a", "a", "b", "b", "c", "d", "e", "e"]
+        mean, interval = stratified_mean(values, ["s"] * 8, clusters)
+        assert mean == 0.5 and interval == pytest.approx(cluster_interval(values, clusters), abs=0.05)
+
+    def test_of_nothing_is_an_error(self) -> None:
+        with pytest.raises(ValueError, match="need one of each"):
+            stratified_mean([], [], [])

@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from paw_hpc.recipe import IN_DOMAIN_SETS
 from paw_hpc.report import compare
 from paw_hpc.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
-from paw_hpc.report.runs import Arm, panel_key, panels, read_arms
+from paw_hpc.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.results import EvaluationResult, TypeResult, mean_score
 from paw_hpc.storage import storage_errors, write_atomically
 
@@ -88,7 +89,9 @@ def print_evaluation(result: EvaluationResult, console: Console | None = None) -
     for name, rate in rates.items():
         of_type = [e for e in result.episodes if name in ("all", e.task_type)]
         score = _percent(*mean_score(of_type)) if result.scored else ()
-        rows.append((name, str(rate.games), *_percent(rate.success, rate.interval), *score))
+        rows.append((f"{name}{'*' if name in IN_DOMAIN_SETS else ''}", str(rate.games), *_percent(rate.success, rate.interval), *score))
+    if average := mean_of_sets([result]):
+        rows.append(("mean of sets (* in domain)", "", *_percent(*average), *(("", "") if result.scored else ())))
     title = f"{compare.panel_name(panel_key(result))}, {result.repeats} episode(s) per game, {result.seconds:.0f} s"
     _print(console, TableBlock(title, ("task type", "games", "success %", "95 %", *(("score %", "95 %") if result.scored else ())), tuple(rows)))
     if result.observation_ce is not None:

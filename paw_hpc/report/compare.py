@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.paper import COLUMN_OF, paper_row
-from paw_hpc.report.runs import Arm, PanelKey, by_task, pooled, pooled_score, task_types
+from paw_hpc.report.runs import Arm, PanelKey, by_task, mean_of_sets, pooled, pooled_score, task_types
 from paw_hpc.results import EvaluationResult
 from paw_hpc.statistics import Interval, PairedDifference, paired_difference
 
@@ -40,18 +41,24 @@ def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
     types = task_types(arms, key)
     games = {name: max(e.per_task_type[name].games for arm in arms for e in arm.last(key) if name in e.per_task_type) for name in types}
     score = ["Score"] if any(e.scored for arm in arms for e in arm.last(key)) else []
+    average = ["Avg"] if len(set(types) & set(QUESTION_SETS)) > 1 else []
     rows = []
     for arm in arms:
         found = arm.last(key)
         if not found:
             continue
         row = (arm.title, *(_rate_cell(pooled(found, name)) for name in types), success_cell(found))
-        rows.append((*row, *(_rate_cell(pooled_score(found)) for _ in score)))
+        rows.append((*row, *(_rate_cell(mean_of_sets(found)) for _ in average), *(_rate_cell(pooled_score(found)) for _ in score)))
         if paper := paper_row(arm.recipe):
-            cells = (_paper_cell(paper.columns.get(column)) for column in (*(COLUMN_OF.get(name, name) for name in types), "All", *score))
+            cells = (_paper_cell(paper.columns.get(column)) for column in (*(COLUMN_OF.get(name, name) for name in types), "All", *average, *score))
             rows.append((f"paper: {paper.label}", *cells))
-    header = ("success %", *(f"{COLUMN_OF.get(name, name)} ({games[name]})" for name in types), "All", *score)
+    header = ("success %", *(f"{column_name(name)} ({games[name]})" for name in types), "All", *average, *score)
     return TableBlock("By task type (games)", header, tuple(rows))
+
+
+def column_name(task_type: str) -> str:
+    """The paper's name of a task type; the sets of search QA that are trained on are marked."""
+    return COLUMN_OF.get(task_type, task_type) + ("*" if task_type in IN_DOMAIN_SETS else "")
 
 
 def difference_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
@@ -99,6 +106,10 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
         "of these policies, not of training again with another seed.",
         "Differences pair the same games; p is of a two-sided sign-flip permutation test over games, not corrected for the number of comparisons.",
     ]
+    if any(arm.recipe.env.name == "search" for arm in arms):
+        lines.append(
+            "Search QA: success is exact match, score is F1; * marks the sets that are trained on (in domain); All is over questions, Avg over sets."
+        )
     for arm in arms:
         paper = paper_row(arm.recipe)
         if paper and paper.deviations:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paw_hpc.recipe import TASK_TYPES, Recipe, WorldModelSection
+from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection
 
 Measured = tuple[float, float]
 """(mean, standard deviation over 3 seeds), percent."""
 
 ALFWORLD_COLUMNS = ("Pick", "Look", "Clean", "Heat", "Cool", "Pick2", "All")
-COLUMN_OF = dict(zip(TASK_TYPES, ALFWORLD_COLUMNS, strict=False))
-"""Task type -> the paper's column."""
+SEARCH_COLUMNS = ("NQ", "Tri", "Pop", "Hot", "2Wiki", "MuS", "Bam", "Avg")
+COLUMN_OF = dict(zip((*TASK_TYPES, *QUESTION_SETS), (*ALFWORLD_COLUMNS[:-1], *SEARCH_COLUMNS[:-1]), strict=True))
+"""Task type, or set of questions, -> the paper's column."""
 WEBSHOP_COLUMNS = ("Score", "Succ")
 
 MAIN: dict[str, tuple[Measured, ...]] = {
@@ -38,7 +39,6 @@ PROMPTING: dict[str, tuple[float, float, float]] = {
 }
 """Without training: ALFWorld all, WebShop score, WebShop success."""
 
-SEARCH_COLUMNS = ("NQ", "Tri", "Pop", "Hot", "2Wiki", "MuS", "Bam", "Avg")
 SEARCH: dict[str, tuple[float, ...]] = {
     "3B GRPO": (44.9, 60.9, 46.1, 37.9, 39.5, 13.7, 64.1, 43.9),
     "3B GRPO+PaW": (45.8, 61.2, 47.5, 39.4, 40.1, 14.4, 65.2, 44.8),
@@ -106,6 +106,21 @@ _PROTOCOLS: dict[str, dict[str, object]] = {
         "env.webshop.num_products": None,
         **_SHARED_PROTOCOL,
     },
+    "search": {
+        **_SHARED_PROTOCOL,
+        "env.history": 4,
+        "env.success_reward": 1.0,
+        "env.invalid_penalty": 0.01,
+        "env.max_steps": 4,
+        "env.search.train_sets": {"nq", "hotpotqa"},
+        "env.search.topk": 3,
+        "rollout.groups": 256,
+        "rollout.group_size": 5,
+        "rollout.max_prompt_tokens": 4096,
+        "optimizer.mini_batch": 512,
+        "algorithm.gigpo_similarity": 0.9,
+        "updates": 200,
+    },
 }
 """The set-up of appendix A.1, as recipe keys."""
 
@@ -129,10 +144,14 @@ def paper_row(recipe: Recipe) -> PaperRow | None:
     if benchmark not in _PROTOCOLS or size is None or arm is None:
         return None
     if arm in ABLATION:
-        if (size, algorithm) != ("1.5B", "GRPO"):
+        if (size, algorithm) != ("1.5B", "GRPO") or benchmark == "search":
             return None
         return PaperRow(f"{size} {algorithm}, {arm}", {"All": (ABLATION[arm][benchmark == "webshop"],)}, _deviations(recipe))
     label = f"{size} {algorithm}{arm}"
+    if benchmark == "search":
+        return (
+            PaperRow(label, {c: (v,) for c, v in zip(SEARCH_COLUMNS, SEARCH[label], strict=True)}, _deviations(recipe)) if label in SEARCH else None
+        )
     if label in MAIN:
         numbers = MAIN[label]
         score, success = numbers[len(ALFWORLD_COLUMNS) :]
@@ -147,6 +166,7 @@ def _model_size(recipe: Recipe) -> str | None:
     name = (recipe.model.path or "").rstrip("/").rsplit("/", 1)[-1].lower()
     return {
         "qwen2.5-1.5b-instruct": "1.5B",
+        "qwen2.5-3b-instruct": "3B",
         "qwen2.5-7b-instruct": "7B",
         "qwen2.5-14b-instruct": "Qwen2.5-14B",
         "qwen3-1.7b": "Qwen3-1.7B",
@@ -172,12 +192,14 @@ def _arm(wm: WorldModelSection) -> str | None:
 def _deviations(recipe: Recipe) -> tuple[str, ...]:
     found = []
     for key, theirs in _PROTOCOLS[recipe.env.name].items():
+        if key.startswith("algorithm.gigpo") and recipe.algorithm.name != "gigpo":
+            continue
         ours: object = recipe
         for part in key.split("."):
             ours = getattr(ours, part)
         same = set(ours) == theirs if isinstance(ours, tuple) else ours == theirs
         if not same:
-            found.append(f"{key}: {_text(ours)} (paper: {_text(theirs)})")
+            found.append(f"{key}: {'off' if key == 'algorithm.gigpo_similarity' and ours is None else _text(ours)} (paper: {_text(theirs)})")
     return tuple(found)
 
 

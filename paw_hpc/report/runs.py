@@ -10,9 +10,9 @@ import numpy as np
 
 from paw_hpc.errors import DataError
 from paw_hpc.metrics import RunDirectory, differing_keys, read_metrics
-from paw_hpc.recipe import TASK_TYPES, Recipe
+from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe
 from paw_hpc.results import EvaluationResult, mean_score, read_evaluations
-from paw_hpc.statistics import Interval, success_interval
+from paw_hpc.statistics import Interval, stratified_mean, success_interval
 
 PanelKey = tuple[str, str, float]
 """(panel, checksum, temperature): evaluations that may be compared."""
@@ -101,7 +101,8 @@ def panels(arms: Sequence[Arm]) -> list[PanelKey]:
 def task_types(arms: Sequence[Arm], key: PanelKey) -> list[str]:
     """The task types of a panel, in the benchmark's order."""
     found = {name for arm in arms for result in arm.last(key) for name in result.per_task_type}
-    return [name for name in TASK_TYPES if name in found] + sorted(found - set(TASK_TYPES))
+    known = (*TASK_TYPES, *QUESTION_SETS)
+    return [name for name in known if name in found] + sorted(found - set(known))
 
 
 def pooled(evaluations: Sequence[EvaluationResult], task_type: str | None = None) -> tuple[float, Interval] | None:
@@ -111,6 +112,15 @@ def pooled(evaluations: Sequence[EvaluationResult], task_type: str | None = None
         return None
     outcomes = [e.success for e in episodes]
     return sum(outcomes) / len(outcomes), success_interval(outcomes, [e.task_id for e in episodes])
+
+
+def mean_of_sets(evaluations: Sequence[EvaluationResult]) -> tuple[float, Interval] | None:
+    """The unweighted mean of the success rates on the sets of search QA (the paper's average), with its interval over questions; None where there are
+    fewer than two sets."""
+    episodes = [e for result in evaluations for e in result.episodes if e.task_type in QUESTION_SETS]
+    if len({e.task_type for e in episodes}) < 2:
+        return None
+    return stratified_mean([float(e.success) for e in episodes], [e.task_type for e in episodes], [e.task_id for e in episodes])
 
 
 def pooled_score(evaluations: Sequence[EvaluationResult]) -> tuple[float, Interval] | None:

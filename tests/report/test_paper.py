@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.recipe import QUESTION_SETS, Recipe, parse_recipe
 from paw_hpc.report import paper
 from paw_hpc.report.paper import paper_row
 
@@ -110,6 +110,36 @@ WEBSHOP |= {"rollout": {"max_prompt_tokens": 4096}}
 def test_webshop_has_rows_of_its_own(of: Recipe, label: str, columns: dict[str, tuple[float, ...]]) -> None:
     row = paper_row(of)
     assert row is not None and (row.label, row.columns, row.deviations) == (label, columns, ())
+
+
+SEARCH: dict[str, Any] = {
+    "env": {"name": "search", "max_steps": 4, "history": 4, "success_reward": 1.0, "invalid_penalty": 0.01},
+    "rollout": {"groups": 256, "group_size": 5, "max_prompt_tokens": 4096},
+    "optimizer": {"mini_batch": 512},
+    "updates": 200,
+}
+
+
+@pytest.mark.parametrize(
+    ("of", "label", "nq", "average"),
+    [
+        (recipe("Qwen/Qwen2.5-3B-Instruct", **SEARCH), "3B GRPO+PaW", 45.8, 44.8),
+        (recipe("Qwen/Qwen2.5-7B-Instruct", **SEARCH, wm={"enabled": False}), "7B GRPO", 47.9, 47.9),
+        (recipe("Qwen/Qwen2.5-3B-Instruct", **SEARCH, algorithm={"name": "gigpo", "gigpo_similarity": 0.9}), "3B GiGPO+PaW", 46.2, 44.2),
+    ],
+)
+def test_search_qa_has_rows_of_its_own(of: Recipe, label: str, nq: float, average: float) -> None:
+    row = paper_row(of)
+    assert row is not None and (row.label, row.deviations) == (label, ())
+    assert row.columns["NQ"] == (nq,) and row.columns["Avg"] == (average,) and "All" not in row.columns
+    assert list(row.columns) == [*(paper.COLUMN_OF[name] for name in QUESTION_SETS), "Avg"]
+
+
+def test_what_the_paper_did_not_run_on_search_qa_has_no_row() -> None:
+    assert paper_row(recipe("Qwen/Qwen2.5-1.5B-Instruct", **SEARCH)) is None
+    assert paper_row(recipe("Qwen/Qwen2.5-3B-Instruct", **SEARCH, wm={"coefficient": "constant"})) is None
+    row = paper_row(recipe("Qwen/Qwen2.5-3B-Instruct", **SEARCH, algorithm={"name": "gigpo"}))
+    assert row is not None and row.deviations == ("algorithm.gigpo_similarity: off (paper: 0.9)",)
 
 
 def test_departures_from_the_set_up_are_named() -> None:

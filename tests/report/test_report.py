@@ -245,3 +245,21 @@ def test_a_score_of_its_own_has_its_columns(tmp_path: Path) -> None:
     wins = sum(e.success for e in graded.episodes)
     mean = (wins + 0.25 * (30 - wins)) / 30
     assert compare.panel_table(arms, key).rows[-1][3].startswith(f"{100 * mean:.1f} [")
+
+
+def test_the_sets_of_search_qa_are_marked_and_averaged(tmp_path: Path) -> None:
+    """On two sets of unequal size the paper's average is the mean of the sets, not that of the questions."""
+    plain = evaluation(draw(3, 30, 0.5), update=60)
+    sets = ["nq"] * 24 + ["bamboogle"] * 6
+    won = [True] * 12 + [False] * 12 + [True] * 6
+    of_sets = [dataclasses.replace(e, task_type=s, success=w, score=float(w)) for e, s, w in zip(plain.episodes, sets, won, strict=True)]
+    facts = {name: getattr(plain, name) for name in ("label", "panel", "panel_checksum", "temperature", "update", "seconds")}
+    result = type(plain).of_episodes(of_sets, **facts)
+    settings = {"env": {"name": "search", "max_steps": 4, "history": 4}, "eval": {"panel": "test"}}
+    path = write_run(tmp_path / "run", recipe("search", **settings), training_metrics(0, 5, gain=0.1, wm=True), [result])
+    arms = read_arms([path])
+    table = compare.type_table(arms, panels(arms)[0])
+    assert table.header == ("success %", "NQ* (24)", "Bam (6)", "All", "Avg")
+    assert [cell.split(" ")[0] for cell in table.rows[0][1:]] == ["50.0", "100.0", "60.0", "75.0"]
+    print_evaluation(result, Console(file=(out := StringIO()), width=200))
+    assert "nq*" in out.getvalue() and "mean of sets (* in domain)" in out.getvalue() and "75.0" in out.getvalue()
