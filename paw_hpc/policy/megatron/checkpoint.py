@@ -11,6 +11,7 @@ environments. All functions are collectives of all ranks, which see one file sys
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -55,7 +56,8 @@ class Identity:
     initial_fingerprint: str | None = None
     """Of the weights that the run began with, where a reference policy is made of them."""
 
-    def describe(self) -> dict[str, Any]:
+    @functools.cached_property
+    def described(self) -> dict[str, Any]:
         """JSON values."""
         words = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
         return {
@@ -66,7 +68,7 @@ class Identity:
 
     def check(self, path: Path, found: Mapping[str, Any]) -> None:
         """Raises CheckpointError where a checkpoint's description differs in what would change a resumed run."""
-        own = self.describe()
+        own = self.described
         for field, value in own["architecture"].items():
             if (saved := found["architecture"].get(field)) != value:
                 raise CheckpointError(f"{path}: of another model: its {field} is {saved}, the run's is {value}")
@@ -106,7 +108,7 @@ class Checkpoints:
             state = self._state(loading=False)
         temporary = directory / f".update_{update:06d}.tmp"
         self._begin(temporary, update, bytes_to_write(state))
-        described = self.identity.describe() | {
+        described = self.identity.described | {
             "layout": dataclasses.asdict(self.layout),
             "parts": self._parts,
             "distributed_optimizer": self._distributed_optimizer,

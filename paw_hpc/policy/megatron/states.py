@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -67,11 +67,7 @@ def sharded_optimizer(trained: TrainedModel, weights: Mapping[str, Any], *, load
         if isinstance(part.optimizer, _ADAM):
             for state in part.optimizer.state.values():
                 state.setdefault("step", torch.tensor(0.0))
-    with contextlib.ExitStack() as padded:
-        for part in _parts(trained.optimizer):
-            for buffer in getattr(part, "buffers", []):
-                for each, size in ((buffer, buffer.numel), *((bucket, bucket.grad_data.numel()) for bucket in buffer.buckets)):
-                    padded.enter_context(mock.patch.object(each, "numel_unpadded", size))
+    with _padded_buckets(trained.optimizer):
         return trained.optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_metadata())
 
 
@@ -82,6 +78,17 @@ def load_optimizer(trained: TrainedModel, state: Any) -> None:
     for part, own in zip(parts, states, strict=True):
         load = _load_whole if "param_state" not in own else _load_sharded
         load(part, own, isinstance(part.optimizer, _ADAM))
+
+
+@contextlib.contextmanager
+def _padded_buckets(optimizer: Any) -> Iterator[None]:
+    """Inside, the shards of a bucket are gathered with its padding, so that parameters are at their places."""
+    with contextlib.ExitStack() as stack:
+        for buffer in (buffer for part in _parts(optimizer) for buffer in getattr(part, "buffers", [])):
+            stack.enter_context(mock.patch.object(buffer, "numel_unpadded", buffer.numel))
+            for bucket in buffer.buckets:
+                stack.enter_context(mock.patch.object(bucket, "numel_unpadded", bucket.grad_data.numel()))
+        yield
 
 
 def _load_sharded(part: Any, state: dict[str, Any], adam: bool) -> None:
