@@ -14,7 +14,7 @@ Case = Callable[[int, Path], None]
 """Takes the rank and a folder that all ranks share; a function of a module, not a local one."""
 
 
-def run_ranks(world: int, cases: Sequence[Case], folder: Path, *, timeout_s: float = 60.0) -> None:
+def run_ranks(world: int, cases: Sequence[Case], folder: Path, *, timeout_s: float = 180.0) -> None:
     """Run every case on every rank. The first failure ends all ranks and is raised with the case's name.
 
     Args:
