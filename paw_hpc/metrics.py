@@ -3,7 +3,7 @@
     recipe.yaml  command.txt  revision.txt     resolved recipe, exact command, code and library versions (of the latest attempt)
     attempt_N/                                 the same three files and a log per role (trainer.log), one folder per start
     metrics.jsonl  tensorboard/                one line per update
-    checkpoints/                               see policy/checkpoint.py
+    checkpoints/                               see policy/checkpoint_folder.py
     evaluations/LABEL.json  LABEL.jsonl        summary and episodes of each evaluation
 
 Names of metrics, parts separated by '/': `train/success`, `train/return`, `train/lambda`, `train/episodes`, `train/transitions`, `train/steps` (mean
