@@ -107,6 +107,7 @@ def test_micro_batches_hold_every_sample_once_and_are_balanced(ranks: int, multi
     assert len({len(share) for share in shares}) == 1 and len(shares[0]) % multiple == 0
     sizes = [[int(lengths[part].sum()) for part in share] for share in shares]
     assert all(size <= max_tokens or len(part) == 1 for share, row in zip(shares, sizes, strict=True) for part, size in zip(share, row, strict=True))
+    assert len(shares[0]) <= -(-70 // ranks) + multiple, "never more passes than samples"
     if max_tokens > 60:
         totals = [sum(row) for row in sizes]
         assert max(totals) - min(totals) <= 60, "ranks differ by less than the longest sample"

@@ -37,7 +37,8 @@ def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int 
     """
     order = torch.argsort(lengths, descending=True, stable=True).tolist()
     sizes = lengths.tolist()
-    count = max(1, math.ceil(sum(sizes) / (ranks * max_tokens)))
+    most = max(1, math.ceil(len(sizes) / ranks))  # then each holds one sample
+    count = max(1, min(most, math.ceil(sum(sizes) / (ranks * max_tokens))))
     count = math.ceil(count / multiple) * multiple
     while True:
         bins = [(0, number) for number in range(ranks * count)]

@@ -1,0 +1,218 @@
+"""What the ranks of `test_megatron_update` do: two updates on recorded ALFWorld experience in some layout, against the one-process backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paw_hpc.experience import Group, Pool
+from paw_hpc.objective.plan import plan
+from paw_hpc.policy.backend import Metrics, Policy
+from paw_hpc.policy.convert.transfer import hf_tensors
+from paw_hpc.policy.huggingface import HuggingFacePolicy
+from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.policy.megatron.policy import MegatronPolicy
+from paw_hpc.recipe import Recipe, parse_recipe
+
+TOLERANCE = 1e-5
+"""On any weight. AdamW divides by the root of squared gradients: where those are rounding errors, a step of full size has a random sign, so a few
+weights in a million are off by a share of the learning rate in any comparison of two orders of summation."""
+NEARLY_ALL, TIGHT = 0.9999, 1e-6
+"""And this share of the weights is off by less than that."""
+RECIPE: dict[str, Any] = {
+    "name": "update",
+    "updates": 4,
+    "env": {"prompt": "compact", "max_steps": 4, "train_games": 2, "workers": 1, "task_types": ["pick_and_place_simple"]},
+    "model": {"path": "warm-start", "device": "cpu"},
+    "rollout": {"groups": 2, "group_size": 3, "max_prompt_tokens": 512, "max_response_tokens": 12},
+    "algorithm": {"kl_coefficient": 0.01},
+    "optimizer": {"lr": 1e-4, "mini_batch": 15, "max_tokens_per_micro_batch": 1024},
+}
+EXPERIENCE = "experience.pt"
+EXPECTED = "expected-{}.pt"
+
+
+def recipe(**dotted: Any) -> Recipe:
+    """`RECIPE` with other values by dotted path."""
+    data: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in RECIPE.items()}
+    for path, value in dotted.items():
+        section, key = path.split(".")
+        data.setdefault(section, {})[key] = value
+    return parse_recipe(data)
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "paw": {},
+    "ppo": {"algorithm.name": "ppo", "optimizer.lr": 3e-5, "optimizer.critic_lr": 3e-5},
+    "vanilla": {"wm.enabled": False},
+    "one-sample": {"optimizer.mini_batch": 1, "optimizer.epochs": 1},
+}
+
+
+def experience(folder: Path, arm: str) -> list[list[Group]]:
+    """The groups of two updates; of `one-sample`, two transitions of each."""
+    groups: list[list[Group]] = torch.load(folder / EXPERIENCE, weights_only=False)
+    if arm == "one-sample":
+        for update in groups:
+            del update[1:]
+            for episode in update[0].episodes:
+                del episode.transitions[1:]
+            del update[0].episodes[2:]
+    return groups
+
+
+def train(policy: Policy, chosen: Recipe, groups: Sequence[Sequence[Group]]) -> list[Metrics]:
+    """Score, plan and update, once per list of groups."""
+    found = []
+    for update, played in enumerate(groups):
+        pool = Pool.from_groups(played)
+        scores = policy.score(pool)
+        planned = plan(pool, scores, chosen, update)
+        seen = {"logp": float(scores.old_logp.double().mean()), "entropy_before": float(scores.entropy.double().mean())}
+        if scores.ref_logp is not None:
+            seen["ref_logp"] = float(scores.ref_logp.double().mean())
+        if scores.values is not None:
+            seen["value"] = float(scores.values.double().mean())
+        found.append(planned.metrics | policy.update(planned.batch, update) | policy.observation_cross_entropy(pool) | seen)
+    return found
+
+
+def write_expected(folder: Path, arm: str) -> None:
+    """Weights and metrics of the one-process backend after two updates."""
+    policy = HuggingFacePolicy(recipe(**ARMS[arm]))
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    metrics = train(policy, policy.recipe, experience(folder, arm))
+    after = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    critic = None
+    if policy.critic is not None:
+        critic = {f"model.{name}": p.detach().clone() for name, p in policy.critic.body.named_parameters()}
+        critic["head"] = policy.critic.head.weight.detach().clone()
+    moved = max(float((after[name] - before[name]).abs().max()) for name in after)
+    found = {"weights": after, "critic": critic, "metrics": metrics, "moved": moved, "fingerprint": policy.initial_fingerprint}
+    torch.save(found, folder / EXPECTED.format(arm))
+
+
+def policy_in(layout: Layout, arm: str, **dotted: Any) -> MegatronPolicy:
+    sizes = {
+        "policy.backend": "megatron",
+        "megatron.tensor_parallel": layout.tensor,
+        "megatron.pipeline_parallel": layout.pipeline,
+        "megatron.virtual_pipeline": layout.virtual,
+        "megatron.sequence_parallel": layout.sequence,
+    }
+    return MegatronPolicy(recipe(**(sizes | ARMS[arm] | dotted)), layout)
+
+
+def check(folder: Path, layout: Layout, arm: str = "paw", **dotted: Any) -> None:
+    """Weights and metrics after two updates in a layout are those of the one-process backend."""
+    expected = torch.load(folder / EXPECTED.format(arm), weights_only=False)
+    layout.open()
+    try:
+        policy = policy_in(layout, arm, **dotted)
+        metrics = train(policy, policy.recipe, experience(folder, arm))
+        assert policy.initial_fingerprint == expected["fingerprint"]
+        same_weights({name: tensor.clone() for name, tensor in policy.whole_tensors()}, expected["weights"], f"{layout} {dotted}")
+        if policy.critic is not None:
+            models = policy.critic.models
+            weights = {name: tensor.clone() for name, tensor in hf_tensors(models, layout, policy.architecture)}
+            if layout.last_stage:
+                weights["head"] = models[-1].value_head.weight.detach()
+            same_weights(weights, {name: expected["critic"][name] for name in weights}, f"critic, {layout} {dotted}")
+    finally:
+        layout.close()
+    for mine, theirs in zip(metrics, expected["metrics"], strict=True):
+        for name, value in theirs.items():
+            if name != "seconds" and not name.startswith("system/"):
+                assert abs(mine[name] - value) <= 2e-5 * max(1.0, abs(value)), f"{layout} {dotted}: {name} is {mine[name]}, not {value}"
+
+
+def same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> None:
+    assert found.keys() == expected.keys()
+    differences = {name: (found[name] - tensor).abs() for name, tensor in expected.items()}
+    worst = max(differences, key=lambda name: float(differences[name].max()))
+    assert differences[worst].max() < TOLERANCE, f"{what}: {worst} is off by {float(differences[worst].max()):.1e}"
+    together = torch.cat([difference.flatten() for difference in differences.values()])
+    assert (together < TIGHT).double().mean() > NEARLY_ALL, f"{what}: too many weights are off by {TIGHT} or more"
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ two ranks
+
+
+def tensor_parallel(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2))
+
+
+def sequence_parallel_with_recomputation(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2, sequence=True), **{"megatron.recompute": "full"})
+
+
+def pipeline_parallel(rank: int, folder: Path) -> None:
+    check(folder, Layout(pipeline=2))
+
+
+def replicas(rank: int, folder: Path) -> None:
+    check(folder, Layout(data=2))
+
+
+def replicas_that_overlap_communication(rank: int, folder: Path) -> None:
+    check(folder, Layout(data=2), **{"megatron.overlap_grad_reduce": True, "megatron.overlap_param_gather": True})
+
+
+def without_distributed_optimizer(rank: int, folder: Path) -> None:
+    check(folder, Layout(data=2), **{"megatron.distributed_optimizer": False})
+
+
+def any_micro_batch(rank: int, folder: Path) -> None:
+    for tokens in (1, 100_000):
+        check(folder, Layout(tensor=2), **{"optimizer.max_tokens_per_micro_batch": tokens})
+
+
+def fewer_samples_than_replicas(rank: int, folder: Path) -> None:
+    check(folder, Layout(data=2), "one-sample")
+
+
+def critic(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2, sequence=True), "ppo")
+    check(folder, Layout(pipeline=2), "ppo")
+
+
+def the_world_model_loss_counts(rank: int, folder: Path) -> None:
+    expected = {arm: torch.load(folder / EXPECTED.format(arm), weights_only=False) for arm in ("paw", "vanilla")}
+    assert expected["paw"]["moved"] > 20 * TOLERANCE
+    difference = max(float((expected["paw"]["weights"][n] - w).abs().max()) for n, w in expected["vanilla"]["weights"].items())
+    assert difference > 10 * TOLERANCE, "an update without it would be told apart"
+
+
+def a_loss_that_is_no_number_is_skipped_by_all(rank: int, folder: Path) -> None:
+    for layout in (Layout(tensor=2), Layout(pipeline=2), Layout(data=2)):
+        layout.open()
+        policy = policy_in(layout, "paw", **{"optimizer.mini_batch": None})
+        before = {name: tensor.clone() for name, tensor in policy.whole_tensors()}
+        pool = Pool.from_groups(experience(folder, "paw")[0])
+        batch = plan(pool, policy.score(pool), policy.recipe, 0).batch
+        batch.streams["weight"][3] = torch.nan
+        metrics = policy.update(batch, 0)
+        assert metrics["skipped_steps"] == 1 and metrics["steps"] == 0
+        assert all(torch.equal(before[name], tensor) for name, tensor in policy.whole_tensors())
+        batch.streams["weight"][3] = 0.0
+        assert policy.update(batch, 0)["steps"] == 1, "nothing of the skipped step is left in gradients or moments"
+        assert all(tensor.isfinite().all() for _, tensor in policy.whole_tensors())
+        layout.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- four ranks
+
+
+def tensor_and_pipeline_parallel(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2, pipeline=2))
+
+
+def replicas_of_tensor_parallel_ranks(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2, data=2))
+
+
+def replicas_of_interleaved_pipelines(rank: int, folder: Path) -> None:
+    check(folder, Layout(pipeline=2, virtual=2, data=2), **{"optimizer.max_tokens_per_micro_batch": 400})
