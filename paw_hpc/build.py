@@ -43,6 +43,14 @@ def processes_of(recipe: Recipe) -> AbstractContextManager[Any]:
     return distributed.joined(gpu=resolve_device(recipe.model).type == "cuda", timeout_s=recipe.megatron.timeout_s)
 
 
+def for_started_processes(recipe: Recipe) -> Recipe:
+    """A recipe as the processes that were started can run it: one process takes the whole model, whatever layout trained it."""
+    if recipe.policy.backend == "huggingface" or distributed.Process.of_environment().processes > 1:
+        return recipe
+    whole = {"tensor_parallel": 1, "pipeline_parallel": 1, "virtual_pipeline": None, "context_parallel": 1, "data_parallel": 1}
+    return recipe.model_copy(update={"megatron": recipe.megatron.model_copy(update=whole | {"sequence_parallel": False})})
+
+
 class Machinery:
     """Everything of a run that holds processes or weights. Use as a context manager: leaving it ends the environment workers.
 
@@ -80,6 +88,8 @@ class Machinery:
 
     def _many_processes(self) -> PreTrainedConfig:
         """The first rank of each replica plays, with a whole copy of the model beside its shards."""
+        if not dist.is_initialized():
+            raise RecipeError("policy.backend: megatron is for `paw train` and `paw eval`; other commands take huggingface")
         from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
 
         policy = MegatronPolicy(self.recipe)

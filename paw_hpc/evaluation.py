@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paw_hpc.build import Machinery
+from paw_hpc import distributed
+from paw_hpc.build import Machinery, for_started_processes, processes_of
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.metrics import RunDirectory
@@ -167,12 +168,13 @@ def evaluate_path(
     else:
         recipe = Recipe(model=ModelSection(path=target))
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
-    with EventLoop() as runner, Machinery(recipe, runner) as machinery:
+    recipe = for_started_processes(recipe)
+    with processes_of(recipe), EventLoop() as runner, Machinery(recipe, runner) as machinery:
         update = machinery.policy.resume(run.checkpoints) if is_run else 0
         machinery.publisher.publish(version=update)
         label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
         result = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats).result
     where = out or (run.path if is_run else None)
-    if where is not None:
+    if where is not None and distributed.is_main():
         write_evaluation(where, result)
     return result
