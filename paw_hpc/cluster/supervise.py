@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -26,11 +27,13 @@ from paw_hpc import fence
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
 from paw_hpc.cluster.steps import Group, Machine
+from paw_hpc.cluster.worker import started_file
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.1
+TELL_EVERY_S = 2.0
 USER_ERROR = 2
 """Exit status of a trainer that met a UserError: another attempt would meet it again."""
 STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -74,7 +77,7 @@ class Supervisor:
         self.layout: ClusterLayout = plan_layout(self.recipe)
         self.asked: str | None = None
         """The signal that asked for a stop."""
-        self._forwarded = False
+        self._told = -math.inf
 
     def attempt(self) -> Result:
         """From claim to record.
@@ -98,21 +101,19 @@ class Supervisor:
         try:
             for role in reversed(self.layout.roles):  # servers first: they take longest to come up
                 groups.append(self.machine.start(role, self._command(role), self._environment(number), logs))
-            first = self._watch(groups)
+            first = self._watch(groups, logs)
             return self._judge(first, logs)
         finally:
             trainer_ended = any(group.role.name == "trainer" and group.poll() is not None for group in groups)
             for group in reversed(groups):  # the trainer before what it talks to
                 group.end(at_once=group.role.name == "trainer" and not trainer_ended)
 
-    def _watch(self, groups: list[Group]) -> Group:
+    def _watch(self, groups: list[Group], logs: Path) -> Group:
         """The first group to end; a stop is passed on meanwhile."""
         trainer = next(group for group in groups if group.role.name == "trainer")
         while True:
-            if self.asked is not None and not self._forwarded:
-                _log.info("%s: the trainer is asked to stop", self.asked)
-                trainer.ask_to_stop()
-                self._forwarded = True
+            if self.asked is not None:
+                self._tell(trainer, logs)
             ended = [group for group in groups if group.poll() is not None]
             if trainer in ended:
                 return trainer
@@ -120,6 +121,16 @@ class Supervisor:
             if ended and self.asked is None:
                 return ended[0]
             time.sleep(POLL_S)
+
+    def _tell(self, trainer: Group, logs: Path) -> None:
+        """Ask the trainer to stop, and again while the loop may not listen yet; but not before its processes have begun: it would kill them."""
+        if not all(started_file(logs, rank).exists() for rank in range(trainer.role.processes)):
+            return
+        if time.monotonic() - self._told >= TELL_EVERY_S:
+            if self._told == -math.inf:
+                _log.info("%s: the trainer is asked to stop after this update", self.asked)
+            trainer.ask_to_stop()
+            self._told = time.monotonic()
 
     def _judge(self, first: Group, logs: Path) -> Result:
         status, saved = first.poll(), attempts.saved_updates(self.run)

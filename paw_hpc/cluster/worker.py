@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -16,6 +17,7 @@ from paw_hpc import fence
 from paw_hpc.distributed import Process
 from paw_hpc.errors import UserError
 from paw_hpc.metrics import RunDirectory
+from paw_hpc.signals import StopRequest
 from paw_hpc.storage import write_atomically
 
 _SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -24,8 +26,12 @@ _SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 def main(path: str) -> int:
     """Exit status: 0 when the run is complete or was stopped and saved, 2 for a UserError, 1 for anything else."""
     run = Path(path)
+    # A signal that came before the loop listens would kill the process; ignored, it is repeated until the loop hears it.
+    for number in StopRequest.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     try:
         _check_visible(run)
+        _say_started(run)
         _choose_interface()
         from paw_hpc import loop
 
@@ -44,9 +50,21 @@ def main(path: str) -> int:
 
 def _check_visible(run: Path) -> None:
     """Raises UserError where this node does not see the run that the job's first node has just written to."""
-    number = os.environ.get(fence.INHERITED, "").partition(":")[0]
-    if not (run / f"attempt_{number}").is_dir():
+    if not (run / f"attempt_{_attempt()}").is_dir():
         raise UserError(f"{run}: not visible on {socket.gethostname()}; put runs on a file system that all nodes share (paw launch --run-dir)")
+
+
+def _say_started(run: Path) -> None:
+    started_file(run / f"attempt_{_attempt()}", Process.of_environment().rank).touch()
+
+
+def started_file(logs: Path, rank: int) -> Path:
+    """Exists once that rank can be asked to stop."""
+    return logs / f".started-{rank}"
+
+
+def _attempt() -> str:
+    return os.environ.get(fence.INHERITED, "").partition(":")[0]
 
 
 def _choose_interface() -> None:
@@ -80,8 +98,7 @@ def _explain(error: Exception) -> str:
 
 def _report(run: Path, reason: str, *, refused: bool) -> None:
     """For the supervisor: ranks that are killed after the first failure must not hide its reason."""
-    number, rank = os.environ.get(fence.INHERITED, "").partition(":")[0], Process.of_environment().rank
-    folder = run / f"attempt_{number}"
+    rank, folder = Process.of_environment().rank, run / f"attempt_{_attempt()}"
     if folder.is_dir():
         try:
             write_atomically(folder / f"failed-{rank}.json", json.dumps({"time": time.time(), "reason": reason, "refused": refused}) + "\n")
