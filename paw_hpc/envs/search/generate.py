@@ -118,7 +118,8 @@ def words() -> Iterator[str]:
     person = _Person("Ada Abel", "Oslo", "painter", "piano", "Bela Adler")
     firm = _Company("Abel Glass", person)
     yield from (_of_person(person), _of_company(firm), "is a city in")
-    yield from (row["question"] for number in (0, 1) for row in (*_about_person(person, number, [person]), *_about_company(firm, number)))
+    numbers = range(TEST_SHARE * 6)  # every kind of question, of training and of every test set
+    yield from (row["question"] for number in numbers for row in (*_about_person(person, number, [person]), *_about_company(firm, number)))
 
 
 def _people(count: int, rng: np.random.Generator) -> list[_Person]:
