@@ -122,5 +122,8 @@ def _textblob_nouns(title: str) -> tuple[str, ...]:
 def _spacy_tagger(model: str) -> Tagger:
     import spacy
 
-    pipeline = spacy.load(model, disable=["parser", "ner", "lemmatizer"])
+    try:
+        pipeline = spacy.load(model, disable=["parser", "ner", "lemmatizer"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"spaCy's model {model} cannot be loaded ({' '.join(str(error).split())[:120]}); use env.webshop.tagger=textblob") from None
     return lambda title: tuple(token.text.lower() for token in pipeline(title) if token.pos_ in ("NOUN", "PROPN"))
