@@ -78,8 +78,8 @@ class Fleet:
         self.servers = [Server(i, name, ranks=settings.tensor_parallel, device=device_of(settings)) for i, name in enumerate(names)]
         self.version: int | None = None
         """Of the weights that ready servers have; None before the first publication."""
-        self.bring_up: Callable[[Server], Awaitable[bool]] | None = None
-        """Gives one waiting server the current weights, between publications. None, or where it answers False: the server waits for the next one."""
+        self.bring_up: Callable[[Server], Awaitable[int | None]] | None = None
+        """Gives one waiting server the current weights, holding `publishing`; says their version. None: the server waits for the next publication."""
         self.publishing = asyncio.Lock()
         self._open = False
         self._failure: FleetError | None = None
@@ -202,10 +202,9 @@ class Fleet:
         """Give a server that comes late the current weights, as soon as they are known. Raises ServerFault."""
         while True:
             if server.state == "waiting" and self.version is not None and self.bring_up is not None:
-                async with self.publishing:
-                    if server.state == "waiting" and await self.bring_up(server):
-                        server.version = self.version
-                        self._become(server, "ready")
+                server.version = await self.bring_up(server)
+                if server.version == self.version and server.state == "waiting":
+                    self._become(server, "ready")
             await self._change()
 
     async def _lose(self, server: Server, fault: ServerFault) -> None:

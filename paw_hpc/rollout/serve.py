@@ -4,8 +4,8 @@ node.
     python serve.py '{"arguments": [...], "host": "127.0.0.1", "log": PATH, "environment": {...}}'
 
 It picks free ports (unless `ports` names two), starts `sglang.launch_server` in a process group of its own, and says where it is in one line of
-JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first, then killed, which also ends a
-frozen one. It ends itself, with the server's status, when the server does.
+JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first,
+then killed, which also ends a frozen one. It ends itself, with the server's status, when the server does.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from paw_hpc.rollout.serving import Serving
 PYTHON = Path(__file__).parents[2] / ".venv-sglang" / "bin" / "python"
 REQUIRED = os.environ.get("PAW_REQUIRE_SGLANG") == "1"
 STOP = "desk 2"
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 """For servers to come back: generous, because tests share machines."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -179,24 +180,34 @@ class FleetPublisher:
                 if holds[tensor] != wanted:
                     raise _Mismatch(server.name, f"tensor {tensor} (rank {rank}) has checksum {holds[tensor]}, published was {wanted}")
 
-    async def _bring_up(self, server: Server) -> bool:
-        """The current weights for one server that comes late. Called by the fleet, between publications. Raises ServerFault."""
-        version = self._fleet.version
-        if self._busy or version is None or self._released:
-            return False
+    async def _bring_up(self, server: Server) -> int | None:
+        """The current weights for one server that comes late (see `Fleet.bring_up`). Raises ServerFault."""
         if isinstance(self._path, DiskPath):
-            await self._path.load([server], version)
-            await self._check(server, version)
-            return True
+            async with self._fleet.publishing:
+                version = self._fleet.version
+                if self._released or version is None:
+                    return None
+                await self._path.load([server], version)
+                await self._check(server, version)
+                return version
         if self._tell is not None:  # the other processes are not here to take part
-            return False
-        return await self._loop.errand(lambda: self._hand_over(server, version))
+            return None
+        return await self._loop.errand(lambda: self._hand_over(server))
 
-    def _hand_over(self, server: Server, version: int) -> bool:
-        if self._busy:  # the thread that does errands is about to publish: its weights are newer
-            return False
-        self._to([server], version)
-        return True
+    def _hand_over(self, server: Server) -> int | None:
+        """In the trainer's thread, while that waits for episodes: its weights are those that were published last."""
+        if self._busy or self._released or self._fleet.version is None:  # it is about to publish: its weights are newer
+            return None
+        self._loop.run(self._fleet.publishing.acquire())
+        try:
+            self._to([server], self._fleet.version)
+            return self._fleet.version
+        finally:
+            self._loop.run(_release(self._fleet.publishing))
+
+
+async def _release(lock: asyncio.Lock) -> None:
+    lock.release()
 
 
 class FollowingPublisher:
