@@ -9,9 +9,10 @@
 Names of metrics, parts separated by '/': `train/success`, `train/return`, `train/lambda`, `train/episodes`, `train/transitions`, `train/steps` (mean
 per episode), `train/response_tokens` (mean per response), `train/invalid` (share of actions that were malformed or not admissible),
 `train/behaviour_gap_{mean,p99,max}` (|trainer's - engine's log-prob| per action token); `fleet/...` (what happened to servers, see docs/rollout.md);
-`wm/loss`, `wm/observation_ce` (nats per token), `wm/clipped_token_ratio` (share of observation tokens that clipping masks), `wm/entropy_threshold`; `policy/...`
-(the backend's); `time/update_s` (the whole update) and `time/PHASE_s`; `system/tokens_per_s`, `system/rows_per_s` (trained on, of the policy's update),
-`system/model_flops_per_s`, `system/mfu` (of the devices' bfloat16 peak, where it is known), `system/memory_peak_bytes` (of the rank that needed most).
+`wm/loss`, `wm/observation_ce` (nats per token), `wm/clipped_token_ratio` (share of observation tokens that clipping masks), `wm/entropy_threshold`;
+`policy/...` (the backend's); `time/update_s` (the whole update) and `time/PHASE_s`; `system/tokens_per_s`, `system/rows_per_s` (trained on, of the
+policy's update), `system/model_flops_per_s`, `system/mfu` (of the devices' bfloat16 peak, where it is known), `system/memory_peak_bytes` (of the
+rank that needed most).
 Only `time/`, `system/` and `policy/seconds` differ between two runs of one recipe.
 """
 
