@@ -16,6 +16,9 @@ _QWEN2 = partial(Architecture, model_type="qwen2", head_dim=128, qkv_bias=True, 
 _QWEN3 = partial(Architecture, model_type="qwen3", head_dim=128, qkv_bias=False, qk_norm=True, norm_eps=1e-6, max_positions=40960, vocabulary=151936)
 _LLAMA = partial(Architecture, model_type="llama", qkv_bias=False, qk_norm=False, norm_eps=1e-5, max_positions=131072, vocabulary=128256, tied=True)
 
+_LOCAL = ("runs/", "./", "../", "/", "~")
+"""How the path of a folder begins; anything else may be a name on the hub."""
+
 PUBLISHED: dict[str, Architecture] = {
     "Qwen2.5-0.5B": _QWEN2(layers=24, hidden=896, heads=14, kv_heads=2, head_dim=64, ffn_hidden=4864, vocabulary=151936, tied=True),
     "Qwen2.5-1.5B": _QWEN2(layers=28, hidden=1536, heads=12, kv_heads=2, ffn_hidden=8960, vocabulary=151936, tied=True),
@@ -35,10 +38,15 @@ PUBLISHED: dict[str, Architecture] = {
 }
 
 
+class NotMadeYet(RecipeError):
+    """The recipe's model or tokenizer is a local folder that does not exist (another command makes it)."""
+
+
 def architecture_for(recipe: Recipe) -> Architecture:
     """The shape of the recipe's policy, without its weights.
 
     Raises:
+        NotMadeYet: a local folder that is not there.
         RecipeError: the model is neither at hand nor one of `PUBLISHED`.
     """
     model = recipe.model
@@ -51,6 +59,8 @@ def architecture_for(recipe: Recipe) -> Architecture:
     try:
         if folder.is_dir():
             return read_architecture(folder)[0]
+        if model.path.startswith(_LOCAL):
+            raise NotMadeYet(f"model.path: there is no folder {model.path} yet; make it first (paw warm-start), or name another")
         name = model.path.rpartition("/")[2]
         base = max((known for known in PUBLISHED if name == known or name.startswith(f"{known}-")), key=len, default=None)
         return PUBLISHED[base] if base is not None else _cached(model.path)
@@ -88,6 +98,10 @@ def _tiny(recipe: Recipe) -> Architecture:
 
     tiny = recipe.model.tiny
     assert tiny is not None
+    try:
+        vocabulary = len(load_tokenizer(recipe.model))
+    except RecipeError as error:
+        raise NotMadeYet(str(error)) from None
     return Architecture(
         model_type="qwen2",
         layers=tiny.layers,
@@ -96,7 +110,7 @@ def _tiny(recipe: Recipe) -> Architecture:
         kv_heads=tiny.kv_heads,
         head_dim=tiny.hidden_size // tiny.heads,
         ffn_hidden=tiny.intermediate_size,
-        vocabulary=len(load_tokenizer(recipe.model)),
+        vocabulary=vocabulary,
         tied=tiny.tie_embeddings,
         qkv_bias=True,
         qk_norm=False,

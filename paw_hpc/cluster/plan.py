@@ -9,7 +9,7 @@ from rich.console import Console
 from paw_hpc.cluster.estimate import Assumptions, StepTime, step_time
 from paw_hpc.cluster.layout import ClusterLayout, plan_layout
 from paw_hpc.cluster.memory import GIB, GPU_BYTES, ServerMemory, TrainerMemory, server_memory, too_much, trainer_memory
-from paw_hpc.cluster.models import architecture_for, parameters
+from paw_hpc.cluster.models import NotMadeYet, architecture_for, parameters
 from paw_hpc.cluster.nearest import nearest_that_fits
 from paw_hpc.errors import RecipeError
 from paw_hpc.policy.convert.architecture import Architecture
@@ -23,8 +23,9 @@ class Plan:
 
     recipe: Recipe
     layout: ClusterLayout
-    model: Architecture
-    trainer: TrainerMemory
+    model: Architecture | None
+    """None: it is still to be made, and nothing is known of its size (CPU nodes only)."""
+    trainer: TrainerMemory | None
     server: ServerMemory | None
     time: StepTime | None
     assumptions: Assumptions
@@ -32,7 +33,13 @@ class Plan:
 
 def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
     """Raises RecipeError for a layout that does not divide or does not fit; then it names the nearest one that does."""
-    layout, model = plan_layout(recipe), architecture_for(recipe)
+    layout, given = plan_layout(recipe), assumptions or Assumptions()
+    try:
+        model = architecture_for(recipe)
+    except NotMadeYet:
+        if layout.gpus_per_node:
+            raise
+        return Plan(recipe, layout, None, None, None, None, given)
     if recipe.policy.backend == "megatron":
         Layout.of(recipe.megatron, layout.trainer.processes).check(model)
     if (why := too_much(recipe, layout, model)) is not None:
@@ -41,7 +48,6 @@ def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
             f"the nearest layout that fits: {' '.join(found[0])}" if found else "nothing up to sixteen times the nodes does; use a smaller model"
         )
         raise RecipeError(f"cluster: {why}; {nearest}")
-    given = assumptions or Assumptions()
     server = server_memory(recipe, model) if recipe.rollout.engine == "sglang" and layout.gpus_per_node else None
     return Plan(recipe, layout, model, trainer_memory(recipe, layout, model), server, step_time(recipe, layout, model, given), given)
 
@@ -56,9 +62,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 def plan_lines(plan: Plan) -> list[str]:
     """The text of `print_plan`."""
     recipe, layout = plan.recipe, plan.layout
+    size = f"{parameters(plan.model) / 1e9:.2f}B parameters" if plan.model is not None else f"{recipe.model.path or 'a tiny model'} (not made yet)"
     nodes = f"{layout.nodes} node{'s' * (layout.nodes > 1)}"
     gpus = f" x {layout.gpus_per_node} {recipe.cluster.gpu}" if layout.gpus_per_node else ", CPU"
-    lines = [f"{recipe.name}: {parameters(plan.model) / 1e9:.2f}B parameters, {recipe.policy.backend}, {layout.shape}, {nodes}{gpus}"]
+    lines = [f"{recipe.name}: {size}, {recipe.policy.backend}, {layout.shape}, {nodes}{gpus}"]
     lines += [f"  node {index}: {layout.node(index)}" for index in range(layout.nodes)]
     if recipe.policy.backend == "megatron":
         m, count = recipe.megatron, layout.trainer.processes
@@ -78,7 +85,9 @@ def plan_lines(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    t, capacity = plan.trainer, GPU_BYTES[plan.recipe.cluster.gpu]
+    if (t := plan.trainer) is None:
+        return ["memory: not known before the model is made"]
+    capacity = GPU_BYTES[plan.recipe.cluster.gpu]
     where = f"of {capacity / GIB:.0f} GiB per trainer GPU" if plan.layout.gpus_per_node else "per trainer process (not checked on CPU nodes)"
     parts = (
         ("weights", t.weights),

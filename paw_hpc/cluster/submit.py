@@ -18,10 +18,10 @@ import submitit
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.job import Job, main
 from paw_hpc.cluster.layout import ClusterLayout
+from paw_hpc.cluster.models import architecture_for
 from paw_hpc.cluster.plan import make_plan
 from paw_hpc.errors import CheckpointError, RecipeError, UserError
 from paw_hpc.metrics import RunDirectory, differing_keys, revision
-from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import Recipe, dump_recipe
 from paw_hpc.storage import storage_errors, write_atomically
 
@@ -125,8 +125,7 @@ def run_here(launch: Launchable, executor: Literal["allocation", "local"]) -> in
 def prepare(launch: Launchable) -> None:
     """The run directory, before the job: resolved recipe, code revision, command; so that it explains itself even if the job never starts."""
     run, recipe = launch.run, launch.recipe
-    if recipe.model.tiny is not None:
-        load_tokenizer(recipe.model)  # a recipe whose tokenizer is still to be made cannot be trained yet
+    architecture_for(recipe)  # a model or tokenizer that is still to be made ends here, not in the job
     with storage_errors(run):
         attempts.folder(run).mkdir(parents=True, exist_ok=True)
     for name, text in (

@@ -50,7 +50,8 @@ def paw(*arguments: str | Path, check: bool = True, cwd: Path | None = None) -> 
 def stream(run: Path) -> list[dict[str, float]]:
     """The metrics of a run, less what depends on the machine."""
     return [
-        {k: v for k, v in line.items() if not k.startswith(("time/", "fleet/", "system/")) and k not in _OF_THE_MACHINE} for line in read_metrics(run / "metrics.jsonl")
+        {k: v for k, v in line.items() if not k.startswith(("time/", "fleet/", "system/")) and k not in _OF_THE_MACHINE}
+        for line in read_metrics(run / "metrics.jsonl")
     ]
 
 
