@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 from dataclasses import dataclass
@@ -77,8 +78,10 @@ class Layout:
                 raise RecipeError(f"megatron.{key}: {value}{times} does not divide the model's {count} {what}")
         if self.sequence and model.hidden % self.tensor:
             raise RecipeError(f"megatron.tensor_parallel: {self.tensor} does not divide the model's {model.hidden} hidden features")
-        if self.context > 1 and not has_transformer_engine():
-            raise RecipeError("megatron.context_parallel: it needs Transformer Engine, which is not installed; use 1")
+        if self.context > 1:
+            raise RecipeError(
+                f"megatron.context_parallel: {self.context} is not supported, only 1; for long samples raise tensor_parallel, with sequence_parallel"
+            )
 
     def padded_vocabulary(self, size: int) -> int:
         """Rows of the embedding in Megatron's layout: the next multiple of the tensor-parallel size. Rows from `size` on are never read."""
@@ -102,10 +105,16 @@ class Layout:
             model_parallel_cuda_manual_seed(1, inference_rng_tracker=True)
 
     def close(self) -> None:
-        """Forget the groups (another layout may be opened then)."""
+        """End the groups (another layout may be opened then); all ranks call. Megatron only forgets them, and each holds threads and connections."""
         from megatron.core import parallel_state
 
+        groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
         parallel_state.destroy_model_parallel()
+        if groups:
+            dist.barrier()
+        for group in groups:
+            with contextlib.suppress(ValueError):  # a few of them it has ended itself
+                dist.destroy_process_group(group)
 
     @property
     def tensor_rank(self) -> int:
