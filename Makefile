@@ -7,7 +7,7 @@ SGLANG_VENV := .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup setup-sglang run test check clean
+.PHONY: help setup setup-sglang setup-slurm run test check clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -29,6 +29,15 @@ $(SGLANG_STAMP): constraints-sglang.txt
 	$(SGLANG_VENV)/bin/python -m pip install --quiet --upgrade "pip>=24"
 	$(SGLANG_VENV)/bin/python -m pip install --quiet --no-deps --requirement constraints-sglang.txt
 	@touch $@
+
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge iproute2 slurmdbd slurm-wlm-mysql-plugin mariadb-server
+
+setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian or Ubuntu, root; other tests need none)
+	@missing=; for program in slurmctld slurmd slurmdbd munged mariadbd ip; do command -v $$program >/dev/null || missing=1; done; \
+	if [ -z "$$missing" ]; then exit 0; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "install these as root, with this system's package manager: $(SLURM_PACKAGES)" >&2; exit 1; \
+	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SLURM_PACKAGES); fi
 
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (about ten minutes)
 	$(CPU_THREADS) $(BIN)/paw quickstart recipes/quickstart.yaml

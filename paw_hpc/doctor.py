@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, in the order shown. Reads only; takes a few seconds (importing torch)."""
-    parts: tuple[Callable[[], list[Check]], ...] = (_python, _torch, _hardware, _environments, _data, _optional)
+    parts: tuple[Callable[[], list[Check]], ...] = (_python, _torch, _hardware, _environments, _data, _optional, _cluster)
     return [check for part in parts for check in part()]
 
 
@@ -127,6 +128,26 @@ def _optional() -> list[Check]:
         "httpx": ("sglang", "generation by SGLang servers"),
     }
     return [_package(name, required=False, advice=f"pip install 'paw-hpc[{extra}]' for {use}") for name, (extra, use) in uses.items()]
+
+
+def _cluster() -> list[Check]:
+    """Slurm's commands, and whether the environment is the one that the images were put together with."""
+    found = shutil.which("sbatch")
+    checks = [Check("Slurm", True if found else None, found or "sbatch is not found", "" if found else "paw launch --executor local runs jobs here")]
+    versions = Path(__file__).parents[1] / "containers" / "versions.txt"
+    if not versions.is_file():
+        return checks
+    pinned = re.findall(r"^([\w-]+)==(\S+)$", versions.read_text(encoding="utf-8").partition("[server]")[0], flags=re.MULTILINE)
+    differing = [f"{name} {installed} (pinned {wanted})" for name, wanted in pinned if (installed := _version(name)) not in (None, wanted)]
+    advice = "tests passed with the pinned ones: see containers/README.md" if differing else ""
+    return [*checks, Check("versions of the images", None if differing else True, ", ".join(differing) or "all as pinned", advice)]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _package(name: str, *, required: bool, advice: str) -> Check:
