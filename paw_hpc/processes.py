@@ -1,4 +1,4 @@
-"""The ranks of a run on this machine, started by `paw train` itself where neither torchrun nor srun did.
+"""Programs side by side on this machine: the ranks of a run that neither torchrun nor srun started, the arms of the quickstart.
 
 Not torch.distributed.run: its agent kills the ranks thirty seconds after a signal and ends with an error, whereas a stop that is asked for takes
 effect between two updates and is a success. The ranks meet as under it, at a store that the parent holds (no port to guess).
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, TextIO
 
 import torch.distributed as dist
@@ -26,55 +27,75 @@ _STARTED_HERE = "PAW_STARTED_HERE"
 _PR_SET_PDEATHSIG = 1
 
 
-def run_here(count: int, command: Sequence[str]) -> int:
-    """Run a command as `count` ranks and wait for them; their lines come out as `[rank] ...`, errors that several ranks say, once.
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One of several that run side by side."""
 
-    SIGTERM, SIGUSR1 and Ctrl-C go to every rank. When a rank fails, the others are ended, with all that they started.
+    label: str
+    """Stands before each of its lines."""
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    """Added to the parent's."""
+
+
+def run_here(count: int, command: Sequence[str]) -> int:
+    """Run a command as `count` ranks, labelled by their number (see `run_together`)."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return run_together([Program(str(rank), command, _of_rank(rank, count, store.port)) for rank in range(count)])
+
+
+def run_together(programs: Sequence[Program]) -> int:
+    """Run programs and wait for all; their lines come out as `[label] ...`, errors that several say, once.
+
+    SIGTERM, SIGUSR1 and Ctrl-C go to every one. When one fails, the others are ended, with all that they started.
 
     Returns:
-        0 when all ranks ended with 0, else the status of the first that did not (128 + signal where one killed it).
+        0 when all ended with 0, else the status of the first that did not (128 + signal where one killed it).
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     said: set[str] = set()
-    ranks: list[subprocess.Popen[str]] = []
+    running: list[subprocess.Popen[str]] = []
     relays: list[threading.Thread] = []
 
     def forward(number: int, _: object) -> None:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        for number in range(count):
-            environment = os.environ | _environment(number, count, store.port)
-            # A session of its own: the terminal's Ctrl-C comes once, by `forward`, and what a rank started can be ended with it.
-            rank = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+        for program in programs:
+            environment = {**os.environ, **program.environment, "PYTHONUNBUFFERED": "1", _STARTED_HERE: "1"}
+            # A session of its own: the terminal's Ctrl-C comes once, by `forward`, and what a program started can be ended with it.
+            process = subprocess.Popen(
+                program.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
             )
-            ranks.append(rank)
-            for source, target in ((rank.stdout, sys.stdout), (rank.stderr, sys.stderr)):
+            running.append(process)
+            for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 assert source is not None
-                relays.append(threading.Thread(target=_relay, args=(number, source, target, said), daemon=True))
+                relays.append(threading.Thread(target=_relay, args=(program.label, source, target, said), daemon=True))
                 relays[-1].start()
-        return _wait(ranks)
+        return _wait(running)
     finally:
-        for rank in ranks:
-            _kill(rank)
+        for process in running:
+            _kill(process)
         for relay in relays:
             relay.join(GRACE_S)
         for signal_number, handler in before.items():
             signal.signal(signal_number, handler)
 
 
+def threads_each(count: int) -> str:
+    """OMP_NUM_THREADS of each of `count` programs that share this machine's cores."""
+    return str(max(1, (os.cpu_count() or 1) // count))
+
+
 def end_with_parent() -> None:
-    """Called by a rank: should the process that started it die, it is asked to stop (Linux)."""
+    """Called by a program that `run_together` may have started: should the process that started it die, it is asked to stop (Linux)."""
     if _STARTED_HERE in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _environment(rank: int, count: int, port: int) -> dict[str, str]:
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+def _of_rank(rank: int, count: int, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(count),
@@ -82,13 +103,11 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-        _STARTED_HERE: "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads_each(count),
     }
 
 
-def _relay(rank: int, source: IO[str], target: TextIO, said: set[str]) -> None:
+def _relay(label: str, source: IO[str], target: TextIO, said: set[str]) -> None:
     for line in source:
         if line.startswith("paw: "):
             if line in said:
@@ -96,7 +115,7 @@ def _relay(rank: int, source: IO[str], target: TextIO, said: set[str]) -> None:
             said.add(line)
             target.write(line)
         else:
-            target.write(f"[{rank}] {line}")
+            target.write(f"[{label}] {line}")
         target.flush()
 
 
