@@ -219,7 +219,7 @@ class FleetSection(Section):
     request_timeout_s: PositiveFloat = 1800.0
     """Longest wait for one turn."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Of one server, in a run; then it is given up."""
+    """Of one server in a row, each within start_timeout_s of its being healthy; then it is given up."""
 
 
 class PublishSection(Section):
@@ -349,7 +349,7 @@ class MegatronSection(Section):
     virtual_pipeline: PositiveInt | None = None
     """Model chunks per pipeline rank (interleaved schedule); none: one."""
     context_parallel: PositiveInt = 1
-    """Ranks that share the tokens of a sample (needs Transformer Engine)."""
+    """Ranks that share the tokens of a sample. Only 1 is supported."""
     data_parallel: PositiveInt | None = None
     """Replicas; none: as many as the started processes make up, and one where `paw train` starts the processes itself."""
     sequence_parallel: bool = False

@@ -24,6 +24,8 @@ from paw_hpc.rollout.server import ServerClient, ServerFault, each, http_session
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.5
+PAUSE_S = 5.0
+"""How long a publication waits for interrupted turns to come back."""
 LOPSIDED = 8
 """Turns by which the server that holds a prompt's beginning may be busier than the idlest one before affinity gives way."""
 State = Literal["starting", "waiting", "ready", "gone"]
@@ -50,9 +52,11 @@ class Server:
     device: str = "cpu"
     in_flight: int = 0
     busy_s: float = 0.0
+    starts: int = 0
     restarts: int = 0
-    came_up: bool = False
-    """It was healthy once."""
+    """In a row, without having been up for long."""
+    came_up: float | None = None
+    """When it was last found healthy (monotonic seconds); None: never."""
     fault: str = ""
     """Why it was last given up on."""
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -126,12 +130,13 @@ class Fleet:
         """The life of one place: start, hand over, watch, end, start anew."""
         while server.state != "gone":
             try:
-                await self._begin(server)
-                server.came_up = True
-                self._become(server, "waiting")
-                await self._watch(server)
-            except ServerFault as fault:
-                await self._lose(server, fault)
+                try:
+                    await self._begin(server)
+                    server.came_up = time.monotonic()
+                    self._become(server, "waiting")
+                    await self._watch(server)
+                except ServerFault as fault:
+                    await self._lose(server, fault)
             except Exception as error:
                 _log.exception("%s: its keeper failed", server.name)
                 self._failure = FleetError(f"{server.name}: {type(error).__name__}: {error}")
@@ -140,15 +145,16 @@ class Fleet:
     async def _begin(self, server: Server) -> None:
         """Start it (again), and wait until it is healthy. Raises ServerFault."""
         assert self._session is not None
-        server.version, server.failed = None, asyncio.Event()
+        server.version, server.failed, server.starts = None, asyncio.Event(), server.starts + 1
         deadline = time.monotonic() + self.settings.start_timeout_s
         if self._launch is None:
             server.client = ServerClient(server.name, server.name, self._session)
         else:
             try:
-                server.process = await ServerProcess.start(self._launch, server.index, server.restarts)
-            except OSError as error:
-                raise ServerFault(server.name, f"cannot be started: {error}") from None
+                starting = ServerProcess.start(self._launch, server.index, server.starts)
+                server.process = await asyncio.wait_for(starting, self.settings.start_timeout_s)
+            except (OSError, TimeoutError) as error:
+                raise ServerFault(server.name, f"cannot be started: {error or 'its supervisor says nothing'}") from None
             server.client = ServerClient(f"server {server.index} ({server.process.url})", server.process.url, self._session)
             server.name = server.client.name
         while True:
@@ -219,7 +225,9 @@ class Fleet:
             server.process = None
         self.count("lost")
         # A first start that fails would fail again, unless another program took the port.
-        hopeless = not server.came_up and self._launch is not None and "address already in use" not in fault.reason.lower()
+        hopeless = server.came_up is None and self._launch is not None and "address already in use" not in fault.reason.lower()
+        if server.came_up is not None and time.monotonic() - server.came_up > self.settings.start_timeout_s:
+            server.restarts = 0
         if hopeless or server.restarts >= self.settings.max_restarts:
             _log.error("%s: given up", server.name)
             self._become(server, "gone")
@@ -316,12 +324,10 @@ class Fleet:
         await self.publishing.acquire()
         self._open = False
         await self._all_of(self._up(), lambda s: s.http.pause(self.settings.health_timeout_s))
-        deadline = time.monotonic() + self.settings.health_timeout_s
+        # A request that reaches a server after the pause has not begun there: it waits at the door, and will be played with the new weights.
+        deadline = time.monotonic() + PAUSE_S
         while any(s.in_flight for s in self.servers) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        for server in self._up():
-            if server.in_flight:
-                self.report(server, ServerFault(server.name, f"stuck: {server.in_flight} turns did not come back when it was paused"))
 
     async def proceed(self, version: int, published: list[Server]) -> None:
         """These servers were seen to have `version`; play goes on with them. Others wait for theirs."""

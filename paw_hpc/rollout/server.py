@@ -68,9 +68,6 @@ class ServerClient:
         reply = await self.post("/generate", payload, timeout_s)
         return _piece(self.name, reply)
 
-    async def abort(self, rid: str) -> None:
-        await self.post("/abort_request", {"rid": rid})
-
     async def healthy(self, timeout_s: float) -> bool:
         """Whether it still generates: it was asked for a token, or has produced one meanwhile. False while it starts."""
         status, _ = await self._ask("GET", "/health", None, timeout_s)
@@ -155,7 +152,8 @@ class ServerClient:
 
 def http_session() -> aiohttp.ClientSession:
     """For as many requests at once as there are episodes (the fleet bounds them). Made inside the event loop."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300))
+    # Servers close connections that were idle for 5 s. One that is closed under a request would look like a dead server: ours are given up before.
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=2.0))
 
 
 def _piece(server: str, reply: Any) -> Piece:

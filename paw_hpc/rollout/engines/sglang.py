@@ -8,7 +8,6 @@ from there; its tokens then carry the versions that sampled them.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from paw_hpc.rollout.engines.decoder import StopStrings
 from paw_hpc.rollout.fleet import Fleet, Server
 from paw_hpc.rollout.server import CONTROL_TIMEOUT_S, Piece, ServerFault
 
-_log = logging.getLogger(__name__)
 FAULTS_PER_TURN = 5
 """Servers that may fail over one turn before the turn itself is suspected."""
 
@@ -98,13 +96,7 @@ class SGLangEngine:
         prompt = np.concatenate([request.prompt_ids, *(p.ids for p in turn.pieces)])
         timeout_s = self._fleet.settings.request_timeout_s
         generation = server.http.generate(rid, prompt, self._sampling(request, turn.length), timeout_s)
-        try:
-            piece: Piece = await self._fleet.ask(server, generation)
-        except ServerFault:
-            # Should the server still live, it need not go on with what nobody waits for.
-            if server.state == "ready":
-                await self._abandon(server, rid)
-            raise
+        piece: Piece = await self._fleet.ask(server, generation)
         if (piece.versions != server.version).any():
             self._fleet.count("stale_answers")
             found = sorted(set(piece.versions.tolist()))
@@ -124,12 +116,6 @@ class SGLangEngine:
             # Obeyed by servers with deterministic inference only. Each piece of a turn draws anew.
             "sampling_seed": (request.seed + done) % 2**31,
         }
-
-    async def _abandon(self, server: Server, rid: str) -> None:
-        try:
-            await server.http.abort(rid)
-        except ServerFault as fault:
-            _log.debug("%s", fault)
 
     def _failed(self, server: Server, request: GenerationRequest, turn: _Turn, fault: ServerFault) -> None:
         self._fleet.report(server, fault)
