@@ -1,0 +1,169 @@
+"""One attempt as processes of this machine: groups end together, nobody is left, the history says why; and only the latest attempt writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from paw_hpc import fence
+from paw_hpc.cluster import attempts
+from paw_hpc.cluster.layout import Role
+from paw_hpc.cluster.steps import LocalGroup, LocalMachine
+from paw_hpc.cluster.supervise import Ending, Supervisor
+from paw_hpc.metrics import MetricsWriter, RunDirectory
+from paw_hpc.policy import checkpoint
+from tests.cluster.runs import paw, processes_naming, recipe, stream, write
+
+SERVED = {"rollout": {"engine": "sglang"}, "cluster": {"rollout_nodes": 1}}
+
+
+class Scripted(LocalMachine):
+    """A machine whose roles run small scripts instead; in them RUN is the run and LOGS the attempt's folder."""
+
+    def __init__(self, scripts: Mapping[str, str], run: Path):
+        super().__init__(recipe().cluster, ["127.0.0.1"] * 3)
+        self.scripts, self.run = scripts, run
+
+    def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> LocalGroup:
+        head = f"import os, pathlib, signal, sys, time\nRUN, LOGS = pathlib.Path({str(self.run)!r}), pathlib.Path({str(logs)!r})\n"
+        ready = "(LOGS / f\".started-{os.environ['RANK']}\").touch()\n"
+        return super().start(
+            role,
+            [sys.executable, "-c", head + self.scripts[role.name] + "\n" + ""]
+            if role.name != "trainer"
+            else [sys.executable, "-c", head + ready + self.scripts["trainer"]],
+            environment,
+            logs,
+        )
+
+
+WAITS = "sys.stdin.read()"
+"""Until its standard input closes."""
+NEVER = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+CHECKPOINT = "folder = RUN / 'checkpoints' / 'update_{:06d}'\nfolder.mkdir(parents=True)\n(folder / 'manifest.json').write_text('{{}}')\n"
+FINISHES = CHECKPOINT.format(5)
+SAVES_ON_SIGNAL = f"""
+def save(*_):
+    {CHECKPOINT.format(2).replace(chr(10), chr(10) + "    ")}
+    sys.exit(0)
+signal.signal(signal.SIGUSR1, save)
+(LOGS / '.started-0').touch()
+while True: time.sleep(0.05)
+"""
+
+
+def supervised(folder: Path, **scripts: str) -> Supervisor:
+    run = folder / "run"
+    write(recipe(**SERVED), run / "recipe.yaml")
+    return Supervisor(run, Scripted(scripts, run), os.getpid())
+
+
+def test_the_trainer_ends_and_servers_follow(tmp_path: Path) -> None:
+    one = supervised(tmp_path, trainer=FINISHES, rollout=WAITS)
+    result = one.attempt()
+    assert result.ending is Ending.COMPLETE and result.status == 0
+    assert not processes_naming(str(one.run))
+    assert [attempt.how for attempt in attempts.history(one.run)] == ["complete: 5 updates"]
+
+
+def test_servers_that_end_first_end_the_trainer_at_once(tmp_path: Path) -> None:
+    one = supervised(tmp_path, trainer=NEVER, rollout="print('no memory is left')\nsys.exit(7)")
+    began = time.monotonic()
+    result = one.attempt()
+    assert result.ending is Ending.FAILED and result.status == 7 and "no memory is left" in result.how
+    assert not processes_naming(str(one.run))
+    assert time.monotonic() - began < 60  # asked, not waited for
+
+
+def test_one_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    made = recipe(policy={"backend": "megatron"}, megatron={"tensor_parallel": 2})
+    write(made, run / "recipe.yaml")
+    one = Supervisor(run, Scripted({"trainer": "sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(600)"}, run), os.getpid())
+    result = one.attempt()
+    assert result.ending is Ending.FAILED and result.status == 3 and not processes_naming(str(run))
+
+
+def test_a_stop_is_passed_on_and_what_was_saved_counts(tmp_path: Path) -> None:
+    one = supervised(tmp_path, trainer=SAVES_ON_SIGNAL, rollout=WAITS)
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
+    result = one.attempt()
+    assert result.ending is Ending.STOPPED and result.how == "stopped by SIGUSR2 after update 2, saved" and result.status == 0
+    assert attempts.history(one.run)[0].updates == 2 and not processes_naming(str(one.run))
+
+
+def test_an_error_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
+    report = json.dumps({"time": 1.0, "reason": "disk: no space left", "refused": True})
+    one = supervised(tmp_path, trainer=f"(LOGS / 'failed-0.json').write_text({report!r})\nsys.exit(2)", rollout=WAITS)
+    result = one.attempt()
+    assert result.ending is Ending.REFUSED and result.how == "disk: no space left" and result.status == 2
+
+
+def test_attempts_without_a_checkpoint_are_given_up_with_their_reasons(tmp_path: Path) -> None:
+    one = supervised(tmp_path, trainer="sys.exit(5)", rollout=WAITS)
+    attempts.launched(one.run)
+    for _ in range(3):
+        assert one.attempt().ending is Ending.FAILED
+    with pytest.raises(attempts.NoProgress, match=r"3 attempts ended without a checkpoint after update 0: attempt 1 .* status 5"):
+        one.attempt()
+    attempts.launched(one.run)  # a person may insist
+    assert one.attempt().ending is Ending.FAILED
+    assert len(attempts.history(one.run)) == 4
+
+
+def test_a_checkpoint_between_them_forgives_earlier_attempts(tmp_path: Path) -> None:
+    one = supervised(tmp_path, trainer="sys.exit(5)", rollout=WAITS)
+    for _ in range(2):
+        one.attempt()
+    folder = one.run / "checkpoints" / "update_000001"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    for _ in range(3):
+        one.attempt()
+    with pytest.raises(attempts.NoProgress):
+        one.attempt()
+
+
+def test_only_the_latest_attempt_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stale one is refused at every file, and what it had open belongs to nobody."""
+    run = RunDirectory(tmp_path / "run")
+    assert run.open(recipe(), "test") == 1
+    stale = MetricsWriter(run)
+    stale.write(0, {"a": 1.0})
+    code = f"from pathlib import Path\nfrom paw_hpc import fence\nprint(fence.claim(Path({str(run.path)!r})))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "2"
+    for write_something in (lambda: stale.write(1, {"a": 2.0}), lambda: checkpoint.save(run.checkpoints, 1, {}, {})):
+        with pytest.raises(fence.StaleAttempt, match=r"attempt 2 .* has taken over; attempt 1 ends"):
+            write_something()
+    monkeypatch.setenv(fence.INHERITED, f"2:{run.path}")
+    successor = RunDirectory(run.path)
+    assert successor.open(recipe(), "test") == 2 and successor.attempt == run.path / "attempt_2"
+    fresh = MetricsWriter(successor, 1)
+    stale._file.write(b'{"update": 1, "a": 2.0}\n')  # past the check, in the moment of the claim
+    fresh.write(1, {"a": 3.0})
+    assert [line["a"] for line in stream(run.path)] == [1.0, 3.0]
+    monkeypatch.setenv(fence.INHERITED, f"1:{run.path}")
+    with pytest.raises(fence.StaleAttempt):
+        RunDirectory(run.path).open(recipe(), "test")
+    stale.close()
+    fresh.close()
+
+
+@pytest.mark.slow
+def test_the_local_executor_runs_the_same_job(tmp_path: Path) -> None:
+    """Two ranks of Megatron as processes, supervised and logged as on a cluster."""
+    made = recipe(updates=2, policy={"backend": "megatron"}, megatron={"tensor_parallel": 2})
+    run = tmp_path / "run"
+    paw("launch", write(made, tmp_path / "r.yaml"), "--executor", "local", "--run-dir", run)
+    assert len(stream(run)) == 2 and attempts.history(run)[0].how == "complete: 2 updates"
+    assert len(list((run / "attempt_1").glob("trainer-*-1.log"))) == 1
+    assert "update 2/2" in paw("logs", run) and not processes_naming(str(run))
