@@ -90,8 +90,12 @@ class Machinery:
         """The first rank of each replica plays, with a whole copy of the model beside its shards."""
         if not dist.is_initialized():
             raise RecipeError("policy.backend: megatron is for `paw train` and `paw eval`; other commands take huggingface")
-        from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
-
+        try:
+            from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
+        except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("megatron"):
+                raise
+            raise RecipeError("policy.backend: megatron-core is not installed; install paw-hpc[megatron], or use huggingface") from None
         policy = MegatronPolicy(self.recipe)
         self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
         if self.recipe.rollout.engine == "sglang":

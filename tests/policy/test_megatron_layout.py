@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from paw_hpc.errors import CheckpointError, RecipeError
 from paw_hpc.objective.plan import pack
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
-from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.policy.megatron.layout import Layout, has_transformer_engine
 from paw_hpc.policy.megatron.microbatches import micro_batches, partition
+from paw_hpc.policy.megatron.model import transformer_engine_wanted
 from paw_hpc.policy.throughput import ModelCost
 from paw_hpc.recipe import MegatronSection
 from tests.factories import random_pool, tiny_recipe
@@ -43,7 +44,7 @@ QWEN_1_5B = Architecture(
         (Layout(tensor=4), r"tensor_parallel: 4 does not divide the model's 2 key-value heads"),
         (Layout(pipeline=3), r"pipeline_parallel: 3 does not divide the model's 28 layers"),
         (Layout(pipeline=2, virtual=4), r"virtual_pipeline: 4 x pipeline_parallel 2 does not divide the model's 28 layers"),
-        (Layout(context=2), r"context_parallel: .* Transformer Engine"),
+        (Layout(context=2), r"context_parallel: 2 is not supported, only 1"),
     ],
 )
 def test_a_layout_that_does_not_divide_the_model_is_refused(layout: Layout, message: str) -> None:
@@ -85,6 +86,13 @@ def test_processes_make_up_the_replicas() -> None:
 def test_impossible_combinations_are_refused_at_load(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         tiny_recipe(**{f"megatron.{key}": value for key, value in keys.items()})
+
+
+@pytest.mark.skipif(has_transformer_engine(), reason="here it is installed")
+def test_transformer_engine_is_refused_where_it_is_not_installed() -> None:
+    with pytest.raises(RecipeError, match=r"megatron.layers: Transformer Engine is not installed"):
+        transformer_engine_wanted(tiny_recipe(**{"megatron.layers": "transformer_engine"}))
+    assert not transformer_engine_wanted(tiny_recipe())
 
 
 def test_an_unknown_architecture_is_refused_by_name() -> None:

@@ -36,6 +36,7 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from transformers import PreTrainedConfig
 
+from paw_hpc.errors import RecipeError
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
 from paw_hpc.policy.megatron.attention import PackedAttention, PackedSamples, RMSNorm, Rotary
 from paw_hpc.policy.megatron.layout import Layout, has_transformer_engine
@@ -112,6 +113,14 @@ def build_model(
     return [chunk.to(device) for chunk in chunks]
 
 
+def transformer_engine_wanted(recipe: Recipe) -> bool:
+    """Whose layers a recipe gets on this machine. Raises RecipeError where it forces what is not installed."""
+    forced = recipe.megatron.layers == "transformer_engine"
+    if forced and not has_transformer_engine():
+        raise RecipeError("megatron.layers: Transformer Engine is not installed; use auto or local")
+    return forced or (recipe.megatron.layers == "auto" and has_transformer_engine())
+
+
 def transformer_config(model: Architecture, layout: Layout, recipe: Recipe) -> Any:
     """Megatron-core's configuration of a model in a layout: what the checkpoint decides, the parallel sizes, precision, recomputation."""
     section, dtype = recipe.megatron, getattr(torch, recipe.model.dtype)
@@ -184,7 +193,7 @@ def _mark_shards(chunk: PackedGPT) -> None:
 
 def _layers(config: Any, model: Architecture, recipe: Recipe, stage: int | None) -> Any:
     """What a chunk's block is made of."""
-    if recipe.megatron.layers == "transformer_engine" or (recipe.megatron.layers == "auto" and has_transformer_engine()):
+    if transformer_engine_wanted(recipe):
         from paw_hpc.policy.megatron.engine_layers import transformer_engine_layers
 
         return transformer_engine_layers(config, model, stage)
