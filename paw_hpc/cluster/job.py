@@ -25,8 +25,6 @@ from paw_hpc.metrics import RunDirectory
 _log = logging.getLogger("paw_hpc.cluster")
 END_WITHIN_S = 120.0
 """How long a job that was put back into the queue waits for its own end."""
-_BATCH_STEP = "4294967291"
-"""SLURM_BATCH_SCRIPT of slurm.h, for versions that set SLURM_STEP_ID there."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def _in_allocation(run: Path, job: int) -> int:
     machine = SlurmMachine(job, hosts[: layout.nodes], recipe.cluster, mounts=[run.resolve(), Path.cwd()] if container else ())
     _check_nodes(machine, run, container.python if container else sys.executable, layout.nodes)
     supervisor = Supervisor(run, machine, job, container.python if container else sys.executable)
-    if not _is_batch():
+    if not slurm.in_batch():
         return _repeat(supervisor, run)
     result = supervisor.attempt()
     again = result.ending is Ending.STOPPED or (result.ending is Ending.FAILED and _another(supervisor, run))
@@ -110,11 +108,6 @@ def _back_into_the_queue(job: int, result: Result) -> int:
         signal.signal(number, lambda *_: sys.exit(0))
     time.sleep(END_WITHIN_S)
     return result.status
-
-
-def _is_batch() -> bool:
-    """This process runs in the job's batch script: not in a shell of salloc, nor in a step of srun."""
-    return "SLURM_TASK_PID" in os.environ and os.environ.get("SLURM_STEP_ID", _BATCH_STEP) == _BATCH_STEP
 
 
 def _check_nodes(machine: SlurmMachine, run: Path, python: str, nodes: int) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from yaml import YAMLError
 
 from paw_hpc.errors import RecipeError
-from paw_hpc.recipe import Recipe, load_recipe
+from paw_hpc.recipe import ClusterSection, Recipe, load_recipe
 
 
 def user_file() -> Path:
@@ -27,10 +34,6 @@ def load_for_cluster(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _from_user_file() -> list[str]:
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     file = user_file()
     if not file.is_file():
         return []
@@ -41,17 +44,11 @@ def _from_user_file() -> list[str]:
     if not isinstance(content, DictConfig):
         raise RecipeError(f"{file}: expected the keys of a recipe's cluster section, such as `partition: gpu`")
     _check(file, content)
-    flat = OmegaConf.to_container(content)
-    assert isinstance(flat, dict)
-    return [f"cluster.{key}={_yaml(value)}" for key, value in flat.items()]
+    flat = cast(dict[str, Any], OmegaConf.to_container(content))
+    return [f"cluster.{key}={json.dumps(value)}" for key, value in flat.items()]  # JSON is YAML: lists and mappings keep their types
 
 
 def _check(file: Path, content: object) -> None:
-    from omegaconf import OmegaConf
-    from pydantic import ValidationError
-
-    from paw_hpc.recipe import ClusterSection
-
     try:
         ClusterSection.model_validate(OmegaConf.to_container(content))  # type: ignore[arg-type]
     except ValidationError as error:
@@ -60,9 +57,3 @@ def _check(file: Path, content: object) -> None:
         known = ", ".join(ClusterSection.model_fields)
         why = f"unknown key; known: {known}" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise RecipeError(": ".join(part for part in (str(file), key, why) if part)) from None
-
-
-def _yaml(value: object) -> str:
-    import json
-
-    return json.dumps(value)

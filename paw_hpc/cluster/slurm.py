@@ -15,6 +15,7 @@ COMMAND_TIMEOUT_S = 60.0
 RETRY_FOR_S = 180.0
 """slurmctld restarts under running jobs; meanwhile its commands fail."""
 RETRY_EVERY_S = 3.0
+_BATCH_STEP = "4294967291"  # SLURM_BATCH_SCRIPT of slurm.h, for versions that set SLURM_STEP_ID there
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Transport endpoint", "Zero Bytes were transmitted")
 
 
@@ -42,6 +43,11 @@ def job_id(environment: Mapping[str, str] = os.environ) -> int | None:
     """Of the allocation that this process runs in; None outside of one."""
     text = environment.get("SLURM_JOB_ID")
     return int(text) if text else None
+
+
+def in_batch() -> bool:
+    """This process runs in its job's batch script: not in a shell of salloc, nor in a step of srun."""
+    return "SLURM_TASK_PID" in os.environ and os.environ.get("SLURM_STEP_ID", _BATCH_STEP) == _BATCH_STEP
 
 
 def ask(*command: str, retry: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -114,7 +115,8 @@ def submit_array(launches: Sequence[Launchable], parallelism: int | None, folder
 def run_here(launch: Launchable, executor: Literal["allocation", "local"]) -> int:
     """In this process: in the allocation that it is in, or as processes of this machine. Returns the exit status."""
     prepare(launch)
-    _record(launch, Submission(executor, str(slurm.job_id() or ""), ""))
+    task = "_".join(os.environ[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ)
+    _record(launch, Submission("slurm" if slurm.in_batch() else executor, task or str(slurm.job_id() or ""), ""))
     if executor == "allocation":
         return main(launch.run)
     local = submitit.AutoExecutor(folder=attempts.folder(launch.run), cluster="local")
@@ -134,7 +136,8 @@ def prepare(launch: Launchable) -> None:
         ("command.txt", shlex.join(["paw", *sys.argv[1:]]) + "\n"),
     ):
         write_atomically(run / name, text)
-    attempts.launched(run)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a job that Slurm started again is no new wish of its user's
+        attempts.launched(run)
 
 
 def read_submission(run: Path) -> Submission | None:
