@@ -93,7 +93,8 @@ class EventLoop:
         async def settle() -> None:
             others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and (everything or task.cancelling())]
             for task in others:
-                task.cancel()
+                if not task.cancelling():  # a second time would break off its cleaning up
+                    task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             if everything:
                 await self._loop.shutdown_asyncgens()
