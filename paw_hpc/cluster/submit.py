@@ -192,7 +192,8 @@ def _parameters(launch: Launchable) -> dict[str, Any]:
     extra: dict[str, Any] = {"signal": f"B:USR2@{c.warn_s}", "requeue": True, "open-mode": "append"}
     if c.mem_gb_per_node is not None:
         extra["mem"] = f"{c.mem_gb_per_node}G"
-    setup = ["set -e", *c.setup, *(f"export {name}={shlex.quote(value)}" for name, value in sorted(c.environment.items()))]
+    # A warning that comes before the supervisor listens would end the job: ignored, it costs at most the way back to the last checkpoint.
+    setup = ["set -e", "trap '' USR2", *c.setup, *(f"export {name}={shlex.quote(value)}" for name, value in sorted(c.environment.items()))]
     named = {"partition": c.partition, "account": c.account, "qos": c.qos, "constraint": c.constraint, "exclude": c.exclude}
     return {
         "name": f"paw-{launch.recipe.name}-s{launch.recipe.seed}",
