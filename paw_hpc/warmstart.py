@@ -62,6 +62,8 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     recipe, console = load_recipe(recipe_path, overrides), Console(stderr=True)
     if recipe.model.tiny is None:
         raise RecipeError(f"{recipe_path}: model.tiny: a warm start is made for a model from scratch; give its size there")
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     out = out or Path("runs") / recipe.name
     lessons = _lessons(recipe, console)
     # The tokenizer must exist before the model; the whole folder appears under its name only when the policy is in it.
