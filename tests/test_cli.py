@@ -17,7 +17,6 @@ import paw_hpc
 from paw_hpc import cli, doctor
 from paw_hpc.doctor import Check
 from paw_hpc.errors import TrainingError
-from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import parse_recipe
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
@@ -90,7 +89,7 @@ def test_train_hands_over_the_recipe_the_directory_and_the_exact_command(paw: Pa
     ((loaded, directory), options) = paw.calls[0]
     assert loaded == parse_recipe({"name": "small", "seed": 3, "model": {"path": "tiny"}, "optimizer": {"lr": 2e-6}, "wm": {"alpha": 0.5}})
     assert directory == Path("runs/small-s3")
-    assert options == {"command": "paw train r.yaml optimizer.lr=2e-6 wm.alpha=0.5"}
+    assert options == {"command": "paw train r.yaml optimizer.lr=2e-6 wm.alpha=0.5", "resume": None}
     assert paw("train", "r.yaml", "--run-dir", "my run")[0] == 0
     assert paw.calls[1][0][1] == Path("my run") and paw.calls[1][1]["command"].endswith("--run-dir 'my run'")
 
@@ -102,7 +101,6 @@ def test_train_hands_over_the_recipe_the_directory_and_the_exact_command(paw: Pa
         (["r.yaml", "optimiser.lr=1"], "optimiser: unknown key; did you mean 'optimizer'?"),
         (["r.yaml", "optimizer.lr=fast"], "optimizer.lr"),
         (["r.yaml", "rollout.group_size=1"], "leaves grpo without a baseline"),
-        (["r.yaml", "--resume"], "runs/small-s3: no run to resume"),
     ],
 )
 def test_a_user_error_is_one_line_and_status_2(paw: Paw, recipe_file: Path, arguments: list[str], said: str) -> None:
@@ -126,17 +124,11 @@ def test_ctrl_c_ends_with_130_and_no_traceback(paw: Paw, recipe_file: Path) -> N
     assert status == 130 and "Traceback" not in err
 
 
-def test_fresh_sets_aside_resume_demands_and_the_default_goes_on(paw: Paw, recipe_file: Path) -> None:
+def test_resume_and_fresh_are_handed_over(paw: Paw, recipe_file: Path) -> None:
     paw.stand_in("loop", "train")
-    run = RunDirectory("runs/small-s3")
-    run.open(parse_recipe({"name": "small", "seed": 3, "model": {"path": "tiny"}}), "x")
-    for arguments in ([], ["--resume"]):
+    for arguments in (["--resume"], ["--fresh"], []):
         assert paw("train", "r.yaml", *arguments)[0] == 0
-        assert run.exists and not Path("runs/small-s3.old-1").exists()
-    status, _, err = paw("train", "r.yaml", "--fresh")
-    assert status == 0 and "runs/small-s3.old-1" in err
-    assert not run.exists and RunDirectory("runs/small-s3.old-1").exists
-    assert len(paw.calls) == 3
+    assert [options["resume"] for _, options in paw.calls] == [True, False, None]
 
 
 # --- the others ---
