@@ -142,8 +142,7 @@ def test_node_failure_and_a_revenant(testbed: Path, tmp_path: Path, straight: li
             for pid in old:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
-            up()
-            slurm("scontrol", "update", f"nodename={node}", "state=resume")
+            bring_back(node)
         one.check_complete(straight)
         assert attempts.history(one.run)[0].how.startswith(("cut off", "stopped by")), explain(one.run)()
 
@@ -189,6 +188,12 @@ def up() -> None:
     from tests.cluster.conftest import TESTBED
 
     subprocess.run([str(TESTBED / "up.sh")], check=True, capture_output=True, timeout=300)
+
+
+def bring_back(node: str) -> None:
+    """A node whose daemon was stopped. Slurm may have taken it back by itself, and then refuses to resume it."""
+    up()
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, timeout=60)
 
 
 def stop_daemon(pid_file: Path) -> None:

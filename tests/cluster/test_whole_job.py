@@ -13,7 +13,7 @@ from paw_hpc.cluster import attempts
 from paw_hpc.results import read_evaluations
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.runs import TINY, explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
-from tests.cluster.test_faults import stop_daemon, up
+from tests.cluster.test_faults import bring_back, stop_daemon
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SGLANG = REPOSITORY / ".venv-sglang" / "bin" / "python"
@@ -103,5 +103,4 @@ def test_a_node_dies(testbed: Path, sglang: None, tmp_path: Path, role: str) -> 
         assert [line["update"] for line in stream(run)] == [0, 1, 2] and attempts.history(run)[1].updates_before >= 1
     finally:
         subprocess.run(["scancel", job], capture_output=True)
-        up()
-        slurm("scontrol", "update", f"nodename={node}", "state=resume")
+        bring_back(node)
