@@ -16,7 +16,7 @@ import torch
 from paw_hpc import loop
 from paw_hpc.envs.base import Task
 from paw_hpc.errors import CheckpointError, TrainingError
-from paw_hpc.metrics import read_metrics
+from paw_hpc.metrics import RunDirectory, read_metrics
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.recipe import Recipe, dump_recipe, parse_recipe
@@ -91,6 +91,17 @@ def test_resumed_equals_uninterrupted_on_another_number_of_workers(straight: Pat
 def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
     loop.train(small(updates=1, seed=4), tmp_path / "other", command="test")
     assert stream(tmp_path / "other")[0] != stream(straight)[0]
+
+
+def test_fresh_sets_aside_resume_demands_and_the_default_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def opened(resume: bool | None) -> Path:
+        return loop._open(RunDirectory(tmp_path / "run"), small(), "x", resume)
+
+    with pytest.raises(CheckpointError, match="no run to resume here; leave out --resume"):
+        opened(True)
+    assert [opened(resume).name for resume in (None, True, None)] == ["attempt_1", "attempt_2", "attempt_3"]
+    assert opened(False).name == "attempt_1" and "run.old-1" in capsys.readouterr().err
+    assert RunDirectory(tmp_path / "run.old-1").exists
 
 
 def _start(recipe: Recipe, run: Path) -> subprocess.Popen[bytes]:
