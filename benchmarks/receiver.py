@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
 import json
 import pickle
 import socket
@@ -51,7 +52,10 @@ class Receiver:
     def init_weights_update_group(self, order: dict[str, Any]) -> None:
         size, name = order["world_size"], order["group_name"]
         store = PrefixStore(name, dist.TCPStore(order["master_address"], order["master_port"], size, False))
-        group, _ = _new_process_group_helper(size, order["rank_offset"], [], Backend(order["backend"]), store, group_name=GroupName(name))
+        patience = datetime.timedelta(minutes=10)
+        group, _ = _new_process_group_helper(
+            size, order["rank_offset"], [], Backend(order["backend"]), store, group_name=GroupName(name), timeout=patience
+        )
         _world.pg_group_ranks[group] = {i: i for i in range(size)}
         self.groups[name] = group
 

@@ -17,6 +17,7 @@ from paw_hpc.policy import checkpoint
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
 from paw_hpc.rollout.event_loop import EventLoop
+from paw_hpc.rollout.publish.paths import BroadcastPath, PublishPath, TensorPath
 from tests.processes import run_ranks
 from tests.rollout.site import PYTHON, Site, recipe_for_servers, reference_greedy, reference_logprobs
 
@@ -76,15 +77,21 @@ def publishes_its_shards(rank: int, folder: Path) -> None:
     """On each of two tensor-parallel ranks: by every path, the servers come to serve the whole model."""
     data = recipe_for_servers().model_dump(mode="json")
     data["rollout"]["fleet"] |= {"addresses": json.loads((folder / "urls.json").read_text())}
-    for version, path in enumerate(("disk", "broadcast", "tensor"), 301):
-        data["rollout"]["publish"]["path"] = path
-        recipe = parse_recipe(data | {"policy": {"backend": "megatron"}, "megatron": {"tensor_parallel": 2, "timeout_s": 600.0}, "threads": 1})
-        with EventLoop() as event_loop, Machinery(recipe, event_loop, folder / path) as machinery:
-            factor = 1.0 + (version - 300) / 50
+    recipe = parse_recipe(data | {"policy": {"backend": "megatron"}, "megatron": {"tensor_parallel": 2, "timeout_s": 600.0}, "threads": 1})
+    with EventLoop() as event_loop, Machinery(recipe, event_loop, folder / "run") as machinery:
+        paths: list[PublishPath | None] = [None] * 3
+        if machinery.serving is not None:
+            disk = machinery.serving.publisher._path
+            paths = [disk, BroadcastPath(event_loop, 200_000, 300.0), TensorPath(event_loop, 200_000, 300.0)]
+        factor = 1.0
+        for version, path in enumerate(paths, 301):
+            factor *= 1.02
             with torch.no_grad():
                 for chunk in machinery.policy.models:  # type: ignore[attr-defined]
                     for parameter in chunk.parameters():
-                        parameter.mul_(factor)
+                        parameter.mul_(1.02)
+            if machinery.serving is not None and path is not None:
+                machinery.serving.publisher._path = path
             machinery.publisher.publish(version)
             if rank == 0:
                 _compare(recipe, machinery, event_loop, factor, version)
@@ -137,5 +144,5 @@ class TestRecipesThatAreRefused:
 
     def test_no_sglang_where_it_should_be(self, tmp_path: Path) -> None:
         recipe = with_rollout(engine="sglang", fleet={"python": str(tmp_path / "python")})
-        with EventLoop() as event_loop, pytest.raises(RecipeError, match=r"rollout\.fleet\.python: no interpreter .* make setup-sglang"):
+        with EventLoop() as event_loop, pytest.raises(RecipeError, match=r"rollout\.fleet\.python: no interpreter .*make setup-sglang"):
             Machinery(recipe, event_loop, tmp_path)
