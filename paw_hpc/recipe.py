@@ -94,7 +94,7 @@ class SearchSection(Section):
     """What is search QA's own (env.name: search)."""
 
     data: Literal["auto", "official", "mini", "generated"] = "auto"
-    """official: the seven sets and wiki-18; mini: 4,359 real questions over 20,201 real passages; generated: a made-up world; auto: the first of these
+    """official: the seven sets and wiki-18; mini: 4,359 real questions over 20,201 real passages; generated: a made-up world; auto: the first one
     that is at hand, and the run says which."""
     train_sets: Annotated[tuple[QuestionSet, ...], Field(min_length=1)] = IN_DOMAIN_SETS
     retriever: Literal["bm25", "dense", "http"] = "bm25"
@@ -110,7 +110,7 @@ class SearchSection(Section):
     max_batch: PositiveInt = 256
     """Queries that the retriever is asked at once."""
     timeout_s: PositiveFloat = 20.0
-    """http: longest wait for one answer. Tries are repeated with growing waits until env.step_timeout_s has passed; then the episode has failed by the
+    """http: longest wait for one answer. Tries are repeated with growing waits until env.step_timeout_s has passed; then the episode failed by the
     environment."""
 
     @model_validator(mode="after")

@@ -58,10 +58,17 @@ def gone(processes: Sequence[psutil.Process], within_s: float = 5.0) -> list[psu
     """Those of the processes that are still there after a while (zombies that nobody has collected yet are not there)."""
     end = time.monotonic() + within_s
     while True:
-        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        left = [p for p in processes if _lives(p)]
         if not left or time.monotonic() > end:
             return left
         time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False
 
 
 def fields(state: EnvironmentState) -> tuple[str, int, int, int]:
