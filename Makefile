@@ -7,7 +7,7 @@ SGLANG_VENV := .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help setup setup-sglang setup-slurm run test check clean
+.PHONY: help setup setup-sglang setup-slurm run test test-slurm check clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with
 
 test: setup check  ## Lint, types and all tests
 	$(BIN)/python -m pytest
+
+test-slurm: setup setup-slurm setup-sglang  ## The tests on a real Slurm of virtual nodes (root; half an hour, most of it waiting)
+	PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/cluster
 
 check: setup  ## Lint and types only
 	$(BIN)/ruff check .

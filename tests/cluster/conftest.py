@@ -18,12 +18,11 @@ REQUIRE = "PAW_REQUIRE_SLURM"
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[Path]:
     """Four nodes of a real Slurm on this machine; ended with the session, unless it was up before. Yields a folder that all nodes share."""
+    if not os.environ.get(REQUIRE):  # minutes of waiting for daemons, and root's: nothing to happen unasked
+        pytest.skip(f"no test cluster was asked for (make test-slurm, or {REQUIRE}=1)")
     missing = [program for program in ("slurmctld", "slurmd", "munged", "ip") if shutil.which(program) is None]
-    why = f"{', '.join(missing)} not installed (make setup-slurm)" if missing else "only root can start daemons" if os.geteuid() else ""
-    if why:
-        if os.environ.get(REQUIRE):
-            pytest.fail(f"{REQUIRE} is set, but {why}")
-        pytest.skip(f"no test cluster: {why}")
+    if why := f"{', '.join(missing)} not installed (make setup-slurm)" if missing else "only root can start daemons" if os.geteuid() else "":
+        pytest.fail(f"{REQUIRE} is set, but {why}")
     conf = subprocess.run([str(TESTBED / "up.sh"), "--conf"], check=True, capture_output=True, text=True).stdout.strip()
     was_up = Path(conf).exists()
     subprocess.run([str(TESTBED / "up.sh")], check=True, capture_output=True, text=True, timeout=300)
