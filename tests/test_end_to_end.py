@@ -26,7 +26,7 @@ def recipe(paw: bool) -> Recipe:
         {
             "name": "end-to-end",
             "updates": UPDATES,
-            "env": {"prompt": "compact", "max_steps": 15, "train_games": 6, "task_types": ["pick_and_place_simple"]},
+            "env": {"prompt": "compact", "max_steps": 8, "train_games": 6, "task_types": ["pick_and_place_simple"]},
             "model": {"path": "warm-start"},
             "rollout": {"groups": 6, "group_size": 8, "max_prompt_tokens": 512, "max_response_tokens": 12},
             "algorithm": {"kl_coefficient": 0.0, "old_logp": "rollout", "penalty": "after_normalization", "aggregation": "episode"},
@@ -70,5 +70,5 @@ def test_training_raises_success(arms: dict[str, Run], arm: str) -> None:
 def test_only_co_training_learns_to_predict(arms: dict[str, Run]) -> None:
     vanilla, paw = arms["vanilla"], arms["paw"]
     assert vanilla.ce_before == paw.ce_before  # the same transitions, the same start
-    assert paw.ce_after < 0.95 * paw.ce_before
-    assert vanilla.ce_after > 0.99 * vanilla.ce_before
+    assert paw.ce_after < 0.7 * paw.ce_before
+    assert vanilla.ce_after > 0.9 * vanilla.ce_before
