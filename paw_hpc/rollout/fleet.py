@@ -149,6 +149,8 @@ class Fleet:
         deadline = time.monotonic() + self.settings.start_timeout_s
         if self._launch is None:
             server.client = ServerClient(server.name, server.name, self._session)
+            with contextlib.suppress(ServerFault):  # a trainer that died in a publication left it paused, and a paused server is not healthy
+                await server.http.resume(self.settings.health_timeout_s)
         else:
             try:
                 starting = ServerProcess.start(self._launch, server.index, server.starts)

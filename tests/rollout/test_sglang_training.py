@@ -95,6 +95,8 @@ def publishes_its_shards(rank: int, folder: Path) -> None:
             machinery.publisher.publish(version)
             if rank == 0:
                 _compare(recipe, machinery, event_loop, factor, version)
+            if path is not None:
+                path.close()
             distributed.gather(None)
 
 

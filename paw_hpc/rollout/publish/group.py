@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import os
@@ -86,8 +87,10 @@ class WeightGroup:
             await each([s.http.post("/destroy_weights_update_group", {"group_name": self.name}, LEAVE_TIMEOUT_S) for s in self._servers])
 
         self._loop.run(leave())
-        # Whoever died in a broadcast leaves this side waiting in it until its time is up: nobody waits for that.
-        _in_thread(lambda: dist.destroy_process_group(self._group))
+        # Whoever died in a broadcast leaves this side waiting in it until its time is up: nobody waits for that long.
+        gone = _in_thread(lambda: dist.destroy_process_group(self._group))
+        with contextlib.suppress(TimeoutError):
+            gone.result(LEAVE_TIMEOUT_S)
 
     def _await(self, done: Any, replies: list[Future[Any]], what: str) -> None:
         """Wait for `done()`. Raises ServerFault as soon as a server has failed, or names those that are late."""

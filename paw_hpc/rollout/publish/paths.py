@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from multiprocessing.reduction import ForkingPickler
@@ -215,12 +217,22 @@ def _fresh_buffer(size: int, device: torch.device) -> torch.Tensor:
 def _shared_buffer(size: int, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return _fresh_buffer(size, device)
+    _keep_files_private()
     before = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")
     try:
         return torch.empty(size, dtype=torch.uint8).share_memory_()
     finally:
         torch.multiprocessing.set_sharing_strategy(before)
+
+
+def _keep_files_private() -> None:
+    """torch's manager of shared memory is a process of its own, which inherits what is open here and lives as long as a server reads from it. Whoever
+    waits for a pipe of this process to close, such as the parent of a spawned rank, would wait for the servers."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), False)
 
 
 async def all_well(jobs: Sequence[Any]) -> list[Any]:
