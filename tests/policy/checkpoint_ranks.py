@@ -75,7 +75,9 @@ def same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
 
 def names(directory: Path) -> list[str]:
     dist.barrier()
-    return sorted(path.name for path in directory.iterdir())
+    found = sorted(path.name for path in directory.iterdir())
+    dist.barrier()  # before another rank changes it
+    return found
 
 
 def resumed_equals_straight_bit_for_bit(rank: int, folder: Path) -> None:
