@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 SGLANG_VENV := .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
-CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1
+# Large pages for the buffers of torch: fewer page faults in training on a CPU.
+CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
 .PHONY: help setup setup-sglang setup-slurm run test test-slurm check clean
 
