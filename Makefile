@@ -8,7 +8,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm run test test-slurm check clean
+.PHONY: help setup setup-sglang setup-slurm run test test-sglang test-slurm check clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with
 
 test: setup check  ## Lint, types and all tests
 	$(BIN)/python -m pytest
+
+test-sglang: setup setup-sglang  ## The tests against real SGLang servers (a quarter of an hour)
+	PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/rollout
 
 test-slurm: setup setup-slurm setup-sglang  ## The tests on a real Slurm of virtual nodes (root; half an hour, most of it waiting)
 	PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/cluster

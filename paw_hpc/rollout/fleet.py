@@ -219,13 +219,13 @@ class Fleet:
         """End what is left of it; its turns are played by others. Given up when it cannot come back."""
         _log.warning("%s", fault)
         server.fault = fault.reason
+        self.count("lost")  # before anything is waited for: its turns may be over elsewhere before its process is
         self._become(server, "starting")
         for request in server.requests:
             request.cancel()
         if server.process is not None:
             await server.process.end()
             server.process = None
-        self.count("lost")
         # A first start that fails would fail again, unless another program took the port.
         hopeless = server.came_up is None and self._launch is not None and "address already in use" not in fault.reason.lower()
         if server.came_up is not None and time.monotonic() - server.came_up > self.settings.start_timeout_s:
