@@ -11,7 +11,7 @@ from tests.rollout.site import PYTHON, REQUIRED, Site
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Two SGLang servers. Required where PAW_REQUIRE_SGLANG=1, as in CI."""
+    """Two SGLang servers. Required where PAW_REQUIRE_SGLANG=1."""
     if not PYTHON.exists() and not REQUIRED:
         pytest.skip("SGLang is not installed: make setup-sglang")
     site = Site(tmp_path_factory.mktemp("servers"))
