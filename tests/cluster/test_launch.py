@@ -79,7 +79,7 @@ def test_every_key_reaches_the_script(tmp_path: Path) -> None:
     assert text.splitlines()[-1].startswith("exec ")  # the batch script becomes the supervisor: signals reach it
 
 
-def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(fake_slurm: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
     from paw_hpc.cli import app
@@ -87,12 +87,13 @@ def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(fake_slurm: Path, t
     path, run = write(recipe(), tmp_path / "tiny.yaml"), tmp_path / "run"
     printed = CliRunner().invoke(app, ["launch", str(path), "--run-dir", str(run), "--dry-run"])
     assert printed.exit_code == 0 and not run.exists()
+    monkeypatch.setattr("sys.argv", ["paw", "launch", "tiny.yaml"])  # the command that is kept
     launched = CliRunner().invoke(app, ["launch", str(path), "--run-dir", str(run)])
     assert launched.exit_code == 0 and "job 101" in launched.output
     [one] = submitted(fake_slurm)
     assert one["script"] == printed.output == (run / "cluster" / "submission.sh").read_text()
     assert load_recipe(run / "recipe.yaml") == load_recipe(path)
-    assert (run / "revision.txt").read_text().startswith("code: ") and "launch" in (run / "command.txt").read_text()
+    assert (run / "revision.txt").read_text().startswith("code: ") and (run / "command.txt").read_text() == "paw launch tiny.yaml\n"
 
 
 def test_an_array_has_a_cap_and_leaves_out_what_is_complete(fake_slurm: Path, tmp_path: Path) -> None:
