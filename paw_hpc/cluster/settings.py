@@ -1,4 +1,4 @@
-"""A recipe with the user's own cluster settings: recipe < ~/.config/paw/cluster.yaml < command line."""
+"""A recipe with the user's own cluster settings: recipe < sweep < ~/.config/paw/cluster.yaml < command line."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def user_file() -> Path:
     return Path(chosen if chosen else f"{base}/paw/cluster.yaml").expanduser()
 
 
-def load_for_cluster(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with the keys of `cluster:` that the user's file names, then the overrides.
+def load_for_cluster(path: Path, overrides: Sequence[str] = (), *, variant: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, with the keys that a sweep sets in it (`variant`), then those of `cluster:` that the user's file names, then the overrides.
 
     Raises:
         RecipeError: see `load_recipe`; keys of the user's file are checked alike, and the file is named.
     """
-    return load_recipe(path, [*_from_user_file(), *overrides])
+    return load_recipe(path, [*variant, *_from_user_file(), *overrides])
 
 
 def _from_user_file() -> list[str]:

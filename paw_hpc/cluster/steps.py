@@ -18,6 +18,8 @@ from paw_hpc.cluster.layout import Role
 from paw_hpc.cluster.processes import end_group
 from paw_hpc.recipe import ClusterSection
 
+LOOPBACK = "127.0.0.1"
+"""The host of every node where this machine stands in for all of them."""
 GRACE_S = 25.0
 """How long a group may take to end once it was asked to."""
 
@@ -144,7 +146,7 @@ class LocalMachine:
 
     @classmethod
     def of(cls, settings: ClusterSection, nodes: int) -> LocalMachine:
-        return cls(settings, ["127.0.0.1"] * nodes)
+        return cls(settings, [LOOPBACK] * nodes)
 
     def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> LocalGroup:
         group = LocalGroup(role)

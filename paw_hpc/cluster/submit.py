@@ -27,6 +27,7 @@ from paw_hpc.recipe import Recipe, dump_recipe
 from paw_hpc.storage import storage_errors, write_atomically
 
 Executor = Literal["auto", "slurm", "allocation", "local"]
+_ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "SIGNALING", "STAGE_OUT")
 UNLIMITED_TIMEOUTS = 10**6
 """submitit would stop requeuing after this many; the job counts attempts without progress instead (see attempts.py)."""
 
@@ -112,6 +113,21 @@ def submit_array(launches: Sequence[Launchable], parallelism: int | None, folder
     return [_record(launch, Submission("slurm", job.job_id, text)) for launch, job in zip(launches, jobs, strict=True)]
 
 
+def alike(launches: Sequence[Launchable]) -> list[list[Launchable]]:
+    """In groups that ask for the same allocation, each of which can be one array, in the order of their first runs."""
+    groups: dict[str, list[Launchable]] = {}
+    for launch in launches:
+        groups.setdefault(repr(_allocation(launch)), []).append(launch)
+    return list(groups.values())
+
+
+def queued(launches: Sequence[Launchable]) -> dict[Path, str]:
+    """run -> job, of the runs whose last submitted job waits or runs. Asks Slurm, where anything was submitted."""
+    jobs = {launch.run: found.job for launch in launches if (found := read_submission(launch.run)) is not None and found.executor == "slurm"}
+    states = slurm.states(list(jobs.values()))
+    return {run: job for run, job in jobs.items() if job in states and states[job].state in _ALIVE}
+
+
 def run_here(launch: Launchable, executor: Literal["allocation", "local"]) -> int:
     """In this process: in the allocation that it is in, or as processes of this machine. Returns the exit status."""
     prepare(launch)
@@ -169,21 +185,26 @@ def check_partition(launch: Launchable) -> None:
 
 
 def _executor(launches: Sequence[Launchable], folder: Path, parallelism: int | None = None) -> submitit.AutoExecutor:
-    parameters = [_parameters(launch) for launch in launches]
-    for launch, other in zip(launches, parameters, strict=True):
-        if {**other, "name": ""} != {**parameters[0], "name": ""}:
+    for launch in launches:
+        if _allocation(launch) != _allocation(launches[0]):
             raise RecipeError(f"--array: {launch.run.name} asks for another allocation than {launches[0].run.name}; tasks of an array are alike")
+    parameters = _parameters(launches[0])
     # exec: the batch script becomes the supervisor, so that Slurm's signal to the batch script reaches it.
     with _without_slurm():
         executor = submitit.AutoExecutor(
             folder=folder, cluster="slurm", slurm_python=f"exec {shlex.quote(sys.executable)}", slurm_max_num_timeout=UNLIMITED_TIMEOUTS
         )
-    extra = dict(parameters[0].pop("slurm_additional_parameters"))
+    extra = dict(parameters.pop("slurm_additional_parameters"))
     extra["output"] = f"{folder}/job-{'%A_%a' if len(launches) > 1 or parallelism else '%j'}.log"
-    executor.update_parameters(**parameters[0], slurm_additional_parameters=extra)
+    executor.update_parameters(**parameters, slurm_additional_parameters=extra)
     if parallelism is not None:
         executor.update_parameters(slurm_array_parallelism=parallelism)
     return executor
+
+
+def _allocation(launch: Launchable) -> dict[str, Any]:
+    """All that a job asks for: what tasks of an array have in common."""
+    return {**_parameters(launch), "name": ""}
 
 
 def _parameters(launch: Launchable) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from pathlib import Path
 from paw_hpc import fence
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
-from paw_hpc.cluster.steps import Group, Machine
-from paw_hpc.cluster.worker import started_file
+from paw_hpc.cluster.steps import LOOPBACK, Group, Machine
+from paw_hpc.cluster.worker import RETRIEVER, started_file
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe
 
@@ -106,7 +106,7 @@ class Supervisor:
         finally:
             trainer_ended = any(group.role.name == "trainer" and group.poll() is not None for group in groups)
             for group in reversed(groups):  # the trainer before what it talks to
-                group.end(at_once=group.role.name == "trainer" and not trainer_ended)
+                group.end(at_once=group.role.name == "retriever" or (group.role.name == "trainer" and not trainer_ended))
 
     def _watch(self, groups: list[Group], logs: Path) -> Group:
         """The first group to end; a stop is passed on meanwhile."""
@@ -149,21 +149,9 @@ class Supervisor:
 
     def _command(self, role: Role) -> list[str]:
         if role.name == "retriever":
-            s = self.recipe.env.search
-            index = [s.index] if s.index else []
-            return [
-                self.python,
-                "-m",
-                "paw_hpc.cli",
-                "data",
-                "search",
-                "serve",
-                *index,
-                "--host",
-                "0.0.0.0",
-                "--port",
-                str(port(self.job, "retriever")),
-            ]
+            search, local = self.recipe.env.search, self.machine.hosts[role.first_node] == LOOPBACK
+            where = ["--host", LOOPBACK if local else "0.0.0.0", "--port", str(port(self.job, "retriever")), "--data", search.data]
+            return [self.python, "-m", "paw_hpc.cli", "data", "search", "serve", *([search.index] if search.index else []), *where]
         module = "paw_hpc.cluster.worker" if role.name == "trainer" else "paw_hpc.cluster.server"
         return [self.python, "-u", "-m", module, str(self.run)]
 
@@ -179,7 +167,7 @@ class Supervisor:
         if (rollout := self.layout.rollout) is not None:
             variables["PAW_SERVERS"] = ",".join(self._servers(rollout))
         if (retriever := self.layout.retriever) is not None:
-            variables["PAW_RETRIEVER"] = f"http://{hosts[retriever.first_node]}:{port(self.job, 'retriever')}"
+            variables[RETRIEVER] = f"http://{hosts[retriever.first_node]}:{port(self.job, 'retriever')}"
         if self.recipe.cluster.interface:
             variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self.recipe.cluster.interface)
         return variables

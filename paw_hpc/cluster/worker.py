@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -20,6 +21,9 @@ from paw_hpc.metrics import RunDirectory
 from paw_hpc.signals import StopRequest
 from paw_hpc.storage import write_atomically
 
+RETRIEVER = "PAW_RETRIEVER"
+"""Environment variable: address of the job's own retrieval server, which stands in for the recipe's `env.search.url`."""
+_RETRIEVER_READY_S = 3600.0
 _SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -33,6 +37,7 @@ def main(path: str) -> int:
         _check_visible(run)
         _say_started(run)
         _choose_interface()
+        _wait_for_retriever()
         from paw_hpc import loop
 
         loop.train(RunDirectory(run).recipe(), run, command=f"paw launch: {' '.join(sys.argv)}")
@@ -86,6 +91,21 @@ def _choose_interface() -> None:
             for variable in _SOCKET_VARIABLES:
                 os.environ.setdefault(variable, name)
             return
+
+
+def _wait_for_retriever() -> None:
+    """Loading an index takes longer than an episode would wait; the server opens its port when it is ready. Should it end, the supervisor ends us."""
+    address = urlsplit(os.environ.get(RETRIEVER, "")).netloc
+    deadline = time.monotonic() + _RETRIEVER_READY_S
+    while address:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(f"the retriever at {address} is not ready after an hour ({error}); see the attempt's retriever log") from None
+        time.sleep(1.0)
 
 
 def _explain(error: Exception) -> str:

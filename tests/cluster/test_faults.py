@@ -15,9 +15,10 @@ import pytest
 
 from paw_hpc import loop
 from paw_hpc.cluster import attempts
-from tests.cluster.runs import explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
+from tests.cluster.runs import TINY, explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
 
 pytestmark = pytest.mark.slow
+ASKED = "{}: the trainer is asked to stop"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,23 @@ class Launched:
 
     def wait_for(self, *states: str) -> None:
         wait_until(lambda: job_state(self.job) in states, lambda: f"{job_state(self.job)}\n{explain(self.run)()}")
+
+    @contextlib.contextmanager
+    def held(self, updates: int) -> Iterator[list[int]]:
+        """Inside, the trainer stands still after that many updates, as in one that takes long: what a test does meanwhile never races with the end
+        of the run. Yields its processes' ids."""
+        self.wait_for_updates(updates)
+        pids = trainer_pids(self.run)
+        send(pids, signal.SIGSTOP)
+        assert pids and len(stream(self.run)) < TINY["updates"], explain(self.run)()
+        try:
+            yield pids
+        finally:
+            send(pids, signal.SIGCONT)
+
+    def wait_for_words(self, words: str) -> None:
+        """In what the supervisor has said."""
+        wait_until(lambda: any(words in log.read_text() for log in (self.run / "cluster").glob("job-*.log")), explain(self.run))
 
     def check_complete(self, straight: list[dict[str, float]]) -> None:
         """Every update once, as without a fault, and nobody left behind."""
@@ -77,8 +95,9 @@ def test_no_fault(testbed: Path, tmp_path: Path, straight: list[dict[str, float]
 
 def test_scontrol_requeue(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     with launched(tmp_path) as one:
-        one.wait_for_updates(2)
-        slurm("scontrol", "requeue", one.job)
+        with one.held(2):
+            slurm("scontrol", "requeue", one.job)
+            one.wait_for_words(ASKED.format("SIGTERM"))
         one.wait_for_attempt(2)
         one.check_complete(straight)
         first = attempts.history(one.run)[0]
@@ -88,18 +107,20 @@ def test_scontrol_requeue(testbed: Path, tmp_path: Path, straight: list[dict[str
 def test_time_limit(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     """The warning before the limit: saved, requeued by the job itself, continued. The limit is brought close once the run is under way."""
     with launched(tmp_path, "cluster.warn_s=600") as one:
-        one.wait_for_updates(1)
-        slurm("scontrol", "update", f"jobid={one.job}", "timelimit=9")
+        with one.held(1):
+            slurm("scontrol", "update", f"jobid={one.job}", "timelimit=9")
+            one.wait_for_words(ASKED.format("SIGUSR2"))
+            slurm("scontrol", "update", f"jobid={one.job}", "timelimit=60")
         one.wait_for_attempt(2)
         assert "stopped by SIGUSR2" in attempts.history(one.run)[0].how
-        slurm("scontrol", "update", f"jobid={one.job}", "timelimit=60")
         one.check_complete(straight)
 
 
 def test_preemption(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     with launched(tmp_path, "cluster.partition=low") as one:
-        one.wait_for_updates(2)
-        urgent = slurm("sbatch", "--parsable", "--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+        with one.held(2):
+            urgent = slurm("sbatch", "--parsable", "--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+            one.wait_for_words(ASKED.format("SIG"))
         one.wait_for_attempt(2)
         assert job_state(urgent) in ("COMPLETED", "COMPLETING")
         assert "stopped by SIG" in attempts.history(one.run)[0].how
@@ -109,10 +130,9 @@ def test_preemption(testbed: Path, tmp_path: Path, straight: list[dict[str, floa
 def test_slurmctld_restart(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     """The job does not notice, and a stop that comes while it is away is obeyed all the same."""
     with launched(tmp_path) as one:
-        one.wait_for_updates(1)
-        stop_daemon(testbed / "slurmctld.pid")
-        before = len(stream(one.run))
-        one.wait_for_updates(before + 1)
+        with one.held(1):
+            stop_daemon(testbed / "slurmctld.pid")
+        one.wait_for_updates(3)
         up()
         one.check_complete(straight)
         assert len(attempts.history(one.run)) == 1
@@ -121,27 +141,17 @@ def test_slurmctld_restart(testbed: Path, tmp_path: Path, straight: list[dict[st
 def test_node_failure_and_a_revenant(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     """The node's daemon is gone and its processes run on, as behind a cut cable. The next attempt takes over, and the old one writes nothing more."""
     with launched(tmp_path, "cluster.exclude=node3,node4") as one:
-        one.wait_for_updates(2)
-        [node] = attempts.history(one.run)[0].nodes
-        old = trainer_pids(one.run)
-        for pid in old:
-            os.kill(pid, signal.SIGSTOP)  # so that it is still there when its successor is at work
-        stop_daemon(testbed / f"{node}.pid")
         try:
-            slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-            one.wait_for_attempt(2)
-            second = attempts.history(one.run)[1]
-            assert second.nodes != (node,)
-            one.wait_for_updates(3)
-            for pid in old:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+            with one.held(2):  # still there when its successor is at work
+                [node] = attempts.history(one.run)[0].nodes
+                stop_daemon(testbed / f"{node}.pid")
+                slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+                one.wait_for_attempt(2)
+                assert attempts.history(one.run)[1].nodes != (node,)
+                one.wait_for_updates(3)
             one.wait_for("COMPLETED")
             assert stream(one.run) == straight, explain(one.run)()
         finally:
-            for pid in old:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
             bring_back(node)
         one.check_complete(straight)
         assert attempts.history(one.run)[0].how.startswith(("cut off", "stopped by")), explain(one.run)()
@@ -156,9 +166,7 @@ def test_disk_full_on_checkpoint(testbed: Path, tmp_path: Path, straight: list[d
     ballast = checkpoints / "ballast"
     try:
         with launched(tmp_path) as one:
-            one.wait_for_updates(2)
-            ballast.write_bytes(b"")
-            with contextlib.suppress(OSError), open(ballast, "wb") as file:
+            with one.held(2), contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
                 while True:
                     file.write(b"\0" * 65536)
             one.wait_for("FAILED")
@@ -175,13 +183,19 @@ def test_disk_full_on_checkpoint(testbed: Path, tmp_path: Path, straight: list[d
 def test_scancel(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     """A cancelled job stays cancelled, leaves nobody behind, and its run goes on where it was saved."""
     with launched(tmp_path) as one:
-        one.wait_for_updates(2)
-        assert one.job in paw("cancel", one.run)
+        with one.held(2):
+            assert one.job in paw("cancel", one.run)
         one.wait_for("CANCELLED")
         wait_until(lambda: not processes_naming(str(one.run)), lambda: "\n".join(processes_naming(str(one.run))), 60.0)
         assert len(attempts.history(one.run)) == 1 and 2 <= attempts.saved_updates(one.run) < 5
     with launched(tmp_path) as again:
         again.check_complete(straight)
+
+
+def send(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def up() -> None:
@@ -219,8 +233,7 @@ def test_the_attempt_that_makes_no_progress_is_the_last(testbed: Path, tmp_path:
         for number in (1, 2):
             one.wait_for_attempt(number)
             wait_until(lambda: bool(trainer_pids(one.run)), explain(one.run))
-            for pid in trainer_pids(one.run):
-                os.kill(pid, signal.SIGKILL)
+            send(trainer_pids(one.run), signal.SIGKILL)
             wait_until(lambda n=number: attempts.history(one.run)[n - 1].updates is not None, explain(one.run))
         one.wait_for("FAILED")
         history = attempts.history(one.run)

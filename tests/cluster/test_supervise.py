@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from paw_hpc import fence
-from paw_hpc.cluster import attempts
-from paw_hpc.cluster.layout import Role
+from paw_hpc.cluster import attempts, worker
+from paw_hpc.cluster.layout import Role, port
 from paw_hpc.cluster.steps import LocalGroup, LocalMachine
 from paw_hpc.cluster.supervise import Ending, Supervisor
+from paw_hpc.envs.search.benchmark import make_retriever
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.policy import checkpoint
-from tests.cluster.runs import paw, processes_naming, recipe, stream, write
+from tests.cluster.runs import TINY, paw, processes_naming, recipe, stream, write
 
 SERVED = {"rollout": {"engine": "sglang"}, "cluster": {"rollout_nodes": 1}}
 
@@ -167,3 +171,35 @@ def test_the_local_executor_runs_the_same_job(tmp_path: Path) -> None:
     assert len(stream(run)) == 2 and attempts.history(run)[0].how == "complete: 2 updates"
     assert len(list((run / "attempt_1").glob("trainer-*-1.log"))) == 1
     assert "update 2/2" in paw("logs", run) and not processes_naming(str(run))
+
+
+SEARCH: dict[str, Any] = {
+    **TINY,
+    "env": {"name": "search", "prompt": "compact", "max_steps": 2, "search": {"data": "generated", "retriever": "http", "url": "http://127.0.0.1:9"}},
+}
+"""Its address leads nowhere."""
+
+
+@pytest.mark.slow
+def test_the_jobs_own_retriever_stands_in_for_the_recipes(tmp_path: Path) -> None:
+    """The trainer waits for the retriever beside it, and both are gone afterwards."""
+    made, run = recipe(SEARCH, updates=1, cluster={"retriever_node": True}), tmp_path / "run"
+    paw("launch", write(made, tmp_path / "r.yaml"), "--executor", "local", "--run-dir", run)
+    [attempt] = attempts.history(run)
+    assert attempt.how == "complete: 1 updates" and len(attempt.nodes) == 2 and not processes_naming(str(run))
+    said = paw("logs", run)
+    assert f"retriever: http://127.0.0.1:{port(int(attempt.job), 'retriever')}" in said and "http://127.0.0.1:9," not in said
+
+
+def test_searches_go_to_the_jobs_retriever(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_retriever(recipe(SEARCH).env).name == "retriever at http://127.0.0.1:9/retrieve"
+    monkeypatch.setenv("PAW_RETRIEVER", "http://node3:20001")
+    assert make_retriever(recipe(SEARCH).env).name == "retriever at http://node3:20001/retrieve"
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RuntimeError) as raised:
+        torch.distributed.TCPStore("127.0.0.1", taken.getsockname()[1], 1, True)
+    monkeypatch.setenv("MASTER_PORT", "20000")
+    said = worker._explain(raised.value)
+    assert said.startswith("port 20000 on ") and "set cluster.environment.MASTER_PORT to a free one" in said

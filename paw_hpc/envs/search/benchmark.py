@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class SearchQA:
     @property
     def source(self) -> str:
         found, search = self._data(), self._env.search
-        retriever = search.url if search.retriever == "http" else f"{search.retriever} in {search.index or 'the cache'}"
+        served = os.environ.get("PAW_RETRIEVER") or search.url
+        retriever = served if search.retriever == "http" else f"{search.retriever} in {search.index or 'the cache'}"
         return f"{found.description}, retriever: {retriever}"
 
     def tasks(self, split: str) -> list[Task]:
@@ -138,8 +140,10 @@ def make_retriever(env: EnvSection) -> Retriever:
     if search.retriever == "http":
         from paw_hpc.envs.search.remote import HttpRetriever
 
-        assert search.url is not None  # the recipe has seen to it
-        return HttpRetriever(search.url, timeout_s=search.timeout_s, give_up_s=env.step_timeout_s)
+        url = os.environ.get("PAW_RETRIEVER") or search.url  # the job's own (see cluster/supervise.py) stands in for the recipe's
+        if url is None:
+            raise RecipeError("env.search.url: retriever=http needs the server's address, unless `paw launch` starts one (cluster.retriever_node)")
+        return HttpRetriever(url, timeout_s=search.timeout_s, give_up_s=env.step_timeout_s)
     if search.retriever == "dense":
         from paw_hpc.envs.search.dense import DenseRetriever
 

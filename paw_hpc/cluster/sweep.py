@@ -1,0 +1,161 @@
+"""Sweeps: many runs in one short file. A run of a sweep is a recipe with a few keys set, and nothing that a command line could not say.
+
+    sweep: ablation                                    # its own name; this key makes a file a sweep
+    choices: choices.yaml                              # what the words below stand for
+    name: "{benchmark}-{model}-{algorithm}-{arm}"      # of each run
+    seeds: [0, 1, 2]
+    runs:                                              # every entry is a product: here 2 x 1 x 1 x 4 x 1 runs, with three seeds each
+      - benchmark: [alfworld, webshop]
+        model: qwen2.5-1.5b
+        algorithm: grpo
+        arm: [vanilla, paw, lambda-1, ce-lambda]
+        hardware: 2-gpus
+
+The file of choices says for every word of every axis which keys of a recipe it sets; one of them names the recipe (`base`). Words of two axes must not
+set the same key, so the order of axes means nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, NonNegativeInt, ValidationError
+from yaml import YAMLError
+
+from paw_hpc.errors import RecipeError
+from paw_hpc.recipe import Section
+
+_KEY = "sweep"
+Fragment = Mapping[str, Any]
+"""Keys of a recipe, nested as in one, and perhaps `base`."""
+
+
+class _SweepFile(Section):
+    sweep: str
+    choices: str
+    name: str
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    runs: Annotated[tuple[dict[str, str | tuple[str, ...]], ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One run of a sweep, with any seed."""
+
+    name: str
+    base: Path
+    """The recipe file."""
+    changes: tuple[str, ...]
+    """`key.path=value` for each key that the sweep sets, its name among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep's file says."""
+
+    name: str
+    seeds: tuple[int, ...]
+    variants: tuple[Variant, ...]
+    """In the order of the file; names differ."""
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a file is a sweep and no recipe. False for what cannot be read: reading it as a recipe says why."""
+    try:
+        content = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
+        return False
+    return isinstance(content, DictConfig) and _KEY in content
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Every run of a sweep's file.
+
+    Raises:
+        RecipeError: an unknown key, axis or word, two words that set one key, two runs of one name; one line that names the file.
+    """
+    try:
+        said = _SweepFile.model_validate(_read(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
+    source = path.parent / said.choices
+    choices = _read(source)
+    variants = [_variant(path, said.name, words, choices, source) for entry in said.runs for words in _product(path, entry, choices, source)]
+    names = [variant.name for variant in variants]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(f"{path}: name: two runs are called '{twice[0]}'; let `name` have every axis in which they differ, or drop one")
+    return Sweep(said.sweep, said.seeds, tuple(variants))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _product(path: Path, entry: Mapping[str, str | tuple[str, ...]], choices: Mapping[str, Any], source: Path) -> list[dict[str, str]]:
+    """axis -> word, for every combination that an entry stands for."""
+    for axis, said in entry.items():
+        known = choices.get(axis)
+        if not isinstance(known, dict):
+            raise RecipeError(f"{path}: runs: no axis '{axis}' in {source}{_close(axis, choices)}")
+        for word in _words(said):
+            if not isinstance(known.get(word), dict):
+                raise RecipeError(f"{path}: runs: no {axis} '{word}' in {source}{_close(word, known)}")
+    return [dict(zip(entry, chosen, strict=True)) for chosen in itertools.product(*map(_words, entry.values()))]
+
+
+def _words(said: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (said,) if isinstance(said, str) else said
+
+
+def _close(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known := list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; there are {', '.join(known)}"
+
+
+def _variant(path: Path, template: str, words: dict[str, str], choices: Mapping[str, Any], source: Path) -> Variant:
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+    except ValueError as error:
+        raise RecipeError(f"{path}: name: {error}; write it like {{benchmark}}-{{model}}") from None
+    if unknown := fields - words.keys():
+        raise RecipeError(f"{path}: name: '{min(unknown)}' is no axis of every run; those of one are {', '.join(words)}")
+    name = template.format(**words)
+    base, changes, owner = None, [f"name={json.dumps(name)}"], {"name": "name"}
+    for axis, word in words.items():
+        for key, value in _leaves(choices[axis][word]):
+            if key in owner:
+                raise RecipeError(f"{path}: {name}: {key} is set by {owner[key]} and by {axis} '{word}' in {source}; one of them must leave it out")
+            owner[key] = f"{axis} '{word}'"
+            if key == "base":
+                base = source.parent / str(value)
+            else:
+                changes.append(f"{key}={json.dumps(value)}")  # JSON is YAML: values keep their types
+    if base is None:
+        raise RecipeError(f"{path}: {name}: none of its words names a recipe; one axis in {source} needs `base: FILE`")
+    return Variant(name, base, tuple(changes))
+
+
+def _leaves(fragment: Fragment, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of everything that is no mapping."""
+    found: list[tuple[str, Any]] = []
+    for key, value in fragment.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return found
