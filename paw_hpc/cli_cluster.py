@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +14,24 @@ import typer
 from paw_hpc.errors import RecipeError, UserError
 
 app = typer.Typer()
-Arguments = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipe files, then overrides by dotted path.")]
+Arguments = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipe or sweep files, then overrides by dotted path.")]
+Only = Annotated[str | None, typer.Option("--only", help="Of a sweep, the runs whose names match: '*1.5b*-paw'.")]
+Seeds = Annotated[str | None, typer.Option(help="Every recipe with each of these seeds: 0,1,2 or 0-4. A sweep has its own.")]
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A recipe, one run of a sweep, or either with a seed."""
+
+    path: Path
+    overrides: list[str]
+    variant: tuple[str, ...] = ()
+
+    def recipe(self):  # type: ignore[no-untyped-def]
+        from paw_hpc.cluster.settings import load_for_cluster
+
+        return load_for_cluster(self.path, self.overrides, variant=self.variant)
 
 
 @app.command()
@@ -23,9 +41,12 @@ def launch(
         str, typer.Option(help="slurm: submit; allocation: in the one that this shell is in; local: as processes here. auto: allocation, else slurm.")
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script that would be submitted, and stop.")] = False,
-    array: Annotated[bool, typer.Option("--array", help="Submit all runs as one array; runs that are complete are left out.")] = False,
-    parallelism: Annotated[int | None, typer.Option("--parallelism", min=1, help="With --array: so many tasks at once.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Launch every recipe with each of these seeds: 0,1,2 or 0-4.")] = None,
+    array: Annotated[
+        bool, typer.Option("--array", help="Submit all runs as one array per kind of allocation; those that are complete or queued are left out.")
+    ] = False,
+    parallelism: Annotated[int | None, typer.Option("--parallelism", min=1, help="With --array: so many tasks of an array at once.")] = None,
+    seeds: Seeds = None,
+    only: Only = None,
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="The run's directory. Default: runs/NAME-sSEED. One recipe and seed only.")
     ] = None,
@@ -37,7 +58,7 @@ def launch(
         raise UserError(f"--executor {executor}: one of slurm, allocation, local, auto")
     if parallelism is not None and not array:
         raise UserError("--parallelism: it bounds the tasks of an array; add --array")
-    launches = [_launchable(path, overrides, run_dir) for path, overrides in _recipes(arguments, seeds, run_dir)]
+    launches = [_launchable(wanted, run_dir) for wanted in _wanted(arguments, seeds, only, run_dir)]
     unfinished = [one for one in launches if not one.finished]
     for one in launches:
         if one.finished:
@@ -57,13 +78,20 @@ def launch(
 
 
 @app.command()
-def plan(arguments: Arguments) -> None:
-    """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot fit."""
+def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None) -> None:
+    """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot fit. Of a sweep: a line per run."""
+    from paw_hpc.cluster.overview import overview_lines
     from paw_hpc.cluster.plan import make_plan, print_plan
-    from paw_hpc.cluster.settings import load_for_cluster
+    from paw_hpc.cluster.sweep import is_sweep, load_sweep
 
-    for path, overrides in _recipes(arguments, None, None):
-        print_plan(make_plan(load_for_cluster(path, overrides)))
+    paths, overrides = _split(arguments)
+    for path in paths:
+        if not is_sweep(path):
+            print_plan(make_plan(_Wanted(path, overrides).recipe()))
+            continue
+        sweep, count = load_sweep(path), len(_seeds(seeds)) if seeds is not None else None
+        plans = [make_plan(_Wanted(one.base, overrides, one.changes).recipe()) for one in _chosen(path, sweep, only)]
+        print("\n".join(overview_lines(sweep.name, plans, count or len(sweep.seeds))))
 
 
 @app.command()
@@ -108,20 +136,43 @@ def cancel(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run director
     print(f"{run}: job {runs.cancel(run)} is being ended")
 
 
-def _recipes(arguments: list[str], seeds: str | None, run_dir: Path | None) -> list[tuple[Path, list[str]]]:
-    """(recipe file, overrides) of every run."""
+def _split(arguments: list[str]) -> tuple[list[Path], list[str]]:
+    """(files, overrides)."""
     paths = [Path(item) for item in arguments if not _OVERRIDE.match(item)]
-    overrides = [item for item in arguments if _OVERRIDE.match(item)]
     if not paths:
         raise RecipeError("no recipe file among the arguments; name at least one")
-    numbers = _seeds(seeds) if seeds is not None else [None]
-    if run_dir is not None and len(paths) * len(numbers) > 1:
+    return paths, [item for item in arguments if _OVERRIDE.match(item)]
+
+
+def _wanted(arguments: list[str], seeds: str | None, only: str | None, run_dir: Path | None) -> list[_Wanted]:
+    """Every run that is asked for, each with its seed."""
+    from paw_hpc.cluster.sweep import is_sweep, load_sweep
+
+    paths, overrides = _split(arguments)
+    given = _seeds(seeds) if seeds is not None else None
+    found: list[_Wanted] = []
+    for path in paths:
+        if is_sweep(path):
+            sweep = load_sweep(path)
+            numbers: list[int] = given or list(sweep.seeds)
+            found += [_Wanted(one.base, [*overrides, f"seed={seed}"], one.changes) for one in _chosen(path, sweep, only) for seed in numbers]
+        else:
+            found += [_Wanted(path, [*overrides, f"seed={seed}"]) for seed in given] if given else [_Wanted(path, overrides)]
+    if run_dir is not None and len(found) > 1:
         raise UserError("--run-dir: it names one run; leave it out for several recipes or seeds")
-    return [(path, overrides + ([f"seed={seed}"] if seed is not None else [])) for path in paths for seed in numbers]
+    return found
 
 
-def _seeds(text: str) -> list[int | None]:
-    found: list[int | None] = []
+def _chosen(path: Path, sweep, only: str | None):  # type: ignore[no-untyped-def]
+    """The runs of a sweep that `--only` leaves."""
+    chosen = [one for one in sweep.variants if only is None or fnmatch.fnmatchcase(one.name, only)]
+    if not chosen:
+        raise UserError(f"--only {only}: no run of {path} has such a name; `paw plan {path}` lists them")
+    return chosen
+
+
+def _seeds(text: str) -> list[int]:
+    found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
@@ -130,23 +181,33 @@ def _seeds(text: str) -> list[int | None]:
     return found
 
 
-def _launchable(path: Path, overrides: list[str], run_dir: Path | None):  # type: ignore[no-untyped-def]
-    from paw_hpc.cluster.settings import load_for_cluster
+def _launchable(wanted: _Wanted, run_dir: Path | None):  # type: ignore[no-untyped-def]
     from paw_hpc.cluster.submit import Launchable
 
-    recipe = load_for_cluster(path, overrides)
+    recipe = wanted.recipe()
     return Launchable.of(recipe, run_dir or Path("runs") / f"{recipe.name}-s{recipe.seed}")
 
 
 def _array(launches, parallelism: int | None, dry_run: bool) -> None:  # type: ignore[no-untyped-def]
     from paw_hpc.cluster import submit
 
-    folder = submit.sweep_folder(launches)
-    if dry_run:
-        print(submit.array_script(launches, parallelism, folder), end="")
-        return
-    for one, submission in zip(launches, submit.submit_array(launches, parallelism, folder), strict=True):
-        print(f"{one.run}: job {submission.job}")
+    if not dry_run:
+        already = submit.queued(launches)
+        for run, job in already.items():
+            print(f"{run}: in the queue already, job {job}", file=sys.stderr)
+        launches = [one for one in launches if one.run not in already]
+    arrays = submit.alike(launches)
+    for tasks in arrays if not dry_run else ():
+        submit.check_partition(tasks[0])  # of all, before the first is submitted
+    for tasks in arrays:
+        folder = submit.sweep_folder(tasks)
+        if dry_run:
+            print(submit.array_script(tasks, parallelism, folder), end="")
+            for index, one in enumerate(tasks):
+                print(f"task {index}: {_short(one.run)}", file=sys.stderr)
+        else:
+            for one, submission in zip(tasks, submit.submit_array(tasks, parallelism, folder), strict=True):
+                print(f"{one.run}: job {submission.job}")
 
 
 def _short(path: Path) -> str:

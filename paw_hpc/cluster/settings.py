@@ -25,7 +25,7 @@ def user_file() -> Path:
 
 
 def load_for_cluster(path: Path, overrides: Sequence[str] = (), *, variant: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with the keys that a sweep sets in it (`variant`), then those of `cluster:` that the user's file names, then the overrides.
+    """The recipe in a file, with what a sweep sets in it (`variant`), then the keys of `cluster:` in the user's file, then the overrides.
 
     Raises:
         RecipeError: see `load_recipe`; keys of the user's file are checked alike, and the file is named.

@@ -11,8 +11,8 @@
         arm: [vanilla, paw, lambda-1, ce-lambda]
         hardware: 2-gpus
 
-The file of choices says for every word of every axis which keys of a recipe it sets; one of them names the recipe (`base`). Words of two axes must not
-set the same key, so the order of axes means nothing.
+The file of choices says for every word of every axis which keys of a recipe it sets; one of them names the recipe (`base`). Words of two axes must
+not set the same key, so the order of axes means nothing.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from paw_hpc.cluster.submit import Launchable, array_script, resolve_executor, s
 from paw_hpc.errors import RecipeError, UserError
 from paw_hpc.recipe import load_recipe
 from tests.cluster.runs import recipe, write
+from tests.recipe_files import RECIPES
 
 REPOSITORY = Path(__file__).parents[2]
-RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
 FULL = {
     "partition": "gpu",
     "account": "lab",

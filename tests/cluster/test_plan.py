@@ -14,8 +14,7 @@ from paw_hpc.cluster.nearest import apply_overrides
 from paw_hpc.cluster.plan import make_plan, plan_lines
 from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
-
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+from tests.recipe_files import RECIPES
 
 
 def big(model: str = "Qwen/Qwen2.5-7B-Instruct", **changes: Any) -> Recipe:
