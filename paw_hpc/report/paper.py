@@ -70,8 +70,13 @@ ABLATION: dict[str, tuple[float, float]] = {
 
 OVERHEAD_S = 10.7
 STEP_S = 505.0
+OVERHEAD_SHARE = 0.021
 PEAK_MEMORY_GB = 2.4
-"""What PaW adds to one GRPO step (ALFWorld, 1.5B): seconds of about STEP_S, and peak memory."""
+MEAN_MEMORY_GB = 2.2
+"""What PaW adds to one GRPO step (ALFWorld, 1.5B): seconds of about STEP_S and their share of it, and memory, at its peak and on average."""
+BEST_RHO = 0.2
+BEST_ALPHA = 0.75
+"""Of the sensitivity study (WebShop), whose other values the paper shows in a figure only."""
 
 _SHARED_PROTOCOL = {
     "env.train_games": None,
@@ -85,6 +90,9 @@ _SHARED_PROTOCOL = {
     "rollout.max_response_tokens": 512,
     "optimizer.lr": 1e-6,
     "algorithm.penalty": "advantage",
+    "algorithm.kl_coefficient": 0.01,
+    "algorithm.kl_estimator": "low_variance",
+    "eval.temperature": 0.4,
     "algorithm.gamma": 0.95,
     "algorithm.gigpo_omega": 1.0,
     "updates": 150,
@@ -118,11 +126,15 @@ _PROTOCOLS: dict[str, dict[str, object]] = {
         "rollout.group_size": 5,
         "rollout.max_prompt_tokens": 4096,
         "optimizer.mini_batch": 512,
+        "algorithm.kl_coefficient": 0.001,
         "algorithm.gigpo_similarity": 0.9,
+        "eval.temperature": 0.0,
         "updates": 200,
     },
 }
-"""The set-up of appendix A.1, as recipe keys."""
+"""The set-up of appendix A.1, as recipe keys; updates and the KL loss are those of the GiGPO paper, whose set-up PaW follows."""
+_PPO_PROTOCOL = {"rollout.groups": 128, "rollout.group_size": 1, "optimizer.critic_lr": 1e-5}
+"""Separate environments in the place of groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,11 @@ def paper_row(recipe: Recipe) -> PaperRow | None:
     return PaperRow(label, {"All": (alone[arm == "+PaW"],)}, _deviations(recipe)) if alone else None
 
 
+def protocol(benchmark: str, algorithm: str) -> dict[str, object]:
+    """The paper's set-up: recipe key -> value (a set where order means nothing)."""
+    return _PROTOCOLS[benchmark] | (_PPO_PROTOCOL if algorithm == "ppo" else {})
+
+
 def _model_size(recipe: Recipe) -> str | None:
     name = (recipe.model.path or "").rstrip("/").rsplit("/", 1)[-1].lower()
     return {
@@ -191,7 +208,7 @@ def _arm(wm: WorldModelSection) -> str | None:
 
 def _deviations(recipe: Recipe) -> tuple[str, ...]:
     found = []
-    for key, theirs in _PROTOCOLS[recipe.env.name].items():
+    for key, theirs in protocol(recipe.env.name, recipe.algorithm.name).items():
         if key.startswith("algorithm.gigpo") and recipe.algorithm.name != "gigpo":
             continue
         ours: object = recipe

@@ -1,0 +1,184 @@
+"""The paper's tables as sweeps: every number has its runs, every run its set-up, its layout and its script."""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from paw_hpc.cli import app
+from paw_hpc.cluster.plan import Plan, make_plan
+from paw_hpc.cluster.settings import load_for_cluster
+from paw_hpc.cluster.submit import Launchable, alike, array_script
+from paw_hpc.cluster.sweep import Sweep, Variant, load_sweep
+from paw_hpc.metrics import HARMLESS
+from paw_hpc.recipe import Recipe, load_recipe
+from paw_hpc.report import paper
+from paw_hpc.report.paper import paper_row
+from tests.recipe_files import CHOICES, RECIPES, ROOT, SWEEPS
+
+PAPER = [path for path in SWEEPS if path.parent == CHOICES.parent]
+HARDWARE = (*HARMLESS, "name", "policy.", "rollout.engine", "rollout.fleet.", "model.gradient_checkpointing")
+"""Keys that say where a run computes, or how it is called, and not what it computes."""
+BY_NAME = pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+
+
+@functools.cache
+def sweep(path: Path) -> Sweep:
+    return load_sweep(path)
+
+
+@functools.cache
+def recipe_of(variant: Variant) -> Recipe:
+    return load_for_cluster(variant.base, (), variant=variant.changes)
+
+
+@functools.cache
+def plans(path: Path) -> tuple[Plan, ...]:
+    return tuple(make_plan(recipe_of(variant)) for variant in sweep(path).variants)
+
+
+def all_variants() -> list[Variant]:
+    return [variant for path in PAPER for variant in sweep(path).variants]
+
+
+def by_name(stem: str) -> dict[str, Recipe]:
+    return {variant.name: recipe_of(variant) for variant in sweep(CHOICES.parent / f"{stem}.yaml").variants}
+
+
+def science(recipe: Recipe) -> dict[str, Any]:
+    """What decides the numbers: dotted key -> value."""
+    flat: dict[str, Any] = {}
+
+    def walk(tree: dict[str, Any], prefix: str) -> None:
+        for key, value in tree.items():
+            walk(value, f"{prefix}{key}.") if isinstance(value, dict) else flat.__setitem__(prefix + key, value)
+
+    walk(recipe.model_dump(mode="json"), "")
+    return {k: v for k, v in flat.items() if k == "updates" or not any(k == name or (name.endswith(".") and k.startswith(name)) for name in HARDWARE)}
+
+
+class TestCoverage:
+    def test_every_number_of_the_papers_tables_has_its_runs(self) -> None:
+        found: dict[str, set[str]] = {"alfworld": set(), "webshop": set(), "search": set()}
+        for variant in all_variants():
+            if (row := paper_row(recipe_of(variant))) is not None:
+                found[recipe_of(variant).env.name].add(row.label)
+        ablations = {f"1.5B GRPO, {arm}" for arm in paper.ABLATION if arm not in ("GRPO", "PaW")}  # those two are rows of the main table
+        alone = {f"{size} {algorithm}{arm}" for algorithm, size in (name.split(" ", 1) for name in paper.WEBSHOP_SUCCESS) for arm in ("", "+PaW")}
+        assert found["alfworld"] == paper.MAIN.keys() | ablations
+        assert found["webshop"] == paper.MAIN.keys() | ablations | alone
+        assert found["search"] == paper.SEARCH.keys()
+
+    @BY_NAME
+    def test_runs_have_the_papers_set_up_and_seeds(self, path: Path) -> None:
+        assert sweep(path).seeds == (0, 1, 2)
+        for variant in sweep(path).variants:
+            recipe = recipe_of(variant)
+            row = paper_row(recipe)
+            if row is not None:
+                assert row.deviations == (), variant.name
+            protocol = paper.protocol(recipe.env.name, recipe.algorithm.name)
+            assert recipe.updates == protocol["updates"] and recipe.optimizer.mini_batch == protocol["optimizer.mini_batch"]
+            assert recipe.wm.entropy == "full" or variant.name.endswith("entropy-sampled")
+            assert recipe.rollout.staleness == 0 and recipe.wm.max_observation_tokens >= 256
+
+    def test_tables_have_the_rows_of_the_paper_alone_and_the_others_say_what_they_vary(self) -> None:
+        for stem in ("table1", "table2", "table3", "ablation"):
+            assert all(paper_row(recipe) is not None for recipe in by_name(stem).values())
+        varied = {(recipe.wm.rho, recipe.wm.alpha) for recipe in by_name("sensitivity").values()}
+        assert (paper.BEST_RHO, paper.BEST_ALPHA) in varied
+        assert all(rho == paper.BEST_RHO or alpha == paper.BEST_ALPHA for rho, alpha in varied)
+        assert max(rho for rho, _ in varied) == 1.0 and max(alpha for _, alpha in varied) == 1.0
+        assert {recipe.env.name for recipe in by_name("sensitivity").values()} == {"webshop"}
+        arms = {name.split("grpo-")[1] for name in by_name("controls")}
+        assert arms >= {"vanilla", "paw", "lambda-1", "alpha-1", "random-0.75", "rho-1", "ce-0.02", "ce-0.05", "ce-lambda", "shuffled"}
+        assert arms >= {"shuffled-ce-lambda", "shuffled-ce-0.05", "entropy-sampled", "every-4", "decay"}
+
+    def test_a_name_means_the_same_run_in_every_sweep(self) -> None:
+        """So a run that two sweeps share is trained once: it has one run directory."""
+        known: dict[str, Recipe] = {}
+        for variant in all_variants():
+            assert known.setdefault(variant.name, recipe_of(variant)) == recipe_of(variant), variant.name
+        assert len({recipe.model_dump_json(exclude={"name"}) for recipe in known.values()}) == len(known)  # and two names, two runs
+
+    def test_single_recipes_are_the_sweeps_runs(self) -> None:
+        runs = {variant.name.removesuffix("-vanilla"): recipe_of(variant) for variant in all_variants()}
+        single = [path for path in RECIPES if path.name.startswith("qwen")]
+        assert len(single) >= 16
+        for path in single:
+            recipe = load_recipe(path)
+            assert science(recipe) == science(runs[recipe.name]), path
+
+    def test_the_comparison_of_single_recipes_sees_a_difference(self) -> None:
+        runs = by_name("table1")
+        one, other = (science(runs[f"webshop-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw"))
+        assert {key for key in one if one[key] != other[key]} == {"wm.enabled"}
+
+
+class TestLayout:
+    @BY_NAME
+    def test_every_run_fits_its_gpus_and_has_an_estimated_time(self, path: Path) -> None:
+        for plan in plans(path):
+            assert plan.layout.gpus >= 2 and plan.layout.nodes == 1
+            assert plan.trainer is not None and plan.server is not None and plan.time is not None
+            assert (
+                plan.server.requests >= plan.recipe.rollout.groups * plan.recipe.rollout.group_size / plan.layout.own_servers / 8
+            )  # no starving cache
+
+    @BY_NAME
+    def test_a_sweep_is_launched_whole(self, path: Path, tmp_path: Path) -> None:
+        """Every run with every seed is one task of exactly one array; arrays differ in what they ask Slurm for; scripts are shell."""
+        found = sweep(path)
+        launches = [
+            Launchable.of(recipe_of(variant).model_copy(update={"seed": seed}), tmp_path / f"{variant.name}-s{seed}")
+            for variant in found.variants
+            for seed in found.seeds
+        ]
+        arrays = alike(launches)
+        assert sorted(one.run for tasks in arrays for one in tasks) == sorted(one.run for one in launches)
+        scripts = [array_script(tasks, 4, tmp_path) for tasks in arrays]
+        for tasks, text in zip(arrays, scripts, strict=True):
+            assert f"#SBATCH --array=0-{len(tasks) - 1}%4" in text.splitlines()
+            assert f"#SBATCH --gpus-per-node={tasks[0].layout.gpus_per_node}" in text.splitlines()
+            assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+        assert len({re.search(r"--gpus-per-node=(\d+)", text)[1] for text in scripts}) == len(scripts)  # type: ignore[index]
+
+
+class TestCommands:
+    def invoke(self, *arguments: str | Path) -> str:
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        assert done.exit_code == 0, done.output + repr(done.exception)
+        return done.output
+
+    def test_dry_run_prints_an_array_per_allocation_and_writes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        text = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run")
+        assert text.count("#!/bin/bash") == 2 and text.count("task 0: runs/") == 2 and text.count("task 23: runs/") == 2
+        assert list(tmp_path.iterdir()) == []
+
+    def test_only_and_seeds_choose_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        text = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--only", "webshop-*-1.5b-grpo-*", "--seeds", "5-6")
+        assert re.findall(r"task \d: runs/(\S+)", text) == [
+            f"webshop-qwen2.5-1.5b-grpo-{arm}-s{seed}" for arm in ("vanilla", "paw") for seed in (5, 6)
+        ]
+        nothing = CliRunner().invoke(app, ["launch", str(ROOT / "paper" / "table1.yaml"), "--dry-run", "--only", "*-70b-*"])
+        assert nothing.exit_code != 0 and "no run of" in str(nothing.exception)
+
+    def test_the_plan_of_a_sweep_is_a_line_per_run(self) -> None:
+        text = self.invoke("plan", ROOT / "paper" / "table3.yaml", "cluster.gpu=H200")
+        assert sum(line.startswith("webshop-") for line in text.splitlines()) == 10 and "1 x 8 H200" in text
+        assert re.search(r"table3: 10 runs x 3 seeds, [\d,]+ GPU hours, estimated", text) and "assumed: episodes last" in text
+
+    def test_the_users_file_wins_over_the_sweep_and_loses_to_the_command_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        own = tmp_path / "cluster.yaml"
+        own.write_text("cpus_per_node: 7\npartition: mine\n")
+        monkeypatch.setenv("PAW_CLUSTER_CONFIG", str(own))
+        text = self.invoke("launch", ROOT / "paper" / "ablation.yaml", "--array", "--dry-run", "cluster.partition=theirs")
+        assert "#SBATCH --cpus-per-task=7" in text and "#SBATCH --partition=theirs" in text and "#SBATCH --gpus-per-node=2" in text
