@@ -40,13 +40,14 @@ from paw_hpc.kernels import linear_row_loss
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.policy.tiny import build_tiny
-from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
+from paw_hpc.recipe import Recipe, WarmStartSection, dump_recipe, load_recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.seeding import derive_seed, generator
 
-HARVEST_VERSION = 2
+HARVEST_VERSION = 3
 """Part of the cache key: raise it when the expert or the transcript format changes."""
 _CHUNK_GAMES = 10
+_IDLE = ("look", "inventory", "examine ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, An
     section = recipe.warm_start
     listed = games.tasks("train", recipe.env.games, recipe.env.task_types)
     tasks = sub_panel(listed, min(section.games, len(listed)), seed=recipe.seed, name="warm_start.games")
-    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.max_steps, recipe.seed]
+    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.dawdle, section.max_steps, recipe.seed]
     path = cache_dir("warm-start") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl.gz"
     if not path.exists():
         chunks = [tasks[i : i + _CHUNK_GAMES] for i in range(0, len(tasks), _CHUNK_GAMES)]
@@ -148,19 +149,22 @@ def _play_games(tasks: Sequence[Task], recipe: Recipe) -> list[str]:
         for member, hint in enumerate(recipe.warm_start.hints):
             detour = recipe.warm_start.detour if member % 2 == 0 else 0.0
             rng = np.random.default_rng(derive_seed(recipe.seed, f"expert/{task.task_id}", member))
-            lines.append(json.dumps(_play(engine, task, game["walkthrough"], hint, detour, recipe.warm_start.max_steps, rng)))
+            lines.append(json.dumps(_play(engine, task, game["walkthrough"], hint, detour, recipe.warm_start, rng)))
     return lines
 
 
 def _play(
-    engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, max_steps: int, rng: np.random.Generator
+    engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, section: WarmStartSection, rng: np.random.Generator
 ) -> dict[str, Any]:
     from paw_hpc.envs.alfworld.expert import Expert
 
     observation, admissible, won = engine.reset()
     expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), list[dict[str, Any]]()
-    while not won and len(steps) < max_steps:
+    while not won and len(steps) < section.max_steps:
         label = expert.act(admissible)
+        if rng.random() < section.dawdle:
+            idle = [command for command in admissible if command.startswith(_IDLE)]
+            label = idle[int(rng.integers(len(idle)))]
         played = label if rng.random() >= detour else admissible[int(rng.integers(len(admissible)))]
         steps.append({"observation": observation, "admissible": admissible, "label": label, "played": played})
         observation, admissible, won = engine.step(played)

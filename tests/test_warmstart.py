@@ -1,0 +1,39 @@
+"""What a policy from scratch is cloned from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paw_hpc.envs.alfworld.compose import compose
+from paw_hpc.envs.alfworld.engine import GameEngine
+from paw_hpc.envs.base import Task
+from paw_hpc.recipe import WarmStartSection
+from paw_hpc.warmstart import _play
+
+IDLE = {"look", "inventory", "examine"}
+
+
+def labels(dawdle: float) -> tuple[list[str], bool]:
+    """The expert's commands over 8 episodes of one game, and whether all were won; every command was admissible and was played."""
+    task_id, game = compose("train", "pick_and_place_simple", 2, seed=11)
+    engine, section = GameEngine(game), WarmStartSection(dawdle=dawdle, max_steps=60)
+    said, won = [], True
+    for seed in range(8):
+        played = _play(engine, Task(task_id, "pick_and_place_simple", ""), game["walkthrough"], 1.0, 0.0, section, np.random.default_rng(seed))
+        for step in played["steps"]:
+            assert step["label"] in step["admissible"] and step["played"] == step["label"]
+        said += [step["label"] for step in played["steps"]]
+        won &= played["won"]
+    return said, won
+
+
+@pytest.mark.parametrize("dawdle", [0.3, 0.5])
+def test_a_dawdling_expert_looks_about_in_its_share_of_the_steps_and_still_wins(dawdle: float) -> None:
+    brisk, brisk_won = labels(0.0)
+    slow, slow_won = labels(dawdle)
+    assert brisk_won and slow_won
+    share = sum(label.split()[0] in IDLE for label in slow) / len(slow)
+    assert sum(label.split()[0] in IDLE for label in brisk) == 0
+    assert abs(share - dawdle) < 4 * (dawdle * (1 - dawdle) / len(slow)) ** 0.5
+    assert len(slow) > len(brisk)
