@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from paw_hpc import statistics
-from paw_hpc.statistics import cluster_interval, paired_difference, ratio_interval, stratified_mean, success_interval, wilson_interval
+from paw_hpc.statistics import (
+    cluster_interval,
+    crossed_mean,
+    crossed_rate,
+    paired_difference,
+    paired_over_seeds,
+    ratio_interval,
+    stratified_mean,
+    success_interval,
+    wilson_interval,
+)
 
 
 def wilson_by_hand(successes: int, trials: int) -> tuple[float, float]:
@@ -166,3 +176,69 @@ class TestTheMeanOfStrata:
     def test_of_nothing_is_an_error(self) -> None:
         with pytest.raises(ValueError, match="need one of each"):
             stratified_mean([], [], [])
+
+
+def crossed(rng: np.random.Generator, seeds: int, tasks: int, of_seed: float, of_task: float, of_cell: float) -> np.ndarray:
+    """[seeds, tasks] with a true mean of 0."""
+    return rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_task, (1, tasks)) + rng.normal(0, of_cell, (seeds, tasks))
+
+
+class TestSeedsAndTasks:
+    @pytest.mark.parametrize(("of_seed", "of_task", "of_cell"), [(0.1, 0.1, 0.3), (0.15, 0.05, 0.1), (0.0, 0.2, 0.5)])
+    def test_the_interval_covers_the_truth_whatever_varies(self, of_seed: float, of_task: float, of_cell: float) -> None:
+        rng, covered, over_tasks, rounds = np.random.default_rng(2), 0, 0, 500
+        for _ in range(rounds):
+            table = crossed(rng, 5, 40, of_seed, of_task, of_cell)
+            found = crossed_mean(table)
+            covered += found.low <= 0 <= found.high
+            means = table.mean(axis=0)
+            over_tasks += abs(means.mean()) < 1.96 * means.std(ddof=1) / math.sqrt(40)
+        assert 0.93 <= covered / rounds <= 0.995
+        if of_seed:  # the negative control: an interval over tasks alone knows nothing of seeds
+            assert over_tasks / rounds < 0.8
+
+    def test_it_is_narrower_than_a_bootstrap_over_both_where_cells_are_noisy(self) -> None:
+        rng = np.random.default_rng(4)
+        table = crossed(rng, 20, 40, 0.0, 0.0, 0.5)
+        found = crossed_mean(table)
+        weights = [rng.multinomial(n, np.full(n, 1 / n), size=2000) / n for n in table.shape]
+        pigeonhole = np.einsum("bs,st,bt->b", weights[0], table, weights[1])
+        assert found.high - found.low < 0.8 * np.ptp(np.quantile(pigeonhole, [0.025, 0.975]))
+
+    def test_two_seeds_that_differ_by_the_same_everywhere_are_a_t_test_of_two(self) -> None:
+        found = crossed_mean([[0.1] * 30, [0.3] * 30])
+        assert (found.mean, found.seeds, found.tasks) == (pytest.approx(0.2), 2, 30)
+        assert found.high - found.mean == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom; standard error 0.1
+
+    def test_a_constant_table_has_no_width_and_a_single_row_is_refused(self) -> None:
+        assert crossed_mean(np.zeros((3, 4))) == statistics.CrossedMean(0.0, 0.0, 0.0, 1.0, 3, 4)
+        with pytest.raises(ValueError, match="two seeds and two tasks"):
+            crossed_mean([[1.0, 0.0]])
+
+    def test_rates_stay_rates(self) -> None:
+        won = {seed: {f"g{i}": [1.0] for i in range(8)} for seed in range(3)}
+        assert crossed_rate(won) == wilson_interval(8, 8)
+        nearly = {seed: {f"g{i}": [float(i > 0 or seed > 0)] for i in range(8)} for seed in range(3)}
+        low, high = crossed_rate(nearly)
+        assert 0.0 < low < 23 / 24 < high == 1.0
+
+    def test_pairs_are_of_the_same_seed(self) -> None:
+        """Seeds that lift both arms alike cancel; paired with the wrong ones they do not."""
+        rng = np.random.default_rng(6)
+        lift = [0.0, 0.2, 0.4]
+        a = {s: {f"g{i}": [lift[s] + rng.normal(0, 0.02)] for i in range(10)} for s in range(3)}
+        b = {s: {f"g{i}": [a[s][f"g{i}"][0] + 0.05 + rng.normal(0, 0.01)] for i in range(10)} for s in range(3)}
+        paired = paired_over_seeds(a, b)
+        assert paired.low > 0.03 and (paired.seeds, paired.tasks, paired.favourable) == (3, 10, 3)
+        wrong = paired_over_seeds(a, {s: b[(s + 1) % 3] for s in range(3)})
+        assert wrong.low < 0 and wrong.favourable == 2
+
+    def test_one_policy_without_seeds_is_paired_with_every_seed(self) -> None:
+        start = {7: {"x": [0.0, 1.0], "y": [0.0]}}
+        end = {s: {"x": [1.0], "y": [float(s)]} for s in (0, 1)}
+        assert paired_over_seeds(start, end).difference == pytest.approx(((0.5 + 0.0) + (0.5 + 1.0)) / 4)
+        assert paired_over_seeds(end, start).difference == -paired_over_seeds(start, end).difference
+
+    def test_without_two_pairs_it_is_over_tasks_alone(self) -> None:
+        a, b = {0: {"x": [0.0], "y": [1.0], "z": [0.0]}}, {1: {"x": [1.0], "y": [1.0], "z": [1.0]}}
+        assert paired_over_seeds(a, b) == paired_difference(a[0], b[1])

@@ -21,6 +21,9 @@ from paw_hpc.storage import storage_errors, write_atomically
 __all__ = ["Report", "print_evaluation", "print_report", "write_report"]
 
 
+CURVES = "Learning curves, smoothed: each update of a single run as a point; several seeds as their mean and a band of one standard deviation"
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """A written report: `blocks` are what it says, in order."""
@@ -56,12 +59,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     for key, figure in zip(keys, panel_figures, strict=True):
         tables = [compare.panel_table(arms, key), compare.difference_table(arms, key), compare.type_table(arms, key)]
         blocks += [Heading(f"Evaluation on {compare.panel_name(key)}"), *(table for table in tables if table is not None)]
-        blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals over games"))
+        blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals"))
         if (table := noise.noise_table(arms, key)) and (shares := noise_figures[key]):
             blocks += [table, Figure(shares, noise.CAPTION)]
     if not keys:
         blocks.append(Paragraph("No evaluation in these runs yet; `paw eval RUN --panel valid_seen` makes one."))
-    blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, "Learning curves: every update and a smoothed line")]
+    blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, CURVES)]
+    if throughput := compare.throughput_table(arms):
+        blocks += [Heading("Throughput"), throughput]
     blocks += [Heading("How to read this"), Bullets(compare.notes(arms, keys)), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
@@ -125,6 +130,10 @@ def _rich(block: TableBlock) -> Table:
 
 
 def _sources(arms: Sequence[Arm]) -> tuple[str, ...]:
-    return tuple(
-        f"{arm.label}: {run.path} (seed {run.recipe.seed}, {len(run.metrics)} of {run.recipe.updates} updates)" for arm in arms for run in arm.runs
-    )
+    """One line per arm: where its runs are, their seeds, how far they came."""
+    lines = []
+    for arm in arms:
+        done = sorted({f"{len(run.metrics)} of {run.recipe.updates}" for run in arm.runs})
+        runs = ", ".join(f"{run.path} (seed {run.recipe.seed})" for run in arm.runs)
+        lines.append(f"{arm.label}, {' / '.join(done)} updates: {runs}")
+    return tuple(lines)

@@ -9,9 +9,22 @@ import numpy as np
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.paper import COLUMN_OF, paper_row
-from paw_hpc.report.runs import Arm, PanelKey, by_task, mean_of_sets, pooled, pooled_score, task_types
+from paw_hpc.report.runs import (
+    PHASES,
+    Arm,
+    Outcomes,
+    PanelKey,
+    controls_of,
+    mean_of_sets,
+    outcomes_of,
+    phase_seconds,
+    pooled_score,
+    rate,
+    reference_of,
+    task_types,
+)
 from paw_hpc.results import EvaluationResult
-from paw_hpc.statistics import Interval, PairedDifference, paired_difference
+from paw_hpc.statistics import Interval, PairedDifference, paired_over_seeds
 
 ABSENT = "–"
 WINDOW = 10
@@ -19,20 +32,21 @@ WINDOW = 10
 
 
 def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
-    """One row per arm, and one for the policy before training: success, the benchmark's score where it has one, observation cross-entropy, seconds
-    per update, episodes."""
+    """One row per arm, and one for the policy before training: success, the benchmark's score where it has one, observation cross-entropy, and what
+    they are measured on."""
     scored = any(e.scored for arm in arms for e in (*arm.start(key), *arm.last(key)))
 
-    def measured(found: Sequence[EvaluationResult]) -> tuple[str, ...]:
-        return (success_cell(found), *([_rate_cell(pooled_score(found))] if scored else []), ce_cell(found))
+    def measured(outcomes: Outcomes, found: Sequence[EvaluationResult]) -> tuple[str, ...]:
+        score = [rate_cell(pooled_score(found))] if scored else []
+        return success_cell(outcomes), _deviation_cell(outcomes), *score, ce_cell(found), size_cell(outcomes)
 
-    header = ("arm", "updates", "success % [95 %]", *(["score % [95 %]"] if scored else []), "observation CE", "s/update", "episodes")
-    rows = [(name, "0", *measured(found), ABSENT, ABSENT) for name, found in starts(arms, key)]
+    header = ("arm", "updates", "success % [95 %]", "± seeds", *(["score % [95 %]"] if scored else []), "observation CE", "n", "episodes trained on")
+    rows = [(name, "0", *measured(outcomes_of(list(enumerate(found))), found), ABSENT) for name, found in starts(arms, key)]
     for arm in arms:
         found = arm.last(key)
         if found:
             updates = " / ".join(str(u) for u in sorted({e.update for e in found}))
-            rows.append((arm.title, updates, *measured(found), _mean_cell(arm, "time/update_s"), _episodes(arm)))
+            rows.append((arm.label, updates, *measured(arm.outcomes(key), found), _episodes(arm)))
     return TableBlock(f"{panel_name(key)}, {panel_games(arms, key)} games", header, tuple(rows))
 
 
@@ -47,8 +61,8 @@ def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
         found = arm.last(key)
         if not found:
             continue
-        row = (arm.title, *(_rate_cell(pooled(found, name)) for name in types), success_cell(found))
-        rows.append((*row, *(_rate_cell(mean_of_sets(found)) for _ in average), *(_rate_cell(pooled_score(found)) for _ in score)))
+        row = (arm.title, *(rate_cell(rate(arm.outcomes(key, name))) for name in types), success_cell(arm.outcomes(key)))
+        rows.append((*row, *(rate_cell(mean_of_sets(found)) for _ in average), *(rate_cell(pooled_score(found)) for _ in score)))
         if paper := paper_row(arm.recipe):
             cells = (_paper_cell(paper.columns.get(column)) for column in (*(COLUMN_OF.get(name, name) for name in types), "All", *average, *score))
             rows.append((f"paper: {paper.label}", *cells))
@@ -62,18 +76,44 @@ def column_name(task_type: str) -> str:
 
 
 def difference_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
-    """Paired over games: every arm against its own start, and every later arm against the first. None where there is no pair."""
-    rows = []
+    """Paired by game and seed: every arm against the vanilla one (or the first), against its shuffled control, and against its own start. None where
+    there is no pair."""
     evaluated = [arm for arm in arms if arm.last(key)]
+    rows = [_difference_row(name, d, paper_effect(of, against)) for name, d, of, against in comparisons(evaluated, key)]
     for arm in evaluated:
-        if start := arm.start(key):
-            rows.append(_difference_row(f"{arm.label}: end - start", paired_difference(by_task(start), by_task(arm.last(key)))))
-    for arm in evaluated[1:]:
-        first = evaluated[0]
-        if by_task(first.last(key)).keys() & by_task(arm.last(key)).keys():
-            rows.append(_difference_row(f"{arm.label} - {first.label}", paired_difference(by_task(first.last(key)), by_task(arm.last(key)))))
-    header = ("paired by game", "games", "difference, points [95 %]", "p", "reading")
-    return TableBlock("Differences", header, tuple(rows)) if rows else None
+        start, end = arm.start_outcomes(key), arm.outcomes(key)
+        if _shared(start, end):
+            rows.append(_difference_row(f"{arm.label}: end - start", paired_over_seeds(start, end), None))
+    known = any(row[-1] != ABSENT for row in rows)
+    header = ("paired by game and seed", "n", "difference, points [95 %]", "seeds higher", "p", "reading", "the paper's")
+    kept = len(header) if known else len(header) - 1
+    return TableBlock("Differences", header[:kept], tuple(row[:kept] for row in rows)) if rows else None
+
+
+def comparisons(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, PairedDifference, Arm, Arm]]:
+    """(name, difference, arm, what it is compared with) of every pair of arms that says something and shares games."""
+    pairs = [(arm, reference) for arm in arms if (reference := reference_of(arm, arms))]
+    pairs += [(arm, control) for arm in arms for control in controls_of(arm, arms) if (arm, control) not in pairs]
+    found = []
+    for arm, against in pairs:
+        if _shared(against.outcomes(key), arm.outcomes(key)):
+            name = f"{arm.label} - {against.label}"
+            found.append((name, paired_over_seeds(against.outcomes(key), arm.outcomes(key)), arm, against))
+    return found
+
+
+def paper_effect(arm: Arm, against: Arm) -> str | None:
+    """`+7.9 (1.5B)`: what the paper reports for this difference on this benchmark; where the arms' model is none of the paper's, of its smallest."""
+    for path in (arm.recipe.model.path, "Qwen/Qwen2.5-1.5B-Instruct"):
+        rows = [paper_row(of.recipe.model_copy(update={"model": of.recipe.model.model_copy(update={"path": path})})) for of in (arm, against)]
+        values = [row.columns["All"][0] for row in rows if row is not None and "All" in row.columns]
+        if len(values) == 2 and rows[0] is not None:
+            return f"{values[0] - values[1]:+.1f} ({rows[0].label.split()[0]})"
+    return None
+
+
+def _shared(a: Outcomes, b: Outcomes) -> bool:
+    return bool({task for of_seed in a.values() for task in of_seed} & {task for of_seed in b.values() for task in of_seed})
 
 
 _TRAINING = (
@@ -84,6 +124,7 @@ _TRAINING = (
     ("WM loss", "wm/loss", 1.0, ".3f"),
     ("observation CE", "wm/observation_ce", 1.0, ".3f"),
     ("clipped tokens %", "wm/clipped_token_ratio", 100.0, ".1f"),
+    ("entropy threshold", "wm/entropy_threshold", 1.0, ".3f"),
 )
 
 
@@ -93,18 +134,38 @@ def training_table(arms: Sequence[Arm]) -> TableBlock:
     for arm in arms:
         updates = max(len(run.metrics) for run in arm.runs)
         cells = [_ends_cell(arm, metric, factor, form) for _, metric, factor, form in _TRAINING]
-        rows.append((arm.title, str(updates), *cells, _mean_cell(arm, "time/update_s")))
-    header = ("arm", "updates", *(name for name, *_ in _TRAINING), "s/update")
+        rows.append((arm.title, str(updates), *cells))
+    header = ("arm", "updates", *(name for name, *_ in _TRAINING))
     return TableBlock(f"Training, first → last updates (means of up to {WINDOW})", header, tuple(rows))
+
+
+_THROUGHPUT = (
+    ("trained tokens/s", "system/tokens_per_s", 1.0, ",.0f"),
+    ("generated tokens/s", "time/generation_tokens_per_s", 1.0, ",.0f"),
+    ("peak GiB", "system/memory_peak_bytes", 2.0**-30, ".2f"),
+)
+
+
+def throughput_table(arms: Sequence[Arm]) -> TableBlock | None:
+    """Means over all updates and runs of an arm: seconds per update and phase, rates, and the memory of the rank that needed most. None where nothing
+    was logged."""
+    phases = [phase for phase in (*PHASES, "other") if any(phase in phase_seconds(arm) for arm in arms)]
+    rows = []
+    for arm in arms:
+        seconds, against = phase_seconds(arm), reference_of(arm, arms)
+        ratio = sum(seconds.values()) / whole if against and seconds and (whole := sum(phase_seconds(against).values())) else None
+        cells = [f"{seconds[phase]:.2f}" if phase in seconds else ABSENT for phase in phases]
+        rates = [_mean_cell(arm, metric, factor, form) for _, metric, factor, form in _THROUGHPUT]
+        rows.append((arm.title, _mean_cell(arm, "time/update_s"), "1" if ratio is None else f"{ratio:.3f}", *cells, *rates))
+    header = ("seconds", "update", "ratio", *phases, *(name for name, *_ in _THROUGHPUT))
+    return TableBlock("Throughput of these runs", header, tuple(rows)) if phases else None
 
 
 def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
     """What a reader must know to read the tables rightly."""
     lines = [
-        "Observation CE: cross-entropy of true next observations, nats per token. Episodes: played in training. ± : standard deviation over seeds.",
-        "Intervals are over games (Wilson where each game was played once, else a bootstrap of games): they speak of other games and other samples "
-        "of these policies, not of training again with another seed.",
-        "Differences pair the same games; p is of a two-sided sign-flip permutation test over games, not corrected for the number of comparisons.",
+        "Observation CE: cross-entropy of true next observations, nats per token.",
+        *_interval_notes(arms, keys),
     ]
     if any(arm.recipe.env.name == "search" for arm in arms):
         lines.append(
@@ -118,6 +179,13 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
         lines.append(
             "The paper's numbers are left out: no arm here has a model, algorithm and world-model arm that the paper reports on its benchmark."
         )
+    if len({arm.recipe.wm.loss for arm in arms if arm.recipe.wm.enabled}) > 1:
+        lines.append("WM loss is each arm's own: those of clipped MAE and of cross-entropy are not on one scale; observation CE is.")
+    if len(arms) > 1:
+        lines.append(
+            "Throughput is what these runs met, perhaps on machines shared with others and one after the other; for the overhead of the world model "
+            "run benchmarks/throughput.py, which interleaves the two."
+        )
     for key in keys:
         failures = sum(e.environment_failures for arm in arms for e in arm.last(key))
         if failures:
@@ -126,6 +194,27 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
     for name in sorted({name for name in names if len({key[1] for key in keys if key[0] == name}) > 1}):
         lines.append(f"Panel {name} means different games in different runs (checksums differ): those are compared separately.")
     return tuple(lines)
+
+
+def _interval_notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> list[str]:
+    seeds = {len(arm.outcomes(key)) for arm in arms for key in keys if arm.outcomes(key)}
+    lines = []
+    if seeds - {1}:
+        lines.append(
+            "Arms of several seeds: n is seeds × games × episodes per game. Intervals and p are over games and seeds, both as samples (two-way "
+            "random effects, Student's t at Satterthwaite's degrees of freedom): they speak of training again with other seeds and playing other "
+            "games. ± seeds: standard deviation of the seeds' success. Differences pair the same games and the same seeds."
+        )
+    if 1 in seeds:
+        lines.append(
+            "Arms of one seed: intervals are over games (Wilson where each game was played once, else a bootstrap of games): they speak of other "
+            "games and other samples of these policies, not of training again with another seed. Differences pair the same games; p is of a "
+            "two-sided sign-flip permutation test over games."
+        )
+    lines.append("No p is corrected for the number of comparisons. Intervals of score, of Avg and of observation CE are over games; ± is over seeds.")
+    if any(paper_effect(arm, against) for arm in arms for against in arms if arm is not against):
+        lines.append("The paper's: the difference of its two numbers on this benchmark, and of which model; not a number to be met by other models.")
+    return lines
 
 
 def starts(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, list[EvaluationResult]]]:
@@ -140,7 +229,7 @@ def starts(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, list[Evaluatio
 def _distinct(found: Sequence[EvaluationResult]) -> list[EvaluationResult]:
     seen: list[EvaluationResult] = []
     for result in found:
-        if all(by_task([result]) != by_task([other]) for other in seen):
+        if all(outcomes_of([(0, result)]) != outcomes_of([(0, other)]) for other in seen):
             seen.append(result)
     return seen
 
@@ -153,10 +242,21 @@ def panel_games(arms: Sequence[Arm], key: PanelKey) -> int:
     return max(e.games for arm in arms for e in arm.last(key))
 
 
-def success_cell(found: Sequence[EvaluationResult]) -> str:
-    """`54.3 [46.0, 62.3]`, and `± std` over seeds where there are several."""
-    cell = _rate_cell(pooled(found))
-    return cell if len(found) < 2 else f"{cell} ± {100 * float(np.std([e.success for e in found], ddof=1)):.1f}"
+def success_cell(outcomes: Outcomes) -> str:
+    """`54.3 [46.0, 62.3]`."""
+    return rate_cell(rate(outcomes))
+
+
+def size_cell(outcomes: Outcomes) -> str:
+    """`5 × 40 × 3`: seeds, games, episodes per game."""
+    games = {task for of_seed in outcomes.values() for task in of_seed}
+    repeats = sorted({len(of_task) for of_seed in outcomes.values() for of_task in of_seed.values()})
+    return f"{len(outcomes)} × {len(games)} × {repeats[0]}" + (f"–{repeats[-1]}" if len(repeats) > 1 else "")
+
+
+def _deviation_cell(outcomes: Outcomes) -> str:
+    means = [np.mean([np.mean(of_task) for of_task in of_seed.values()]) for of_seed in outcomes.values()]
+    return f"{100 * np.std(means, ddof=1):.1f}" if len(means) > 1 else ABSENT
 
 
 def ce_cell(found: Sequence[EvaluationResult]) -> str:
@@ -177,12 +277,14 @@ def reading(difference: PairedDifference) -> str:
     return "lower" if difference.high < 0 else "within noise"
 
 
-def _difference_row(name: str, d: PairedDifference) -> tuple[str, ...]:
+def _difference_row(name: str, d: PairedDifference, paper: str | None) -> tuple[str, ...]:
     interval = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-    return name, str(d.tasks), f"{100 * d.difference:+.1f} {interval}", "<0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}", reading(d)
+    higher = ABSENT if d.favourable is None else f"{d.favourable} of {d.seeds}"
+    p = "<0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}"
+    return name, f"{d.seeds} × {d.tasks}", f"{100 * d.difference:+.1f} {interval}", higher, p, reading(d), paper or ABSENT
 
 
-def _rate_cell(rate: tuple[float, Interval] | None) -> str:
+def rate_cell(rate: tuple[float, Interval] | None) -> str:
     if rate is None:
         return ABSENT
     value, (low, high) = rate
@@ -193,9 +295,9 @@ def _paper_cell(measured: tuple[float, ...] | None) -> str:
     return ABSENT if measured is None else " ± ".join(f"{x:.1f}" for x in measured)
 
 
-def _mean_cell(arm: Arm, metric: str) -> str:
+def _mean_cell(arm: Arm, metric: str, factor: float = 1.0, form: str = ".2f") -> str:
     values = np.concatenate([run.series(metric)[1] for run in arm.runs])
-    return f"{values.mean():.2f}" if values.size else ABSENT
+    return f"{factor * values.mean():{form}}" if values.size else ABSENT
 
 
 def _episodes(arm: Arm) -> str:

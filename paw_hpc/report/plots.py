@@ -15,13 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from paw_hpc.report.paper import COLUMN_OF
-from paw_hpc.report.runs import Arm, PanelKey, panel_key, pooled, task_types
+from paw_hpc.report.runs import PHASES, Arm, PanelKey, outcomes_of, panel_key, phase_seconds, rate, task_types
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette: distinct under every common colour blindness."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-PHASES = ("collect", "score", "plan", "train", "publish")
-"""`time/PHASE_s`: the parts of `time/update_s` that follow each other."""
 _PHASE_GREYS = ("#303030", "#5c5c5c", "#858585", "#adadad", "#cfcfcf", "#e8e8e8")
 STYLE: Any = {
     "font.size": 9,
@@ -59,14 +57,16 @@ _CURVES = (
     _Curve("Clipped observation tokens", "wm/clipped_token_ratio", share=True),
     _Curve("Response length (tokens)", "train/response_tokens"),
     _Curve("Invalid actions", "train/invalid", share=True),
+    _Curve("Entropy threshold of the selection (nats)", "wm/entropy_threshold"),
 )
 
 
 def plot_curves(arms: Sequence[Arm], path: Path) -> Path:
-    """A grid of small panels against the update: raw points, a smoothed line per run, an arm's mean line in bold where it has several runs."""
+    """A grid of small panels against the update. One run: raw points and a smoothed line. Several seeds: the mean of their smoothed lines, with a
+    band of one standard deviation over seeds."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14, 6.4), layout="constrained")
-        axes = figure.subplots(2, 4).flat
+        figure = Figure(figsize=(13, 9.2), layout="constrained")
+        axes = figure.subplots(3, 3).flat
         for axis, curve in zip(axes, _CURVES, strict=False):
             _draw_curve(axis, curve, arms)
         _draw_phases(axes[len(_CURVES)], arms)
@@ -77,7 +77,7 @@ def plot_curves(arms: Sequence[Arm], path: Path) -> Path:
 
 
 def plot_panel(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path:
-    """Success on one panel: at every evaluation over the run (left), and at the end per task type (right), with 95 % intervals over games."""
+    """Success on one panel: at every evaluation over the run (left), and at the end per task type (right), with 95 % intervals."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 4.2), layout="constrained")
         over_time, per_type = figure.subplots(1, 2, width_ratios=(1, 1.6))
@@ -106,41 +106,20 @@ def smooth(updates: np.ndarray, values: np.ndarray, width: float) -> np.ndarray:
     return weights @ values / weights.sum(axis=1)
 
 
-def phase_seconds(arm: Arm) -> dict[str, float]:
-    """Mean seconds per update and phase over an arm's runs, and `other`, what `time/update_s` holds beyond them. A phase that
-    was not logged is absent."""
-    means = {phase: _mean(arm, f"time/{phase}_s") for phase in PHASES}
-    logged = {phase: seconds for phase, seconds in means.items() if seconds is not None}
-    whole = _mean(arm, "time/update_s")
-    if whole is not None:
-        other = whole - sum(logged.values())
-        if other > 0.01 * whole:
-            logged["other"] = other
-    return logged
-
-
-def _mean(arm: Arm, metric: str) -> float | None:
-    values = np.concatenate([run.series(metric)[1] for run in arm.runs])
-    return float(values.mean()) if values.size else None
-
-
 def _draw_curve(axis: Axes, curve: _Curve, arms: Sequence[Arm]) -> None:
     axis.set_title(curve.title)
     drawn = False
     for index, arm in enumerate(arms):
         series = [(u, v) for run in arm.runs for u, v in [run.series(curve.metric)] if u.size]
-        for updates, values in series:
-            drawn = True
+        drawn = drawn or bool(series)
+        if len(series) == 1:
+            [(updates, values)] = series
             axis.plot(updates + 1, values, ".", color=_colour(index), ms=5, alpha=0.42, mew=0)
-            many = len(series) > 1
-            axis.plot(
-                updates + 1, smooth(updates, values, _width(updates)), color=_colour(index), lw=0.9 if many else 2.0, alpha=0.5 if many else 1.0
-            )
-        if len(series) > 1:
-            updates = np.concatenate([u for u, _ in series])
-            line = np.unique(updates)
-            pairs = [np.interp(line, u, smooth(u, v, _width(u)), left=np.nan, right=np.nan) for u, v in series]
-            axis.plot(line + 1, np.nanmean(pairs, axis=0), color=_colour(index), lw=2.4)
+            axis.plot(updates + 1, smooth(updates, values, _width(updates)), color=_colour(index), lw=2.0)
+        elif series:
+            line, mean, deviation = band(series)
+            axis.fill_between(line + 1, mean - deviation, mean + deviation, color=_colour(index), alpha=0.16, lw=0)
+            axis.plot(line + 1, mean, color=_colour(index), lw=2.0)
     if not drawn:
         axis.text(0.5, 0.5, "not logged", ha="center", va="center", color="#999999", transform=axis.transAxes)
         axis.set_xticks([])
@@ -152,6 +131,19 @@ def _draw_curve(axis: Axes, curve: _Curve, arms: Sequence[Arm]) -> None:
     if curve.share:
         axis.set_ylim(0, max(0.05, min(1.02, axis.get_ylim()[1])))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def band(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(updates, mean, standard deviation) over runs of their smoothed lines, at the updates that all of them have reached.
+
+    Args:
+        series: (updates int64[n], values float64[n]) per run, at least two.
+    """
+    last = min(int(updates[-1]) for updates, _ in series)
+    line = np.unique(np.concatenate([updates for updates, _ in series]))
+    line = line[line <= last]
+    smoothed = np.array([np.interp(line, updates, smooth(updates, values, _width(updates))) for updates, values in series])
+    return line, smoothed.mean(axis=0), smoothed.std(axis=0, ddof=1)
 
 
 def _width(updates: np.ndarray) -> float:
@@ -188,10 +180,10 @@ def _draw_evaluations(axis: Axes, arm: Arm, key: PanelKey, index: int, count: in
     updates = sorted({e.update for run in arm.runs for e in run.evaluations if panel_key(e) == key})
     points = []
     for update in updates:
-        found = [e for run in arm.runs for e in run.evaluations if panel_key(e) == key and e.update == update]
-        rate = pooled(found)
-        if rate is not None:
-            points.append((update, *_bars(rate)))
+        found = [(run.recipe.seed, e) for run in arm.runs for e in run.evaluations if panel_key(e) == key and e.update == update]
+        shared = found[:1] if len({id(e) for _, e in found}) == 1 else found  # a common start is one evaluation, not one of each seed
+        if (measured := rate(outcomes_of(shared))) is not None:
+            points.append((update, *_bars(measured)))
     if not points:
         return
     x, y, down, up = (np.array(column, dtype=float) for column in zip(*points, strict=True))
@@ -206,10 +198,10 @@ def _draw_types(axis: Axes, arms: Sequence[Arm], key: PanelKey) -> None:
     step = min(0.18, 0.7 / max(1, len(shown)))
     for place, (index, arm) in enumerate(shown):
         for column, name in enumerate(types):
-            rate = pooled(arm.last(key), name)
-            if rate is None:
+            measured = rate(arm.outcomes(key, name))
+            if measured is None:
                 continue
-            value, down, up = _bars(rate)
+            value, down, up = _bars(measured)
             x = column + (place - (len(shown) - 1) / 2) * step
             axis.errorbar(x, value, yerr=[[down], [up]], color=_colour(index), marker=_marker(index), ms=7, elinewidth=1.4, capsize=3)
     axis.set_title("By task type, at the end")
@@ -218,8 +210,8 @@ def _draw_types(axis: Axes, arms: Sequence[Arm], key: PanelKey) -> None:
     axis.grid(visible=False, axis="x")
 
 
-def _bars(rate: tuple[float, tuple[float, float]]) -> tuple[float, float, float]:
-    value, (low, high) = rate
+def _bars(measured: tuple[float, tuple[float, float]]) -> tuple[float, float, float]:
+    value, (low, high) = measured
     return value, max(0.0, value - low), max(0.0, high - value)
 
 

@@ -15,10 +15,12 @@ from matplotlib import colors, image
 from rich.console import Console
 
 from paw_hpc.errors import CheckpointError, DataError
+from paw_hpc.recipe import parse_recipe
 from paw_hpc.report import compare, plots, print_evaluation, print_report, write_report
 from paw_hpc.report.document import TableBlock
-from paw_hpc.report.runs import panels, read_arms
-from paw_hpc.statistics import paired_difference, success_interval
+from paw_hpc.report.runs import panels, phase_seconds, read_arms
+from paw_hpc.results import write_evaluation
+from paw_hpc.statistics import crossed_mean, paired_difference, success_interval
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
 START = draw(0, 30, 0.4, repeats=2)
@@ -55,9 +57,12 @@ def test_the_panel_table_is_what_the_episodes_say(two_runs: Path) -> None:
     paw = cells(table, "grpo-paw")
     assert paw["success % [95 %]"] == percent(PAW) != percent(VANILLA)
     assert paw["observation CE"] == "0.700 [0.650, 0.750]"
-    assert paw["episodes"] == "1,440" and paw["updates"] == "30"
-    metrics = training_metrics(1, 30, gain=0.2, wm=True)
-    assert paw["s/update"] == f"{np.mean([m['time/update_s'] for m in metrics]):.2f}"
+    assert paw["episodes trained on"] == "1,440" and paw["updates"] == "30"
+    assert paw["n"] == "1 × 30 × 2" and paw["± seeds"] == compare.ABSENT
+    throughput = compare.throughput_table(arms)
+    assert throughput is not None
+    seconds = [np.mean([m["time/update_s"] for m in training_metrics(arm, 30, gain=0.2, wm=bool(arm))]) for arm in (0, 1)]
+    assert [row[1:3] for row in throughput.rows] == [(f"{seconds[0]:.2f}", "1"), (f"{seconds[1]:.2f}", f"{seconds[1] / seconds[0]:.3f}")]
 
 
 def test_the_type_table_counts_only_games_of_the_type(two_runs: Path) -> None:
@@ -75,7 +80,7 @@ def test_differences_are_paired_by_game_and_read_by_their_interval(two_runs: Pat
     of = [{f"valid/{i:03d}": [float(w) for w in game] for i, game in enumerate(outcomes)} for outcomes in (VANILLA, PAW)]
     expected = paired_difference(*of)
     assert row["difference, points [95 %]"] == f"{100 * expected.difference:+.1f} [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
-    assert row["games"] == "30" and row["reading"] == compare.reading(expected)
+    assert row["n"] == "1 × 30" and row["reading"] == compare.reading(expected)
     assert {r[0] for r in table.rows} == {"grpo: end - start", "grpo-paw: end - start", "grpo-paw - grpo"}
 
 
@@ -104,10 +109,56 @@ def test_seeds_of_one_recipe_are_one_arm_and_other_recipes_are_not(tmp_path: Pat
     arms = read_arms([tmp_path / name for name in ("a-s0", "a-s1", "other", "longer")])
     assert [[run.path.name for run in arm.runs] for arm in arms] == [["a-s0", "a-s1", "longer"], ["other"]]
     assert [arm.label for arm in arms] == ["a (a-s0)", "a (other)"]
-    row = compare.panel_table(arms, panels(arms)[0]).rows[0]
-    rates = [np.mean(draw(seed, 20, 0.3 + 0.3 * seed)) for seed in (0, 1)]
-    assert row[2].startswith(f"{100 * np.mean(rates):.1f} [") and row[2].endswith(f"± {100 * np.std(rates, ddof=1):.1f}")
-    assert row[3] == "1.500 ± 0.707"
+    row = cells(compare.panel_table(arms, panels(arms)[0]), "a (a-s0)")
+    table = np.array([np.ravel(draw(seed, 20, 0.3 + 0.3 * seed)) for seed in (0, 1)], dtype=float)
+    mean = crossed_mean(table)
+    low, high = max(0.0, mean.low), min(1.0, mean.high)
+    assert row["success % [95 %]"] == f"{100 * table.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert row["± seeds"] == f"{100 * np.std(table.mean(axis=1), ddof=1):.1f}" and row["n"] == "2 × 20 × 1"
+    assert row["observation CE"] == "1.500 ± 0.707"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four arms of three seeds, and the policy that all began with, as `paw eval MODEL --out FOLDER` leaves it."""
+    folder = tmp_path_factory.mktemp("study")
+    write_evaluation(folder / "mini-start", evaluation(START, update=0))
+    changes = {"ce": {"loss": "cross_entropy", "coefficient": "constant", "scale": 0.05}, "paw": {}, "shuffled": {"target": "shuffled"}}
+    for number, (arm, wm) in enumerate({**changes, "vanilla": {"enabled": False}}.items()):
+        for seed in range(3):
+            end = evaluation(draw(10 * seed + number, 30, 0.5 + 0.1 * number, repeats=2), update=60)
+            of = recipe(f"mini-{arm}", seed=seed, wm=True).model_dump(mode="json")
+            of["wm"] |= wm
+            write_run(folder / f"mini-{arm}-s{seed}", parse_recipe(of), training_metrics(seed, 5, gain=0.2, wm=arm != "vanilla"), [end])
+    return folder
+
+
+def test_a_study_is_grouped_by_arm_and_compared_without_being_told(study: Path, tmp_path: Path) -> None:
+    arms = read_arms(sorted(study.iterdir()))
+    assert [(arm.label, arm.seeds) for arm in arms] == [(f"mini-{name}", (0, 1, 2)) for name in ("vanilla", "ce", "paw", "shuffled")]
+    (key,) = panels(arms)
+    assert [row[0] for row in compare.panel_table(arms, key).rows] == ["before training", *(arm.label for arm in arms)]
+    table = compare.difference_table(arms, key)
+    assert table is not None
+    names = ["mini-ce - mini-vanilla", "mini-paw - mini-vanilla", "mini-shuffled - mini-vanilla", "mini-paw - mini-shuffled"]
+    assert [row[0] for row in table.rows] == names + [f"{arm.label}: end - start" for arm in arms]
+    of_arm = {number: np.array([np.mean(draw(10 * s + number, 30, 0.5 + 0.1 * number, repeats=2), axis=1) for s in range(3)]) for number in range(4)}
+    expected = crossed_mean(of_arm[1] - of_arm[2])
+    row = cells(table, "mini-paw - mini-shuffled")
+    assert row["difference, points [95 %]"] == f"{100 * expected.mean:+.1f} [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
+    assert row["n"] == "3 × 30" and row["seeds higher"] == f"{(of_arm[1].mean(1) > of_arm[2].mean(1)).sum()} of 3"
+    start = crossed_mean(of_arm[3] - np.mean(START, axis=1))
+    assert cells(table, "mini-vanilla: end - start")["difference, points [95 %]"].startswith(f"{100 * start.mean:+.1f} [{100 * start.low:+.1f}")
+    assert cells(table, "mini-paw - mini-vanilla")["the paper's"] == "+7.9 (1.5B)" and row["the paper's"] == compare.ABSENT
+    assert read_arms([study])[0].label == "mini-vanilla"  # the folder of all of them says the same
+
+
+def test_evaluations_of_a_trained_policy_need_their_run(study: Path, tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "lost", evaluation(PAW, update=60))
+    with pytest.raises(DataError, match="without its run"):
+        read_arms([study / "mini-paw-s0", tmp_path / "lost"])
+    with pytest.raises(DataError, match="evaluations only"):
+        read_arms([study / "mini-start"])
 
 
 def test_different_games_under_one_panel_name_are_not_compared(tmp_path: Path) -> None:
@@ -122,7 +173,7 @@ def test_different_games_under_one_panel_name_are_not_compared(tmp_path: Path) -
 
 def test_starts_that_differ_are_shown_apart(tmp_path: Path) -> None:
     for name, start in (("a", START), ("b", VANILLA)):
-        write_run(tmp_path / name, recipe(name, wm=name == "a"), [], [evaluation(start, update=0), evaluation(PAW, update=60)])
+        write_run(tmp_path / name, recipe(name, wm=name == "b"), [], [evaluation(start, update=0), evaluation(PAW, update=60)])
     arms = read_arms([tmp_path])
     assert [name for name, _ in compare.starts(arms, panels(arms)[0])] == ["before training, a", "before training, b"]
 
@@ -204,7 +255,7 @@ def test_smoothing_keeps_constants_and_equals_its_formula() -> None:
 
 def test_phases_and_the_rest_make_up_the_update(two_runs: Path) -> None:
     arm = read_arms([two_runs / "grpo-paw"])[0]
-    seconds = plots.phase_seconds(arm)
+    seconds = phase_seconds(arm)
     assert list(seconds) == ["collect", "score", "plan", "train", "publish", "other"]
     assert sum(seconds.values()) == pytest.approx(arm.runs[0].series("time/update_s")[1].mean())
     assert seconds["other"] == pytest.approx(0.2) and seconds["train"] == pytest.approx(1.5)
@@ -244,7 +295,7 @@ def test_a_score_of_its_own_has_its_columns(tmp_path: Path) -> None:
         assert ("score %" in out.getvalue()) == expected
     wins = sum(e.success for e in graded.episodes)
     mean = (wins + 0.25 * (30 - wins)) / 30
-    assert compare.panel_table(arms, key).rows[-1][3].startswith(f"{100 * mean:.1f} [")
+    assert cells(compare.panel_table(arms, key), "graded")["score % [95 %]"].startswith(f"{100 * mean:.1f} [")
 
 
 def test_the_sets_of_search_qa_are_marked_and_averaged(tmp_path: Path) -> None:
