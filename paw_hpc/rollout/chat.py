@@ -12,6 +12,8 @@ from paw_hpc.errors import DataError
 from paw_hpc.experience import Ids
 
 _FIRST, _ANSWER, _NEXT = "aaaa", "bbbb", "cccc"
+_DATE = "26 Jul 2024"
+"""Llama 3's template writes today's date into every prompt unless it is given one (this is its own default); a run must not change overnight."""
 
 
 class ChatFormat:
@@ -42,7 +44,7 @@ class ChatFormat:
     def prompt(self, messages: list[Message]) -> Ids:
         """int32[P]: the conversation up to where the assistant begins to answer."""
         messages, spelled = self._set_aside(messages)
-        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=_DATE))
         if not spelled:
             return self._encode(text)
         parts = re.split("|".join(map(re.escape, spelled)), text)
@@ -102,7 +104,7 @@ class ChatFormat:
             {"role": "assistant", "content": _ANSWER},
             {"role": "user", "content": _NEXT},
         ]
-        text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False))
+        text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False, date_string=_DATE))
         if text.count(_ANSWER) != 1 or text.count(_NEXT) != 1:
             raise DataError("the chat template does not keep an assistant turn followed by a user turn; the world-model target cannot be placed")
         between = text[text.index(_ANSWER) + len(_ANSWER) : text.index(_NEXT)]
