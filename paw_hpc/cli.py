@@ -166,6 +166,19 @@ def quickstart(
     job.run(recipe, overrides or [], run_dir)
 
 
+@app.command()
+def study(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="Sweep file: arms and seeds.")],
+    overrides: Overrides = None,
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Where its runs are kept.")] = Path("runs/study"),
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")] = 2,
+) -> None:
+    """Train every run of a sweep on this machine, judge start and ends on one held-out panel, and report."""
+    from paw_hpc import study as job
+
+    raise typer.Exit(0 if job.run_sweep(sweep, overrides or [], run_dir, parallel) else 1)
+
+
 @alfworld.command()
 def fetch() -> None:
     """Download the official games into the cache."""

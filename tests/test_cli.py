@@ -72,7 +72,7 @@ def test_help_answers_without_loading_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "eval", "report", "data", "doctor", "warm-start", "quickstart"):
+    for command in ("train", "eval", "report", "data", "doctor", "warm-start", "quickstart", "study"):
         assert command in done.stdout
 
 
@@ -167,6 +167,15 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw) -> None:
     ]
 
 
+def test_study_hands_over_and_says_by_its_status_whether_it_is_complete(paw: Paw) -> None:
+    paw.stand_in("study", "run_sweep", True)
+    assert paw("study", "s.yaml")[0] == 0
+    paw.stand_in("study", "run_sweep", False)
+    assert paw("study", "s.yaml", "updates=3", "--run-dir", "d", "--parallel", "4")[0] == 1
+    assert paw.calls[0][0] == (Path("s.yaml"), [], Path("runs/study"), 2)
+    assert paw.calls[1][0] == (Path("s.yaml"), ["updates=3"], Path("d"), 4)
+
+
 def test_data_commands(paw: Paw, monkeypatch: pytest.MonkeyPatch) -> None:
     from paw_hpc.envs.alfworld import games
     from paw_hpc.envs.base import Task
@@ -232,6 +241,7 @@ def test_doctor_says_what_to_do_about_data_that_cannot_be_read(monkeypatch: pyte
         ("evaluation", "evaluate_path", 1, ("panel", "repeats", "temperature", "workers", "out")),
         ("warmstart", "main", 3, ()),
         ("quickstart", "run", 3, ()),
+        ("study", "run_sweep", 4, ()),
     ],
 )
 def test_the_functions_behind_the_commands_take_what_is_handed_over(module: str, function: str, arguments: int, options: tuple[str, ...]) -> None:

@@ -1,0 +1,213 @@
+"""A small study on one machine: many runs from one start, several at a time, all judged on one held-out panel, and a report (`paw study SWEEP`).
+
+The quickstart is the study of two arms and one seed. Whatever was done already is not done again, so a study that was stopped goes on with the same
+command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+
+from paw_hpc import processes
+from paw_hpc.build import Machinery
+from paw_hpc.cluster.sweep import load_sweep
+from paw_hpc.envs.benchmarks import make_benchmark
+from paw_hpc.errors import RecipeError
+from paw_hpc.evaluation import evaluate
+from paw_hpc.experience import Group
+from paw_hpc.metrics import RunDirectory, read_metrics
+from paw_hpc.recipe import Recipe, load_recipe
+from paw_hpc.report import Report, print_report, write_report
+from paw_hpc.results import EvaluationResult, read_evaluations, write_evaluation
+from paw_hpc.rollout.event_loop import EventLoop
+
+BEFORE, AFTER = "start", "end"
+"""Labels of the two evaluations of every run."""
+_SHARED = ("env", "model", "eval")
+"""Sections that all runs must have alike: one start, one panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One run of a study: what `paw train` gets, and where it is kept."""
+
+    label: str
+    source: Path
+    """The recipe file."""
+    changes: tuple[str, ...]
+    """`key=value` overrides."""
+    directory: Path
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return load_recipe(self.source, self.changes)
+
+
+def run_sweep(path: Path, overrides: Sequence[str], directory: Path, parallel: int) -> bool:
+    """Every run of a sweep in `directory`/NAME-sSEED, seed by seed, so that a study cut short has whole seeds.
+
+    Raises:
+        RecipeError: see `load_sweep` and `run`.
+    """
+    sweep = load_sweep(path)
+    runs = [
+        PlannedRun(label, variant.base, (*variant.changes, *overrides, f"seed={seed}"), directory / label)
+        for seed in sweep.seeds
+        for variant in sweep.variants
+        for label in (f"{variant.name}-s{seed}",)
+    ]
+    return run(runs, directory / "report", parallel) is not None
+
+
+def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Report | None:
+    """Train every run, judge the start and every end on the recipes' panel, write and print the report.
+
+    Args:
+        runs: the report's other arms are compared with that of the first.
+        parallel: so many runs at a time, each on its share of the cores: a small model gains little from a second core, and arms that run side by
+            side meet the same machine.
+
+    Returns:
+        None when it ended early: a signal stopped it (the same command continues), or a run failed and has said why.
+
+    Raises:
+        RecipeError: runs that differ in environment, model or evaluation.
+    """
+    started, recipes = time.perf_counter(), {planned.label: planned.recipe for planned in runs}
+    _check_alike(runs, recipes)
+    first = recipes[runs[0].label]
+    judged = make_benchmark(first.env).panel(first.eval.panel)
+    with _peak_memory() as memory:
+        panel = f"{judged.name}: {len(judged.tasks)} tasks never trained on, {first.eval.repeats} episode(s) each"
+        _say(f"{len(runs)} runs, {parallel} at a time; judged on {panel}")
+        if not _train(runs, recipes, parallel):
+            return None
+        _judge_all(runs, recipes, parallel)
+    report = write_report([planned.directory for planned in runs], report_folder)
+    print_report(report)
+    minutes = (time.perf_counter() - started) / 60
+    Console().print(
+        f"Observation CE is measured on the same transitions for every row: those that the policy before training played on the panel.\n"
+        f"{minutes:.1f} minutes, at most {memory[0] / 2**30:.1f} GiB of memory in all processes together.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return report
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(f"study  {text}", highlight=False, soft_wrap=True)
+
+
+def _check_alike(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe]) -> None:
+    first = runs[0]
+    for planned in runs[1:]:
+        for section in _SHARED:
+            if getattr(recipes[planned.label], section) != getattr(recipes[first.label], section):
+                raise RecipeError(
+                    f"{planned.source}: {section}: {planned.label} differs from {first.label}; runs of a study share start and "
+                    f"panel: let them differ in algorithm, wm, optimizer, rollout or seed"
+                )
+
+
+def _train(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe], parallel: int) -> bool:
+    """`paw train` of every run that is not complete. True when all are."""
+    left = [planned for planned in runs if not _complete(planned, recipes[planned.label])]
+    for first in range(0, len(left), parallel):
+        part = left[first : first + parallel]
+        _say(f"training {', '.join(planned.label for planned in part)} ({len(left) - first} runs to go)")
+        programs = [
+            processes.Program(
+                planned.label,
+                [sys.executable, "-m", "paw_hpc.cli", "train", str(planned.source), *planned.changes, "--run-dir", str(planned.directory)],
+                {"OMP_NUM_THREADS": processes.threads_each(parallel)},
+            )
+            for planned in part
+        ]
+        if processes.run_together(programs) or not all(_complete(planned, recipes[planned.label]) for planned in part):
+            return False
+    return True
+
+
+def _complete(planned: PlannedRun, recipe: Recipe) -> bool:
+    path = RunDirectory(planned.directory).metrics_path
+    return path.exists() and len(read_metrics(path)) == recipe.updates
+
+
+def _judge_all(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe], parallel: int) -> None:
+    """The policy before training once per seed (seeds of episodes come from the run's), then the end of every run that has no result yet."""
+    left = [planned for planned in runs if {result.label for result in read_evaluations(planned.directory)} < {BEFORE, AFTER}]
+    of_seed: dict[int, list[PlannedRun]] = {}
+    for planned in left:
+        of_seed.setdefault(recipes[planned.label].seed, []).append(planned)
+    if not left:
+        return
+    reference = next(iter(of_seed))
+    # Only the main process may have many threads; a pool of fresh processes has none to inherit, and each judges on its share of the cores.
+    context, threads = multiprocessing.get_context("spawn"), int(processes.threads_each(parallel))
+    with ProcessPoolExecutor(parallel, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
+        played, groups = pool.submit(_judge, recipes[of_seed[reference][0].label], None, None).result()
+        _say(f"before training: success {played.success:.1%}; judging {len(left)} ends")
+        starts = {reference: played}
+        starting = {pool.submit(_judge, recipes[members[0].label], None, groups): seed for seed, members in of_seed.items() if seed != reference}
+        ending = {pool.submit(_judge, recipes[planned.label], planned.directory, groups): planned for planned in left}
+        for future in as_completed(starting):
+            starts[starting[future]] = future.result()[0]
+        for future in as_completed(ending):
+            planned, (result, _) = ending[future], future.result()
+            _say(f"{planned.label}: success {result.success:.1%}")
+            for evaluation in (starts[recipes[planned.label].seed], result):
+                write_evaluation(planned.directory, evaluation)
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | None) -> tuple[EvaluationResult, list[Group] | None]:
+    """Play the panel: with the initial weights where `run_directory` is None, else with the run's newest. Observation cross-entropy and diagnostics
+    are on the play of `observed`; where that is None, on its own, which is returned for the others."""
+    with EventLoop() as runner, Machinery(recipe, runner) as machinery:
+        update = 0 if run_directory is None else machinery.policy.resume(RunDirectory(run_directory).checkpoints)
+        machinery.publisher.publish(version=update)
+        label = BEFORE if run_directory is None else AFTER
+        evaluation = evaluate(machinery, recipe, update=update, label=label, observed=observed, foreign=observed or ())
+        return evaluation.result, evaluation.groups if observed is None else None
+
+
+@contextlib.contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """[bytes]: the most that this process and all below it held together (proportional set size: shared pages count once), looked at every 2 s."""
+    peak, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(2.0):
+            total, me = 0, psutil.Process()
+            for process in (me, *me.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_full_info().pss
+            peak[0] = max(peak[0], total)
+
+    watcher = threading.Thread(target=watch, name="peak-memory", daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()

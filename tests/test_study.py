@@ -1,0 +1,74 @@
+"""A study on one machine: what it trains, judges and pairs, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paw_hpc import study
+from paw_hpc.errors import RecipeError
+from paw_hpc.results import EvaluationResult, read_evaluations
+
+SWEEP = """
+sweep: tiny
+choices: choices.yaml
+name: "{game}-{arm}"
+seeds: [3]
+runs: [{game: g, arm: [vanilla, paw]}]
+"""
+CHOICES = """
+game: {g: {base: recipe.yaml}}
+arm: {vanilla: {wm: {enabled: false}}, paw: {wm: {enabled: true}}, other: {env: {max_steps: 2}}}
+"""
+RECIPE = """
+updates: 1
+threads: 1
+env: {games: generated, prompt: compact, max_steps: 3, workers: 1}
+model: {path: warm-start}
+rollout: {groups: 2, group_size: 2, max_prompt_tokens: 512, max_response_tokens: 8}
+algorithm: {kl_coefficient: 0.0, old_logp: rollout}
+eval: {panel: "valid_seen:2@0", temperature: 1.0}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for name, text in (("sweep.yaml", SWEEP), ("choices.yaml", CHOICES), ("recipe.yaml", RECIPE)):
+        (tmp_path / name).write_text(text)
+    return tmp_path / "sweep.yaml"
+
+
+def test_runs_that_do_not_share_the_panel_or_the_start_are_refused(sweep: Path) -> None:
+    sweep.write_text(SWEEP.replace("[vanilla, paw]", "[vanilla, other]"))
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: env: g-other-s3 differs from g-vanilla-s3"):
+        study.run_sweep(sweep, [], sweep.parent / "out", 2)
+    assert not (sweep.parent / "out").exists()
+
+
+def test_a_run_that_fails_ends_the_study(sweep: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert not study.run_sweep(sweep, ["rollout.max_prompt_tokens=3"], sweep.parent / "out", 2)
+    assert "max_prompt_tokens" in capfd.readouterr().err
+
+
+def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_again(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = sweep.parent / "out"
+    assert study.run_sweep(sweep, [], out, 2)
+    results = {arm: read_evaluations(out / f"g-{arm}-s3") for arm in ("vanilla", "paw")}
+    for before, after in results.values():
+        assert (before.label, before.update, after.label, after.update) == ("start", 0, "end", 1)
+        assert (
+            before.observation_tokens == after.observation_tokens and before.observation_ce != after.observation_ce
+        )  # the start's play, judged by both
+    starts, ends = ([result[i] for result in results.values()] for i in (0, 1))
+    assert starts[0] == starts[1] and played(ends[0]) == played(ends[1]) == played(starts[0])
+    assert ends[0].observation_ce != ends[1].observation_ce
+    assert "g-paw" in (out / "report" / "report.md").read_text()
+
+    monkeypatch.setattr(study, "_judge", None)
+    monkeypatch.setattr(study.processes, "run_together", None)
+    assert study.run_sweep(sweep, [], out, 2)
+
+
+def played(result: EvaluationResult) -> list[tuple[str, int]]:
+    return [(episode.task_id, episode.seed) for episode in result.episodes]
