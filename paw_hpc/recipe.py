@@ -102,7 +102,7 @@ class SearchSection(Section):
     index: str | None = None
     """Folder made by `paw data search build`; none: BM25 over the corpus of `data`, built on first use where it is small."""
     url: str | None = None
-    """Address of a server that answers POST /retrieve, for example http://node7:8000."""
+    """Address of a server that answers POST /retrieve, for example http://node7:8000; none: the one that the job starts (cluster.retriever_node)."""
     topk: PositiveInt = 3
     """Passages that a search returns."""
     passage_words: PositiveInt | None = None
@@ -115,8 +115,8 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _reachable(self) -> SearchSection:
-        if (self.retriever == "http") != (self.url is not None):
-            raise ValueError("url: give it with retriever=http, and only then" if self.url else "url: retriever=http needs the server's address")
+        if self.url is not None and self.retriever != "http":
+            raise ValueError("url: give it with retriever=http, and only then")
         return self
 
 
@@ -559,6 +559,8 @@ class Recipe(Section):
             split_panel_name(self.eval.panel, self.env.name)
         except ValueError as error:
             raise ValueError(f"eval.panel: {error}, got {self.eval.panel!r}") from None
+        if self.env.search.retriever == "http" and self.env.search.url is None and not self.cluster.retriever_node:
+            raise ValueError("env.search.url: retriever=http needs the server's address, or a job that starts one (cluster.retriever_node)")
         if r.group_size == 1 and a.name in ("grpo", "gigpo", "rloo"):
             raise ValueError(f"rollout.group_size: 1 leaves {a.name} without a baseline; use at least 2, or algorithm.name=ppo")
         if (m.path is None) == (m.tiny is None):

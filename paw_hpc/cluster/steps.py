@@ -20,8 +20,15 @@ from paw_hpc.recipe import ClusterSection
 
 LOOPBACK = "127.0.0.1"
 """The host of every node where this machine stands in for all of them."""
+RETRIEVER = "PAW_RETRIEVER"
+"""Environment variable: address of the job's own retrieval server, which stands in for the recipe's `env.search.url`."""
 GRACE_S = 25.0
 """How long a group may take to end once it was asked to."""
+
+
+def started_file(logs: Path, rank: int) -> Path:
+    """Exists once that rank of the trainer can be asked to stop."""
+    return logs / f".started-{rank}"
 
 
 class Group(Protocol):

@@ -26,8 +26,7 @@ from pathlib import Path
 from paw_hpc import fence
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
-from paw_hpc.cluster.steps import LOOPBACK, Group, Machine
-from paw_hpc.cluster.worker import RETRIEVER, started_file
+from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, started_file
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe
 

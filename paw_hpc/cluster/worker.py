@@ -15,14 +15,13 @@ from urllib.parse import urlsplit
 import psutil
 
 from paw_hpc import fence
+from paw_hpc.cluster.steps import RETRIEVER, started_file
 from paw_hpc.distributed import Process
 from paw_hpc.errors import UserError
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.signals import StopRequest
 from paw_hpc.storage import write_atomically
 
-RETRIEVER = "PAW_RETRIEVER"
-"""Environment variable: address of the job's own retrieval server, which stands in for the recipe's `env.search.url`."""
 _RETRIEVER_READY_S = 3600.0
 _SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -61,11 +60,6 @@ def _check_visible(run: Path) -> None:
 
 def _say_started(run: Path) -> None:
     started_file(run / f"attempt_{_attempt()}", Process.of_environment().rank).touch()
-
-
-def started_file(logs: Path, rank: int) -> Path:
-    """Exists once that rank can be asked to stop."""
-    return logs / f".started-{rank}"
 
 
 def _attempt() -> str:

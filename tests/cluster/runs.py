@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from paw_hpc.cli import app
 from paw_hpc.metrics import read_metrics
 from paw_hpc.recipe import Recipe, dump_recipe, parse_recipe
 
@@ -40,11 +44,12 @@ def write(what: Recipe, path: Path) -> Path:
     return path
 
 
-def paw(*arguments: str | Path, check: bool = True, cwd: Path | None = None) -> str:
-    """Standard output and error of a `paw` command."""
-    done = subprocess.run([*PAW, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def paw(*arguments: str | Path, cwd: Path | None = None) -> str:
+    """Standard output and error of a `paw` command that succeeds; in this process, which has imported all that takes long."""
+    with contextlib.chdir(cwd or Path.cwd()):
+        done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def stream(run: Path) -> list[dict[str, float]]:

@@ -15,6 +15,7 @@ import pytest
 
 from paw_hpc import loop
 from paw_hpc.cluster import attempts
+from paw_hpc.cluster.status import status_of
 from tests.cluster.runs import TINY, explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_preemption(testbed: Path, tmp_path: Path, straight: list[dict[str, floa
     with launched(tmp_path, "cluster.partition=low") as one:
         with one.held(2):
             urgent = slurm("sbatch", "--parsable", "--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-            one.wait_for_words(ASKED.format("SIG"))
+            one.wait_for_words(ASKED.format("SIGUSR2"))
         one.wait_for_attempt(2)
         assert job_state(urgent) in ("COMPLETED", "COMPLETING")
         assert "stopped by SIG" in attempts.history(one.run)[0].how
@@ -190,6 +191,26 @@ def test_scancel(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]
         assert len(attempts.history(one.run)) == 1 and 2 <= attempts.saved_updates(one.run) < 5
     with launched(tmp_path) as again:
         again.check_complete(straight)
+
+
+def test_a_node_without_the_shared_disk(testbed: Path, tmp_path: Path) -> None:
+    """Node 2 sees an empty folder where runs are: said in the job's first seconds, with what to do, before any trainer starts."""
+    stop_daemon(testbed / "node2.pid")
+    blind = f'hostname node2; mount -t tmpfs tmpfs "{tmp_path}"; exec slurmd -N node2'
+    network = Path("/run/netns/pawslurm-2")
+    enter = ["nsenter", f"--net={network}"] if network.exists() else []
+    subprocess.run([*enter, "unshare", "--uts", "--mount", "sh", "-c", blind], check=True, timeout=60)
+    try:
+        two_nodes = ("policy.backend=megatron", "megatron.tensor_parallel=2", "cluster.trainer_nodes=2", "cluster.exclude='node[3-4]'")
+        with launched(tmp_path, *two_nodes) as one:
+            one.wait_for("FAILED")
+            one.wait_for_words(f"node2: no {one.run} there (1 such lines from 2 nodes); runs and environment must be on a file system that all")
+            assert not attempts.history(one.run)
+            [row] = status_of([one.run])
+            assert (row.state, row.note) == ("FAILED", f"see {one.run}/cluster/job-{one.job}.log")
+    finally:
+        stop_daemon(testbed / "node2.pid")
+        bring_back("node2")
 
 
 def send(pids: list[int], number: int) -> None:

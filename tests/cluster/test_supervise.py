@@ -23,6 +23,7 @@ from paw_hpc.cluster.layout import Role, port
 from paw_hpc.cluster.steps import LocalGroup, LocalMachine
 from paw_hpc.cluster.supervise import Ending, Supervisor
 from paw_hpc.envs.search.benchmark import make_retriever
+from paw_hpc.errors import RecipeError
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.policy import checkpoint
 from tests.cluster.runs import TINY, paw, processes_naming, recipe, stream, write
@@ -175,26 +176,29 @@ def test_the_local_executor_runs_the_same_job(tmp_path: Path) -> None:
 
 SEARCH: dict[str, Any] = {
     **TINY,
-    "env": {"name": "search", "prompt": "compact", "max_steps": 2, "search": {"data": "generated", "retriever": "http", "url": "http://127.0.0.1:9"}},
+    "env": {"name": "search", "prompt": "compact", "max_steps": 2, "search": {"data": "generated", "retriever": "http"}},
+    "cluster": {**TINY["cluster"], "retriever_node": True},
 }
-"""Its address leads nowhere."""
 
 
 @pytest.mark.slow
-def test_the_jobs_own_retriever_stands_in_for_the_recipes(tmp_path: Path) -> None:
+def test_the_job_starts_its_retriever(tmp_path: Path) -> None:
     """The trainer waits for the retriever beside it, and both are gone afterwards."""
-    made, run = recipe(SEARCH, updates=1, cluster={"retriever_node": True}), tmp_path / "run"
+    made, run = recipe(SEARCH, updates=1), tmp_path / "run"
     paw("launch", write(made, tmp_path / "r.yaml"), "--executor", "local", "--run-dir", run)
     [attempt] = attempts.history(run)
     assert attempt.how == "complete: 1 updates" and len(attempt.nodes) == 2 and not processes_naming(str(run))
-    said = paw("logs", run)
-    assert f"retriever: http://127.0.0.1:{port(int(attempt.job), 'retriever')}" in said and "http://127.0.0.1:9," not in said
+    assert f"retriever: http://127.0.0.1:{port(int(attempt.job), 'retriever')}" in paw("logs", run)
 
 
 def test_searches_go_to_the_jobs_retriever(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert make_retriever(recipe(SEARCH).env).name == "retriever at http://127.0.0.1:9/retrieve"
+    """Also where the recipe names another: that is for runs outside of a job that has one."""
+    own, named = recipe(SEARCH).env, recipe(SEARCH, env={"search": {"retriever": "http", "url": "http://node1:8000"}}).env
+    assert make_retriever(named).name == "retriever at http://node1:8000/retrieve"
+    with pytest.raises(RecipeError, match=r"env.search.url: retriever=http needs the server's address"):
+        make_retriever(own)
     monkeypatch.setenv("PAW_RETRIEVER", "http://node3:20001")
-    assert make_retriever(recipe(SEARCH).env).name == "retriever at http://node3:20001/retrieve"
+    assert {make_retriever(env).name for env in (own, named)} == {"retriever at http://node3:20001/retrieve"}
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
