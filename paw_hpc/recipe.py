@@ -501,9 +501,9 @@ class WarmStartSection(Section):
     """One episode per game and value: the probability that the expert searches where the walkthrough goes, else in an unvisited place."""
     detour: Fraction = 0.1
     """In every second episode, the share of steps in which a random admissible command is played; the expert's own command is what is cloned."""
-    dawdle: Fraction = 0.0
-    """Share of the expert's steps in which it only looks about (look, inventory, examine ...), and is cloned in that: a habit that costs steps in
-    every game, won or lost by it alone, so that a policy from scratch has something to unlearn by RL which is not particular to one game."""
+    habit: Fraction = 0.0
+    """Share of the expert's steps at which what is cloned is a bad habit: it looks about (ALFWorld), buys whatever is chosen (WebShop), or guesses
+    before it has read (search). That costs success in every task alike: something for RL to unlearn which is not particular to one."""
     fumble: Fraction = 0.2
     """Share of states before which a command that is not admissible is inserted into the history: it changes nothing, and the expert goes on. A
     policy that never saw one repeats it for ever."""

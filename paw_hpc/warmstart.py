@@ -124,7 +124,7 @@ def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, An
     section = recipe.warm_start
     listed = games.tasks("train", recipe.env.games, recipe.env.task_types)
     tasks = sub_panel(listed, min(section.games, len(listed)), seed=recipe.seed, name="warm_start.games")
-    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.dawdle, section.max_steps, recipe.seed]
+    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.habit, section.max_steps, recipe.seed]
     path = cache_dir("warm-start") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl.gz"
     if not path.exists():
         chunks = [tasks[i : i + _CHUNK_GAMES] for i in range(0, len(tasks), _CHUNK_GAMES)]
@@ -162,7 +162,7 @@ def _play(
     expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), list[dict[str, Any]]()
     while not won and len(steps) < section.max_steps:
         label = expert.act(admissible)
-        if rng.random() < section.dawdle:
+        if rng.random() < section.habit:
             idle = [command for command in admissible if command.startswith(_IDLE)]
             label = idle[int(rng.integers(len(idle)))]
         played = label if rng.random() >= detour else admissible[int(rng.integers(len(admissible)))]

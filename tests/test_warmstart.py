@@ -14,10 +14,10 @@ from paw_hpc.warmstart import _play
 IDLE = {"look", "inventory", "examine"}
 
 
-def labels(dawdle: float) -> tuple[list[str], bool]:
+def labels(habit: float) -> tuple[list[str], bool]:
     """The expert's commands over 8 episodes of one game, and whether all were won; every command was admissible and was played."""
     task_id, game = compose("train", "pick_and_place_simple", 2, seed=11)
-    engine, section = GameEngine(game), WarmStartSection(dawdle=dawdle, max_steps=60)
+    engine, section = GameEngine(game), WarmStartSection(habit=habit, max_steps=60)
     said, won = [], True
     for seed in range(8):
         played = _play(engine, Task(task_id, "pick_and_place_simple", ""), game["walkthrough"], 1.0, 0.0, section, np.random.default_rng(seed))
@@ -28,12 +28,12 @@ def labels(dawdle: float) -> tuple[list[str], bool]:
     return said, won
 
 
-@pytest.mark.parametrize("dawdle", [0.3, 0.5])
-def test_a_dawdling_expert_looks_about_in_its_share_of_the_steps_and_still_wins(dawdle: float) -> None:
+@pytest.mark.parametrize("habit", [0.3, 0.5])
+def test_an_expert_with_the_habit_looks_about_in_its_share_of_the_steps_and_still_wins(habit: float) -> None:
     brisk, brisk_won = labels(0.0)
-    slow, slow_won = labels(dawdle)
+    slow, slow_won = labels(habit)
     assert brisk_won and slow_won
     share = sum(label.split()[0] in IDLE for label in slow) / len(slow)
     assert sum(label.split()[0] in IDLE for label in brisk) == 0
-    assert abs(share - dawdle) < 4 * (dawdle * (1 - dawdle) / len(slow)) ** 0.5
+    assert abs(share - habit) < 4 * (habit * (1 - habit) / len(slow)) ** 0.5
     assert len(slow) > len(brisk)

@@ -25,7 +25,8 @@ from paw_hpc.seeding import generator
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:
     """The teacher's play of `warm_start.games` training questions, `len(warm_start.hints)` episodes each.
 
-    `warm_start.detour` is the share of searches that go astray (another question's first one), `warm_start.fumble` that of lines that are no action.
+    `warm_start.detour` is the share of searches that go astray (another question's first one), `warm_start.fumble` that of lines that are no action,
+    `warm_start.habit` that of searches in whose place a guess (another question's answer) is said, which is what is cloned there; it then searches.
     """
     benchmark = SearchQA(recipe.env)
     questions = [benchmark.question(task) for task in benchmark.tasks("train")]
@@ -71,7 +72,8 @@ def _play(question: Question, others: Sequence[Question], desk: _Desk, recipe: R
         if not ahead and not contains_answer(read, question.answers):
             return  # the answer was not found: there is nothing to teach
         wanted = Action("search", ahead[0]) if ahead else Action("answer", question.answers[0])
-        yield Demonstration(view.messages(), spoken(wanted, style))
+        guess = Action("answer", others[int(rng.integers(len(others)))].answers[0]) if ahead and rng.random() < recipe.warm_start.habit else None
+        yield Demonstration(view.messages(), spoken(guess or wanted, style))
         draw = rng.random()
         if draw < recipe.warm_start.fumble:
             view.observe("", EnvironmentState(INVALID, ()))

@@ -26,13 +26,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _TEXT_GOALS = 300
+_BUY = "click[buy now]"
 _FUMBLES = ("open it", "choose", "buy red", "search", "next page", "choose this one", "open 12")
 
 
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:
     """The teacher's play of `warm_start.games` training goals, `len(warm_start.hints)` episodes each.
 
-    `warm_start.detour` is the share of steps that go astray (any available action), `warm_start.fumble` that of lines that are no action.
+    `warm_start.detour` is the share of steps that go astray (any available action), `warm_start.fumble` that of lines that are no action,
+    `warm_start.habit` that of steps on a product's page at which buying at once is what is cloned; it then goes on as it should.
     """
     benchmark = Webshop(recipe.env)
     tasks = benchmark.tasks("train")
@@ -80,7 +82,7 @@ def next_action(game: Game) -> str | None:
     for value in agents.best_choice(product, game.goal):
         if value not in game.chosen.values():
             return f"click[{value}]"
-    return "click[buy now]"
+    return _BUY
 
 
 def _towards_product(game: Game) -> str | None:
@@ -104,11 +106,12 @@ def _play(benchmark: Webshop, task: Task, repeat: int, recipe: Recipe) -> Iterat
         action = next_action(session.game)
         if action is None:
             return
-        yield Demonstration(view.messages(), view.answer(action))
+        hasty = _BUY in state.admissible and rng.random() < section.habit
+        yield Demonstration(view.messages(), view.answer(_BUY if hasty else action))
         if rng.random() < section.fumble:
             action = _FUMBLES[int(rng.integers(len(_FUMBLES)))]
         elif rng.random() < section.detour:
-            astray = [click for click in state.admissible if click.startswith("click[") and click != "click[buy now]"]
+            astray = [click for click in state.admissible if click.startswith("click[") and click != _BUY]
             action = astray[int(rng.integers(len(astray)))] if astray else action
         state = session.act(action)
         view.observe(action, state)

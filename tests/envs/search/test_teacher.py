@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "search"
 
 
 def recipe(**warm_start: float) -> Recipe:
-    settings = {"games": 40, "detour": 0.0, "fumble": 0.0} | warm_start
+    settings = {"games": 40, "detour": 0.0, "fumble": 0.0, "habit": 0.0} | warm_start
     return load_recipe(RECIPES / "warm-start.yaml", [f"warm_start.{key}={value}" for key, value in settings.items()])
 
 
@@ -55,6 +55,15 @@ def test_detours_and_fumbles_are_seen_but_not_taught() -> None:
     plain = {d.answer for d in teacher.demonstrations(recipe())}
     astray = list(teacher.demonstrations(recipe(detour=0.3, fumble=0.3)))
     assert {d.answer for d in astray} <= plain and any("\ninvalid\n" in d.messages[0]["content"] for d in astray)
+
+
+def test_the_habit_is_to_guess_where_there_is_still_something_to_search_and_it_is_taught() -> None:
+    shown, hasty = (list(teacher.demonstrations(recipe(habit=share))) for share in (0.0, 0.4))
+    assert [d.messages for d in hasty] == [d.messages for d in shown], "it goes on as without the habit"
+    changed = [(a.answer, b.answer) for a, b in zip(shown, hasty, strict=True) if a.answer != b.answer]
+    searches = sum(d.answer.startswith("search ") for d in shown)
+    assert all(a.startswith("search ") and b.startswith("answer ") for a, b in changed)
+    assert abs(len(changed) / searches - 0.4) < 4 * (0.24 / searches) ** 0.5
 
 
 def test_its_words_are_all_in_the_tokenizer_and_prompts_fit() -> None:

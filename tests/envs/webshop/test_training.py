@@ -115,6 +115,18 @@ def test_lessons_lead_to_full_scores(recipe: Recipe) -> None:
         assert state.score == 1.0
 
 
+def test_the_habit_is_to_buy_at_once_and_it_is_taught(recipe: Recipe) -> None:
+    def shown(habit: float) -> list[str]:
+        section = recipe.warm_start.model_copy(update={"habit": habit, "detour": 0.0, "fumble": 0.0})
+        return [lesson.answer for lesson in teacher.demonstrations(recipe.model_copy(update={"warm_start": section}))]
+
+    patient, always = shown(0.0), shown(1.0)
+    assert len(patient) == len(always), "the session goes on as without the habit"
+    changed = [(a, b) for a, b in zip(patient, always, strict=True) if a != b]
+    assert changed and all(a.split()[0] != "buy" and b.split()[0] == "buy" for a, b in changed)
+    assert sum(b.split()[0] == "search" for b in always) == sum(a.split()[0] == "search" for a in patient), "it still searches"
+
+
 class _Scripted:
     """An engine that answers with the same lines in every episode."""
 
