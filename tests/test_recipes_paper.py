@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from paw_hpc.cli import app
 from paw_hpc.cluster.plan import Plan, make_plan
-from paw_hpc.cluster.settings import load_for_cluster
 from paw_hpc.cluster.submit import Launchable, alike, array_script
 from paw_hpc.cluster.sweep import Sweep, Variant, load_sweep
 from paw_hpc.metrics import HARMLESS
@@ -28,6 +27,11 @@ HARDWARE = (*HARMLESS, "name", "policy.", "rollout.engine", "rollout.fleet.", "m
 BY_NAME = pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 
 
+@pytest.fixture(autouse=True)
+def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PAW_CLUSTER_CONFIG", str(tmp_path / "none.yaml"))
+
+
 @functools.cache
 def sweep(path: Path) -> Sweep:
     return load_sweep(path)
@@ -35,7 +39,7 @@ def sweep(path: Path) -> Sweep:
 
 @functools.cache
 def recipe_of(variant: Variant) -> Recipe:
-    return load_for_cluster(variant.base, (), variant=variant.changes)
+    return load_recipe(variant.base, variant.changes)
 
 
 @functools.cache
