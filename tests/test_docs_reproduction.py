@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -65,7 +66,7 @@ def test_files_that_are_named_exist() -> None:
 
 
 def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
-    citation = OmegaConf.load(ROOT / "CITATION.cff")
+    citation: Any = OmegaConf.load(ROOT / "CITATION.cff")
     assert citation.version == __version__ and citation["cff-version"] == "1.2.0" and citation.license == "Apache-2.0"
     paper = citation.references[0]
     assert paper.identifiers[0].value == "arXiv:2606.02388" and paper.title == "Policy and World Modeling Co-Training for Language Agents"
