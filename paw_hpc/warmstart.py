@@ -1,8 +1,8 @@
 """A small policy from scratch: tokenizer, behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start RECIPE`).
 
 RL needs a start that wins now and then. Where no pretrained weights can be had, this makes one: the scripted expert plays training games (with
-detours, so that the policy also sees states an expert avoids), and a tiny Qwen2-architecture model is trained to give the expert's command after the
-compact prompt. Expert play is cached by content; no validation game is touched.
+detours, so that the policy also sees states an expert avoids), and a tiny Qwen2-architecture model (`model.tiny`, or one that was cloned before,
+`model.path`) is trained to give the expert's command after the compact prompt. Expert play is cached by content; no validation game is touched.
 """
 
 from __future__ import annotations
@@ -34,12 +34,10 @@ from paw_hpc.envs.alfworld.scenes import ROOMS
 from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
 from paw_hpc.envs.base import Demonstration, EnvironmentState, Task
 from paw_hpc.envs.panels import sub_panel
-from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Ids
 from paw_hpc.kernels import linear_row_loss
-from paw_hpc.policy.loading import load_tokenizer
+from paw_hpc.policy.loading import initial_folder, load_model, load_tokenizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
-from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import Recipe, WarmStartSection, dump_recipe, load_recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.seeding import derive_seed, generator
@@ -61,8 +59,6 @@ class Sample:
 def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
     """Make a warm-start policy and return its folder (weights, tokenizer, and the recipe that made it)."""
     recipe, console = load_recipe(recipe_path, overrides), Console(stderr=True)
-    if recipe.model.tiny is None:
-        raise RecipeError(f"{recipe_path}: model.tiny: a warm start is made for a model from scratch; give its size there")
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     out = out or Path("runs") / recipe.name
@@ -70,11 +66,13 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     # The tokenizer must exist before the model; the whole folder appears under its name only when the policy is in it.
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
-    lessons.save_tokenizer(building)
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tokenizer": str(building)})})
+    if recipe.model.tiny is not None:
+        lessons.save_tokenizer(building)
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tokenizer": str(building)})})
     tokenizer = load_tokenizer(recipe.model)
-    assert recipe.model.tiny is not None
-    model = build_tiny(recipe.model.tiny, tokenizer, recipe.seed)
+    model = load_model(recipe, tokenizer)
+    if recipe.model.tiny is None:
+        shutil.copytree(initial_folder(recipe, tokenizer, building), building)
     use_packed_attention(model)
     samples = list(lessons.samples(ChatFormat(tokenizer)))
     console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
@@ -162,7 +160,7 @@ def _play(
     expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), list[dict[str, Any]]()
     while not won and len(steps) < section.max_steps:
         label = expert.act(admissible)
-        if rng.random() < section.habit:
+        if section.habit and rng.random() < section.habit:
             idle = [command for command in admissible if command.startswith(_IDLE)]
             label = idle[int(rng.integers(len(idle)))]
         played = label if rng.random() >= detour else admissible[int(rng.integers(len(admissible)))]
