@@ -72,7 +72,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe, tokenizer)
     if recipe.model.tiny is None:
-        shutil.copytree(initial_folder(recipe, tokenizer, building), building)
+        shutil.copytree(initial_folder(recipe, tokenizer, building), building, ignore=shutil.ignore_patterns("README.md"))
     use_packed_attention(model)
     samples = list(lessons.samples(ChatFormat(tokenizer)))
     console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
