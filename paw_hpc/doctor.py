@@ -131,16 +131,16 @@ def _optional() -> list[Check]:
 
 
 def _cluster() -> list[Check]:
-    """Slurm's commands, and whether the environment is the one that the images were put together with."""
+    """Slurm's commands, and inside an image whether the environment is the one that it was made for."""
     found = shutil.which("sbatch")
     checks = [Check("Slurm", True if found else None, found or "sbatch is not found", "" if found else "paw launch --executor local runs jobs here")]
     versions = Path(__file__).parents[1] / "containers" / "versions.txt"
-    if not versions.is_file():
+    if not versions.is_file() or "PAW_IMAGE" not in os.environ:
         return checks
     pinned = re.findall(r"^([\w-]+)==(\S+)$", versions.read_text(encoding="utf-8").partition("[server]")[0], flags=re.MULTILINE)
     differing = [f"{name} {installed} (pinned {wanted})" for name, wanted in pinned if (installed := _version(name)) not in (None, wanted)]
-    advice = "tests passed with the pinned ones: see containers/README.md" if differing else ""
-    return [*checks, Check("versions of the images", None if differing else True, ", ".join(differing) or "all as pinned", advice)]
+    advice = "build the image anew: see containers/README.md" if differing else ""
+    return [*checks, Check("versions of the image", None if differing else True, ", ".join(differing) or "all as pinned", advice)]
 
 
 def _version(name: str) -> str | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from paw_hpc import doctor
 from paw_hpc.cluster import slurm
 from paw_hpc.cluster.layout import plan_layout
 from paw_hpc.cluster.settings import load_for_cluster
@@ -21,6 +23,7 @@ from tests.cluster.runs import recipe, write
 from tests.recipe_files import RECIPES
 
 REPOSITORY = Path(__file__).parents[2]
+VERSIONS = REPOSITORY / "containers" / "versions.txt"
 FULL = {
     "partition": "gpu",
     "account": "lab",
@@ -184,6 +187,18 @@ def test_containers_are_flags_of_srun_or_apptainer(tmp_path: Path) -> None:
         machine = SlurmMachine(7, ["a"], made.cluster, mounts=[tmp_path])
         line = " ".join([*machine.srun(plan_layout(made).trainer), *machine.in_container(["python", "-V"])])
         assert expected in line and f"{tmp_path}:{tmp_path}" in line and line.endswith("python -V")
+
+
+def test_the_image_has_one_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer and servers join one NCCL group, so both environments need the same; and inside, `paw doctor` says what is not as pinned."""
+    trainer, server = (dict(re.findall(r"^([\w-]+)==(\S+)$", part, re.MULTILINE)) for part in VERSIONS.read_text().split("[server]"))
+    assert trainer["torch"] == server["torch"]
+    monkeypatch.delenv("PAW_IMAGE", raising=False)
+    assert not [check for check in doctor._cluster() if "image" in check.name]
+    monkeypatch.setenv("PAW_IMAGE", "1")
+    monkeypatch.setattr(doctor, "_version", lambda name: {**trainer, "triton": "1.0"}[name])
+    [check] = [check for check in doctor._cluster() if "image" in check.name]
+    assert check.ok is None and check.found == f"triton 1.0 (pinned {trainer['triton']})"
 
 
 @pytest.mark.parametrize(
