@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from paw_hpc.rollout.players import Players
 from paw_hpc.rollout.publish import LivePublisher, Publisher
 from paw_hpc.rollout.publish.buckets import Tensors, weights_of
 from paw_hpc.rollout.serving import Serving, following
+
+T = TypeVar("T")
 
 
 def processes_of(recipe: Recipe) -> AbstractContextManager[Any]:
@@ -133,6 +135,10 @@ class Machinery:
 
     def describe(self) -> str:
         return f"{self.policy.describe()}, {self.benchmark.source}"
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result, from the event loop of the run (on a rank that plays: requests to its engine)."""
+        return self._runner.run(coroutine, errands=True)
 
     def play(
         self, tasks: Sequence[Task], members: int, index: int, *, purpose: str, temperature: float, first_group: int = 0

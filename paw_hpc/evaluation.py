@@ -12,15 +12,19 @@ import numpy as np
 
 from paw_hpc import distributed
 from paw_hpc.build import Machinery, for_started_processes, processes_of
+from paw_hpc.diagnostics import Seen, observe, predictions
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
 from paw_hpc.policy.loading import WARM_START
 from paw_hpc.recipe import ModelSection, Recipe, load_recipe
-from paw_hpc.results import EvaluatedEpisode, EvaluationResult, write_evaluation
+from paw_hpc.results import EvaluatedEpisode, EvaluationResult, Prediction, write_evaluation
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.statistics import Interval, ratio_interval
+
+FOREIGN_GAMES = 40
+"""Games of a panel that the policy before training plays, once each, for the diagnostics on its play."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ def evaluate(
     temperature: float | None = None,
     repeats: int | None = None,
     observed: Sequence[Group] | None = None,
+    foreign: Sequence[Group] | None = None,
 ) -> Evaluation:
     """Play a panel with the current weights. Seeds come from (recipe.seed, game, repeat) alone, so arms and worker counts can be compared pairwise.
 
@@ -57,6 +62,7 @@ def evaluate(
         panel, temperature, repeats: default to the recipe's `eval` section.
         observed: measure the observation cross-entropy on these transitions (another policy's play of the panel, the same for all arms); none: on
             the policy's own play.
+        foreign: measure the world-model diagnostics, on the policy's own play and on these transitions (may be empty); none: leave them out.
 
     Raises:
         UserError: the environments broke every episode.
@@ -76,7 +82,9 @@ def evaluate(
             f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages above, or raise env.step_timeout_s"
         )
     seconds = time.perf_counter() - start
-    prediction = observation_cross_entropy(machinery, groups if observed is None else observed)
+    seen = observe(machinery, groups if observed is None else observed)
+    prediction = _cross_entropy(seen)
+    predicted = () if foreign is None else _diagnose(machinery, seen if observed is None else observe(machinery, groups), foreign)
     noise = measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho) if recipe.env.name == "webshop" else None
     result = EvaluationResult.of_episodes(
         [
@@ -104,25 +112,40 @@ def evaluate(
         observation_ce_interval=prediction.interval if prediction else None,
         environment_failures=len(played) - len(whole),
         noise=noise,
+        predictions=predicted,
+        protocol=protocol(recipe),
     )
     return Evaluation(result, groups)
 
 
+def protocol(recipe: Recipe) -> str:
+    """What else decides how episodes of a panel go, for a reader."""
+    env, rollout = recipe.env, recipe.rollout
+    return f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, {rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+
+
 def observation_cross_entropy(machinery: Machinery, groups: Sequence[Group]) -> ObservationCrossEntropy | None:
     """How well the policy predicts the next observations in these groups (its own play, or another policy's); None where there are none."""
-    nats: list[float] = []
-    tokens: list[float] = []
-    games: list[str] = []
-    for group in groups:
-        pool = Pool.from_groups([group])
-        measured = machinery.policy.observation_cross_entropy(pool) if len(pool) else {"observation_tokens": 0.0}
-        if measured["observation_tokens"]:
-            nats.append(measured["observation_cross_entropy"] * measured["observation_tokens"])
-            tokens.append(measured["observation_tokens"])
-            games.append(group.task_id)
-    if not games:
+    return _cross_entropy(observe(machinery, groups))
+
+
+def _cross_entropy(seen: Sequence[Seen]) -> ObservationCrossEntropy | None:
+    if not seen:
         return None
-    return ObservationCrossEntropy(sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, games))
+    nats, tokens = [s.nats for s in seen], [float(s.tokens) for s in seen]
+    return ObservationCrossEntropy(sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, [s.game for s in seen]))
+
+
+def _diagnose(machinery: Machinery, own: Sequence[Seen], foreign: Sequence[Group]) -> tuple[Prediction, ...]:
+    return predictions(machinery, "own", own) + predictions(machinery, "foreign", observe(machinery, foreign))
+
+
+def play_foreign(machinery: Machinery, recipe: Recipe, panel: str) -> list[Group]:
+    """The current weights' play of up to FOREIGN_GAMES games, spread over the panel, once each as in training: transitions that all arms which began
+    with these weights can be asked about."""
+    tasks = machinery.benchmark.panel(panel).tasks
+    chosen = tasks[:: max(1, len(tasks) // FOREIGN_GAMES)][:FOREIGN_GAMES]
+    return machinery.play(chosen, 1, 0, purpose="foreign", temperature=recipe.rollout.temperature)[0]
 
 
 def measure_noise(machinery: Machinery, groups: Sequence[Group], rho: float) -> NoiseShares | None:
@@ -154,7 +177,10 @@ def measure_noise(machinery: Machinery, groups: Sequence[Group], rho: float) -> 
 def evaluate_path(
     target: str, *, panel: str, repeats: int = 1, temperature: float | None = None, workers: int | None = None, out: Path | None = None
 ) -> EvaluationResult:
-    """`paw eval`: a run directory (its newest whole checkpoint), a folder with a model and its recipe.yaml, or a model under the paper's protocol.
+    """`paw eval`: a run directory (its newest whole checkpoint), a recipe file (the policy that its runs begin with), a folder with a model and its
+    recipe.yaml, or a model under the paper's protocol.
+
+    World-model diagnostics are on its own play, and for a run also on that of the policy that it began with, before any training.
 
     The result is written to `out`, or to the run directory when the target is one.
     """
@@ -163,6 +189,8 @@ def evaluate_path(
     is_run = run.exists and run.checkpoints.is_dir()
     if is_run:
         recipe = run.recipe()
+    elif Path(target).suffix in (".yaml", ".yml"):
+        recipe = load_recipe(target)
     elif folder_recipe.is_file():
         recipe = load_recipe(folder_recipe, [f"model.path={target}"])
     else:
@@ -170,10 +198,16 @@ def evaluate_path(
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
     recipe = for_started_processes(recipe)
     with processes_of(recipe), EventLoop() as runner, Machinery(recipe, runner) as machinery:
+        foreign: list[Group] = []
+        if is_run:
+            machinery.publisher.publish(version=0)
+            foreign = play_foreign(machinery, recipe, panel)
         update = machinery.policy.resume(run.checkpoints) if is_run else 0
         machinery.publisher.publish(version=update)
         label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
-        result = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats).result
+        result = evaluate(
+            machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats, foreign=foreign
+        ).result
     where = out or (run.path if is_run else None)
     if where is not None and distributed.is_main():
         write_evaluation(where, result)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from paw_hpc import fence
 from paw_hpc.errors import DataError
@@ -44,6 +45,29 @@ class TypeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """How well the next observations of some transitions are predicted, by the policy and by a copier of the previous ones (diagnostics.py)."""
+
+    source: str
+    """Whose play: `own`, or `foreign` (the policy before training, on the same games)."""
+    split: str
+    """`all`, `success` and `failure` (of the episode), or a task type."""
+    transitions: int
+    tokens: int
+    ce: float
+    """Nats per token of the true next observation."""
+    ce_interval: Interval
+    copy_ce: float
+    generated: int
+    """Transitions whose observation was also generated greedily; the rates below are over these."""
+    exact: float | None
+    """Share of generated observations that are the true one, token by token."""
+    exact_interval: Interval | None
+    copy_exact: float | None
+    """Share of true ones that equal the previous observation."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """One policy on one fixed panel. Build it with `of_episodes`, which derives rates and intervals from the episodes."""
 
@@ -70,6 +94,10 @@ class EvaluationResult:
     episodes: tuple[EvaluatedEpisode, ...]
     noise: NoiseShares | None = None
     """WebShop only: where the gradient of each world-model loss would go on pages of search results."""
+    predictions: tuple[Prediction, ...] = ()
+    """World-model diagnostics; empty: not measured."""
+    protocol: str = ""
+    """How episodes were played beyond panel and temperature; evaluations are compared only where it is the same."""
 
     @property
     def scored(self) -> bool:
@@ -92,6 +120,8 @@ class EvaluationResult:
         observation_ce_interval: Interval | None = None,
         environment_failures: int = 0,
         noise: NoiseShares | None = None,
+        predictions: tuple[Prediction, ...] = (),
+        protocol: str = "",
     ) -> EvaluationResult:
         """Success rate (mean over episodes), interval over games, and both per task type.
 
@@ -120,6 +150,8 @@ class EvaluationResult:
             environment_failures=environment_failures,
             episodes=tuple(episodes),
             noise=noise,
+            predictions=predictions,
+            protocol=protocol,
         )
 
 
@@ -184,6 +216,12 @@ def _read_evaluation(summary: Path) -> EvaluationResult:
     content["per_task_type"] = {name: TypeResult(r["games"], r["success"], tuple(r["interval"])) for name, r in content["per_task_type"].items()}
     if content.get("noise") is not None:
         content["noise"] = NoiseShares(**content["noise"])
+    content["predictions"] = tuple(_prediction(row) for row in content.get("predictions", ()))
     if content["observation_ce_interval"] is not None:
         content["observation_ce_interval"] = tuple(content["observation_ce_interval"])
     return EvaluationResult(**content, episodes=tuple(episodes))
+
+
+def _prediction(row: dict[str, Any]) -> Prediction:
+    intervals = {name: None if row[name] is None else tuple(row[name]) for name in ("ce_interval", "exact_interval")}
+    return Prediction(**(row | intervals))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from paw_hpc.errors import DataError
-from paw_hpc.results import EvaluatedEpisode, EvaluationResult, TypeResult, read_evaluations, write_evaluation
+from paw_hpc.results import EvaluatedEpisode, EvaluationResult, Prediction, TypeResult, read_evaluations, write_evaluation
 from paw_hpc.statistics import cluster_interval, wilson_interval
 
 WON = {"a": (True, False), "b": (True, True), "c": (False, False)}
@@ -46,7 +47,8 @@ def test_rates_and_intervals_follow_from_the_episodes() -> None:
 
 
 def test_what_is_written_is_read_back_in_order_of_updates(tmp_path: Path) -> None:
-    late, early = result(), result("valid_seen-u0", 0)
+    predicted = Prediction("own", "all", 4, 60, 0.5, (0.4, 0.6), 0.9, 0, None, None, None)
+    late, early = dataclasses.replace(result(), predictions=(predicted,), protocol="15 steps"), result("valid_seen-u0", 0)
     for r in (late, early):
         write_evaluation(tmp_path, r)
     assert read_evaluations(tmp_path) == [early, late]
@@ -60,6 +62,7 @@ def test_the_files_have_the_documented_format(tmp_path: Path) -> None:
     assert content.keys() == {
         *("label", "panel", "panel_checksum", "temperature", "repeats", "update", "games", "success", "interval", "per_task_type"),
         *("observation_ce", "observation_tokens", "observation_ce_interval", "seconds", "environment_failures", "noise"),
+        *("predictions", "protocol"),
     }
     lines = [json.loads(line) for line in summary.with_suffix(".jsonl").read_text().splitlines()]
     assert lines[0] == {

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from paw_hpc.recipe import IN_DOMAIN_SETS
-from paw_hpc.report import compare
+from paw_hpc.report import compare, predictions
 from paw_hpc.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
 from paw_hpc.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.results import EvaluationResult, TypeResult, mean_score
@@ -60,6 +60,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
         tables = [compare.panel_table(arms, key), compare.difference_table(arms, key), compare.type_table(arms, key)]
         blocks += [Heading(f"Evaluation on {compare.panel_name(key)}"), *(table for table in tables if table is not None)]
         blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals"))
+        blocks += [table for table in (predictions.prediction_table(arms, key), predictions.split_table(arms, key)) if table is not None]
         if (table := noise.noise_table(arms, key)) and (shares := noise_figures[key]):
             blocks += [table, Figure(shares, noise.CAPTION)]
     if not keys:
@@ -103,6 +104,9 @@ def print_evaluation(result: EvaluationResult, console: Console | None = None) -
         console.print(
             f"observation cross-entropy {compare.ce_cell([result])} nats/token over {result.observation_tokens} tokens", highlight=False, markup=False
         )
+    for p in (p for p in result.predictions if p.split == "all"):
+        exact = f", exact {100 * p.exact:.1f} % (copy {100 * p.copy_exact:.1f} %)" if p.exact is not None and p.copy_exact is not None else ""
+        console.print(f"next observations, {p.source} play: CE {p.ce:.3f} (copy {p.copy_ce:.3f}){exact}", highlight=False, markup=False)
     if result.environment_failures:
         console.print(f"the environment broke {result.environment_failures} episodes; they are in no rate", highlight=False)
 

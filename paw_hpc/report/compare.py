@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
+from paw_hpc.report import predictions
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.paper import COLUMN_OF, paper_row
 from paw_hpc.report.runs import (
@@ -47,7 +48,8 @@ def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
         if found:
             updates = " / ".join(str(u) for u in sorted({e.update for e in found}))
             rows.append((arm.label, updates, *measured(arm.outcomes(key), found), _episodes(arm)))
-    return TableBlock(f"{panel_name(key)}, {panel_games(arms, key)} games", header, tuple(rows))
+    title = ", ".join(filter(None, (panel_name(key), f"{panel_games(arms, key)} games", key[3])))
+    return TableBlock(title, header, tuple(rows))
 
 
 def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
@@ -167,6 +169,8 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
         "Observation CE: cross-entropy of true next observations, nats per token.",
         *_interval_notes(arms, keys),
     ]
+    if any(e.predictions for arm in arms for run in arm.runs for e in run.evaluations):
+        lines.append(predictions.NOTE)
     if any(arm.recipe.env.name == "search" for arm in arms):
         lines.append(
             "Search QA: success is exact match, score is F1; * marks the sets that are trained on (in domain); All is over questions, Avg over sets."
@@ -193,6 +197,8 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
     names = [key[0] for key in keys]
     for name in sorted({name for name in names if len({key[1] for key in keys if key[0] == name}) > 1}):
         lines.append(f"Panel {name} means different games in different runs (checksums differ): those are compared separately.")
+    for name in sorted({name for name in names if len({key[3] for key in keys if key[0] == name}) > 1}):
+        lines.append(f"Panel {name} was played by different rules (see the tables' titles): those are compared separately.")
     return tuple(lines)
 
 

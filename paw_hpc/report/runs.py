@@ -18,8 +18,8 @@ from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection
 from paw_hpc.results import EvaluationResult, mean_score, read_evaluations
 from paw_hpc.statistics import Interval, crossed_rate, crossed_table, stratified_mean, success_interval
 
-PanelKey = tuple[str, str, float]
-"""(panel, checksum, temperature): evaluations that may be compared."""
+PanelKey = tuple[str, str, float, str]
+"""(panel, checksum, temperature, protocol): evaluations that may be compared."""
 PHASES = ("collect", "score", "plan", "train", "publish")
 """`time/PHASE_s`: the parts of `time/update_s` that follow each other."""
 Outcomes = dict[int, dict[str, list[float]]]
@@ -91,7 +91,7 @@ class Arm:
 
 
 def panel_key(evaluation: EvaluationResult) -> PanelKey:
-    return evaluation.panel, evaluation.panel_checksum, evaluation.temperature
+    return evaluation.panel, evaluation.panel_checksum, evaluation.temperature, evaluation.protocol
 
 
 def read_arms(paths: Sequence[Path]) -> list[Arm]:
@@ -106,6 +106,7 @@ def read_arms(paths: Sequence[Path]) -> list[Arm]:
     runs = [_with_start(_read_run(path), starts) for path in folders if RunDirectory(path).exists]
     if not runs:
         raise DataError(f"{', '.join(map(str, paths))}: evaluations only; give the runs that they belong to as well")
+    _check_starts(starts, runs)
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
@@ -226,6 +227,18 @@ def _read_start(path: Path) -> list[EvaluationResult]:
     if trained := [e.label for e in found if e.update > 0]:
         raise DataError(f"{path}: {', '.join(trained)}: evaluations of a trained policy without its run; evaluate it with its run as the target")
     return found
+
+
+def _check_starts(starts: Sequence[EvaluationResult], runs: Sequence[Run]) -> None:
+    """Raises DataError for a start that was played by other rules than every run's evaluations on its panel."""
+    played = {panel_key(e) for run in runs for e in run.evaluations if e.update > 0}
+    for e in starts:
+        others = sorted({key[3] for key in played if key[:3] == panel_key(e)[:3]})
+        if others and e.protocol not in others:
+            raise DataError(
+                f"evaluation {e.label} of the start was played with {e.protocol or 'unknown rules'}, those of the runs with {' / '.join(others)}; "
+                "evaluate it by the runs' recipe: paw eval RECIPE.yaml --out FOLDER"
+            )
 
 
 def _with_start(run: Run, starts: Sequence[EvaluationResult]) -> Run:

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from paw_hpc.errors import CheckpointError, DataError
 from paw_hpc.recipe import parse_recipe
-from paw_hpc.report import compare, plots, print_evaluation, print_report, write_report
+from paw_hpc.report import compare, plots, predictions, print_evaluation, print_report, write_report
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.runs import panels, phase_seconds, read_arms
-from paw_hpc.results import write_evaluation
+from paw_hpc.results import Prediction, write_evaluation
 from paw_hpc.statistics import crossed_mean, paired_difference, success_interval
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
@@ -151,6 +151,34 @@ def test_a_study_is_grouped_by_arm_and_compared_without_being_told(study: Path, 
     assert cells(table, "mini-vanilla: end - start")["difference, points [95 %]"].startswith(f"{100 * start.mean:+.1f} [{100 * start.low:+.1f}")
     assert cells(table, "mini-paw - mini-vanilla")["the paper's"] == "+7.9 (1.5B)" and row["the paper's"] == compare.ABSENT
     assert read_arms([study])[0].label == "mini-vanilla"  # the folder of all of them says the same
+
+
+def test_a_start_that_was_played_by_other_rules_is_refused(study: Path, tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "start", dataclasses.replace(evaluation(START, update=0), protocol="20 steps"))
+    with pytest.raises(DataError, match=r"played with 20 steps, those of the runs with .*paw eval RECIPE"):
+        read_arms([study / "mini-paw-s0", tmp_path / "start"])
+
+
+def predicted(source: str, split: str, ce: float, exact: float) -> Prediction:
+    return Prediction(source, split, 40, 600, ce, (ce - 0.1, ce + 0.1), 0.9, 40, exact, (exact - 0.05, exact + 0.05), 0.25)
+
+
+def test_predictions_stand_beside_the_copiers(tmp_path: Path) -> None:
+    for seed, ce in ((0, 0.5), (1, 0.7)):
+        rows = [predicted(source, split, ce, 0.5) for source in ("own", "foreign") for split in ("all", "success", "failure", "look_at_obj_in_light")]
+        end = dataclasses.replace(evaluation(PAW, update=60), predictions=tuple(rows))
+        write_run(tmp_path / f"paw-s{seed}", recipe("paw", seed=seed), training_metrics(seed, 5, gain=0.2, wm=True), [end])
+    arms = read_arms([tmp_path])
+    table, splits = predictions.prediction_table(arms, panels(arms)[0]), predictions.split_table(arms, panels(arms)[0])
+    assert table is not None and splits is not None
+    assert table.rows[0] == ("paw (2 seeds)", "own play", "80", "0.600 ± 0.141", "0.900", "50.0 ± 0.0", "25.0")
+    assert [row[1] for row in table.rows] == ["own play", "the start's play"]
+    assert splits.rows[1][2:5] == ("0.60 (0.90) / 50 (25)", "0.60 (0.90) / 50 (25)", compare.ABSENT)  # no Pick games were measured
+    one = read_arms([tmp_path / "paw-s0"])
+    alone = predictions.prediction_table(one, panels(one)[0])
+    assert alone is not None and alone.rows[0][3] == "0.500 [0.400, 0.600]"
+    text = write_report([tmp_path], tmp_path / "out").markdown.read_text()
+    assert predictions.NOTE in text and "| paw (2 seeds) | the start's play | 80 |" in text
 
 
 def test_evaluations_of_a_trained_policy_need_their_run(study: Path, tmp_path: Path) -> None:
