@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -31,8 +32,9 @@ from paw_hpc.rollout.engines.local import LocalEngine
 from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.players import Players
-from paw_hpc.rollout.publish import LivePublisher, Publisher
-from paw_hpc.rollout.publish.buckets import Tensors, weights_of
+from paw_hpc.rollout.publish import FollowingPublisher, LivePublisher, Publisher
+from paw_hpc.rollout.publish.buckets import Weights, shares, weights_of
+from paw_hpc.rollout.publish.stages import Stages
 from paw_hpc.rollout.serving import Serving, following
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Machinery:
             torch.set_num_threads(recipe.threads)
         self.recipe, self._runner, self._workspace = recipe, runner, workspace
         self.serving: Serving | None = None
+        self._following: FollowingPublisher | None = None
         self._ahead: tuple[int, Future[tuple[list[Group], CollectStats]]] | None = None
         self.benchmark = make_benchmark(recipe.env)
         self.policy: Policy
@@ -82,7 +85,7 @@ class Machinery:
         policy = HuggingFacePolicy(self.recipe)
         self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
         if self.recipe.rollout.engine == "sglang":
-            self._serve(policy.model.config, policy.tokenizer, weights_of(policy.model))
+            self._serve(policy.model.config, policy.tokenizer, weights_of(policy.model), self.recipe.rollout.publish.bucket_mib << 20)
             return policy.model.config
         self.engine = LocalEngine(policy.model, policy.tokenizer, self.recipe.rollout)
         self.publisher = LivePublisher(self.engine)
@@ -101,7 +104,11 @@ class Machinery:
         policy = MegatronPolicy(self.recipe)
         self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
         if self.recipe.rollout.engine == "sglang":
-            self._serve(policy.hf_config, policy.tokenizer, policy.whole_tensors)
+            gather_bytes, send_bytes = shares(self.recipe.rollout.publish.bucket_mib << 20)
+            weights = Weights(partial(policy.whole_tensors, gather_bytes), policy.whole_bytes)
+            own = Weights(partial(policy.whole_tensors, gather_bytes, own_stage=True), policy.whole_bytes)
+            stages = Stages(own, policy.layout.senders) if policy.layout.pipeline > 1 and self.recipe.rollout.publish.path == "broadcast" else None
+            self._serve(policy.hf_config, policy.tokenizer, weights, send_bytes, stages)
             return policy.hf_config
         self.players = Players.of(policy.layout.leader)
         self.engine, copy = None, None
@@ -112,14 +119,20 @@ class Machinery:
         self.publisher = CopyPublisher(policy.whole_tensors, copy, self.engine)
         return policy.hf_config
 
-    def _serve(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, weights: Tensors) -> None:
-        """The first rank plays, on servers, and publishes to them; the others take part in gathering the weights."""
-        self.engine, self.publisher = None, following(weights)
+    def _serve(
+        self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, weights: Weights, bucket_bytes: int, stages: Stages | None = None
+    ) -> None:
+        """The first rank plays, on servers, and publishes to them; the others take part in passes over the weights."""
         made: list[Serving] = []
-        distributed.on_main(lambda: made.append(Serving(self.recipe, self._runner, self._workspace, config, tokenizer, weights)))
+        serving = (weights, bucket_bytes, stages)
+        distributed.on_main(lambda: made.append(Serving(self.recipe, self._runner, self._workspace, config, tokenizer, *serving)))
         if made:
             [self.serving] = made
-            self.engine, self.publisher = self.serving.engine, self.serving.publisher
+            self.engine, publisher = self.serving.engine, self.serving.publisher
+            self.publisher, self.players = publisher, Players(accompanied=publisher.accompanied)
+        else:
+            self._following = following(self.recipe, self._runner, *serving)
+            self.engine, self.publisher, self.players = None, self._following, Players(accompanied=self._following.accompanied)
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +143,8 @@ class Machinery:
         self._runner.run(self.benchmark.close())
         if self.serving is not None:
             self.serving.close()
+        elif self._following is not None:
+            self._following.close()
         elif isinstance(self.engine, LocalEngine):
             self.engine.close()
 

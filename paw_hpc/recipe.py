@@ -229,11 +229,13 @@ class PublishSection(Section):
     """disk: a folder that trainer and servers see; broadcast: a process group (NCCL between GPUs, else gloo); tensor: shared memory (CUDA IPC between
     GPUs) of a server on the same machine."""
     bucket_mib: PositiveInt = 1024
-    """Tensors travel in buckets; this much memory beyond the model is used at most (unless one tensor is larger)."""
+    """Tensors travel in buckets; this much memory beyond the model is used at most (unless one tensor is larger), gathering from the trainer's
+    processes included."""
     timeout_s: PositiveFloat = 600.0
     """Of one publication to all servers."""
-    sampled_tensors: PositiveInt = 8
-    """Tensors whose checksums are compared on every server after each publication; other ones every time."""
+    sampled_tensors: PositiveInt | Literal["all"] = 8
+    """Tensors whose checksums are compared on every server after each publication, other ones every time; or all, which on a CPU takes longer than
+    sending them."""
 
 
 class RolloutSection(Section):

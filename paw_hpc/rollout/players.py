@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -23,6 +24,8 @@ class Players:
     """The ranks that have an engine; each plays a run of consecutive groups. Seeds come from a group's global index, not from who plays it."""
 
     ranks: tuple[int, ...] = (0,)
+    accompanied: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered by every rank while the players play: what the others do meanwhile."""
 
     @classmethod
     def of(cls, plays: bool) -> Players:
@@ -40,11 +43,12 @@ class Players:
         cuts = [len(tasks) * i // len(self.ranks) for i in range(len(self.ranks) + 1)]
         shares = dict(zip(self.ranks, pairwise(cuts), strict=True))
         own: Played | UserError | None = None
-        if (share := shares.get(distributed.rank())) is not None:
-            try:
-                own = play(tasks[share[0] : share[1]], first_group + share[0])
-            except UserError as error:
-                own = error
+        with self.accompanied():
+            if (share := shares.get(distributed.rank())) is not None:
+                try:
+                    own = play(tasks[share[0] : share[1]], first_group + share[0])
+                except UserError as error:
+                    own = error
         # One after the other and not gathered: experience is large, and all but the players would send padding.
         found = [distributed.broadcast(own, source=player) for player in self.ranks]
         for player, result in zip(self.ranks, found, strict=True):

@@ -107,9 +107,13 @@ class ServerClient:
     async def end_update(self, timeout_s: float) -> None:
         await self.post("/end_weight_update", {}, timeout_s)
 
-    async def checksums(self, timeout_s: float) -> list[dict[str, str]] | None:
-        """Per tensor-parallel rank, the server's name of each tensor -> its checksum. None: its release cannot say."""
-        status, body = await self._ask("POST", "/weights_checker", {"action": "checksum"}, timeout_s)
+    async def checksums(self, unwanted: Sequence[str], timeout_s: float) -> list[dict[str, str]] | None:
+        """Per tensor-parallel rank, the server's name of each tensor -> its checksum. None: its release cannot say.
+
+        Args:
+            unwanted: tensors that it may leave out; reading a whole model takes longer than sending it. (A release that cannot reads all.)
+        """
+        status, body = await self._ask("POST", "/weights_checker", {"action": "checksum", "skip_tensor_list": list(unwanted)}, timeout_s)
         if status == HTTPStatus.NOT_FOUND:
             return None
         self._accept("/weights_checker", status, body)

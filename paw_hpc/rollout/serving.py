@@ -17,9 +17,11 @@ from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.fleet import Fleet
 from paw_hpc.rollout.launch import make_launch
-from paw_hpc.rollout.publish import FleetPublisher, FollowingPublisher, Publisher
-from paw_hpc.rollout.publish.buckets import Tensors
+from paw_hpc.rollout.publish import FleetPublisher, FollowingPublisher
+from paw_hpc.rollout.publish.buckets import Weights
+from paw_hpc.rollout.publish.passes import Ended, Word
 from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
+from paw_hpc.rollout.publish.stages import StagedBroadcast, Stages
 
 
 class Serving:
@@ -28,7 +30,9 @@ class Serving:
     Args:
         workspace: where servers log, and where weights are exchanged on disk: seen by all of them under this name. None: a temporary folder.
         config, tokenizer: of the model.
-        weights: one pass over the trainer's weights.
+        weights: the trainer's.
+        bucket_bytes: what the publisher may use of `rollout.publish.bucket_mib`.
+        stages: where pipeline stages send for themselves.
 
     Raises:
         RecipeError: no such interpreter for SGLang.
@@ -41,7 +45,9 @@ class Serving:
         workspace: Path | None,
         config: PreTrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
-        weights: Tensors,
+        weights: Weights,
+        bucket_bytes: int,
+        stages: Stages | None = None,
     ):
         rollout = recipe.rollout
         self._loop = loop
@@ -54,7 +60,7 @@ class Serving:
         self.publisher = FleetPublisher(
             loop,
             self.fleet,
-            _path(recipe, loop, folder, config),
+            _path(recipe, loop, folder, config, bucket_bytes, stages),
             weights,
             rollout.publish,
             dtype=getattr(torch, recipe.model.dtype),
@@ -89,18 +95,26 @@ def _ends(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
-def _tell(word: str) -> None:
+def _tell(word: Word) -> None:
     distributed.broadcast(word)
 
 
-def following(weights: Tensors) -> Publisher:
-    """The publisher of the processes that have no servers."""
-    return FollowingPublisher(weights, lambda: distributed.broadcast(""))
+def _hear() -> Word:
+    return distributed.broadcast(Ended())  # what the first process says in its place
 
 
-def _path(recipe: Recipe, loop: EventLoop, folder: Path, config: PreTrainedConfig) -> PublishPath:
+def following(recipe: Recipe, loop: EventLoop, weights: Weights, bucket_bytes: int, stages: Stages | None = None) -> FollowingPublisher:
+    """The publisher of the processes that have no servers (arguments as for `Serving`)."""
+    sender = None if stages is None else StagedBroadcast(loop, bucket_bytes, recipe.rollout.publish.timeout_s, stages)
+    return FollowingPublisher(weights, _hear, sender)
+
+
+def _path(recipe: Recipe, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, stages: Stages | None) -> PublishPath:
     settings = recipe.rollout.publish
-    limit, timeout_s = settings.bucket_mib << 20, settings.timeout_s
     if settings.path == "disk":
-        return DiskPath(loop, folder / "weights", config, limit, timeout_s)
-    return (BroadcastPath if settings.path == "broadcast" else TensorPath)(loop, limit, timeout_s)
+        return DiskPath(loop, folder / "weights", config, bucket_bytes, settings.timeout_s)
+    if settings.path == "tensor":
+        return TensorPath(loop, bucket_bytes, settings.timeout_s)
+    if stages is not None:
+        return StagedBroadcast(loop, bucket_bytes, settings.timeout_s, stages)
+    return BroadcastPath(loop, bucket_bytes, settings.timeout_s)

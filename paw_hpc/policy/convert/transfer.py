@@ -52,7 +52,7 @@ def load_hf(chunks: Sequence[nn.Module], folder: Path, layout: Layout, architect
 
 
 def hf_tensors(
-    chunks: Sequence[nn.Module], layout: Layout, architecture: Architecture, bucket_bytes: int = BUCKET_BYTES
+    chunks: Sequence[nn.Module], layout: Layout, architecture: Architecture, bucket_bytes: int = BUCKET_BYTES, *, own_stage: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the Hugging Face layout, whole, in the parameters' dtype and on their device; the same order on every rank.
 
@@ -65,16 +65,18 @@ def hf_tensors(
 
     Args:
         bucket_bytes: of gathered parameters; a parameter larger than that is a bucket of its own.
+        own_stage: only what this rank's pipeline stage holds; a collective over its tensor-parallel ranks alone.
     """
+    across_stages = layout.pipeline > 1 and not own_stage
     own = named_parameters(chunks, layout, architecture)
     mine = [_Entry(layout.pipeline_rank, name, tuple(p.shape), p.dtype) for name, p in own.items() if not _is_copy(name, architecture)]
     stages: list[list[_Entry]] = [mine]
-    if layout.pipeline > 1:
+    if across_stages:
         stages = [[] for _ in range(layout.pipeline)]
         dist.all_gather_object(stages, mine, group=layout.pipeline_group)
     device = next(iter(own.values())).device
     for bucket in _buckets([entry for stage in stages for entry in stage], bucket_bytes // layout.tensor):
-        shards = _gather(bucket, own, layout, device)
+        shards = _gather(bucket, own, layout, device, across_stages)
         for entry, offset in zip(bucket, _offsets(bucket), strict=True):
             yield from _merge(entry, [entry.view(shard, offset) for shard in shards], layout, architecture)
 
@@ -194,14 +196,14 @@ def _offsets(bucket: Sequence[_Entry]) -> list[int]:
     return offsets
 
 
-def _gather(bucket: list[_Entry], own: dict[str, nn.Parameter], layout: Layout, device: torch.device) -> list[torch.Tensor]:
+def _gather(bucket: list[_Entry], own: dict[str, nn.Parameter], layout: Layout, device: torch.device, across_stages: bool) -> list[torch.Tensor]:
     """The buffers (uint8) of all tensor-parallel ranks."""
     offsets = _offsets(bucket)
     buffer = torch.empty(math.ceil((offsets[-1] + bucket[-1].nbytes) / _ALIGNMENT) * _ALIGNMENT, dtype=torch.uint8, device=device)
     if bucket[0].stage == layout.pipeline_rank:
         for entry, offset in zip(bucket, offsets, strict=True):
             entry.view(buffer, offset).copy_(own[entry.name].detach())
-    if layout.pipeline > 1:
+    if across_stages:
         dist.broadcast(buffer, dist.get_global_rank(layout.pipeline_group, bucket[0].stage), group=layout.pipeline_group)
     if layout.tensor == 1:
         return [buffer]

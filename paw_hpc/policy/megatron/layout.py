@@ -160,6 +160,11 @@ class Layout:
         """The one rank of each data-parallel replica that plays episodes."""
         return self.tensor_rank == 0 and self.pipeline_rank == 0 and self.context_rank == 0
 
+    @property
+    def senders(self) -> tuple[int, ...]:
+        """The first rank of every pipeline stage of the first replica, in the order of stages."""
+        return tuple(range(0, self.processes, self.processes // self.pipeline))
+
 
 def _parallel_state() -> Any:
     from megatron.core import parallel_state

@@ -25,7 +25,7 @@ from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_los
 from paw_hpc.policy.backend import Metrics
 from paw_hpc.policy.convert.architecture import read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
-from paw_hpc.policy.convert.transfer import check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
+from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
 from paw_hpc.policy.critic import draw_head, prompts
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
@@ -172,9 +172,15 @@ class MegatronPolicy:
         """See `Policy.resume`; the layout may be another one than the checkpoint was written in."""
         return self._checkpoints.resume(directory, self.recipe)
 
-    def whole_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def whole_tensors(self, bucket_bytes: int = BUCKET_BYTES, *, own_stage: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """The current weights under their Hugging Face names, whole and on every rank (see `convert.transfer.hf_tensors`)."""
-        return hf_tensors(self.models, self.layout, self.architecture)
+        return hf_tensors(self.models, self.layout, self.architecture, bucket_bytes, own_stage=own_stage)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Of the tensors of `whole_tensors`."""
+        dtype: torch.dtype = getattr(torch, self.recipe.model.dtype)
+        return sum(math.prod(shape) for shape in hf_shapes(self.architecture).values()) * dtype.itemsize
 
     def describe(self) -> str:
         """See `Policy.describe`."""

@@ -19,7 +19,8 @@ from paw_hpc.errors import RecipeError, UserError
 from paw_hpc.experience import Ids
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.decoder import StopStrings
-from paw_hpc.rollout.fleet import Fleet, Server
+from paw_hpc.rollout.fleet import Fleet
+from paw_hpc.rollout.places import Server
 from paw_hpc.rollout.server import CONTROL_TIMEOUT_S, Piece, ServerFault
 
 FAULTS_PER_TURN = 5
@@ -58,7 +59,7 @@ class SGLangEngine:
         """Nothing to do: nobody waits for anybody here."""
 
     def leave(self, episode: int) -> None:
-        self._fleet.forget(episode)
+        self._fleet.routing.forget(episode)
 
     def drain_metrics(self) -> dict[str, float]:
         """What has happened to servers and turns since the last call."""
@@ -75,7 +76,7 @@ class SGLangEngine:
         """
         turn, asked = _Turn(), time.perf_counter()
         while True:
-            async with self._fleet.server_for(request.episode) as server:
+            async with self._fleet.routing.server_for(request.episode) as server:
                 waited = time.perf_counter() - asked
                 try:
                     piece = await self._ask(server, request, turn)
@@ -96,7 +97,7 @@ class SGLangEngine:
         prompt = np.concatenate([request.prompt_ids, *(p.ids for p in turn.pieces)])
         timeout_s = self._fleet.settings.request_timeout_s
         generation = server.http.generate(rid, prompt, self._sampling(request, turn.length), timeout_s)
-        piece: Piece = await self._fleet.ask(server, generation)
+        piece: Piece = await self._fleet.routing.ask(server, generation)
         if (piece.versions != server.version).any():
             self._fleet.count("stale_answers")
             found = sorted(set(piece.versions.tolist()))

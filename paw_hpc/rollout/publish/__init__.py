@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher, FollowingPublisher, PublishError
+from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher, PublishError
+from paw_hpc.rollout.publish.passes import FollowingPublisher
 
 __all__ = ["FleetPublisher", "FollowingPublisher", "LivePublisher", "PublishError", "Publisher"]
 

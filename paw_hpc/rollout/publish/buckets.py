@@ -8,16 +8,35 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-NamedTensors = Iterator[tuple[str, torch.Tensor]]
-
-
+NamedTensor = tuple[str, torch.Tensor]
+NamedTensors = Iterator[NamedTensor]
 Tensors = Callable[[], NamedTensors]
-"""One pass over the trainer's weights: every tensor of the Hugging Face layout, whole. All processes that share the model take part, to the end."""
+"""One pass over weights: tensors of the Hugging Face layout, each whole. All processes that share them take part, to the end."""
+Buffer = Callable[[int, torch.device], torch.Tensor]
+"""(bytes, device) -> uint8[at least so many bytes]"""
 
 
-def weights_of(model: nn.Module) -> Tensors:
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The trainer's weights, as a publication passes over them."""
+
+    tensors: Tensors
+    nbytes: int
+    """Of all tensors."""
+
+
+def weights_of(model: nn.Module) -> Weights:
     """The weights of a model in this process; tied ones once."""
-    return lambda: ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    parameters = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
+    return Weights(lambda: iter(parameters), sum(p.nbytes for _, p in parameters))
+
+
+def shares(limit_bytes: int) -> tuple[int, int]:
+    """(bytes to gather in, bytes to send from) of what a publication may use where several processes share the weights.
+
+    A rank gathers shards beside the tensors that they make up: three times the first share at most, with one tensor on its way into the second.
+    """
+    return max(1, limit_bytes // 6), max(1, limit_bytes // 2)
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,28 +59,38 @@ class Bucket:
         return found
 
 
-def buckets(tensors: Iterable[tuple[str, torch.Tensor]], limit_bytes: int, buffer: Callable[[int, torch.device], torch.Tensor]) -> Iterator[Bucket]:
-    """Pack tensors in their order. A bucket is as large as `limit_bytes`, or as one tensor that is larger.
+def buckets(tensors: Iterable[NamedTensor], capacity: int, buffer: Buffer) -> Iterator[Bucket]:
+    """Pack tensors in their order, each as soon as it is there. A bucket has at most `capacity` bytes, or one tensor that is larger.
 
     Args:
-        buffer: (bytes, device) -> uint8[bytes], asked for once per bucket.
+        buffer: asked for once per bucket.
     """
-    group: list[tuple[str, torch.Tensor]] = []
-    size = 0
+    bucket, size = Bucket([], [], [], torch.empty(0)), 0
     for name, tensor in tensors:
         # A tensor must begin at a multiple of its element size, and there are no gaps.
-        if group and (size + tensor.nbytes > limit_bytes or size % tensor.dtype.itemsize):
-            yield _pack(group, size, buffer)
-            group, size = [], 0
-        group.append((name, tensor))
+        if bucket.names and (size + tensor.nbytes > capacity or size % tensor.dtype.itemsize):
+            yield Bucket(bucket.names, bucket.dtypes, bucket.shapes, bucket.flat[:size])
+            bucket, size = Bucket([], [], [], torch.empty(0)), 0
+        if not bucket.names:
+            bucket = Bucket([], [], [], buffer(max(capacity, tensor.nbytes), tensor.device))
+        bucket.flat[size : size + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         size += tensor.nbytes
-    if group:
-        yield _pack(group, size, buffer)
+        bucket.names.append(name)
+        bucket.dtypes.append(tensor.dtype)
+        bucket.shapes.append(tensor.shape)
+    if bucket.names:
+        yield Bucket(bucket.names, bucket.dtypes, bucket.shapes, bucket.flat[:size])
 
 
-def _pack(group: list[tuple[str, torch.Tensor]], size: int, buffer: Callable[[int, torch.device], torch.Tensor]) -> Bucket:
-    flat = buffer(size, group[0][1].device)
-    bucket = Bucket([n for n, _ in group], [t.dtype for _, t in group], [t.shape for _, t in group], flat)
-    for (_, view), (_, tensor) in zip(bucket.tensors(), group, strict=True):
-        view.copy_(tensor)
-    return bucket
+def in_turn(count: int, buffer: Buffer) -> Buffer:
+    """The same `count` buffers again and again: fresh memory costs its first touch as much as a copy."""
+    kept: list[torch.Tensor] = []
+
+    def take(size: int, device: torch.device) -> torch.Tensor:
+        chosen = kept.pop(0) if len(kept) == count else None
+        if chosen is None or chosen.nbytes < size or chosen.device != device:
+            chosen = buffer(size, device)
+        kept.append(chosen)
+        return chosen
+
+    return take

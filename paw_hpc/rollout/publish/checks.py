@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -30,16 +30,29 @@ class Sample:
     SGLang fuses q, k, v and gate, up, and splits over its tensor-parallel ranks; checksums are of what each rank holds.
 
     Args:
-        count: how many of the server's tensors.
+        count: how many of the server's tensors; None: all.
         ranks: tensor-parallel ranks of a server.
         dtype: of the server's weights.
         checksum: of a contiguous tensor, as the servers' device computes it.
+        names: the server's tensors, where they are known already: then only those that are wanted are looked at.
     """
 
-    def __init__(self, version: int, count: int, ranks: int, dtype: torch.dtype, kv_heads: int, checksum: Callable[[torch.Tensor], str]):
+    def __init__(
+        self,
+        version: int,
+        count: int | None,
+        ranks: int,
+        dtype: torch.dtype,
+        kv_heads: int,
+        checksum: Callable[[torch.Tensor], str],
+        names: frozenset[str] = frozenset(),
+    ):
         self.version, self._count, self._ranks, self._dtype, self._kv_heads, self._checksum = version, count, ranks, dtype, kv_heads, checksum
         self.expected: dict[str, list[str]] = {}
         """The server's name of a tensor -> the checksum of each rank's share."""
+        self.names = set(names)
+        """Of the server's tensors: all that were known or have passed."""
+        self._known = self._first(names) if names else None
         self._parts: dict[str, dict[int, torch.Tensor]] = {}
 
     def watch(self, tensors: NamedTensors) -> NamedTensors:
@@ -49,12 +62,22 @@ class Sample:
             self._see(name, tensor)
             yield name, tensor
 
+    def merge(self, parts: Sequence[tuple[dict[str, list[str]], set[str]]]) -> None:
+        """Take over what several samples of this version have found, each of its own part of the model: (`expected`, `names`) of each."""
+        self.names = set().union(*(names for _, names in parts))
+        found = {name: checksums for expected, _ in parts for name, checksums in expected.items()}
+        self.expected = {name: found[name] for name in self._first(found)}
+
+    def unwanted(self) -> list[str]:
+        """Tensors that servers need not look at. (They compare by substrings: one that is a part of a wanted name is left out.)"""
+        return sorted(name for name in self.names - self.expected.keys() if not any(name in wanted for wanted in self.expected))
+
     def _see(self, name: str, tensor: torch.Tensor) -> None:
         found = _PART.search(name)
         fused, part, of = _FUSED[found.group(1)] if found else ("", 0, 1)
         server_name = name.replace(found.group(1), fused) if found else name
-        chosen = sorted([*self.expected, server_name], key=self._order)[: self._count]
-        if server_name not in chosen:
+        self.names.add(server_name)
+        if server_name not in (self._first([*self.expected, server_name]) if self._known is None else self._known):
             return
         parts = self._parts.setdefault(server_name, {})
         parts[part] = tensor.to(self._dtype) if of == 1 else tensor.to(self._dtype, copy=True)
@@ -62,8 +85,12 @@ class Sample:
             whole = [parts[i] for i in range(of)]
             self.expected[server_name] = [self._checksum(self._share(server_name, whole, rank)) for rank in range(self._ranks)]
             del self._parts[server_name]
-            for dropped in sorted(self.expected, key=self._order)[self._count :]:
+            for dropped in self.expected.keys() - self._first(self.expected):
                 del self.expected[dropped]
+
+    def _first(self, names: Iterable[str]) -> frozenset[str]:
+        """Those of them that this version's sample has, if there are no others."""
+        return frozenset(sorted(names, key=self._order)[: self._count])
 
     def _order(self, name: str) -> bytes:
         return hashlib.blake2b(f"{self.version}/{name}".encode(), digest_size=8).digest()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from paw_hpc.distributed import SaidElsewhere
 from paw_hpc.errors import UserError
 from paw_hpc.recipe import PublishSection
 from paw_hpc.rollout.engines.sglang import check_limits
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.fleet import Fleet, Server
-from paw_hpc.rollout.publish.buckets import NamedTensors, Tensors
+from paw_hpc.rollout.fleet import Fleet
+from paw_hpc.rollout.places import Server
+from paw_hpc.rollout.publish.buckets import Weights
 from paw_hpc.rollout.publish.checks import Sample, cpu_checksum, gpu_checksum
+from paw_hpc.rollout.publish.passes import Ended, Passes, Word
 from paw_hpc.rollout.publish.paths import DiskPath, PublishPath, all_well
 from paw_hpc.rollout.server import CONTROL_TIMEOUT_S, ServerFault, each
 
@@ -40,7 +42,7 @@ class FleetPublisher:
         dtype: of the servers' weights.
         kv_heads: of the model.
         longest: prompt and response tokens that servers must take; checked before the first publication.
-        tell: tells the other processes that share the model to take part in a pass over the weights ("pass"), or how it ended ("" or an error).
+        tell: says to the other processes that share the model what they take part in; None: there are none.
     """
 
     def __init__(
@@ -48,21 +50,24 @@ class FleetPublisher:
         loop: EventLoop,
         fleet: Fleet,
         path: PublishPath,
-        source: Tensors,
+        weights: Weights,
         settings: PublishSection,
         *,
         dtype: torch.dtype,
         kv_heads: int,
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[Word], None] | None = None,
         longest: tuple[int, int] | None = None,
     ):
-        self._loop, self._fleet, self._path, self._source, self._settings = loop, fleet, path, source, settings
+        self._loop, self._fleet, self._path, self._weights, self._settings = loop, fleet, path, weights, settings
         self._dtype, self._kv_heads, self._tell = dtype, kv_heads, tell
-        self._sample: Sample | None = None
+        self._passes: Passes | None = None
+        self._names: frozenset[str] = frozenset()
         self._longest = longest
         self._busy = False
+        self._listening = tell is None
+        """Whether the other processes would take part in a pass now."""
         self._released: set[str] = set()
-        fleet.bring_up = self._bring_up
+        fleet.give_late_servers(self._bring_up)
 
     def publish(self, version: int) -> None:
         """See `Publisher.publish`. Generation is paused meanwhile; turns that it interrupts go on afterwards, with the new weights.
@@ -71,15 +76,14 @@ class FleetPublisher:
             PublishError: names the server and, where one differs, the tensor.
             FleetError: no server could be started.
         """
-        self._busy = True
-        outcome = "publication failed"
+        self._busy, outcome = True, "publication failed"
         try:
             if self._longest is not None:
                 self._loop.run(check_limits(self._fleet, *self._longest))
                 self._longest = None
             self._loop.run(self._fleet.healthy(), errands=True)
             self._loop.run(self._fleet.hold(), errands=True)
-            self._sample = self._new_sample(version)
+            self._passes = Passes(self._weights, self._tell, self._new_sample(version))
             servers = self._until_well(version)
             self._loop.run(self._fleet.proceed(version, servers))
             outcome = ""
@@ -90,7 +94,18 @@ class FleetPublisher:
         finally:
             self._busy = False
             if self._tell is not None:
-                self._tell(outcome)
+                self._tell(Ended(outcome))
+
+    @contextmanager
+    def accompanied(self) -> Iterator[None]:
+        """Inside, the other processes wait for passes: a server that comes back while episodes are played gets the weights from all of them."""
+        self._listening = True
+        try:
+            yield
+        finally:
+            if self._tell is not None:
+                self._listening = False
+                self._tell(Ended())
 
     def release_memory(self) -> None:
         """Colocated servers give up their weights and caches until the next publication. They must be idle."""
@@ -139,41 +154,40 @@ class FleetPublisher:
 
     def _to(self, servers: Sequence[Server], version: int) -> None:
         """Deliver and check. Raises ServerFault."""
+        assert self._passes is not None, "weights were published before"
         started = time.perf_counter()
         released = [s for s in servers if s.http.url in self._released]
         self._loop.run(all_well([s.http.resume_memory(["weights"]) for s in released]))
-        self._path.deliver(servers, self._pass, version)
+        try:
+            self._path.deliver(servers, self._passes, version)
+        finally:
+            self._passes.finish()
+        self._names = frozenset(self._passes.sample.names)
         self._loop.run(all_well([s.http.resume_memory(["kv_cache"]) for s in released]))
         self._released -= {s.http.url for s in released}
         self._loop.run(all_well([self._check(s, version) for s in servers]))
         _log.info("version %d is on %d servers after %.2f s", version, len(servers), time.perf_counter() - started)
 
-    def _pass(self) -> NamedTensors:
-        """One pass over the weights, of all processes that share them."""
-        if self._tell is not None:
-            self._tell("pass")
-        assert self._sample is not None
-        return self._sample.watch(self._source())
-
     def _new_sample(self, version: int) -> Sample:
-        server = self._fleet.servers[0]
+        server, count = self._fleet.servers[0], self._settings.sampled_tensors
         checksum = gpu_checksum if server.device == "cuda" else cpu_checksum
-        return Sample(version, self._settings.sampled_tensors, server.ranks, self._dtype, self._kv_heads, checksum)
+        return Sample(version, None if count == "all" else count, server.ranks, self._dtype, self._kv_heads, checksum, self._names)
 
     async def _check(self, server: Server, version: int) -> None:
         """Cache flushed, version told, checksums of the sampled tensors equal. Raises ServerFault."""
-        assert self._sample is not None
+        assert self._passes is not None
+        sample = self._passes.sample
         await server.http.flush_cache(min(CONTROL_TIMEOUT_S, self._settings.timeout_s))
         found = await server.http.weight_version(CONTROL_TIMEOUT_S)
         if found != str(version):
             raise _Mismatch(server.name, f"it serves weights {found!r} after version {version} was published")
-        ranks = await server.http.checksums(self._settings.timeout_s)
+        ranks = await server.http.checksums(sample.unwanted(), self._settings.timeout_s)
         if ranks is None:
             _log.warning("%s: its release reports no checksums; the version alone was checked", server.name)
             return
         if len(ranks) != server.ranks:
             raise _Mismatch(server.name, f"it reports the checksums of {len(ranks)} ranks, expected {server.ranks} (rollout.fleet.tensor_parallel)")
-        for tensor, expected in self._sample.expected.items():
+        for tensor, expected in sample.expected.items():
             for rank, (holds, wanted) in enumerate(zip(ranks, expected, strict=True)):
                 if tensor not in holds:
                     raise _Mismatch(server.name, f"it has no tensor {tensor}, which was published")
@@ -190,13 +204,12 @@ class FleetPublisher:
                 await self._path.load([server], version)
                 await self._check(server, version)
                 return version
-        if self._tell is not None:  # the other processes are not here to take part
-            return None
         return await self._loop.errand(lambda: self._hand_over(server))
 
     def _hand_over(self, server: Server) -> int | None:
         """In the trainer's thread, while that waits for episodes: its weights are those that were published last."""
-        if self._busy or self._released or self._fleet.version is None:  # it is about to publish: its weights are newer
+        # About to publish, its weights are newer.
+        if self._busy or not self._listening or self._released or self._fleet.version is None:
             return None
         self._loop.run(self._fleet.publishing.acquire())
         try:
@@ -208,25 +221,6 @@ class FleetPublisher:
 
 async def _release(lock: asyncio.Lock) -> None:
     lock.release()
-
-
-class FollowingPublisher:
-    """The publisher of every process but the first, which publishes: takes part in its passes over the weights.
-
-    Args:
-        hear: what the first process tells (see `FleetPublisher`).
-    """
-
-    def __init__(self, source: Tensors, hear: Callable[[], str]):
-        self._source, self._hear = source, hear
-
-    def publish(self, version: int) -> None:
-        """See `Publisher.publish`. Ends this process where the first one has met an error, which says it."""
-        while (told := self._hear()) == "pass":
-            for _ in self._source():
-                pass
-        if told:
-            raise SaidElsewhere(2)
 
 
 class _Mismatch(ServerFault):

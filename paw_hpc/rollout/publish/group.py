@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.fleet import Server
+from paw_hpc.rollout.places import Server
 from paw_hpc.rollout.publish.buckets import Bucket
 from paw_hpc.rollout.server import ServerFault, each
 
@@ -79,6 +79,16 @@ class WeightGroup:
         }
         replies = [self._loop.start(s.http.post("/update_weights_from_distributed", order, self._timeout_s)) for s in self._servers]
         return UnderWay(self, dist.broadcast(bucket.flat, src=0, group=self._group, async_op=True), replies, bucket)
+
+    def send_all(self, packed: Iterable[Bucket]) -> None:
+        """Send one bucket after the other: while one is under way, the next is packed. Raises ServerFault."""
+        under_way = None
+        for bucket in packed:
+            if under_way is not None:
+                under_way.wait()
+            under_way = self.send(bucket, {"flush_cache": False})
+        if under_way is not None:
+            under_way.wait()
 
     def close(self) -> None:
         """Leave the group, and have the servers leave it that still answer."""

@@ -8,20 +8,21 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.multiprocessing
-from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.fleet import Server
-from paw_hpc.rollout.publish.buckets import Bucket, NamedTensors, Tensors, buckets
+from paw_hpc.rollout.places import Server
+from paw_hpc.rollout.publish.buckets import Bucket, NamedTensor, NamedTensors, buckets, in_turn
+from paw_hpc.rollout.publish.files import WeightFiles
 from paw_hpc.rollout.publish.group import WeightGroup
+from paw_hpc.rollout.publish.passes import Passes
 from paw_hpc.rollout.server import ServerFault, each
 from paw_hpc.storage import storage_errors
 
@@ -31,7 +32,7 @@ KEPT_VERSIONS = 2
 class PublishPath(Protocol):
     """One way of publication."""
 
-    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+    def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
         """Have the servers load the weights. Raises ServerFault (which server, why)."""
         ...
 
@@ -39,7 +40,8 @@ class PublishPath(Protocol):
 
 
 class DiskPath:
-    """A folder in the Hugging Face layout, one safetensors file per bucket. Servers must see it under the same name.
+    """A folder in the Hugging Face layout, in safetensors files as large as a bucket. Servers must see it under the same name. Tensors go into the
+    files as they come: nothing is kept in memory.
 
     Args:
         folder: holds one folder per version; the last two are kept.
@@ -48,9 +50,9 @@ class DiskPath:
     def __init__(self, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, timeout_s: float):
         self._loop, self._folder, self._config, self._bucket_bytes, self._timeout_s = loop, folder, config, bucket_bytes, timeout_s
 
-    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+    def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
         if not self.folder(version).is_dir():
-            self._write(tensors(), version)
+            self._write(passes(), version)
         self._loop.run(self.load(servers, version))
 
     async def load(self, servers: Sequence[Server], version: int) -> None:
@@ -76,15 +78,9 @@ class DiskPath:
         with storage_errors(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            places: dict[str, str] = {}
-            size = 0
-            for number, bucket in enumerate(buckets(tensors, self._bucket_bytes, _host_buffer), 1):
-                file = f"model-{number:05d}.safetensors"
-                save_file(dict(bucket.tensors()), temporary / file, metadata={"format": "pt"})
-                places |= dict.fromkeys(bucket.names, file)
-                size += bucket.flat.nbytes
-            index = {"metadata": {"total_size": size}, "weight_map": places}
-            (temporary / "model.safetensors.index.json").write_text(json.dumps(index))
+            with WeightFiles(temporary, self._bucket_bytes) as files:
+                files.add_all(tensors)
+            (temporary / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files.places}))
             self._config.save_pretrained(temporary)
             temporary.rename(final)
         for old in sorted(self._folder.glob("[0-9]*"))[:-KEPT_VERSIONS]:
@@ -92,40 +88,43 @@ class DiskPath:
 
 
 class _Online:
-    """What the two ways without a file share: buckets between begin and end, and the version set with the last one."""
+    """What the ways without a file share: buckets between begin and end, and the version set with the last one."""
 
     def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float):
         self._loop, self._bucket_bytes, self._timeout_s = loop, bucket_bytes, timeout_s
 
-    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
+    def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
         sessions = self._loop.run(all_well([s.http.begin_update(self._timeout_s) for s in servers]))
-        smallest: tuple[str, torch.Tensor] | None = None
-
-        def watched() -> NamedTensors:
-            nonlocal smallest
-            for name, tensor in tensors():
-                if smallest is None or tensor.nbytes < smallest[1].nbytes:
-                    smallest = (name, tensor.clone())
-                yield name, tensor
-
-        passing = watched()
-        try:
-            self._send_all(servers, passing)
-        except ServerFault:
-            for _ in passing:  # other processes gather in step
-                pass
-            raise
-        assert smallest is not None, "a model has tensors"
+        smallest = self._send_all(servers, passes)
         # A small tensor once more: the version is told, and the cache flushed, with the last load and not before.
         self._send_last(servers, smallest, {"weight_version": str(version), "flush_cache": True})
         opened = [s for s, session in zip(servers, sessions, strict=True) if session]
         self._loop.run(all_well([s.http.end_update(self._timeout_s) for s in opened]))
 
-    def _send_all(self, servers: Sequence[Server], tensors: NamedTensors) -> None:
+    def _send_all(self, servers: Sequence[Server], passes: Passes) -> NamedTensor:
+        """Returns a copy of the smallest of the tensors that this process has sent."""
         raise NotImplementedError
 
-    def _send_last(self, servers: Sequence[Server], tensor: tuple[str, torch.Tensor], extra: dict[str, Any]) -> None:
+    def _send_last(self, servers: Sequence[Server], tensor: NamedTensor, extra: dict[str, Any]) -> None:
         raise NotImplementedError
+
+
+class Smallest:
+    """Looks at tensors for the smallest of them."""
+
+    def __init__(self) -> None:
+        self._found: NamedTensor | None = None
+
+    def watch(self, tensors: NamedTensors) -> NamedTensors:
+        for name, tensor in tensors:
+            if self._found is None or tensor.nbytes < self._found[1].nbytes:
+                self._found = (name, tensor.clone())
+            yield name, tensor
+
+    @property
+    def found(self) -> NamedTensor:
+        assert self._found is not None, "a model has tensors"
+        return self._found
 
 
 class BroadcastPath(_Online):
@@ -138,35 +137,40 @@ class BroadcastPath(_Online):
         super().__init__(loop, bucket_bytes, timeout_s)
         self._group: WeightGroup | None = None
 
-    def deliver(self, servers: Sequence[Server], tensors: Tensors, version: int) -> None:
-        if self._group is None or not self._group.joins(servers):
-            self.close()
-            self._group = WeightGroup(self._loop, servers, self._timeout_s)
+    def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
+        self._join(servers)
         try:
-            super().deliver(servers, tensors, version)
+            super().deliver(servers, passes, version)
         except ServerFault:
-            self.close()  # a broadcast that somebody missed leaves the group's ranks out of step
+            self._leave()  # a broadcast that somebody missed leaves the group's ranks out of step
             raise
 
     def close(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         if self._group is not None:
             self._group.close()
         self._group = None
 
-    def _send_all(self, servers: Sequence[Server], tensors: NamedTensors) -> None:
-        assert self._group is not None
-        under_way = None
-        for bucket in buckets(tensors, self._bucket_bytes // 2, _fresh_buffer):
-            if under_way is not None:
-                under_way.wait()
-            under_way = self._group.send(bucket, {"flush_cache": False})
-        if under_way is not None:
-            under_way.wait()
+    def _join(self, servers: Sequence[Server]) -> WeightGroup:
+        """The group with just these servers."""
+        if self._group is None or not self._group.joins(servers):
+            self._leave()
+            self._group = WeightGroup(self._loop, servers, self._timeout_s)
+        return self._group
 
-    def _send_last(self, servers: Sequence[Server], tensor: tuple[str, torch.Tensor], extra: dict[str, Any]) -> None:
-        assert self._group is not None
+    def _packed(self, tensors: NamedTensors, nbytes: int) -> Iterator[Bucket]:
+        return buckets(tensors, min(self._bucket_bytes // 2, nbytes), in_turn(2, _fresh_buffer))
+
+    def _send_all(self, servers: Sequence[Server], passes: Passes) -> NamedTensor:
+        smallest = Smallest()
+        self._join(servers).send_all(self._packed(smallest.watch(passes()), passes.weights.nbytes))
+        return smallest.found
+
+    def _send_last(self, servers: Sequence[Server], tensor: NamedTensor, extra: dict[str, Any]) -> None:
         [bucket] = buckets([tensor], tensor[1].nbytes, _fresh_buffer)
-        self._group.send(bucket, extra).wait()
+        self._join(servers).send(bucket, extra).wait()
 
 
 class TensorPath(_Online):
@@ -174,11 +178,16 @@ class TensorPath(_Online):
 
     def close(self) -> None: ...
 
-    def _send_all(self, servers: Sequence[Server], tensors: NamedTensors) -> None:
-        for bucket in buckets(tensors, self._bucket_bytes, _shared_buffer):
+    def _send_all(self, servers: Sequence[Server], passes: Passes) -> NamedTensor:
+        smallest = Smallest()
+        tensors = smallest.watch(passes())
+        # A server's reply says that it has read its memory, but for a GPU only that it will: there, memory is not used twice.
+        buffer = _shared_buffer if torch.cuda.is_available() else in_turn(1, _shared_buffer)
+        for bucket in buckets(tensors, min(self._bucket_bytes, passes.weights.nbytes), buffer):
             self._send(servers, bucket, {"flush_cache": False})
+        return smallest.found
 
-    def _send_last(self, servers: Sequence[Server], tensor: tuple[str, torch.Tensor], extra: dict[str, Any]) -> None:
+    def _send_last(self, servers: Sequence[Server], tensor: NamedTensor, extra: dict[str, Any]) -> None:
         [bucket] = buckets([tensor], tensor[1].nbytes, _shared_buffer)
         self._send(servers, bucket, extra)
 
@@ -204,10 +213,6 @@ def _handle(tensors: list[tuple[str, torch.Tensor]]) -> str:
         return base64.b64encode(memory.getvalue()).decode()
     finally:
         torch.multiprocessing.set_sharing_strategy(before)
-
-
-def _host_buffer(size: int, device: torch.device) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8)
 
 
 def _fresh_buffer(size: int, device: torch.device) -> torch.Tensor:
