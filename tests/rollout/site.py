@@ -17,7 +17,7 @@ from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.fleet import Server
+from paw_hpc.rollout.places import Server
 from paw_hpc.rollout.publish.buckets import weights_of
 from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
 from paw_hpc.rollout.serving import Serving
@@ -68,7 +68,7 @@ class Site:
         self.original = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.chat = ChatFormat(self.tokenizer)
         self.folder, self.version = folder, 100
-        self.serving = Serving(self.recipe, self.loop, folder, self.model.config, self.tokenizer, weights_of(self.model))
+        self.serving = Serving(self.recipe, self.loop, folder, self.model.config, self.tokenizer, weights_of(self.model), 1 << 30)
         self.fleet, self.engine, self.publisher = self.serving.fleet, self.serving.engine, self.serving.publisher
 
     def close(self) -> None:

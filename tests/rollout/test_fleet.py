@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from paw_hpc.experience import Group
 from paw_hpc.recipe import FleetSection
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import GenerationRequest
-from paw_hpc.rollout.fleet import Fleet, FleetError, Server
-from paw_hpc.rollout.server import ServerFault
+from paw_hpc.rollout.fleet import Fleet
+from paw_hpc.rollout.places import FleetError, Keeper, Server
+from paw_hpc.rollout.publish.buckets import NamedTensors, Weights
+from paw_hpc.rollout.publish.checks import Sample, cpu_checksum
+from paw_hpc.rollout.publish.passes import Passes
+from paw_hpc.rollout.server import ServerClient, ServerFault
 from tests.rollout.desks import World
 from tests.rollout.site import PATIENCE_S, Site
 
@@ -24,16 +30,17 @@ GROUPS, MEMBERS, STEPS = 6, 4, 12
 SETTINGS = PlaySettings(run_seed=7, purpose="train", temperature=1.0, max_prompt_tokens=512, max_response_tokens=12, max_observation_tokens=64)
 
 
-def collect_and(site: Site, disturb: Callable[[], None], after: int) -> tuple[list[Group], CollectStats, World]:
+def collect_and(site: Site, disturbances: dict[int, Callable[[], None]]) -> tuple[list[Group], CollectStats, World]:
     """Play groups of desks with the real servers, and disturb them after so many environment steps."""
     world = World(max_steps=STEPS)
 
     async def play() -> tuple[list[Group], CollectStats]:
         played = asyncio.create_task(Collector(world, site.engine, site.chat, SETTINGS).collect(world.tasks("train")[:GROUPS], MEMBERS, 0))
-        while len(world.events) < after and not played.done():
-            await asyncio.sleep(0.005)
-        assert not played.done(), "the disturbance came too late"
-        disturb()
+        for after, disturb in disturbances.items():
+            while len(world.events) < after and not played.done():
+                await asyncio.sleep(0.005)
+            assert not played.done(), "the disturbance came too late"
+            disturb()
         return await played
 
     groups, stats = site.loop.run(asyncio.wait_for(play(), PATIENCE_S), errands=True)
@@ -66,16 +73,17 @@ def pid_of(server: Server) -> int:
 
 
 class TestInMidCollection:
-    @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-    def test_a_dead_or_frozen_server_costs_time_and_nothing_else(self, site: Site, fault: signal.Signals) -> None:
-        victim = site.fleet.servers[0]
-        pid = pid_of(victim)
-        groups, _, world = collect_and(site, lambda: os.killpg(pid, fault), after=40)
+    def test_a_frozen_and_then_a_dead_server_cost_time_and_nothing_else(self, site: Site) -> None:
+        """The other one plays on while the first is frozen and nobody knows; once it is killed, all turns wait for servers that come back."""
+        pids = [pid_of(server) for server in site.fleet.servers]
+        disturbances = {30: lambda: os.killpg(pids[0], signal.SIGSTOP), 60: lambda: os.killpg(pids[1], signal.SIGKILL)}
+        groups, _, world = collect_and(site, disturbances)
         assert_complete(groups, world, site.version)
         metrics = site.fleet.drain_metrics()
-        assert metrics["fleet/lost"] == 1 and metrics["fleet/retried_turns"] >= 1 and metrics["fleet/stale_answers"] == 0
-        site.all_ready()  # it comes back, with the current weights
-        assert pid_of(victim) != pid and not _alive(pid)
+        assert metrics["fleet/lost"] == 2 and metrics["fleet/retried_turns"] >= 2 and metrics["fleet/stale_answers"] == 0
+        site.all_ready()  # they come back, with the current weights
+        for server, pid in zip(site.fleet.servers, pids, strict=True):
+            assert pid_of(server) != pid and not _alive(pid)
         assert_serve_alike(site)
         assert site.fleet.drain_metrics()["fleet/ready"] == 2
 
@@ -96,6 +104,38 @@ class TestAtPublication:
         assert victim.in_flight == 0 and victim.version is None
         metrics = site.fleet.drain_metrics()
         assert metrics["fleet/lost"] >= 1 and metrics["fleet/stale_answers"] == 0
+        site.all_ready()
+        assert victim.version == version
+        assert_serve_alike(site)
+
+    def test_a_server_that_is_killed_in_mid_transfer_is_named_in_time_and_comes_back(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+        """By broadcast, half of the tensors on their way. Whoever publishes to its old address then, by any path, is told so at once, too."""
+        victim, other = site.fleet.servers
+        dead = Server(9, "the dead server", client=ServerClient("the dead server", victim.http.url, victim.http._http))
+        site.take("broadcast", bucket_bytes=200_000)
+        site.publish()
+        whole, name, began = site.publisher._weights, victim.name, list[float]()
+
+        def fatal() -> NamedTensors:
+            began.append(time.monotonic())
+            for i, tensor in enumerate(whole.tensors()):
+                if len(began) == 1 and i == len(site.original) // 2:
+                    os.killpg(pid_of(victim), signal.SIGKILL)
+                yield tensor
+
+        site.publisher._weights = Weights(fatal, whole.nbytes)
+        site.change_weights(34)
+        version = site.publish()
+        site.publisher._weights = whole
+        assert len(began) == 2 and began[1] - began[0] < site.recipe.rollout.publish.timeout_s / 2
+        assert f"publication of version {version}, attempt 1: {name}: " in caplog.text
+        assert other.state == "ready" and other.version == version and victim.state != "ready" and victim.version is None
+        for path in ("disk", "tensor", "broadcast"):
+            started = time.monotonic()
+            with pytest.raises(ServerFault, match=r"^the dead server: "):
+                site.take(path).deliver([dead], Passes(whole, None, Sample(1, 1, 1, torch.float32, 1, cpu_checksum)), 1)
+            assert time.monotonic() - started < site.recipe.rollout.publish.timeout_s / 2
+        site.take("broadcast")
         site.all_ready()
         assert victim.version == version
         assert_serve_alike(site)
@@ -127,7 +167,7 @@ class TestRouting:
         fleet = Fleet(FleetSection(addresses=("http://a", "http://b", "http://c"), **settings), None)  # type: ignore[arg-type]
         for server in fleet.servers:
             server.state, server.version = "ready", 3
-        fleet.version, fleet._open = 3, True
+        fleet._common.version, fleet.routing.open = 3, True
         return fleet
 
     def chosen(self, fleet: Fleet, episodes: list[int]) -> list[int]:
@@ -137,7 +177,7 @@ class TestRouting:
             found = []
             for episode in episodes:
                 async with asyncio.timeout(1):
-                    found.append(await fleet.server_for(episode).__aenter__())
+                    found.append(await fleet.routing.server_for(episode).__aenter__())
             return [s.index for s in found]
 
         return asyncio.run(take())
@@ -167,7 +207,7 @@ class TestRouting:
         at_once: list[int] = []
 
         async def turn(episode: int) -> int:
-            async with fleet.server_for(episode) as server:
+            async with fleet.routing.server_for(episode) as server:
                 at_once.append(sum(s.in_flight for s in fleet.servers))
                 await asyncio.sleep(0.001 * (episode % 3))
                 return server.index
@@ -191,9 +231,9 @@ class TestRouting:
 
         async def lose() -> None:
             [server, *_] = fleet.servers
-            asked = asyncio.create_task(fleet.ask(server, asyncio.sleep(60)))
+            asked = asyncio.create_task(fleet.routing.ask(server, asyncio.sleep(60)))
             await asyncio.sleep(0.01)
-            await fleet._lose(server, ServerFault("http://a", "stuck"))
+            await Keeper(server, fleet._common).lose(ServerFault("http://a", "stuck"))
             with pytest.raises(ServerFault, match="stuck"):
                 await asked
 
@@ -204,7 +244,7 @@ def test_gaps_of_servers_are_of_their_own_time() -> None:
     fleet = TestRouting().fleet()
 
     async def busy() -> dict[str, float]:
-        async with fleet.server_for(0):
+        async with fleet.routing.server_for(0):
             await asyncio.sleep(0.2)
         return fleet.drain_metrics()
 

@@ -123,8 +123,7 @@ class TestAServer:
             said = [asked(s.url).split() for s in servers]
             for name in ("--port", "--nccl-port", "--random-seed"):
                 assert len({words[words.index(name) + 1] for words in said}) == 3
-            for server in servers:
-                await server.end()
+            await asyncio.gather(*(server.end() for server in servers))
 
         asyncio.run(run())
 
@@ -152,9 +151,8 @@ class TestAServer:
         async def run() -> None:
             servers = [(await started(spread, index))[0] for index in range(3)]
             assert [s.url.rpartition(":")[0] for s in servers] == ["http://127.0.0.2", "http://127.0.0.3", "http://127.0.0.2"]
-            for server in servers:
-                await server.end()
-                assert not asked(server.url)
+            await asyncio.gather(*(server.end() for server in servers))
+            assert not any(asked(server.url) for server in servers)
 
         asyncio.run(run())
         options = (tmp_path / "options").read_text().split()

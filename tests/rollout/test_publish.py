@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,10 +18,12 @@ from safetensors.torch import load_file
 from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import TinyModel
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
-from paw_hpc.rollout.fleet import Server
+from paw_hpc.rollout.places import Server
 from paw_hpc.rollout.publish import PublishError
-from paw_hpc.rollout.publish.buckets import NamedTensors, buckets, weights_of
+from paw_hpc.rollout.publish.buckets import NamedTensors, buckets, in_turn, weights_of
 from paw_hpc.rollout.publish.checks import Sample, cpu_checksum
+from paw_hpc.rollout.publish.files import WeightFiles
+from paw_hpc.rollout.publish.passes import Passes
 from paw_hpc.rollout.publish.paths import _handle, _shared_buffer
 from tests.rollout.desks import TOKENIZER
 from tests.rollout.site import Site, reference_greedy, reference_logprobs
@@ -57,19 +60,20 @@ class TestEveryPath:
         chosen = site.take(path)
         deliver = chosen.deliver
 
-        def torn(servers: Sequence[Server], tensors: object, version: int) -> None:
-            def others() -> NamedTensors:
-                for name, tensor in tensors():  # type: ignore[operator]
+        class Torn(Passes):
+            def __call__(self) -> NamedTensors:
+                for name, tensor in super().__call__():
                     yield name, (tensor if name != lost else site.original[name])
 
-            deliver(servers, others, version)
+        def torn(servers: Sequence[Server], passes: Passes, version: int) -> None:
+            deliver(servers, Torn(passes.weights, passes.tell, passes.sample), version)
 
         monkeypatch.setattr(chosen, "deliver", torn)
         site.change_weights(3)
-        monkeypatch.setattr(site.publisher, "_settings", site.publisher._settings.model_copy(update={"sampled_tensors": 1000}))
+        monkeypatch.setattr(site.publisher, "_settings", site.publisher._settings.model_copy(update={"sampled_tensors": "all"}))
         with pytest.raises(PublishError, match=rf"server \d|http.*tensor {lost} \(rank 0\) has checksum"):
             site.publish()
-        site.fleet._failure = None  # the run would end here
+        site.fleet._common.failure = None  # the run would end here
         monkeypatch.undo()
         site.change_weights(4)
         site.take(path)
@@ -129,7 +133,7 @@ def tiny(kv_heads: int = 2, tie: bool = True) -> torch.nn.Module:
 class TestBuckets:
     @pytest.mark.parametrize("limit", [1, 4_000, 20_000, 1 << 30])
     def test_hold_every_tensor_once_and_no_more_than_they_may(self, limit: int) -> None:
-        named = list(weights_of(tiny())())
+        named = list(weights_of(tiny()).tensors())
         packed = list(buckets(iter(named), limit, lambda size, device: torch.empty(size, dtype=torch.uint8)))
         found = [pair for bucket in packed for pair in bucket.tensors()]
         assert [n for n, _ in found] == [n for n, _ in named]
@@ -143,8 +147,24 @@ class TestBuckets:
         assert [b.names for b in packed] == [["odd"], ["wide", "byte"]]
         assert [t.tolist() for b in packed for _, t in b.tensors()] == [[1.0] * 3, [1.0] * 2, [1.0] * 5]
 
+    def test_take_memory_in_turn(self) -> None:
+        """Two buffers: a bucket's stays as it is until the next but one is packed."""
+        made: list[int] = []
+
+        def make(size: int, device: torch.device) -> torch.Tensor:
+            made.append(size)
+            return torch.empty(size, dtype=torch.uint8)
+
+        named = list(weights_of(tiny()).tensors())
+        before, count = None, 0
+        for bucket in buckets(iter(named), 70_000, in_turn(2, make)):
+            for held in filter(None, (before, bucket)):
+                assert all(torch.equal(t, dict(named)[n]) for n, t in held.tensors())
+            before, count = bucket, count + 1
+        assert made == [70_000] * 2 and count > 3
+
     def test_of_shared_memory_are_pickled_as_places_in_one_file(self) -> None:
-        named = list(weights_of(tiny())())
+        named = list(weights_of(tiny()).tensors())
         [bucket] = buckets(iter(named), 1 << 30, _shared_buffer)
         handle = base64.b64decode(_handle(bucket.tensors()))
         assert len(handle) < bucket.flat.nbytes / 5 and b"rebuild_storage_filename" in handle
@@ -154,15 +174,46 @@ class TestBuckets:
 
 
 class TestSample:
-    def sample(self, model: torch.nn.Module, version: int = 1, count: int = 1000, ranks: int = 1, kv_heads: int = 2) -> dict[str, list[str]]:
-        sample = Sample(version, count, ranks, torch.float32, kv_heads, cpu_checksum)
-        assert sum(1 for _ in sample.watch(weights_of(model)())) == len(list(model.parameters()))
+    def sample(
+        self,
+        model: torch.nn.Module,
+        version: int = 1,
+        count: int | None = None,
+        ranks: int = 1,
+        kv_heads: int = 2,
+        names: frozenset[str] = frozenset(),
+    ) -> dict[str, list[str]]:
+        sample = Sample(version, count, ranks, torch.float32, kv_heads, cpu_checksum, names)
+        assert sum(1 for _ in sample.watch(weights_of(model).tensors())) == len(list(model.parameters()))
         return sample.expected
 
     def test_is_another_one_for_another_version_and_the_same_for_the_same(self) -> None:
         model = tiny()
         names = [tuple(sorted(self.sample(model, version, 3))) for version in range(8)]
         assert len(set(names)) > 4 and names[3] == tuple(sorted(self.sample(model, 3, 3))) and {len(n) for n in names} == {3}
+
+    def test_looks_at_what_it_wants_alone_where_names_are_known(self) -> None:
+        model = tiny()
+        names = frozenset(self.sample(model))
+        expected = [self.sample(model, version, 3) for version in range(8)]
+        for version in range(8):
+            checksum = mock.Mock(side_effect=cpu_checksum)
+            sample = Sample(version, 3, 1, torch.float32, 2, checksum, names)
+            assert list(sample.watch(weights_of(model).tensors()))
+            assert sample.expected == expected[version] and checksum.call_count == 3
+            assert set(sample.unwanted()) == names - sample.expected.keys()
+
+    def test_of_stages_is_that_of_the_whole(self) -> None:
+        named = list(weights_of(tiny()).tensors())
+        for version in range(4):
+            whole = Sample(version, 3, 1, torch.float32, 2, cpu_checksum)
+            assert list(whole.watch(iter(named)))
+            parts = [Sample(version, 3, 1, torch.float32, 2, cpu_checksum) for _ in range(2)]
+            for part, share in zip(parts, (named[:14], named[14:]), strict=True):
+                assert list(part.watch(iter(share)))
+            merged = Sample(version, 3, 1, torch.float32, 2, cpu_checksum)
+            merged.merge([(p.expected, p.names) for p in parts])
+            assert merged.expected == whole.expected and merged.names == whole.names
 
     def test_depends_on_every_part_of_a_tensor(self) -> None:
         model = tiny()
@@ -178,7 +229,7 @@ class TestSample:
     def test_of_ranks_is_what_vocabulary_row_and_column_parallel_layers_hold(self, ranks: int, kv_heads: int) -> None:
         """Each rank's share, put together by hand."""
         model = tiny(kv_heads, tie=False)
-        weights, head = dict(weights_of(model)()), 16
+        weights, head = dict(weights_of(model).tensors()), 16
         expected = self.sample(model, ranks=ranks, kv_heads=kv_heads)
         layer = "model.layers.1."
         for rank in range(ranks):
@@ -197,6 +248,26 @@ class TestSample:
             rows = len(padded) // ranks
             assert expected["lm_head.weight"][rank] == cpu_checksum(padded[rank * rows : (rank + 1) * rows])
             assert expected["model.norm.weight"][rank] == cpu_checksum(weights["model.norm.weight"])
+
+
+class TestFiles:
+    @pytest.mark.parametrize("limit", [1, 20_000, 1 << 30])
+    def test_are_read_by_the_library(self, tmp_path: Path, limit: int) -> None:
+        named = {"odd": torch.arange(3, dtype=torch.bfloat16), "turned": torch.randn(5, 7).T, **dict(weights_of(tiny()).tensors())}
+        with WeightFiles(tmp_path, limit) as files:
+            files.add_all(iter(named.items()))
+        read = {name: (file.name, tensor) for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
+        assert {name: file for name, (file, _) in read.items()} == files.places
+        assert read.keys() == named.keys() and all(torch.equal(read[n][1], t) and read[n][1].dtype == t.dtype for n, t in named.items())
+        assert len(list(tmp_path.iterdir())) == {1: len(named), 1 << 30: 1}.get(limit, len(set(files.places.values())))
+
+    def test_have_room_for_the_names_of_many_tensors(self, tmp_path: Path) -> None:
+        named = {f"{'layer.' * 60}{i}": torch.full((1,), float(i)) for i in range(5000)}
+        with WeightFiles(tmp_path, 1 << 30) as files:
+            files.add_all(iter(named.items()))
+        read = {name: tensor for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
+        assert read.keys() == named.keys() and all(torch.equal(read[n], t) for n, t in named.items())
+        assert len(set(files.places.values())) > 1
 
 
 def test_a_folder_is_what_transformers_would_write(site: Site, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from paw_hpc.rollout.engines.base import GenerationRequest
 from paw_hpc.rollout.engines.decoder import StopStrings
 from paw_hpc.rollout.engines.sglang import SGLangEngine, check_limits
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.fleet import FleetError
+from paw_hpc.rollout.places import FleetError
 from paw_hpc.rollout.publish.buckets import weights_of
 from paw_hpc.rollout.publish.checks import gpu_checksum
 from paw_hpc.rollout.server import Refused
@@ -106,7 +106,7 @@ class TestWithoutServers:
         data = recipe_for_servers().model_dump(mode="json")
         data["rollout"]["fleet"] |= {"servers": 1, "arguments": ["--no-such-argument"]}
         with EventLoop() as loop:
-            serving = Serving(parse_recipe(data), loop, tmp_path, site.model.config, site.tokenizer, weights_of(site.model))
+            serving = Serving(parse_recipe(data), loop, tmp_path, site.model.config, site.tokenizer, weights_of(site.model), 1 << 30)
             with pytest.raises(FleetError, match="--no-such-argument"):
                 serving.publisher.publish(0)
             serving.close()

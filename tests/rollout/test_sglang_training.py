@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from paw_hpc import distributed, loop
 from paw_hpc.build import Machinery
+from paw_hpc.envs.base import Task
 from paw_hpc.errors import RecipeError, TrainingError
+from paw_hpc.experience import Group
 from paw_hpc.metrics import read_metrics
 from paw_hpc.policy import checkpoint
+from paw_hpc.policy.convert import transfer
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
+from paw_hpc.rollout.collector import CollectStats
+from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
+from paw_hpc.rollout.places import FleetError
 from paw_hpc.rollout.publish.paths import BroadcastPath, PublishPath, TensorPath
+from paw_hpc.rollout.publish.stages import StagedBroadcast
+from paw_hpc.rollout.server import ServerFault
 from tests.processes import run_ranks
 from tests.rollout.site import PYTHON, Site, recipe_for_servers, reference_greedy, reference_logprobs
 
@@ -73,39 +87,34 @@ class TestTraining:
 # ------------------------------------------------------------------------------------------------------- a policy of two processes
 
 
-def publishes_its_shards(rank: int, folder: Path) -> None:
-    """On each of two tensor-parallel ranks: by every path, the servers come to serve the whole model."""
-    data = recipe_for_servers().model_dump(mode="json")
-    data["rollout"]["fleet"] |= {"addresses": json.loads((folder / "urls.json").read_text())}
-    recipe = parse_recipe(data | {"policy": {"backend": "megatron"}, "megatron": {"tensor_parallel": 2, "timeout_s": 600.0}, "threads": 1})
-    with EventLoop() as event_loop, Machinery(recipe, event_loop, folder / "run") as machinery:
-        paths: list[PublishPath | None] = [None] * 3
-        if machinery.serving is not None:
-            disk = machinery.serving.publisher._path
-            paths = [disk, BroadcastPath(event_loop, 200_000, 300.0), TensorPath(event_loop, 200_000, 300.0)]
-        factor = 1.0
-        for version, path in enumerate(paths, 301):
-            factor *= 1.02
-            with torch.no_grad():
-                for chunk in machinery.policy.models:  # type: ignore[attr-defined]
-                    for parameter in chunk.parameters():
-                        parameter.mul_(1.02)
-            if machinery.serving is not None and path is not None:
-                machinery.serving.publisher._path = path
-            machinery.publisher.publish(version)
-            if rank == 0:
-                _compare(recipe, machinery, event_loop, factor, version)
-            if path is not None:
-                path.close()
-            distributed.gather(None)
+@contextlib.contextmanager
+def of_two_processes(
+    folder: Path, megatron: dict[str, object], rollout: dict[str, object], **fleet: object
+) -> Iterator[tuple[Recipe, Machinery, EventLoop]]:
+    """A run's parts on each of two ranks, beside the servers of the site."""
+    data = recipe_for_servers(**rollout).model_dump(mode="json")
+    data["rollout"]["fleet"] |= {"addresses": json.loads((folder / "site.json").read_text())["urls"], **fleet}
+    recipe = parse_recipe(data | {"policy": {"backend": "megatron"}, "megatron": {**megatron, "timeout_s": 600.0}, "threads": 1})
+    with EventLoop() as event_loop, Machinery(recipe, event_loop, folder / f"run-{time.time_ns()}") as machinery:
+        yield recipe, machinery, event_loop
+    machinery.policy.layout.close()  # type: ignore[attr-defined]
 
 
-def _compare(recipe: Recipe, machinery: Machinery, event_loop: EventLoop, factor: float, version: int) -> None:
+def multiply_weights(machinery: Machinery, factor: float) -> None:
+    with torch.no_grad():
+        for chunk in machinery.policy.models:  # type: ignore[attr-defined]
+            for parameter in chunk.parameters():
+                parameter.mul_(factor)
+
+
+def assert_servers_have(recipe: Recipe, machinery: Machinery, event_loop: EventLoop, factor: float, version: int) -> None:
+    """Greedy ids and log-probs of every server are those of the whole model with its weights times `factor`. On the first rank."""
+    if machinery.serving is None:
+        return
     whole = load_model(recipe, load_tokenizer(recipe.model)).eval()
     with torch.no_grad():
         for parameter in whole.parameters():
             parameter.mul_(factor)
-    assert machinery.serving is not None
     prompt = np.arange(5, 60, dtype=np.int32)
     for server in machinery.serving.fleet.servers:
         sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
@@ -114,10 +123,161 @@ def _compare(recipe: Recipe, machinery: Machinery, event_loop: EventLoop, factor
         assert np.abs(piece.logprobs - reference_logprobs(whole, prompt, piece.ids)).max() < 1e-5
 
 
-def test_shards_of_two_processes_become_whole_on_the_servers(site: Site, tmp_path: Path) -> None:
+def publishes_its_shards(rank: int, folder: Path) -> None:
+    """On each of two tensor-parallel ranks: by every path, the servers come to serve the whole model. No rank gathers more than its share."""
+    gathered: list[tuple[int, int]] = []
+    with of_two_processes(folder, {"tensor_parallel": 2}, {"publish": {"bucket_mib": 1}}) as (recipe, machinery, event_loop):
+        paths: list[PublishPath | None] = [None] * 3
+        if machinery.serving is not None:
+            disk = machinery.serving.publisher._path
+            paths = [disk, BroadcastPath(event_loop, 200_000, 300.0), TensorPath(event_loop, 200_000, 300.0)]
+        for version, path in enumerate(paths, 301):
+            multiply_weights(machinery, 1.02)
+            if machinery.serving is not None and path is not None:
+                machinery.serving.publisher._path = path
+            with mock.patch.object(transfer, "_gather", _noted(transfer._gather, gathered)):
+                machinery.publisher.publish(version)
+            assert_servers_have(recipe, machinery, event_loop, 1.02 ** (version - 300), version)
+            if path is not None:
+                path.close()
+            distributed.gather(None)
+    assert all(count == 1 or size <= (1 << 20) / 6 for count, size in gathered) and len(gathered) > 3 * 5
+    assert sum(size for _, size in gathered) >= 3 * machinery.policy.whole_bytes * 0.9  # type: ignore[attr-defined]
+
+
+def _noted(gather: Callable[..., list[torch.Tensor]], noted_buckets: list[tuple[int, int]]) -> Callable[..., list[torch.Tensor]]:
+    """`gather` that notes the parameters of each bucket, and its bytes."""
+
+    def noted(bucket: Sequence[object], *arguments: object) -> list[torch.Tensor]:
+        shards = gather(bucket, *arguments)
+        noted_buckets.append((len(bucket), sum(s.nbytes for s in shards)))
+        return shards
+
+    return noted
+
+
+def spoil(folder: Path, machinery: Machinery, event_loop: EventLoop) -> None:
+    """Give every server other weights, of another version, behind the back of the run: it has no server left, and finds that out in play."""
+    other = json.loads((folder / "site.json").read_text())["weights"]
+    for server in machinery.serving.fleet.servers if machinery.serving is not None else ():
+        order = {"model_path": other, "load_format": "auto", "weight_version": "7", "flush_cache": True, "abort_all_requests": False}
+        event_loop.run(server.http.post("/update_weights_from_disk", order))
+
+
+def turns(machinery: Machinery, event_loop: EventLoop) -> list[int]:
+    """Play a few turns on the first rank, while the other is told what to do; the versions of the weights that played them."""
+    found: list[int] = []
+
+    def play(tasks: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
+        async def all_turns() -> list[Completion]:
+            requests = [GenerationRequest(i, np.arange(5, 40, dtype=np.int32), seed=i, temperature=1.0, max_tokens=4) for i in range(6)]
+            return list(await asyncio.gather(*(machinery.engine.generate(r) for r in requests)))  # type: ignore[union-attr]
+
+        found.extend(t.weight_version for t in event_loop.run(all_turns(), errands=True))
+        return [], CollectStats()
+
+    machinery.players.play([], 0, play)
+    return distributed.broadcast(found)
+
+
+def goes_on_when_its_last_server_is_lost_and_comes_back(rank: int, folder: Path) -> None:
+    """By broadcast, of both ranks, in the middle of a collection."""
+    with of_two_processes(folder, {"tensor_parallel": 2}, {"publish": {"path": "broadcast"}}) as (recipe, machinery, event_loop):
+        multiply_weights(machinery, 1.05)
+        machinery.publisher.publish(401)
+        assert turns(machinery, event_loop) == [401] * 6
+        spoil(folder, machinery, event_loop)
+        assert turns(machinery, event_loop) == [401] * 6
+        if machinery.serving is not None:
+            _wait_until_all_are_ready(machinery, event_loop)
+        else:
+            machinery.players.play([], 0, lambda *_: ([], CollectStats()))
+        assert_servers_have(recipe, machinery, event_loop, 1.05, 401)
+        if machinery.serving is not None:
+            metrics = machinery.serving.engine.drain_metrics()
+            assert metrics["fleet/lost"] == 2 and metrics["fleet/stale_answers"] >= 2
+
+
+def _wait_until_all_are_ready(machinery: Machinery, event_loop: EventLoop) -> None:
+    """On the first rank, in a play of which the other is a part."""
+    assert machinery.serving is not None
+    fleet = machinery.serving.fleet
+
+    async def ready() -> None:
+        while any(s.state != "ready" for s in fleet.servers):
+            await asyncio.sleep(0.05)
+
+    def play(tasks: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
+        event_loop.run(asyncio.wait_for(ready(), 300.0), errands=True)
+        return [], CollectStats()
+
+    machinery.players.play([], 0, play)
+
+
+def ends_together_when_its_last_server_is_lost_for_good(rank: int, folder: Path) -> None:
+    with of_two_processes(folder, {"tensor_parallel": 2}, {"publish": {"path": "broadcast"}}, max_restarts=0) as (_, machinery, event_loop):
+        machinery.publisher.publish(411)
+        spoil(folder, machinery, event_loop)
+        started = time.monotonic()
+        with pytest.raises(FleetError if rank == 0 else distributed.SaidElsewhere):
+            turns(machinery, event_loop)
+        assert time.monotonic() - started < 60.0
+
+
+def sends_from_its_stages(rank: int, folder: Path) -> None:
+    """On each of two pipeline stages: both send, nothing is gathered across them, and a fault of the second one is the publication's."""
+    publish = {"path": "broadcast", "bucket_mib": 1, "sampled_tensors": "all"}
+    whole = mock.Mock(side_effect=AssertionError("gathered across stages"))
+    with of_two_processes(folder, {"pipeline_parallel": 2}, {"publish": publish}) as (recipe, machinery, event_loop):
+        own = machinery.serving.publisher._path if machinery.serving is not None else machinery._following._stages  # type: ignore[union-attr]
+        assert isinstance(own, StagedBroadcast)
+        with mock.patch.object(dist, "broadcast", _unless_model(dist.broadcast, whole, machinery)):
+            for version in (501, 502):
+                multiply_weights(machinery, 1.02)
+                machinery.publisher.publish(version)
+                assert own._group is not None and own._group.name
+                assert_servers_have(recipe, machinery, event_loop, 1.02 ** (version - 500), version)
+        groups = distributed.gather(own._group.name)
+        assert len(set(groups)) == 2
+        names = distributed.gather([name for name, _ in machinery.policy.whole_tensors(own_stage=True)])  # type: ignore[attr-defined]
+        assert names[0] and names[1] and not set(names[0]) & set(names[1])
+        _fails_at_the_second_stage(rank, own, machinery, event_loop)
+        assert_servers_have(recipe, machinery, event_loop, 1.02**3, 503)
+
+
+def _unless_model(broadcast: Callable[..., object], refuse: Callable[..., object], machinery: Machinery) -> Callable[..., object]:
+    group = machinery.policy.layout.pipeline_group  # type: ignore[attr-defined]
+    return lambda *arguments, **named: (refuse if named.get("group") is group else broadcast)(*arguments, **named)
+
+
+def _fails_at_the_second_stage(rank: int, own: StagedBroadcast, machinery: Machinery, event_loop: EventLoop) -> None:
+    """A server that fails there is named by the first process and done without. It gets the weights, from both stages, while episodes are played."""
+    multiply_weights(machinery, 1.02)
+    name = distributed.broadcast(machinery.serving.fleet.servers[1].name if machinery.serving is not None else "")
+    if rank == 1:
+        refusing = mock.Mock(side_effect=[ServerFault(name, "it does not answer the second stage"), mock.DEFAULT, mock.DEFAULT], wraps=own._join)
+        own._join = refusing  # type: ignore[method-assign]
+    machinery.publisher.publish(503)
+    if machinery.serving is not None:
+        first, second = machinery.serving.fleet.servers
+        assert first.version == 503 and first.state == "ready" and second.state != "ready"
+        _wait_until_all_are_ready(machinery, event_loop)
+    else:
+        machinery.players.play([], 0, lambda *_: ([], CollectStats()))
+        assert refusing.call_count == 3
+
+
+def test_weights_of_two_processes_become_whole_on_the_servers(site: Site, tmp_path: Path) -> None:
     pytest.importorskip("megatron.core")
-    (tmp_path / "urls.json").write_text(json.dumps(site.urls))
-    run_ranks(2, [publishes_its_shards], tmp_path, timeout_s=600.0)
+    weights = site.publisher._path.folder(site.version)  # type: ignore[attr-defined]
+    (tmp_path / "site.json").write_text(json.dumps({"urls": site.urls, "weights": str(weights.resolve())}))
+    cases = [
+        publishes_its_shards,
+        goes_on_when_its_last_server_is_lost_and_comes_back,
+        ends_together_when_its_last_server_is_lost_for_good,
+        sends_from_its_stages,
+    ]
+    run_ranks(2, cases, tmp_path, timeout_s=600.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- without servers
