@@ -1,7 +1,7 @@
 """What the rollout side costs beside the engine: scheduling, the controller's CPU time, and publication.
 
     python benchmarks/rollout.py schedule [--episodes 32 128 1024 4096] [--sigma 1.0]
-    python benchmarks/rollout.py publish [--megabytes 512 1024 2048] [--repeats 3]
+    python benchmarks/rollout.py publish [--megabytes 512 1024 2048 4096] [--repeats 3] [--sampled 8]
 
 schedule: the real collector, prompts and chat template; engine and environments only take their time, which is drawn from seeded lognormal
 distributions per (episode, step). Asynchronous play and lock-step turns (every turn waits for the slowest answer, then for the slowest environment)
@@ -9,15 +9,20 @@ see the very same draws. Time is virtual: the event loop's clock jumps to the ne
 the same on every machine. The controller's CPU time is real.
 
 publish: the real publisher and paths, to a process that does with the bytes what a server does (benchmarks/receiver.py). Each publication is timed
-beside a bare copy of the same bytes in memory, in turn; what counts is the ratio.
+beside a bare copy of the same bytes in memory, in turn; what counts is the ratio. Two thirds of the memory that it takes are the sender's and the
+receiver's weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import gc
+import os
+import platform
 import selectors
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,11 +30,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2Config
@@ -45,7 +52,7 @@ from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.fleet import Fleet
 from paw_hpc.rollout.publish import FleetPublisher
-from paw_hpc.rollout.publish.buckets import Tensors
+from paw_hpc.rollout.publish.buckets import Weights
 from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
 
 MEMBERS = 8
@@ -202,9 +209,8 @@ def schedule(episodes: Sequence[int], sigma: float, max_steps: int, console: Con
         rows.append(
             {"episodes": count, "steps": steps, "asynchronous": alone, "lock-step": together, "ratio": together / alone, "cpu_ms": 1e3 * cpu / steps}
         )
-    table = Table(
-        "episodes in flight", "steps", "lock-step s", "asynchronous s", "ratio", "controller CPU, ms per step", title=f"lognormal, sigma {sigma:g}"
-    )
+    console.print(f"\n### Schedules, lognormal latencies of sigma {sigma:g}, virtual seconds\n")
+    table = Table("episodes in flight", "steps", "lock-step s", "asynchronous s", "ratio", "controller CPU, ms per step", box=MARKDOWN)
     for r in rows:
         table.add_row(
             f"{r['episodes']:.0f}",
@@ -222,6 +228,8 @@ def schedule(episodes: Sequence[int], sigma: float, max_steps: int, console: Con
 
 
 COLUMNS = ("bare copy s", "delivery s", "delivery / copy", "with checks s", "with checks / copy")
+TARGET_BYTES = 1 << 30
+"""The bare copy's target is used again and again, as buckets are."""
 
 
 @contextmanager
@@ -236,13 +244,17 @@ def receiver(megabytes: int) -> Iterator[str]:
         process.wait()
 
 
-def publish(sizes: Sequence[int], repeats: int, bucket_mib: int, folder: Path, console: Console) -> list[dict[str, Any]]:
+def publish(
+    sizes: Sequence[int], repeats: int, bucket_mib: int, sampled: int | Literal["all"], folder: Path, console: Console
+) -> list[dict[str, Any]]:
     """Print the table; one row per size and path."""
     rows: list[dict[str, Any]] = []
     torch.set_num_threads(1)
     for megabytes in sizes:
         weights = tensors(megabytes)
-        target = torch.empty(sum(t.numel() for t in weights.values()))
+        total = sum(t.nbytes for t in weights.values())
+        target = torch.zeros(min(TARGET_BYTES, total) // 4)
+        source = Weights(lambda held=weights: iter(held.items()), total)  # type: ignore[misc]
         with receiver(megabytes) as address, EventLoop() as loop:
             fleet = Fleet(FleetSection(addresses=(address,), device="cpu"), None)
             loop.run(fleet.start())
@@ -252,14 +264,14 @@ def publish(sizes: Sequence[int], repeats: int, bucket_mib: int, folder: Path, c
                 "broadcast": BroadcastPath(loop, limit, 600.0),
                 "tensor": TensorPath(loop, limit, 600.0),
             }
-            version = 0
+            number = 0
             for name, path in paths.items():
-                publisher = FleetPublisher(loop, fleet, path, passes(weights), PublishSection(sampled_tensors=1), dtype=torch.float32, kv_heads=1)
+                publisher = FleetPublisher(loop, fleet, path, source, PublishSection(sampled_tensors=sampled), dtype=torch.float32, kv_heads=1)
                 taken, bare, moved = [], [], clocked(path)
                 for repeat in range(repeats + 1):
-                    version += 1
+                    number += 1
                     started = time.perf_counter()
-                    publisher.publish(version)
+                    publisher.publish(number)
                     done = time.perf_counter()
                     copy(weights, target)
                     if repeat:  # the first one makes groups, folders and pages
@@ -271,7 +283,8 @@ def publish(sizes: Sequence[int], repeats: int, bucket_mib: int, folder: Path, c
                 medians = [statistics.median(values) for values in (bare, delivered, ratios[0], whole, ratios[1])]
                 rows.append({"MiB": megabytes, "path": name, **dict(zip(COLUMNS, medians, strict=True))})
             loop.run(fleet.close())
-    table = Table("MiB", "path", *COLUMNS, title=f"one server, buckets of {bucket_mib} MiB, medians of {repeats}")
+    console.print(f"\n### Publication to one receiver, buckets of {bucket_mib} MiB, {sampled} tensors checked, medians of {repeats}\n")
+    table = Table("MiB", "path", *COLUMNS, box=MARKDOWN)
     for r in rows:
         table.add_row(str(r["MiB"]), r["path"], *(f"{r[column]:.2f}" for column in COLUMNS))
     console.print(table)
@@ -292,13 +305,10 @@ def clocked(path: PublishPath) -> list[float]:
     return seconds
 
 
-def passes(weights: dict[str, torch.Tensor]) -> Tensors:
-    return lambda: iter(weights.items())
-
-
 def copy(weights: dict[str, torch.Tensor], target: torch.Tensor) -> None:
     start = 0
     for tensor in weights.values():
+        start = start if start + tensor.numel() <= len(target) else 0
         target[start : start + tensor.numel()].copy_(tensor.view(-1))
         start += tensor.numel()
 
@@ -311,16 +321,21 @@ def main() -> None:
     scheduling.add_argument("--sigma", type=float, nargs="+", default=[0.5, 1.0])
     scheduling.add_argument("--max-steps", type=int, default=30)
     publication = parts.add_parser("publish")
-    publication.add_argument("--megabytes", type=int, nargs="+", default=[512, 1024, 2048])
+    publication.add_argument("--megabytes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     publication.add_argument("--repeats", type=int, default=3)
     publication.add_argument("--bucket-mib", type=int, default=1024)
-    chosen, console = parser.parse_args(), Console(width=110)
+    publication.add_argument("--sampled", type=lambda word: word if word == "all" else int(word), default=8)
+    chosen, console = parser.parse_args(), Console(width=150)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "aiohttp", "safetensors"))
+    load = "/".join(f"{value:.1f}" for value in os.getloadavg())
+    console.print(f"# {datetime.date.today()}, CPU ({os.cpu_count()} x {platform.machine()}), Python {platform.python_version()}, {versions}")
+    console.print(f"\n`{shlex.join([Path(sys.executable).name, *sys.argv])}`, load of the machine at the start {load}")
     if chosen.part == "schedule":
         for sigma in chosen.sigma:
             schedule(chosen.episodes, sigma, chosen.max_steps, console)
         return
     with tempfile.TemporaryDirectory(prefix="paw-weights-") as folder:
-        publish(chosen.megabytes, chosen.repeats, chosen.bucket_mib, Path(folder), console)
+        publish(chosen.megabytes, chosen.repeats, chosen.bucket_mib, chosen.sampled, Path(folder), console)
 
 
 if __name__ == "__main__":
