@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from paw_hpc.recipe import IN_DOMAIN_SETS
-from paw_hpc.report import compare, predictions
+from paw_hpc.report import beside, compare, predictions
 from paw_hpc.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
 from paw_hpc.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.results import EvaluationResult, TypeResult, mean_score
@@ -57,7 +57,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
         noise_figures = {key: noise.plot_noise(arms, key, out / f"noise-{number}.png") for number, key in enumerate(keys, 1)}
     blocks: list[Block] = [Heading("Report: " + ", ".join(arm.label for arm in arms), 1)]
     for key, figure in zip(keys, panel_figures, strict=True):
-        tables = [compare.panel_table(arms, key), compare.difference_table(arms, key), compare.type_table(arms, key)]
+        tables = [
+            compare.panel_table(arms, key),
+            compare.difference_table(arms, key),
+            beside.paper_table(arms, key),
+            compare.type_table(arms, key),
+        ]
         blocks += [Heading(f"Evaluation on {compare.panel_name(key)}"), *(table for table in tables if table is not None)]
         blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals"))
         blocks += [table for table in (predictions.prediction_table(arms, key), predictions.split_table(arms, key)) if table is not None]
@@ -68,7 +73,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, CURVES)]
     if throughput := compare.throughput_table(arms):
         blocks += [Heading("Throughput"), throughput]
-    blocks += [Heading("How to read this"), Bullets(compare.notes(arms, keys)), Heading("Runs"), Bullets(_sources(arms))]
+    blocks += [Heading("How to read this"), Bullets((*compare.notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
     write_atomically(html, to_html("paw report", blocks))
@@ -131,6 +136,10 @@ def _rich(block: TableBlock) -> Table:
     for row in block.rows:
         table.add_row(*map(escape, row))
     return table
+
+
+def _verdicts(blocks: Sequence[Block]) -> tuple[str, ...]:
+    return (beside.NOTE,) if any(isinstance(block, TableBlock) and block.title == beside.TITLE for block in blocks) else ()
 
 
 def _sources(arms: Sequence[Arm]) -> tuple[str, ...]:
