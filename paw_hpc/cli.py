@@ -91,7 +91,13 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory (its latest checkpoint), or a model folder or hub name.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL|RECIPE",
+            help="A run directory (its latest checkpoint), a model folder or hub name, or a recipe file: the policy that its runs begin with.",
+        ),
+    ],
     panel: Annotated[str, typer.Option(help="A panel of the benchmark (valid_seen, test, nq, ...), or PANEL:N@SEED for a seeded part.")],
     repeats: Annotated[int, typer.Option(min=1, help="Episodes per game.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature; default: the recipe's eval.temperature.")] = None,
@@ -107,7 +113,12 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; the first one's arm is what the others are compared with.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run directories, or folders of them; arms are compared with the vanilla one of their set-up, else with the first."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: RUN/report of one run, ./report of several.")] = None,
 ) -> None:
     """Tables beside the paper's and learning curves, from run directories alone."""

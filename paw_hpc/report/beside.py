@@ -58,7 +58,7 @@ def _levels(arm: Arm, key: PanelKey) -> list[tuple[str, ...]]:
     paper, found = paper_row(arm.recipe), arm.last(key)
     if paper is None or not found:
         return []
-    rows = []
+    rows = list[tuple[str, ...]]()
     for column, what, measured in (("All", "success", rate(arm.outcomes(key))), ("Score", "score", pooled_score(found))):
         if measured is None or column not in paper.columns:
             continue
