@@ -10,7 +10,8 @@ the same on every machine. The controller's CPU time is real.
 
 publish: the real publisher and paths, to a process that does with the bytes what a server does (benchmarks/receiver.py). Each publication is timed
 beside a bare copy of the same bytes in memory, in turn; what counts is the ratio. Two thirds of the memory that it takes are the sender's and the
-receiver's weights.
+receiver's weights. Wall clock counts only on a machine that does nothing else; the ratio of the CPU time, of sender and receiver with their checks
+against the copy's, holds on a busy one, too.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -227,18 +229,19 @@ def schedule(episodes: Sequence[int], sigma: float, max_steps: int, console: Con
 # ------------------------------------------------------------------------------------------------------------------------ publication
 
 
-COLUMNS = ("bare copy s", "delivery s", "delivery / copy", "with checks s", "with checks / copy")
+COLUMNS = ("bare copy s", "delivery s", "delivery / copy", "with checks s", "with checks / copy", "CPU of both / of copy")
 TARGET_BYTES = 1 << 30
 """The bare copy's target is used again and again, as buckets are."""
 
 
 @contextmanager
-def receiver(megabytes: int) -> Iterator[str]:
+def receiver(megabytes: int) -> Iterator[tuple[str, int]]:
+    """Its address and its process."""
     command = [sys.executable, "-m", "benchmarks.receiver", str(megabytes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        yield process.stdout.readline().strip(), process.pid
     finally:
         process.terminate()
         process.wait()
@@ -255,7 +258,7 @@ def publish(
         total = sum(t.nbytes for t in weights.values())
         target = torch.zeros(min(TARGET_BYTES, total) // 4)
         source = Weights(lambda held=weights: iter(held.items()), total)  # type: ignore[misc]
-        with receiver(megabytes) as address, EventLoop() as loop:
+        with receiver(megabytes) as (address, pid), EventLoop() as loop:
             fleet = Fleet(FleetSection(addresses=(address,), device="cpu"), None)
             loop.run(fleet.start())
             limit, config = bucket_mib << 20, Qwen2Config()
@@ -267,20 +270,21 @@ def publish(
             number = 0
             for name, path in paths.items():
                 publisher = FleetPublisher(loop, fleet, path, source, PublishSection(sampled_tensors=sampled), dtype=torch.float32, kv_heads=1)
-                taken, bare, moved = [], [], clocked(path)
+                taken, bare, worked, moved = [], [], [], clocked(path)
                 for repeat in range(repeats + 1):
                     number += 1
-                    started = time.perf_counter()
+                    started, before = time.perf_counter(), cpu_s(pid)
                     publisher.publish(number)
-                    done = time.perf_counter()
+                    done, between = time.perf_counter(), cpu_s(pid)
                     copy(weights, target)
                     if repeat:  # the first one makes groups, folders and pages
                         taken.append((moved[-1], done - started))
                         bare.append(time.perf_counter() - done)
+                        worked.append((between - before) / (cpu_s(pid) - between))
                 path.close()
                 delivered, whole = zip(*taken, strict=True)
                 ratios = [[t / b for t, b in zip(times, bare, strict=True)] for times in (delivered, whole)]
-                medians = [statistics.median(values) for values in (bare, delivered, ratios[0], whole, ratios[1])]
+                medians = [statistics.median(values) for values in (bare, delivered, ratios[0], whole, ratios[1], worked)]
                 rows.append({"MiB": megabytes, "path": name, **dict(zip(COLUMNS, medians, strict=True))})
             loop.run(fleet.close())
     console.print(f"\n### Publication to one receiver, buckets of {bucket_mib} MiB, {sampled} tensors checked, medians of {repeats}\n")
@@ -289,6 +293,12 @@ def publish(
         table.add_row(str(r["MiB"]), r["path"], *(f"{r[column]:.2f}" for column in COLUMNS))
     console.print(table)
     return rows
+
+
+def cpu_s(other: int) -> float:
+    """CPU seconds of this process and another one."""
+    times = psutil.Process(other).cpu_times()
+    return time.process_time() + times.user + times.system
 
 
 def clocked(path: PublishPath) -> list[float]:

@@ -27,6 +27,8 @@ from paw_hpc.rollout.server import ServerFault, each
 from paw_hpc.storage import storage_errors
 
 KEPT_VERSIONS = 2
+CPU_BUCKET_BYTES = 32 << 20
+"""In CPU memory a bucket is no larger: fresh memory costs its first touch more than a copy, and both sides have so little at hand again and again."""
 
 
 class PublishPath(Protocol):
@@ -91,7 +93,8 @@ class _Online:
     """What the ways without a file share: buckets between begin and end, and the version set with the last one."""
 
     def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float):
-        self._loop, self._bucket_bytes, self._timeout_s = loop, bucket_bytes, timeout_s
+        self._loop, self._timeout_s = loop, timeout_s
+        self._bucket_bytes = bucket_bytes if torch.cuda.is_available() else min(bucket_bytes, CPU_BUCKET_BYTES)
 
     def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
         sessions = self._loop.run(all_well([s.http.begin_update(self._timeout_s) for s in servers]))
