@@ -1,7 +1,10 @@
 """One SGLang server of a launched run: `python -m paw_hpc.cluster.server RUN`, started by the supervisor on every rollout node.
 
 Starts the server at the port that the trainer knows from the job's id, and starts it anew when it dies; the trainer's fleet sees that, gives it the
-current weights, and only then uses it. Ends it when standard input closes (the supervisor lets go, or is dead) or on SIGTERM.
+current weights, and only then uses it. Ends it when standard input closes: the supervisor lets go, or is dead.
+
+SIGTERM is not for servers: when Slurm is about to end the job it sends it to every process, and the trainer, which obeys it by finishing its update,
+still needs them. So all processes of a server have it blocked, and are killed in the end: they hold nothing that is worth saving.
 """
 
 from __future__ import annotations
@@ -35,10 +38,8 @@ ENDING_S = 15.0
 def main(path: str) -> int:
     """Exit status: 0 when it was ended, 2 for a UserError, else the server's own after one restart too many."""
     run = Path(path)
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: asked.append(number))
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the trainer's business
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # the trainer's business
+        signal.signal(number, signal.SIG_IGN)
     try:
         recipe = RunDirectory(run).recipe()
         place = _Place.of_environment()
@@ -47,7 +48,7 @@ def main(path: str) -> int:
         print(f"paw: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
     for restart in range(recipe.rollout.fleet.max_restarts + 1):
-        status = _serve(launch, place, restart, asked)
+        status = _serve(launch, place, restart)
         if status is None:
             return 0
         print(f"paw: the server on {place.host} ended with status {status} (start {restart + 1})", file=sys.stderr, flush=True)
@@ -85,8 +86,8 @@ def _model(recipe: Recipe) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         return AutoConfig.from_pretrained(initial_folder(recipe, tokenizer, Path(scratch))), tokenizer
 
 
-def _serve(launch: Launch, place: _Place, restart: int, asked: list[int]) -> int | None:
-    """One life of the server: its exit status, or None when it was asked to end."""
+def _serve(launch: Launch, place: _Place, restart: int) -> int | None:
+    """One life of the server: its exit status, or None when it was let go."""
     first = port(place.job, "server", place.index)
     gpu = ["--base-gpu-id", str(place.index * launch.gpus)] if launch.gpus else []
     order = {
@@ -95,12 +96,14 @@ def _serve(launch: Launch, place: _Place, restart: int, asked: list[int]) -> int
         "ports": [first, first + 1],
         "log": "/dev/stderr",  # the group's log, by node
         "environment": launch.environment,
+        "patience_s": 0.0,  # it would not hear that it is asked
     }
-    process = subprocess.Popen([launch.python, str(SUPERVISOR), json.dumps(order)], stdin=subprocess.PIPE, start_new_session=True)
+    command = [launch.python, str(SUPERVISOR), json.dumps(order)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, preexec_fn=_block_sigterm)
     try:
         while process.poll() is None:
             ready, _, _ = select.select([0], [], [], POLL_S)
-            if asked or (ready and not os.read(0, 4096)):
+            if ready and not os.read(0, 4096):
                 return None
         return process.returncode
     finally:
@@ -112,6 +115,11 @@ def _serve(launch: Launch, place: _Place, restart: int, asked: list[int]) -> int
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _block_sigterm() -> None:
+    """For a child and all that it starts: a mask is inherited, and handlers that a program sets change nothing about it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
 if __name__ == "__main__":

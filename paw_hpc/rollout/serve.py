@@ -5,7 +5,7 @@ node.
 
 It picks free ports (unless `ports` names two), starts `sglang.launch_server` in a process group of its own, and says where it is in one line of
 JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first,
-then killed, which also ends a frozen one. It ends itself, with the server's status, when the server does.
+then killed (`patience_s` later), which also ends a frozen one. It ends itself, with the server's status, when the server does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> int:
             if ready and not os.read(0, 4096):
                 break
     finally:
-        end_group(server)
+        end_group(server, order.get("patience_s", GRACE_S))
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
 
@@ -64,9 +64,9 @@ def free_ports(host: str, count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def end_group(server: subprocess.Popen) -> None:
-    """End all processes of the server's group, and wait for the server itself."""
-    for number, patience_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
+def end_group(server: subprocess.Popen, asked_s: float) -> None:
+    """End all processes of the server's group, killed when they were asked in vain for so long, and wait for the server itself."""
+    for number, patience_s in ((signal.SIGTERM, asked_s), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, number)
         deadline = None if patience_s is None else time.monotonic() + patience_s

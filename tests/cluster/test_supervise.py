@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -26,9 +27,9 @@ from paw_hpc.envs.search.benchmark import make_retriever
 from paw_hpc.errors import RecipeError
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.policy import checkpoint
-from tests.cluster.runs import TINY, paw, processes_naming, recipe, stream, write
+from tests.cluster.runs import TINY, paw, processes_naming, recipe, stream, wait_until, write
 
-SERVED = {"rollout": {"engine": "sglang"}, "cluster": {"rollout_nodes": 1}}
+SERVED: dict[str, Any] = {"rollout": {"engine": "sglang"}, "cluster": {"rollout_nodes": 1}}
 
 
 class Scripted(LocalMachine):
@@ -172,6 +173,40 @@ def test_the_local_executor_runs_the_same_job(tmp_path: Path) -> None:
     assert len(stream(run)) == 2 and attempts.history(run)[0].how == "complete: 2 updates"
     assert len(list((run / "attempt_1").glob("trainer-*-1.log"))) == 1
     assert "update 2/2" in paw("logs", run) and not processes_naming(str(run))
+
+
+SERVER = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("serving", file=sys.stderr, flush=True)
+while True: time.sleep(0.05)
+"""
+
+
+def test_servers_outlive_sigterm_until_they_are_let_go(tmp_path: Path) -> None:
+    """Slurm sends it to every process before it ends a job, and the trainer still needs servers for the update that it finishes."""
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang" / "launch_server.py").write_text(SERVER)  # obeys SIGTERM, as the real one does
+    run, log = tmp_path / "run", tmp_path / "log"
+    fleet = {"python": sys.executable, "device": "cpu"}
+    write(recipe(rollout={**SERVED["rollout"], "fleet": fleet}, cluster=SERVED["cluster"]), run / "recipe.yaml")
+    with open(log, "wb") as file:
+        command, place = [sys.executable, "-m", "paw_hpc.cluster.server", str(run)], {"PAW_JOB": "7", "RANK": "0"}
+        owner = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **place}, stdin=subprocess.PIPE, stdout=file, stderr=file)
+    try:
+        wait_until(lambda: "serving" in log.read_text(), log.read_text)
+        everybody = [psutil.Process(owner.pid), *psutil.Process(owner.pid).children(recursive=True)]
+        assert any("sglang.launch_server" in process.cmdline() for process in everybody)
+        for process in everybody:
+            process.terminate()
+        time.sleep(1.0)
+        assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everybody), log.read_text()
+        assert owner.stdin is not None
+        owner.stdin.close()
+        assert owner.wait(180) == 0
+        assert not psutil.wait_procs(everybody[1:], timeout=10)[1]
+    finally:
+        owner.kill()
 
 
 SEARCH: dict[str, Any] = {
