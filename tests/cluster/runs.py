@@ -72,7 +72,7 @@ def job_state(job: str) -> str:
     return next(word.removeprefix("JobState=") for word in shown if word.startswith("JobState="))
 
 
-def wait_until(what: Callable[[], bool], explain: Callable[[], str], seconds: float = 240.0) -> None:
+def wait_until(what: Callable[[], bool], explain: Callable[[], str], seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, explain()

@@ -16,9 +16,10 @@ import pytest
 from paw_hpc import loop
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.status import status_of
-from tests.cluster.runs import TINY, explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
+from paw_hpc.recipe import Recipe, load_recipe
+from tests.cluster.runs import explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ASKED = "{}: the trainer is asked to stop"
 
 
@@ -33,8 +34,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]
 class Launched:
     """A run that was submitted."""
 
-    def __init__(self, run: Path, job: str):
-        self.run, self.job = run, job
+    def __init__(self, run: Path, job: str, recipe: Path):
+        self.run, self.job, self.recipe = run, job, recipe
 
     def wait_for_updates(self, count: int) -> None:
         wait_until(lambda: len(stream(self.run)) >= count, explain(self.run))
@@ -49,10 +50,10 @@ class Launched:
     def held(self, updates: int) -> Iterator[list[int]]:
         """Inside, the trainer stands still after that many updates, as in one that takes long: what a test does meanwhile never races with the end
         of the run. Yields its processes' ids."""
-        self.wait_for_updates(updates)
+        wait_until(lambda: len(stream(self.run)) >= updates and bool(trainer_pids(self.run)), explain(self.run))
         pids = trainer_pids(self.run)
         send(pids, signal.SIGSTOP)
-        assert pids and len(stream(self.run)) < TINY["updates"], explain(self.run)()
+        assert pids and len(stream(self.run)) < load_recipe(self.recipe).updates, explain(self.run)()
         try:
             yield pids
         finally:
@@ -72,13 +73,13 @@ class Launched:
 
 
 @contextlib.contextmanager
-def launched(folder: Path, *overrides: str) -> Iterator[Launched]:
+def launched(folder: Path, *overrides: str, made: Recipe | None = None) -> Iterator[Launched]:
     run = folder / "run"
-    path = write(recipe(), folder / "tiny.yaml")
+    path = write(made or recipe(), folder / "tiny.yaml")
     said = paw("launch", path, "--executor", "slurm", "--run-dir", run, *overrides)
     job = said.split("job ")[1].split(";")[0]
     try:
-        yield Launched(run, job)
+        yield Launched(run, job, path)
     finally:
         subprocess.run(["scancel", job], capture_output=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from paw_hpc.cluster import attempts
 from paw_hpc.results import read_evaluations
 from tests.cluster.conftest import REPOSITORY
-from tests.cluster.runs import TINY, explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
-from tests.cluster.test_faults import bring_back, stop_daemon
+from tests.cluster.runs import TINY, explain, paw, processes_naming, recipe, slurm, stream, wait_until
+from tests.cluster.test_faults import ASKED, Launched, bring_back, launched, stop_daemon
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SGLANG = REPOSITORY / ".venv-sglang" / "bin" / "python"
@@ -23,7 +24,7 @@ SGLANG = REPOSITORY / ".venv-sglang" / "bin" / "python"
 WHOLE: dict[str, Any] = {
     **TINY,
     "name": "whole",
-    "updates": 3,
+    "updates": 2,
     "policy": {"backend": "megatron"},
     "megatron": {"tensor_parallel": 2, "timeout_s": 600},
     "env": {**TINY["env"], "max_steps": 1},
@@ -32,7 +33,7 @@ WHOLE: dict[str, Any] = {
         "engine": "sglang",
         "fleet": {"python": str(SGLANG), "concurrency": 1, "health_every_s": 100_000, "start_timeout_s": 900},
     },
-    "eval": {"panel": "valid_seen:2@0", "every": 3},
+    "eval": {"panel": "valid_seen:2@0", "every": 2},
     "cluster": {**TINY["cluster"], "trainer_nodes": 2, "rollout_nodes": 1},
 }
 
@@ -45,62 +46,51 @@ def sglang() -> None:
         pytest.skip("no SGLang: make setup-sglang")
 
 
-def check(run: Path, updates: int = 3) -> None:
-    assert [line["update"] for line in stream(run)] == list(range(updates)), explain(run)()
-    assert attempts.saved_updates(run) == updates
+def check(run: Path) -> None:
+    assert [line["update"] for line in stream(run)] == [0, 1], explain(run)()
+    assert attempts.saved_updates(run) == 2
     [evaluation] = read_evaluations(run)
-    assert evaluation.update == 3 and evaluation.games == 2
+    assert evaluation.update == 2 and evaluation.games == 2
     wait_until(lambda: not processes_naming(str(run)), lambda: "\n".join(processes_naming(str(run))), 60.0)
-
-
-def submitted(run: Path, path: Path, *overrides: str) -> str:
-    return paw("launch", path, "--executor", "slurm", "--run-dir", run, *overrides).split("job ")[1].split(";")[0]
-
-
-def wait(job: str, run: Path, state: str) -> None:
-    wait_until(lambda: job_state(job) == state, lambda: f"{job_state(job)}\n{explain(run)()}", 1200.0)
 
 
 def test_launched_sbatch_and_local_runs_are_the_same(testbed: Path, sglang: None, tmp_path: Path) -> None:
     """`paw launch`, `sbatch slurm/train.sbatch`, and the same recipe as processes of this machine."""
-    path = write(recipe(WHOLE), tmp_path / "whole.yaml")
-    launched, plain, local = (tmp_path / name for name in ("launched", "plain", "local"))
-    job = submitted(launched, path)
-    wait(job, launched, "COMPLETED")
-    check(launched)
-    log = f"--output={tmp_path}/plain-%j.log"
-    command = [
-        "sbatch",
-        "--parsable",
-        "--nodes=3",
-        "--cpus-per-task=2",
-        log,
-        str(REPOSITORY / "slurm" / "train.sbatch"),
-        str(path),
-        f"--run-dir={plain}",
-    ]
-    job = subprocess.run(command, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout.strip()
-    wait(job, plain, "COMPLETED")
+    plain, local = tmp_path / "plain", tmp_path / "local"
+    with launched(tmp_path, made=recipe(WHOLE)) as one:
+        one.wait_for("COMPLETED")
+        check(one.run)
+    sizes = ["--nodes=3", "--cpus-per-task=2", f"--output={tmp_path}/plain-%j.log"]
+    batch = ["sbatch", "--parsable", *sizes, str(REPOSITORY / "slurm" / "train.sbatch"), str(one.recipe), f"--run-dir={plain}"]
+    job = subprocess.run(batch, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout.strip()
+    Launched(plain, job, one.recipe).wait_for("COMPLETED")
     check(plain)
-    paw("launch", path, "--executor", "local", "--run-dir", local)
+    paw("launch", one.recipe, "--executor", "local", "--run-dir", local)
     check(local)
-    assert stream(launched) == stream(plain) == stream(local)
+    assert stream(one.run) == stream(plain) == stream(local)
 
 
-@pytest.mark.parametrize("role", ["trainer", "rollout"])
-def test_a_node_dies(testbed: Path, sglang: None, tmp_path: Path, role: str) -> None:
-    """Node 2 of the job trains, node 3 serves. Either way the job starts anew elsewhere and continues from its checkpoint."""
-    run = tmp_path / "run"
-    job = submitted(run, write(recipe(WHOLE), tmp_path / "whole.yaml"))
-    try:
-        wait_until(lambda: len(stream(run)) >= 1, explain(run), 900.0)
-        node = attempts.history(run)[0].nodes[1 if role == "trainer" else 2]
-        stop_daemon(testbed / f"{node}.pid")
-        slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-        wait_until(lambda: len(attempts.history(run)) == 2, explain(run))
-        assert node not in attempts.history(run)[1].nodes
-        wait(job, run, "COMPLETED")
-        assert [line["update"] for line in stream(run)] == [0, 1, 2] and attempts.history(run)[1].updates_before >= 1
-    finally:
-        subprocess.run(["scancel", job], capture_output=True)
-        bring_back(node)
+def test_three_misfortunes_of_one_job(testbed: Path, sglang: None, tmp_path: Path) -> None:
+    """Requeued by hand; then a trainer node dies, then the rollout node: each time the job begins anew, elsewhere, after the update that it was in or
+    the last one that was saved."""
+    with launched(tmp_path, made=recipe(WHOLE, updates=4)) as one, contextlib.ExitStack() as repairs:
+        with one.held(1):
+            slurm("scontrol", "requeue", one.job)
+            one.wait_for_words(ASKED.format("SIGTERM"))
+        for number, role_node in ((2, 1), (3, 2)):  # the second node trains, the third serves
+            one.wait_for_attempt(number)
+            with one.held(3):
+                node = attempts.history(one.run)[number - 1].nodes[role_node]
+                stop_daemon(testbed / f"{node}.pid")
+                repairs.callback(bring_back, node)
+                slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+            one.wait_for_attempt(number + 1)
+            assert node not in attempts.history(one.run)[number].nodes
+            repairs.close()
+        one.wait_for("COMPLETED")
+        history = attempts.history(one.run)
+        # Slurm's SIGTERM reached the servers, too, and they went on serving: the update that was under way was finished and saved.
+        assert "stopped by SIGTERM" in history[0].how and history[1].updates_before >= 2, explain(one.run)()
+        assert [attempt.updates_before for attempt in history] == sorted(attempt.updates_before for attempt in history)
+        assert [(line["update"], line["train/episodes"]) for line in stream(one.run)] == [(update, 3.0) for update in range(4)]
+        wait_until(lambda: not processes_naming(str(one.run)), lambda: "\n".join(processes_naming(str(one.run))), 120.0)
