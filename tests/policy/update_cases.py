@@ -46,7 +46,8 @@ def recipe(**dotted: Any) -> Recipe:
 
 ARMS: dict[str, dict[str, Any]] = {
     "paw": {},
-    "ppo": {"algorithm.name": "ppo", "optimizer.lr": 3e-5, "optimizer.critic_lr": 3e-5},
+    # Adam divides a gradient by its own size, so where one is hardly more than rounding, two ways to sum it may move a weight apart by the rate: eps.
+    "ppo": {"algorithm.name": "ppo", "optimizer.lr": 3e-5, "optimizer.critic_lr": 3e-5, "optimizer.eps": 1e-6},
     "vanilla": {"wm.enabled": False},
     "one-sample": {"optimizer.mini_batch": 1, "optimizer.epochs": 1},
 }
