@@ -24,10 +24,11 @@ arm: {vanilla: {wm: {enabled: false}}, paw: {wm: {enabled: true}}, other: {env: 
 RECIPE = """
 updates: 1
 threads: 1
-env: {games: generated, prompt: compact, max_steps: 3, workers: 1}
+env: {task_types: [pick_and_place_simple], prompt: compact, max_steps: 3, workers: 1}
 model: {path: warm-start}
 rollout: {groups: 2, group_size: 2, max_prompt_tokens: 512, max_response_tokens: 8}
 algorithm: {kl_coefficient: 0.0, old_logp: rollout}
+optimizer: {lr: 1.0e-3}
 eval: {panel: "valid_seen:2@0", temperature: 1.0}
 """
 
@@ -62,7 +63,7 @@ def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_aga
         )  # the start's play, judged by both
     starts, ends = ([result[i] for result in results.values()] for i in (0, 1))
     assert starts[0] == starts[1] and played(ends[0]) == played(ends[1]) == played(starts[0])
-    assert ends[0].observation_ce != ends[1].observation_ce
+    assert starts[1].observation_ce != ends[1].observation_ce != ends[0].observation_ce
     assert "g-paw" in (out / "report" / "report.md").read_text()
 
     monkeypatch.setattr(study, "_judge", None)
