@@ -14,7 +14,7 @@ from paw_hpc import distributed
 from paw_hpc.build import Machinery, for_started_processes, processes_of
 from paw_hpc.diagnostics import Seen, observe, predictions
 from paw_hpc.errors import UserError
-from paw_hpc.experience import Group, Pool
+from paw_hpc.experience import Episode, Group, Pool
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
 from paw_hpc.policy.loading import WARM_START
@@ -84,23 +84,14 @@ def evaluate(
     seconds = time.perf_counter() - start
     seen = observe(machinery, groups if observed is None else observed)
     prediction = _cross_entropy(seen)
-    predicted = () if foreign is None else _diagnose(machinery, seen if observed is None else observe(machinery, groups), foreign)
+    predicted: tuple[Prediction, ...] = ()
+    if foreign is not None:
+        own = seen if observed is None else observe(machinery, groups)
+        theirs = seen if foreign is observed else observe(machinery, foreign)
+        predicted = predictions(machinery, "own", own) + predictions(machinery, "foreign", theirs)
     noise = measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho) if recipe.env.name == "webshop" else None
     result = EvaluationResult.of_episodes(
-        [
-            EvaluatedEpisode(
-                task_id=e.task_id,
-                task_type=e.task_type,
-                repeat=e.index % repeats,
-                seed=e.seed,
-                success=e.success,
-                score=e.score,
-                steps=len(e.transitions),
-                invalid=sum(not t.valid for t in e.transitions),
-                episode_return=e.episode_return,
-            )
-            for e in whole
-        ],
+        [_evaluated(e, repeats) for e in whole],
         label=label,
         panel=chosen.name,
         panel_checksum=chosen.checksum,
@@ -116,6 +107,20 @@ def evaluate(
         protocol=protocol(recipe),
     )
     return Evaluation(result, groups)
+
+
+def _evaluated(episode: Episode, repeats: int) -> EvaluatedEpisode:
+    return EvaluatedEpisode(
+        task_id=episode.task_id,
+        task_type=episode.task_type,
+        repeat=episode.index % repeats,
+        seed=episode.seed,
+        success=episode.success,
+        score=episode.score,
+        steps=len(episode.transitions),
+        invalid=sum(not t.valid for t in episode.transitions),
+        episode_return=episode.episode_return,
+    )
 
 
 def protocol(recipe: Recipe) -> str:
@@ -134,10 +139,6 @@ def _cross_entropy(seen: Sequence[Seen]) -> ObservationCrossEntropy | None:
         return None
     nats, tokens = [s.nats for s in seen], [float(s.tokens) for s in seen]
     return ObservationCrossEntropy(sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, [s.game for s in seen]))
-
-
-def _diagnose(machinery: Machinery, own: Sequence[Seen], foreign: Sequence[Group]) -> tuple[Prediction, ...]:
-    return predictions(machinery, "own", own) + predictions(machinery, "foreign", observe(machinery, foreign))
 
 
 def play_foreign(machinery: Machinery, recipe: Recipe, panel: str) -> list[Group]:

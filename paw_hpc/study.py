@@ -187,7 +187,7 @@ def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | N
         update = 0 if run_directory is None else machinery.policy.resume(RunDirectory(run_directory).checkpoints)
         machinery.publisher.publish(version=update)
         label = BEFORE if run_directory is None else AFTER
-        evaluation = evaluate(machinery, recipe, update=update, label=label, observed=observed, foreign=observed or ())
+        evaluation = evaluate(machinery, recipe, update=update, label=label, observed=observed, foreign=() if observed is None else observed)
         return evaluation.result, evaluation.groups if observed is None else None
 
 
