@@ -31,6 +31,11 @@ def started_file(logs: Path, rank: int) -> Path:
     return logs / f".started-{rank}"
 
 
+def ended_file(logs: Path, rank: int) -> Path:
+    """Exists once that rank of the trainer has left the loop by itself, everything saved. A step that Slurm ends may have status 0, too."""
+    return logs / f".ended-{rank}"
+
+
 class Group(Protocol):
     """A running role."""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from paw_hpc import fence
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
-from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, started_file
+from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, ended_file, started_file
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe
 
@@ -139,12 +139,13 @@ class Supervisor:
             return Result(Ending.FAILED, f"the {first.role.name} group ended with status {status}{words}, so the trainer was ended", status or 1)
         if status == 0 and saved >= self.recipe.updates:
             return Result(Ending.COMPLETE, f"complete: {saved} updates", 0)
-        if status == 0:
+        if status == 0 and ended_file(logs, 0).exists():
             return Result(Ending.STOPPED, f"stopped by {self.asked or 'a signal'} after update {saved}, saved", 0)
         reason, refused = _reported(logs)
         if refused:
             return Result(Ending.REFUSED, reason, USER_ERROR)
-        return Result(Ending.FAILED, reason or f"the trainer ended with status {status}{_last_words(logs, 'trainer')}", status)
+        cut_off = f" in the midst of an update, {self.asked} having come" if self.asked and not status else ""
+        return Result(Ending.FAILED, reason or f"the trainer ended with status {status}{cut_off}{_last_words(logs, 'trainer')}", status or 1)
 
     def _command(self, role: Role) -> list[str]:
         if role.name == "retriever":

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from paw_hpc import fence
-from paw_hpc.cluster.steps import RETRIEVER, started_file
+from paw_hpc.cluster.steps import RETRIEVER, ended_file, started_file
 from paw_hpc.distributed import Process
 from paw_hpc.errors import UserError
 from paw_hpc.metrics import RunDirectory
@@ -40,6 +40,7 @@ def main(path: str) -> int:
         from paw_hpc import loop
 
         loop.train(RunDirectory(run).recipe(), run, command=f"paw launch: {' '.join(sys.argv)}")
+        ended_file(_logs(run), Process.of_environment().rank).touch()
     except UserError as error:
         text = " ".join(str(error).split())
         print(f"paw: {text}", file=sys.stderr, flush=True)
@@ -54,16 +55,17 @@ def main(path: str) -> int:
 
 def _check_visible(run: Path) -> None:
     """Raises UserError where this node does not see the run that the job's first node has just written to."""
-    if not (run / f"attempt_{_attempt()}").is_dir():
+    if not _logs(run).is_dir():
         raise UserError(f"{run}: not visible on {socket.gethostname()}; put runs on a file system that all nodes share (paw launch --run-dir)")
 
 
 def _say_started(run: Path) -> None:
-    started_file(run / f"attempt_{_attempt()}", Process.of_environment().rank).touch()
+    started_file(_logs(run), Process.of_environment().rank).touch()
 
 
-def _attempt() -> str:
-    return os.environ.get(fence.INHERITED, "").partition(":")[0]
+def _logs(run: Path) -> Path:
+    """The folder of this attempt."""
+    return run / f"attempt_{os.environ.get(fence.INHERITED, '').partition(':')[0]}"
 
 
 def _choose_interface() -> None:
@@ -112,7 +114,7 @@ def _explain(error: Exception) -> str:
 
 def _report(run: Path, reason: str, *, refused: bool) -> None:
     """For the supervisor: ranks that are killed after the first failure must not hide its reason."""
-    rank, folder = Process.of_environment().rank, run / f"attempt_{_attempt()}"
+    rank, folder = Process.of_environment().rank, _logs(run)
     if folder.is_dir():
         try:
             write_atomically(folder / f"failed-{rank}.json", json.dumps({"time": time.time(), "reason": reason, "refused": refused}) + "\n")

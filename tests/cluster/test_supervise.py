@@ -60,6 +60,7 @@ FINISHES = CHECKPOINT.format(5)
 SAVES_ON_SIGNAL = f"""
 def save(*_):
     {CHECKPOINT.format(2).replace(chr(10), chr(10) + "    ")}
+    (LOGS / '.ended-0').touch()
     sys.exit(0)
 signal.signal(signal.SIGUSR1, save)
 (LOGS / '.started-0').touch()
@@ -105,6 +106,14 @@ def test_a_stop_is_passed_on_and_what_was_saved_counts(tmp_path: Path) -> None:
     result = one.attempt()
     assert result.ending is Ending.STOPPED and result.how == "stopped by SIGUSR2 after update 2, saved" and result.status == 0
     assert attempts.history(one.run)[0].updates == 2 and not processes_naming(str(one.run))
+
+
+def test_a_trainer_that_was_cut_off_has_not_saved_whatever_its_status(tmp_path: Path) -> None:
+    """srun may end with status 0 when Slurm ends its step."""
+    one = supervised(tmp_path, trainer=SAVES_ON_SIGNAL.replace("(LOGS / '.ended-0').touch()", ""), rollout=WAITS)
+    threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
+    result = one.attempt()
+    assert result.ending is Ending.FAILED and "in the midst of an update, SIGUSR2 having come" in result.how and result.status == 1
 
 
 def test_an_error_of_the_user_is_not_tried_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,9 +136,9 @@ class Site:
 
 @torch.no_grad()
 def reference_logprobs(model: PreTrainedModel, prompt: Ids, response: Ids, temperature: float = 1.0) -> Floats:
-    """float32[len(response)] of transformers' own forward pass."""
+    """float64[len(response)] of transformers' own forward pass, in float64: its rounding is not added to the server's."""
     ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
-    logits = model(ids[None]).logits[0, len(prompt) - 1 : -1].float() / temperature
+    logits = copy.deepcopy(model).double()(ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
     return torch.log_softmax(logits, -1).gather(1, ids[len(prompt) :, None])[:, 0].numpy()
 
 
