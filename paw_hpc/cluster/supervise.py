@@ -79,11 +79,14 @@ class Supervisor:
         self._told = -math.inf
 
     def attempt(self) -> Result:
-        """From claim to record.
+        """From claim to record; a run that is complete is left alone.
 
         Raises:
             NoProgress: too many attempts before this one ended without a checkpoint.
         """
+        if (saved := attempts.saved_updates(self.run)) >= self.recipe.updates:  # Slurm requeued a job that had just completed
+            _log.info("%s: complete already", self.run)
+            return Result(Ending.COMPLETE, f"complete: {saved} updates", 0)
         attempts.check_progress(self.run, self.recipe.cluster.attempts)
         with self._signals():
             number = fence.claim(self.run)
@@ -144,8 +147,9 @@ class Supervisor:
         reason, refused = _reported(logs)
         if refused:
             return Result(Ending.REFUSED, reason, USER_ERROR)
-        cut_off = f" in the midst of an update, {self.asked} having come" if self.asked and not status else ""
-        return Result(Ending.FAILED, reason or f"the trainer ended with status {status}{cut_off}{_last_words(logs, 'trainer')}", status or 1)
+        outside = f"cut off after update {saved}: {self.asked or 'something'} ended the trainer first"
+        how = f"the trainer ended with status {status}" if status else outside
+        return Result(Ending.FAILED, reason or f"{how}{_last_words(logs, 'trainer')}", status or 1)
 
     def _command(self, role: Role) -> list[str]:
         if role.name == "retriever":

@@ -100,7 +100,7 @@ def test_a_layout_that_does_not_divide_the_model_is_refused() -> None:
 
 
 def test_an_unknown_model_is_refused_with_those_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read on import
     with pytest.raises(RecipeError, match=r"nobody/nothing.*Qwen2.5-7B"):
         make_plan(big("nobody/nothing"))
 

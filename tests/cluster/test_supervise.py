@@ -82,6 +82,13 @@ def test_the_trainer_ends_and_servers_follow(tmp_path: Path) -> None:
     assert [attempt.how for attempt in attempts.history(one.run)] == ["complete: 5 updates"]
 
 
+def test_a_complete_run_starts_nothing(tmp_path: Path) -> None:
+    """Slurm requeues a job whose node dies while the last update is being saved."""
+    one = supervised(tmp_path, trainer=FINISHES, rollout=WAITS)
+    assert one.attempt().ending is one.attempt().ending is Ending.COMPLETE
+    assert len(attempts.history(one.run)) == 1 and not (one.run / "attempt_2").exists()
+
+
 def test_servers_that_end_first_end_the_trainer_at_once(tmp_path: Path) -> None:
     one = supervised(tmp_path, trainer=NEVER, rollout="print('no memory is left')\nsys.exit(7)")
     began = time.monotonic()
@@ -113,7 +120,8 @@ def test_a_trainer_that_was_cut_off_has_not_saved_whatever_its_status(tmp_path: 
     one = supervised(tmp_path, trainer=SAVES_ON_SIGNAL.replace("(LOGS / '.ended-0').touch()", ""), rollout=WAITS)
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
     result = one.attempt()
-    assert result.ending is Ending.FAILED and "in the midst of an update, SIGUSR2 having come" in result.how and result.status == 1
+    assert result.ending is Ending.FAILED and "cut off after update 2: SIGUSR2 ended the trainer first" in result.how
+    assert result.status == 1
 
 
 def test_an_error_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
