@@ -28,6 +28,8 @@ from paw_hpc.results import EvaluationResult
 from paw_hpc.statistics import Interval, PairedDifference, paired_over_seeds
 
 ABSENT = "–"
+ALPHA = 0.05
+"""Of the test beside each interval (95 %)."""
 WINDOW = 10
 """Updates at either end of a run whose mean stands for its start and end (fewer in runs of less than 20)."""
 
@@ -217,6 +219,7 @@ def _interval_notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> list[str]:
             "games and other samples of these policies, not of training again with another seed. Differences pair the same games; p is of a "
             "two-sided sign-flip permutation test over games."
         )
+    lines.append("Higher, lower: the interval leaves out zero, and p < 0.05; with few games the interval alone is too narrow.")
     lines.append("No p is corrected for the number of comparisons. Intervals of score, of Avg and of observation CE are over games; ± is over seeds.")
     if any(paper_effect(arm, against) for arm in arms for against in arms if arm is not against):
         lines.append("The paper's: the difference of its two numbers on this benchmark, and of which model; not a number to be met by other models.")
@@ -277,10 +280,10 @@ def ce_cell(found: Sequence[EvaluationResult]) -> str:
 
 
 def reading(difference: PairedDifference) -> str:
-    """What the interval allows to say."""
-    if difference.low > 0:
-        return "higher"
-    return "lower" if difference.high < 0 else "within noise"
+    """What interval and test allow to say together: a bootstrap of few games is too narrow, and then the exact test is not convinced."""
+    if difference.p_value >= ALPHA or difference.low <= 0 <= difference.high:
+        return "within noise"
+    return "higher" if difference.difference > 0 else "lower"
 
 
 def _difference_row(name: str, d: PairedDifference, paper: str | None) -> tuple[str, ...]:

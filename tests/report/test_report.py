@@ -91,6 +91,9 @@ def test_a_difference_of_noise_is_called_noise() -> None:
     assert compare.reading(paired_difference(games, swapped)) == "within noise"
     assert compare.reading(paired_difference(games, better)) == "higher"
     assert compare.reading(paired_difference(better, games)) == "lower"
+    # Three of three games better: a bootstrap never sees anything else, and chance does it one time in four.
+    three = paired_difference({f"g{i}": [0.0] for i in range(3)}, {f"g{i}": [1.0] for i in range(3)})
+    assert three.low > 0 and three.p_value == 0.25 and compare.reading(three) == "within noise"
 
 
 def test_the_training_table_shows_both_ends_and_no_invented_numbers(two_runs: Path) -> None:
