@@ -1,13 +1,14 @@
 """Steps per second, reset time and memory of the environments, 1 and 128 of them at once.
 
-    python benchmarks/envs.py [webshop] [alfworld] [--environments 1 128] [--steps 4000] [--catalogue auto] [--json FILE]
+    python benchmarks/envs.py [webshop] [alfworld] [search] [--environments 1 128] [--steps 4000] [--catalogue auto] [--json FILE] [--out FILE]
 
 Each row is measured in a process of its own. Speeds are per second of CPU time of one core, so that they mean the same on a busy machine; memory is
 the proportional set size (what the row's processes use, pages that they share counted once), imports included.
 
 WebShop is played by the random player of `envs/webshop/agents.py`: every seventh step or so is a search of one to three words, seldom asked before.
 ALFWorld is played by random admissible commands; its reset is the one that the members of a group share, and memory is that of the worker and of one
-process per episode.
+process per episode. Search QA is played by one that searches for the question's own words, with one word less in each turn, and answers in the last;
+its queries go to BM25 as many at once as there are episodes.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import platform
+import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -101,6 +105,53 @@ def alfworld(environments: int, steps: int, catalogue: str) -> Row:
     return Row(f"ALFWorld ({games.source_name()})", environments, len(moves) / sum(moves), 1000 * sum(resets) / len(resets), memory)
 
 
+def search(environments: int, steps: int, catalogue: str) -> Row:
+    """Whole episodes, as many at once as there are environments; without the retriever's start, which is paid once per process."""
+    return asyncio.run(_search(environments, steps))
+
+
+async def _search(environments: int, steps: int) -> Row:
+    from paw_hpc.envs.search.benchmark import SearchQA
+
+    env = EnvSection(name="search", max_steps=4)
+    bench = SearchQA(env)
+    tasks, rng = bench.tasks("train"), Random(0)
+
+    async def fresh() -> tuple[Any, list[str]]:
+        task = rng.choice(tasks)
+        [session] = await bench.open(task, 1)
+        await session.reset()
+        return session, bench.question(task).question.split()
+
+    async def episode() -> None:
+        session, words = await fresh()
+        for turn in range(env.max_steps - 1):
+            state = await session.step(f"<search>{' '.join(words[turn:] or words)}</search>")
+        state = await session.step(f"<answer>{state.observation[:20]}</answer>")
+        assert state.done
+        await session.close()
+
+    await episode()  # the retriever starts
+    start = time.process_time()
+    for _ in range(environments):
+        await fresh()
+    reset_s = (time.process_time() - start) / environments
+    played = 0
+    start = time.process_time()
+    while played * env.max_steps < steps:
+        await asyncio.gather(*(episode() for _ in range(environments)))
+        played += environments
+    seconds = time.process_time() - start - played * reset_s
+    queries = [bench.question(task).question for task in rng.sample(tasks, min(len(tasks), 1000))]
+    desk = await bench._start()
+    start = time.process_time()
+    await asyncio.gather(*(desk.search(query, env.search.topk) for query in queries))
+    searches = len(queries) / (time.process_time() - start)
+    row = Row(f"search QA ({bench.source.split(' (')[0]})", environments, played * env.max_steps / seconds, 1000 * reset_s, _memory(), searches)
+    await bench.close()
+    return row
+
+
 async def _alfworld_memory(chosen: list[Any], environments: int) -> float:
     from paw_hpc.envs.alfworld.benchmark import Alfworld
 
@@ -125,7 +176,8 @@ def _memory(children_only: bool = False) -> float:
     return sum(process.memory_full_info().pss for process in processes) / 2**20
 
 
-BENCHMARKS = {"webshop": webshop, "alfworld": alfworld}
+HEAD = ("benchmark", "environments", "steps/s per core", "reset ms", "memory MiB", "searches/s")
+BENCHMARKS = {"webshop": webshop, "alfworld": alfworld, "search": search}
 
 
 def main() -> None:
@@ -135,6 +187,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--catalogue", default="auto", help="of WebShop: auto, small, full or generated")
     parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--out", type=Path, help="also write the table here, with versions")
     options = parser.parse_args()
     rows = []
     for name in options.benchmarks or BENCHMARKS:
@@ -148,13 +201,35 @@ def main() -> None:
                 process.start()
                 process.join()
                 rows += list(found)
-    table = Table("benchmark", "environments", "steps/s per core", "reset ms", "memory MiB", "searches/s", title="environments")
-    for row in rows:
-        searches = "" if row.searches_per_s is None else f"{row.searches_per_s:,.0f}"
-        table.add_row(row.benchmark, str(row.environments), f"{row.steps_per_s:,.0f}", f"{row.reset_ms:.2f}", f"{row.memory_mib:.0f}", searches)
+    cells = [
+        [
+            row.benchmark,
+            str(row.environments),
+            f"{row.steps_per_s:,.0f}",
+            f"{row.reset_ms:.2f}",
+            f"{row.memory_mib:,.0f}",
+            "" if row.searches_per_s is None else f"{row.searches_per_s:,.0f}",
+        ]
+        for row in rows
+    ]
+    table = Table(*HEAD, title="environments")
+    for each in cells:
+        table.add_row(*each)
     Console().print(table)
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    if options.out:
+        versions = ", ".join(f"{name} {version(name)}" for name in ("textworld", "alfworld", "bm25s", "numpy"))
+        lines = [
+            f"# Environments, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python {platform.python_version()}, {versions}",
+            "",
+            f"`python benchmarks/envs.py {' '.join(sys.argv[1:])}`: per second of CPU time of one core; memory with Python and all imports.",
+            "",
+            f"| {' | '.join(HEAD)} |",
+            "|---|---:|---:|---:|---:|---:|",
+            *(f"| {' | '.join(each)} |" for each in cells),
+        ]
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _measure(name: str, environments: int, steps: int, catalogue: str, found: Any) -> None:
