@@ -1,5 +1,6 @@
 # Everything a person types. `make run` and `make test` do the set-up themselves; PYTHON picks the interpreter of the environment.
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
@@ -8,7 +9,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm run test test-sglang test-slurm check clean
+.PHONY: help setup setup-sglang setup-slurm run test test-all test-sglang test-slurm check clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,13 +44,20 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart recipes/quickstart.yaml
 
-test: setup check  ## Lint, types and all tests
-	$(BIN)/python -m pytest
+# Servers and nodes of a test cluster belong to one process: these folders are not shared out.
+SERVED := tests/rollout tests/cluster
 
-test-sglang: setup setup-sglang  ## The tests against real SGLang servers (a quarter of an hour)
+test: setup check  ## Lint, types and all tests; those of servers and of Slurm as far as these are here
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(SERVED))
+	$(BIN)/python -m pytest $(SERVED)
+
+test-all: setup-sglang setup-slurm  ## The same, and SGLang and Slurm must be here (root)
+	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_SLURM=1 $(MAKE) test
+
+test-sglang: setup setup-sglang  ## The tests against real SGLang servers (five minutes)
 	PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/rollout
 
-test-slurm: setup setup-slurm setup-sglang  ## The tests on a real Slurm of virtual nodes (root; half an hour, most of it waiting)
+test-slurm: setup setup-slurm setup-sglang  ## The tests on a real Slurm of virtual nodes (root; ten minutes, most of it waiting)
 	PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/cluster
 
 check: setup  ## Lint and types only

@@ -29,10 +29,17 @@ stop slurmctld "$STATE/slurmctld.pid"
 stop slurmdbd "$STATE/slurmdbd.pid"
 stop mariadbd "$STATE/mariadb.pid"
 stop munged "$STATE/munge/pid"
+# empty SPACE: kill what a job left on the node; again, because what is killed may have started another process just before
+empty() {
+  ip netns pids "$1" | xargs --no-run-if-empty kill -s KILL
+  [[ -z $(ip netns pids "$1") ]]
+}
 for space in /run/netns/"$SPACE"*; do
   if [[ ! -e $space ]]; then continue; fi
-  ip netns pids "${space##*/}" | xargs --no-run-if-empty kill -s KILL # what a job left on the node
+  until_true 10 empty "${space##*/}" || say "processes are left in ${space##*/}: $(ip netns pids "${space##*/}" | xargs)"
   ip netns del "${space##*/}"
+  # A namespace lives on while a process does, and would keep the other end.
+  ip link del "pawnode${space##*"$SPACE"}" 2>/dev/null
 done
 if ip link show "$BRIDGE" >/dev/null 2>&1; then ip link del "$BRIDGE"; fi
 others=$(grep -v "$MARK" /etc/hosts)
