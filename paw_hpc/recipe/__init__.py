@@ -1,0 +1,71 @@
+"""Typed, strict, composable configuration: one YAML file with an optional `base:`, overridden by dotted paths.
+
+Every key is declared here with its unit and meaning. Unknown keys, wrong types and impossible combinations are refused at load, with the key's path
+and what would be right.
+
+    experiment.py  the whole recipe (`name`, `seed`, ..., `eval`, `checkpoint`), and which combinations are refused
+    env.py         `env`, with the names of tasks, question sets and panels
+    policy.py      `model`, `warm_start`, `optimizer`, `policy`, `megatron`
+    rollout.py     `rollout`, with its `fleet` and `publish`
+    objective.py   `algorithm`, `wm`
+    cluster.py     `cluster`
+    section.py     what all sections have in common
+    loading.py     files, bases, overrides, dumps, and what is said of a refused recipe
+"""
+
+from paw_hpc.recipe.cluster import ClusterSection, ContainerSection
+from paw_hpc.recipe.env import (
+    IN_DOMAIN_SETS,
+    PANELS,
+    QUESTION_SETS,
+    TASK_TYPES,
+    BenchmarkName,
+    EnvSection,
+    QuestionSet,
+    SearchSection,
+    TaskType,
+    WebshopSection,
+    split_panel_name,
+)
+from paw_hpc.recipe.experiment import CheckpointSection, EvalSection, Recipe
+from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
+from paw_hpc.recipe.policy import MegatronSection, ModelSection, OptimizerSection, PolicySection, TinyModel, WarmStartSection
+from paw_hpc.recipe.rollout import FleetSection, PublishSection, RolloutSection
+from paw_hpc.recipe.section import Fraction, NonNegative, Section
+
+__all__ = [
+    "IN_DOMAIN_SETS",
+    "PANELS",
+    "QUESTION_SETS",
+    "TASK_TYPES",
+    "AlgorithmSection",
+    "BenchmarkName",
+    "CheckpointSection",
+    "ClusterSection",
+    "ContainerSection",
+    "EnvSection",
+    "EvalSection",
+    "FleetSection",
+    "Fraction",
+    "MegatronSection",
+    "ModelSection",
+    "NonNegative",
+    "OptimizerSection",
+    "PolicySection",
+    "PublishSection",
+    "QuestionSet",
+    "Recipe",
+    "RolloutSection",
+    "SearchSection",
+    "Section",
+    "TaskType",
+    "TinyModel",
+    "WarmStartSection",
+    "WebshopSection",
+    "WorldModelSection",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "split_panel_name",
+]

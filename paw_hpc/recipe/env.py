@@ -1,0 +1,128 @@
+"""The benchmark: its tasks, the panels that a policy is judged on, and the keys of `env`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from paw_hpc.recipe.section import NonNegative, Section
+
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+TaskType = Literal[
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+]
+
+QuestionSet = Literal["nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"]
+QUESTION_SETS: tuple[QuestionSet, ...] = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+IN_DOMAIN_SETS: tuple[QuestionSet, ...] = ("nq", "hotpotqa")
+"""The sets that the paper trains on; the other five are out of domain."""
+
+BenchmarkName = Literal["alfworld", "webshop", "search"]
+PANELS: dict[str, tuple[str, ...]] = {
+    "alfworld": ("valid_seen", "valid_unseen", "valid_train"),
+    "webshop": ("test", "train"),
+    "search": ("test", "in_domain", "out_of_domain", *QUESTION_SETS),
+}
+"""What each benchmark's policies are judged on; the first is the default of `eval.panel`."""
+_PART = re.compile(r"(?::(?P<count>[1-9]\d*)@(?P<seed>\d+))?")
+
+
+def split_panel_name(name: str, benchmark: str = "alfworld") -> tuple[str, int | None, int]:
+    """`valid_seen:40@0` -> (split, number of tasks or None for all, seed). Raises ValueError for what is no panel of this benchmark."""
+    known = PANELS[benchmark]
+    split, colon, part = name.partition(":")
+    match = _PART.fullmatch(colon + part)
+    if split not in known or match is None:
+        raise ValueError(f"no such panel; one of {', '.join(known)}, or PANEL:N@SEED such as {known[0]}:40@0")
+    return split, int(match["count"]) if match["count"] else None, int(match["seed"] or 0)
+
+
+class WebshopSection(Section):
+    """What is WebShop's own (env.name: webshop)."""
+
+    catalogue: Literal["auto", "small", "full", "generated"] = "auto"
+    """small: the 1000-product set; full: all 1.18M products; generated: a synthetic catalogue in the same schema; auto: the largest at hand."""
+    goals: Literal["synthetic", "human"] = "synthetic"
+    """Instructions made from attributes and options, or those that people wrote."""
+    tagger: Literal["auto", "spacy", "textblob"] = "auto"
+    """Finds the nouns of a title for the reward. auto: spaCy with an English model where both are installed, else TextBlob; the run says which."""
+    num_products: PositiveInt | None = None
+    """Cut the catalogue after this many products; none: all of it."""
+
+
+class SearchSection(Section):
+    """What is search QA's own (env.name: search)."""
+
+    data: Literal["auto", "official", "mini", "generated"] = "auto"
+    """official: the seven sets and wiki-18; mini: 4,359 real questions over 20,201 real passages; generated: a made-up world; auto: the first one
+    that is at hand, and the run says which."""
+    train_sets: Annotated[tuple[QuestionSet, ...], Field(min_length=1)] = IN_DOMAIN_SETS
+    retriever: Literal["bm25", "dense", "http"] = "bm25"
+    """bm25 and dense: in this process, from `index`; http: a server at `url` (see `paw data search serve`)."""
+    index: str | None = None
+    """Folder made by `paw data search build`; none: BM25 over the corpus of `data`, built on first use where it is small."""
+    url: str | None = None
+    """Address of a server that answers POST /retrieve, for example http://node7:8000; none: the one that the job starts (cluster.retriever_node)."""
+    topk: PositiveInt = 3
+    """Passages that a search returns."""
+    passage_words: PositiveInt | None = None
+    """Show only this many words of a passage; none: all of it."""
+    max_batch: PositiveInt = 256
+    """Queries that the retriever is asked at once."""
+    timeout_s: PositiveFloat = 20.0
+    """http: longest wait for one answer. Tries are repeated with growing waits until env.step_timeout_s has passed; then the episode failed by the
+    environment."""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> SearchSection:
+        if self.url is not None and self.retriever != "http":
+            raise ValueError("url: give it with retriever=http, and only then")
+        return self
+
+
+class EnvSection(Section):
+    """The benchmark and its protocol (paper, App. A.1)."""
+
+    name: BenchmarkName = "alfworld"
+    games: Literal["auto", "official", "generated"] = "auto"
+    """ALFWorld. auto: the official games where they are at hand, else generated ones; the run says which."""
+    task_types: Annotated[tuple[TaskType, ...], Field(min_length=1)] = TASK_TYPES  # type: ignore[assignment]
+    """ALFWorld."""
+    webshop: WebshopSection = WebshopSection()
+    search: SearchSection = SearchSection()
+    train_games: PositiveInt | None = None
+    """Use only this many training tasks (a seeded choice over the sorted list); none: all of them."""
+    max_steps: PositiveInt = 50
+    history: Annotated[int, Field(ge=0)] = 2
+    """Earlier (observation, action) pairs in the prompt."""
+    prompt: Literal["paper", "compact"] = "paper"
+    """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command."""
+    success_reward: float = 10.0
+    """R_max of eq. 10; failure is worth 0."""
+    invalid_penalty: NonNegative = 0.1
+    """Subtracted from the reward of a step whose action was malformed or not admissible; lambda never sees it."""
+    workers: PositiveInt = 2
+    """ALFWorld: processes that load games; each episode then lives in a fork of its own."""
+    step_timeout_s: PositiveFloat = 120.0
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> EnvSection:
+        owners = {"games": "alfworld", "task_types": "alfworld", "webshop": "webshop", "search": "search"}
+        for key, owner in owners.items():
+            if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: a key of {owner}, and name is {self.name}; leave it out")
+        return self

@@ -1,0 +1,112 @@
+"""The policy: where it starts from, and what trains it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from paw_hpc.recipe.section import Fraction, NonNegative, Section
+
+
+class TinyModel(Section):
+    """A Qwen2-architecture model from scratch, for machines without pretrained weights."""
+
+    hidden_size: PositiveInt = 160
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    intermediate_size: PositiveInt = 384
+    tie_embeddings: bool = True
+
+
+class ModelSection(Section):
+    """Where the policy starts from."""
+
+    path: str | None = None
+    """A Hugging Face folder or hub name; `warm-start` is the small policy that ships with the package."""
+    tiny: TinyModel | None = None
+    """From scratch instead of `path` (needs `tokenizer`)."""
+    tokenizer: str | None = None
+    """Tokenizer folder; default: the one in `path`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gradient_checkpointing: bool = False
+    head_chunk_rows: PositiveInt = 2048
+    """Rows per chunk of the LM head: at most head_chunk_rows x V logits exist at once."""
+
+
+class WarmStartSection(Section):
+    """How `paw warm-start` clones a small policy from expert play (see warmstart.py); training never reads it."""
+
+    games: PositiveInt = 1600
+    """Training games (a seeded choice, in proportion to their task types)."""
+    hints: tuple[Fraction, ...] = (0.15, 0.3, 0.5, 0.75)
+    """One episode per game and value: the probability that the expert searches where the walkthrough goes, else in an unvisited place."""
+    detour: Fraction = 0.1
+    """In every second episode, the share of steps in which a random admissible command is played; the expert's own command is what is cloned."""
+    habit: Fraction = 0.0
+    """Share of the expert's steps at which what is cloned is a bad habit: it looks about (ALFWorld), buys whatever is chosen (WebShop), or guesses
+    before it has read (search). That costs success in every task alike: something for RL to unlearn which is not particular to one."""
+    fumble: Fraction = 0.2
+    """Share of states before which a command that is not admissible is inserted into the history: it changes nothing, and the expert goes on. A
+    policy that never saw one repeats it for ever."""
+    max_steps: PositiveInt = 40
+    steps: PositiveInt = 2500
+    """Optimizer steps."""
+    batch_tokens: PositiveInt = 8192
+    lr: PositiveFloat = 1e-3
+    prompt_weight: NonNegative = 0.1
+    """Weight of the language-model loss on prompt tokens beside the loss on the answer; a stand-in for pretraining."""
+
+
+class OptimizerSection(Section):
+    """AdamW and how an update is cut into steps."""
+
+    lr: PositiveFloat = 1e-6
+    critic_lr: PositiveFloat = 1e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegative = 0.01
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    clip_grad: PositiveFloat = 1.0
+    epochs: PositiveInt = 1
+    mini_batch: PositiveInt | None = None
+    """Transitions per optimizer step; none: the whole update."""
+    max_tokens_per_micro_batch: PositiveInt = 16384
+
+
+class PolicySection(Section):
+    """What trains the policy."""
+
+    backend: Literal["huggingface", "megatron"] = "huggingface"
+    """huggingface: one process, CPU or one GPU; megatron: many processes, laid out by the section `megatron`."""
+
+
+class MegatronSection(Section):
+    """How processes share the model (`policy.backend: megatron`). It changes what an update costs, not what it computes."""
+
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    virtual_pipeline: PositiveInt | None = None
+    """Model chunks per pipeline rank (interleaved schedule); none: one."""
+    context_parallel: PositiveInt = 1
+    """Ranks that share the tokens of a sample. Only 1 is supported."""
+    data_parallel: PositiveInt | None = None
+    """Replicas; none: as many as the started processes make up, and one where `paw train` starts the processes itself."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks, too."""
+    distributed_optimizer: bool = True
+    """Shard optimizer states over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: those of attention, or of whole layers."""
+    recompute_layers: PositiveInt = 1
+    """Layers per recomputed block (`recompute: full`)."""
+    layers: Literal["auto", "local", "transformer_engine"] = "auto"
+    """Whose layers: auto takes Transformer Engine's where it is installed, else Megatron-core's own with PyTorch's attention."""
+    reference_on_cpu: bool = True
+    """Keep the reference policy in CPU memory between uses."""
+    timeout_s: PositiveFloat = 1800.0
+    """A collective that waits longer than this ends the run."""
