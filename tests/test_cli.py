@@ -17,8 +17,10 @@ import paw_hpc
 from paw_hpc import cli, doctor
 from paw_hpc.doctor import Check
 from paw_hpc.errors import TrainingError
-from paw_hpc.recipe import parse_recipe
+from paw_hpc.recipe import dump_recipe, load_recipe, parse_recipe
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
+
+PUBLISHED = Path(__file__).parents[1] / "recipes" / "alfworld" / "qwen2.5-1.5b-grpo-paw.yaml"
 
 
 class Paw:
@@ -64,15 +66,22 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_help_answers_without_loading_torch() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["status", "runs"], ["launch", str(PUBLISHED), "--dry-run"], ["plan", str(PUBLISHED)]],
+    ids=lambda arguments: arguments[0],
+)
+def test_answers_of_a_login_node_load_no_torch(arguments: list[str], tmp_path: Path) -> None:
     program = (
-        "import sys\nsys.argv = ['paw', '--help']\nfrom paw_hpc import cli\n"
+        f"import sys\nsys.argv = ['paw', *{arguments}]\nfrom paw_hpc import cli\n"
         "try: cli.main()\nexcept SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'transformers', 'scipy', 'matplotlib', 'textworld'} & set(sys.modules)\nassert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "recipe.yaml").write_text(dump_recipe(load_recipe(PUBLISHED)))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "eval", "report", "data", "doctor", "warm-start", "quickstart", "study"):
+    for command in ("train", "eval", "report", "data", "doctor", "warm-start", "quickstart", "study") if arguments == ["--help"] else ():
         assert command in done.stdout
 
 

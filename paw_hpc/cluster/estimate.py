@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.memory import kv_bytes_per_token
 from paw_hpc.cluster.models import parameters
+from paw_hpc.gpus import BYTES_PER_S, PEAK_FLOPS
 from paw_hpc.policy.convert.architecture import Architecture
-from paw_hpc.policy.throughput import PEAK_FLOPS
 from paw_hpc.recipe import Recipe
-
-BYTES_PER_S = {"A100-40": 1.56e12, "A100": 2.04e12, "H100": 3.35e12, "H200": 4.8e12, "B200": 8.0e12, "L40S": 0.86e12}
-"""Memory bandwidth of a device (NVIDIA's data sheets)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.models import layer_parameters, parameters
+from paw_hpc.gpus import GIB, GPU_BYTES
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.recipe import Recipe
 
-GIB = 2**30
 OTHER_BYTES = 4 * GIB
-GPU_BYTES = {"A100-40": 40 * GIB, "A100": 80 * GIB, "H100": 80 * GIB, "H200": 141 * 10**9, "B200": 180 * 10**9, "L40S": 48 * GIB}
-"""Memory of a device (NVIDIA's data sheets)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,8 @@ def architecture_for(recipe: Recipe) -> Architecture:
     model = recipe.model
     if model.tiny is not None:
         return _tiny(recipe)
-    from paw_hpc.policy.loading import WARM_START
-
     assert model.path is not None
-    folder = WARM_START if model.path == "warm-start" else Path(model.path).expanduser()
+    folder = _folder(model.path)
     try:
         if folder.is_dir():
             return read_architecture(folder)[0]
@@ -66,6 +64,14 @@ def architecture_for(recipe: Recipe) -> Architecture:
         return PUBLISHED[base] if base is not None else _cached(model.path)
     except CheckpointError as error:
         raise RecipeError(f"model.path: {error}") from None
+
+
+def _folder(path: str) -> Path:
+    if path != "warm-start":
+        return Path(path).expanduser()
+    from paw_hpc.policy.loading import WARM_START
+
+    return WARM_START
 
 
 def parameters(model: Architecture) -> int:

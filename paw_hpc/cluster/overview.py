@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paw_hpc.cluster.memory import GIB
 from paw_hpc.cluster.plan import Plan
+from paw_hpc.gpus import GIB
 
 _HEADER = ("run", "nodes x GPUs", "GiB/GPU", "s/update", "h/run", "seeds", "GPU h")
 

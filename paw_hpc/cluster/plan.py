@@ -8,11 +8,12 @@ from rich.console import Console
 
 from paw_hpc.cluster.estimate import Assumptions, StepTime, step_time
 from paw_hpc.cluster.layout import ClusterLayout, plan_layout
-from paw_hpc.cluster.memory import GIB, GPU_BYTES, ServerMemory, TrainerMemory, server_memory, too_much, trainer_memory
+from paw_hpc.cluster.memory import ServerMemory, TrainerMemory, server_memory, too_much, trainer_memory
 from paw_hpc.cluster.models import NotMadeYet, architecture_for, parameters
 from paw_hpc.cluster.nearest import nearest_that_fits
 from paw_hpc.errors import RecipeError
-from paw_hpc.policy.convert.architecture import Architecture
+from paw_hpc.gpus import GIB, GPU_BYTES
+from paw_hpc.policy.convert.architecture import Architecture, parameter_count
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.recipe import Recipe
 
@@ -62,7 +63,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 def plan_lines(plan: Plan) -> list[str]:
     """The text of `print_plan`."""
     recipe, layout = plan.recipe, plan.layout
-    size = f"{parameters(plan.model) / 1e9:.2f}B parameters" if plan.model is not None else f"{recipe.model.path or 'a tiny model'} (not made yet)"
+    size = (
+        f"{parameter_count(parameters(plan.model))} parameters" if plan.model is not None else f"{recipe.model.path or 'a tiny model'} (not made yet)"
+    )
     nodes = f"{layout.nodes} node{'s' * (layout.nodes > 1)}"
     gpus = f" x {layout.gpus_per_node} {recipe.cluster.gpu}" if layout.gpus_per_node else ", CPU"
     lines = [f"{recipe.name}: {size}, {recipe.policy.backend}, {layout.shape}, {nodes}{gpus}"]

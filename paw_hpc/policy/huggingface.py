@@ -24,6 +24,7 @@ from paw_hpc.objective.plan import micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.convert.architecture import parameter_count
 from paw_hpc.policy.critic import Critic, prompts
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device
@@ -173,7 +174,7 @@ class HuggingFacePolicy:
 
     def describe(self) -> str:
         """See `Policy.describe`."""
-        return f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f}M parameters on {self.device}"
+        return f"{parameter_count(sum(p.numel() for p in self.model.parameters()))} parameters on {self.device}"
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""

@@ -14,9 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from paw_hpc.experience import Batch
-
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "B200": 2250e12, "L40S": 362e12}
-"""Dense bfloat16 FLOP/s of a device, by a part of its name (NVIDIA's data sheets)."""
+from paw_hpc.gpus import PEAK_FLOPS
 
 
 class PhaseClock:

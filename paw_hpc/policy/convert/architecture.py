@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig, PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from paw_hpc.errors import CheckpointError
+
+if TYPE_CHECKING:  # it imports torch, which `paw launch` can do without
+    from transformers import PreTrainedConfig
 
 KNOWN = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 """`model_type` of a configuration -> its causal language model in `transformers`. Qwen2.5 is qwen2; Llama 3.x is llama."""
@@ -59,6 +60,11 @@ class Architecture:
         }
 
 
+def parameter_count(count: int) -> str:
+    """For people: 0.82M, 1.54B."""
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+
+
 def read_architecture(folder: Path) -> tuple[Architecture, PreTrainedConfig]:
     """Of a Hugging Face folder. Raises CheckpointError for anything else, naming a model that is not known and those that are."""
     try:
@@ -67,6 +73,8 @@ def read_architecture(folder: Path) -> tuple[Architecture, PreTrainedConfig]:
         raise CheckpointError(f"{folder}: not a Hugging Face folder: its config.json cannot be read ({error})") from None
     if model_type not in KNOWN:
         raise CheckpointError(f"{folder}/config.json: model_type '{model_type}' cannot be trained with Megatron; known: {', '.join(KNOWN)}")
+    from transformers import AutoConfig
+
     config = AutoConfig.from_pretrained(folder)
     try:
         return architecture_of(config), config

@@ -6,14 +6,14 @@ import contextlib
 import importlib.util
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from paw_hpc.errors import RecipeError
 from paw_hpc.policy.convert.architecture import Architecture
-from paw_hpc.policy.megatron.shim import megatron
 from paw_hpc.recipe import MegatronSection
+
+if TYPE_CHECKING:  # checking a layout (`paw plan`, `paw launch`) needs no torch
+    import torch.distributed as dist
 
 
 def has_transformer_engine() -> bool:
@@ -91,6 +91,8 @@ class Layout:
 
     def open(self) -> None:
         """Make the process groups. torch.distributed must be initialized with `processes` ranks; all of them call."""
+        from paw_hpc.policy.megatron.shim import megatron
+
         with megatron():
             from megatron.core import parallel_state
             from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -106,6 +108,7 @@ class Layout:
 
     def close(self) -> None:
         """End the groups (another layout may be opened then); all ranks call. Megatron only forgets them, and each holds threads and connections."""
+        import torch.distributed as dist
         from megatron.core import parallel_state
 
         groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]

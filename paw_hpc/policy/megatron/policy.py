@@ -23,7 +23,7 @@ from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy.backend import Metrics
-from paw_hpc.policy.convert.architecture import read_architecture
+from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
 from paw_hpc.policy.critic import draw_head, prompts
@@ -187,7 +187,7 @@ class MegatronPolicy:
         layout, count = self.layout, sum(math.prod(shape) for shape in hf_shapes(self.architecture).values())
         sizes = (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context), ("data", layout.data))
         spread = " x ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one process"
-        return f"{count / 1e6:.2f}M parameters on {self.device.type}, {spread}"
+        return f"{parameter_count(count)} parameters on {self.device.type}, {spread}"
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
