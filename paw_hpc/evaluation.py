@@ -56,7 +56,8 @@ def evaluate(
     observed: Sequence[Group] | None = None,
     foreign: Sequence[Group] | None = None,
 ) -> Evaluation:
-    """Play a panel with the current weights. Seeds come from (recipe.seed, game, repeat) alone, so arms and worker counts can be compared pairwise.
+    """Play a panel with the current weights. Seeds come from (recipe.seed, place in the panel, repeat) alone, so arms and worker counts can be
+    compared pairwise.
 
     Args:
         panel, temperature, repeats: default to the recipe's `eval` section.

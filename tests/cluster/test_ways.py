@@ -1,4 +1,4 @@
-"""The other ways into a real Slurm: arrays, plain batch files, an allocation that one has."""
+"""The other ways into a real Slurm (arrays, plain batch files, an allocation that one has), and the third role."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from paw_hpc.cluster import attempts
+from paw_hpc.cluster.layout import port
 from paw_hpc.results import read_evaluations
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.runs import PAW, explain, job_state, paw, processes_naming, recipe, wait_until, write
+from tests.cluster.test_faults import launched
+from tests.cluster.test_supervise import SEARCH
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -61,3 +65,17 @@ def test_an_allocation_that_one_has(testbed: Path, tmp_path: Path) -> None:
     [attempt] = attempts.history(run)
     assert attempt.how == "complete: 1 updates" and len(attempt.nodes) == 1
     assert not processes_naming(str(run))
+
+
+def test_a_retriever_on_a_node_of_its_own(testbed: Path, tmp_path: Path) -> None:
+    """Other nodes reach it at the address that the trainer was given, and it goes when the trainer has ended."""
+    with launched(tmp_path, made=recipe(SEARCH, updates=2)) as one:
+        with one.held(1):
+            [attempt] = attempts.history(one.run)
+            address = f"http://{attempt.nodes[1]}:{port(int(one.job), 'retriever')}"
+            asked = {"queries": ["where was it founded", "who"], "topk": 2, "return_scores": True}
+            found = httpx.post(f"{address}/retrieve", json=asked, timeout=60).json()["result"]
+            assert [len(hits) for hits in found] == [2, 2]
+        one.wait_for("COMPLETED")
+        assert f"retriever: {address}" in paw("logs", one.run)
+        wait_until(lambda: not processes_naming(str(one.run)), explain(one.run), 30.0)
