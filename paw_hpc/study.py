@@ -1,7 +1,7 @@
 """A small study on one machine: many runs from one start, several at a time, all judged on one held-out panel, and a report (`paw study SWEEP`).
 
 The quickstart is the study of two arms and one seed. Whatever was done already is not done again, so a study that was stopped goes on with the same
-command.
+command. Seed after seed is trained and judged: one that was stopped has whole seeds to report.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PlannedRun:
 
 
 def run_sweep(path: Path, overrides: Sequence[str], directory: Path, parallel: int) -> bool:
-    """Every run of a sweep in `directory`/NAME-sSEED, seed by seed, so that a study cut short has whole seeds.
+    """Every run of a sweep in `directory`/NAME-sSEED, seed by seed.
 
     Raises:
         RecipeError: see `load_sweep` and `run`.
@@ -93,9 +93,13 @@ def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Repor
     with _peak_memory() as memory:
         panel = f"{judged.name}: {len(judged.tasks)} tasks never trained on, {first.eval.repeats} episode(s) each"
         _say(f"{len(runs)} runs, {parallel} at a time; judged on {panel}")
-        if not _train(runs, recipes, parallel):
-            return None
-        _judge_all(runs, recipes, parallel)
+        judges, to_go = _Judges(first, parallel), len(runs)
+        for seed in dict.fromkeys(recipe.seed for recipe in recipes.values()):
+            batch = [planned for planned in runs if recipes[planned.label].seed == seed]
+            if not _train(batch, recipes, parallel, to_go):
+                return None
+            judges.judge(batch, recipes[batch[0].label])
+            to_go -= len(batch)
     report = write_report([planned.directory for planned in runs], report_folder)
     print_report(report)
     minutes = (time.perf_counter() - started) / 60
@@ -123,12 +127,13 @@ def _check_alike(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe]) -> N
                 )
 
 
-def _train(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe], parallel: int) -> bool:
+def _train(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe], parallel: int, to_go: int) -> bool:
     """`paw train` of every run that is not complete. True when all are."""
     left = [planned for planned in runs if not _complete(planned, recipes[planned.label])]
+    to_go -= len(runs) - len(left)
     for first in range(0, len(left), parallel):
         part = left[first : first + parallel]
-        _say(f"training {', '.join(planned.label for planned in part)} ({len(left) - first} runs to go)")
+        _say(f"training {', '.join(planned.label for planned in part)} ({to_go - first} runs to go)")
         programs = [
             processes.Program(
                 planned.label,
@@ -147,30 +152,37 @@ def _complete(planned: PlannedRun, recipe: Recipe) -> bool:
     return path.exists() and len(read_metrics(path)) == recipe.updates
 
 
-def _judge_all(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe], parallel: int) -> None:
-    """The policy before training once per seed (seeds of episodes come from the run's), then the end of every run that has no result yet."""
-    left = [planned for planned in runs if {result.label for result in read_evaluations(planned.directory)} < {BEFORE, AFTER}]
-    of_seed: dict[int, list[PlannedRun]] = {}
-    for planned in left:
-        of_seed.setdefault(recipes[planned.label].seed, []).append(planned)
-    if not left:
-        return
-    reference = next(iter(of_seed))
-    # Only the main process may have many threads; a pool of fresh processes has none to inherit, and each judges on its share of the cores.
-    context, threads = multiprocessing.get_context("spawn"), int(processes.threads_each(parallel))
-    with ProcessPoolExecutor(parallel, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
-        played, groups = pool.submit(_judge, recipes[of_seed[reference][0].label], None, None).result()
-        _say(f"before training: success {played.success:.1%}; judging {len(left)} ends")
-        starts = {reference: played}
-        starting = {pool.submit(_judge, recipes[members[0].label], None, groups): seed for seed, members in of_seed.items() if seed != reference}
-        ending = {pool.submit(_judge, recipes[planned.label], planned.directory, groups): planned for planned in left}
-        for future in as_completed(starting):
-            starts[starting[future]] = future.result()[0]
-        for future in as_completed(ending):
-            planned, (result, _) = ending[future], future.result()
-            _say(f"{planned.label}: success {result.success:.1%}")
-            for evaluation in (starts[recipes[planned.label].seed], result):
-                write_evaluation(planned.directory, evaluation)
+class _Judges:
+    """Judge the policy before training, once per seed (seeds of episodes come from the run's), and the end of every run that has no result yet.
+
+    The play of the very first start is what every observation cross-entropy is measured on: also in a study that goes on with a later seed.
+    """
+
+    def __init__(self, first: Recipe, parallel: int):
+        self._first, self._parallel = first, parallel
+        self._reference: tuple[EvaluationResult, list[Group] | None] | None = None
+
+    def judge(self, runs: Sequence[PlannedRun], recipe: Recipe) -> None:
+        """Runs of one seed, and the recipe of one of them."""
+        left = [planned for planned in runs if {result.label for result in read_evaluations(planned.directory)} < {BEFORE, AFTER}]
+        if not left:
+            return
+        # Only the main process may have many threads; a pool of fresh processes has none to inherit, and each judges on its share of the cores.
+        context, threads = multiprocessing.get_context("spawn"), int(processes.threads_each(self._parallel))
+        with ProcessPoolExecutor(self._parallel, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
+            if self._reference is None:
+                self._reference = pool.submit(_judge, self._first, None, None).result()
+            before, groups = self._reference
+            starting = pool.submit(_judge, recipe, None, groups) if recipe.seed != self._first.seed else None
+            ending = {pool.submit(_judge, planned.recipe, planned.directory, groups): planned for planned in left}
+            if starting is not None:
+                before, _ = starting.result()
+            _say(f"before training, seed {recipe.seed}: success {before.success:.1%}; judging {len(left)} ends")
+            for future in as_completed(ending):
+                planned, (after, _) = ending[future], future.result()
+                _say(f"{planned.label}: success {after.success:.1%}")
+                for evaluation in (before, after):
+                    write_evaluation(planned.directory, evaluation)
 
 
 def _limit_threads(threads: int) -> None:

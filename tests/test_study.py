@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paw_hpc import study
 from paw_hpc.errors import RecipeError
+from paw_hpc.recipe import Recipe
 from paw_hpc.results import EvaluationResult, read_evaluations
+from tests.report.synthetic import draw, evaluation
 
 SWEEP = """
 sweep: tiny
@@ -69,6 +74,53 @@ def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_aga
     monkeypatch.setattr(study, "_judge", None)
     monkeypatch.setattr(study.processes, "run_together", None)
     assert study.run_sweep(sweep, [], out, 2)
+
+
+class Inline:
+    """A pool that works in this process."""
+
+    def __init__(self, *_: Any, **__: Any): ...
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first was judged before: then its start is played again, and nothing of it is written."""
+    log: list[tuple[Any, ...]] = []
+
+    def judge(recipe: Recipe, run: Path | None, observed: Any) -> tuple[EvaluationResult, Any]:
+        log.append(("judged", recipe.seed, run and run.name, observed))
+        return evaluation(draw(0, 2, 0.5), update=0 if run is None else 1), None if observed else f"play of seed {recipe.seed}"
+
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(study, "_judge", judge)
+    monkeypatch.setattr(study, "_train", lambda runs, *_: log.append(("trained", *(planned.label for planned in runs))) or True)
+    monkeypatch.setattr(study, "read_evaluations", lambda directory: done.get(directory.name, []))
+    monkeypatch.setattr(study, "write_evaluation", lambda directory, result: log.append(("written", directory.name)))
+    monkeypatch.setattr(study, "write_report", lambda *_: None)
+    monkeypatch.setattr(study, "print_report", lambda _: None)
+    sweep.write_text(SWEEP.replace("[3]", "[3, 4]"))
+    done: dict[str, list[Any]] = {}
+    study.run_sweep(sweep, [], sweep.parent / "out", 2)
+    of_3 = [("trained", "g-vanilla-s3", "g-paw-s3"), ("judged", 3, None, None)]
+    of_3 += [("judged", 3, name, "play of seed 3") for name in ("g-vanilla-s3", "g-paw-s3")]
+    of_4 = [("judged", 4, None, "play of seed 3"), *(("judged", 4, name, "play of seed 3") for name in ("g-vanilla-s4", "g-paw-s4"))]
+    assert [entry for entry in log if entry[0] != "written"] == [*of_3, ("trained", "g-vanilla-s4", "g-paw-s4"), *of_4]
+
+    log.clear()
+    before, after = (dataclasses.replace(evaluation(draw(0, 2, 0.5), update=update), label=label) for update, label in ((0, "start"), (1, "end")))
+    done |= {name: [before, after] for name in ("g-vanilla-s3", "g-paw-s3")}
+    study.run_sweep(sweep, [], sweep.parent / "out", 2)
+    assert [entry for entry in log if entry[0] == "judged"] == [("judged", 3, None, None), *of_4]
+    assert {entry[1] for entry in log if entry[0] == "written"} == {"g-vanilla-s4", "g-paw-s4"}
 
 
 def played(result: EvaluationResult) -> list[tuple[str, int]]:
