@@ -44,12 +44,12 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart recipes/quickstart.yaml
 
-# Servers and nodes of a test cluster belong to one process: these folders are not shared out.
-SERVED := tests/rollout tests/cluster
+# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.
+MANY := tests/rollout tests/cluster $(wildcard tests/policy/test_megatron_*.py)
 
 test: setup check  ## Lint, types and all tests; those of servers and of Slurm as far as these are here
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(SERVED))
-	$(BIN)/python -m pytest $(SERVED)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(MANY))
+	$(BIN)/python -m pytest $(MANY)
 
 test-all: setup-sglang setup-slurm  ## The same, and SGLang and Slurm must be here (root)
 	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_SLURM=1 $(MAKE) test
