@@ -20,14 +20,20 @@ FAKE = "tests.envs.fake_engine:FakeEngine"
 ME = psutil.Process()
 
 
+EARLIER: set[psutil.Process] = set()
+"""Children that tests before the running one left in this process, such as the tracker of shared memory: none of the pool's."""
+
+
 def children_of(process: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
-    """`process.children`, again where one of them ended while psutil was looking at it."""
-    for _ in range(20):
+    """`process.children`, again where one of them ended while psutil was looking at it; without those of earlier tests."""
+    for attempt in range(20):
         try:
-            return process.children(recursive=recursive)
+            return [child for child in process.children(recursive=recursive) if child not in EARLIER]
         except (ProcessLookupError, psutil.NoSuchProcess):
+            if attempt == 19:
+                raise
             time.sleep(0.02)
-    return process.children(recursive=recursive)
+    raise AssertionError
 
 
 def task(name: str = "g", **how: Any) -> Task:
@@ -50,9 +56,10 @@ async def started(**options: Any) -> AsyncIterator[EnvironmentPool]:
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     """Run an asynchronous test; whatever it leaves behind is an orphan."""
-    others = set(children_of(ME, recursive=True))  # of tests before this one, such as the tracker of shared memory
+    EARLIER.clear()
+    EARLIER.update(children_of(ME, recursive=True))
     asyncio.run(asyncio.wait_for(test(), 60))
-    assert gone([child for child in children_of(ME, recursive=True) if child not in others]) == []
+    assert gone(children_of(ME, recursive=True)) == []
 
 
 def gone(processes: Sequence[psutil.Process], within_s: float = 5.0) -> list[psutil.Process]:
