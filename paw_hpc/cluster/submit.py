@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -188,7 +189,7 @@ def _executor(launches: Sequence[Launchable], folder: Path, parallelism: int | N
     for launch in launches:
         if _allocation(launch) != _allocation(launches[0]):
             raise RecipeError(f"--array: {launch.run.name} asks for another allocation than {launches[0].run.name}; tasks of an array are alike")
-    parameters = _parameters(launches[0])
+    parameters = _parameters(launches[0]) | {"name": _name(launches)}
     # exec: the batch script becomes the supervisor, so that Slurm's signal to the batch script reaches it.
     with _without_slurm():
         executor = submitit.AutoExecutor(
@@ -200,6 +201,15 @@ def _executor(launches: Sequence[Launchable], folder: Path, parallelism: int | N
     if parallelism is not None:
         executor.update_parameters(slurm_array_parallelism=parallelism)
     return executor
+
+
+def _name(launches: Sequence[Launchable]) -> str:
+    """Of a job in squeue: the run's, and of an array what its runs' names begin with, and their number."""
+    names = [_parameters(launch)["name"] for launch in launches]
+    if len(names) == 1:
+        return names[0]
+    words = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*(name.split("-") for name in names), strict=False))
+    return "-".join([*(each[0] for each in words), str(len(names)), "runs"])
 
 
 def _allocation(launch: Launchable) -> dict[str, Any]:
