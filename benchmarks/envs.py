@@ -6,9 +6,10 @@ Each row is measured in a process of its own. Speeds are per second of CPU time 
 the proportional set size (what the row's processes use, pages that they share counted once), imports included.
 
 WebShop is played by the random player of `envs/webshop/agents.py`: every seventh step or so is a search of one to three words, seldom asked before.
-ALFWorld is played by random admissible commands; its reset is the one that the members of a group share, and memory is that of the worker and of one
-process per episode. Search QA is played by one that searches for the question's own words, with one word less in each turn, and answers in the last;
-its queries go to BM25 as many at once as there are episodes.
+ALFWorld is played by random admissible commands; its reset is that of a game not seen before, file and grammar included, which the members of a group
+share; memory is that of the worker and of one process per episode.
+Search QA is played by one that searches for the question's own words, one word less in each turn, and answers in the last; its queries go to BM25 as
+many at once as there are episodes.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def alfworld(environments: int, steps: int, catalogue: str) -> Row:
     memory = asyncio.run(_alfworld_memory(chosen, environments))
     resets, moves, rng = list[float](), list[float](), Random(0)
     for task in chosen:
-        engine = GameEngine(games.load_game(task))
         start = time.process_time()
+        engine = GameEngine(games.load_game(task))
         _, admissible, won = engine.reset()
         resets.append(time.process_time() - start)
         start = time.process_time()
