@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from paw_hpc.recipe.section import NonNegative, Section
 
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
 TaskType = Literal[
     "pick_and_place_simple",
     "look_at_obj_in_light",
@@ -25,9 +17,10 @@ TaskType = Literal[
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
 ]
+TASK_TYPES: tuple[str, ...] = get_args(TaskType)
 
 QuestionSet = Literal["nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"]
-QUESTION_SETS: tuple[QuestionSet, ...] = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
+QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 IN_DOMAIN_SETS: tuple[QuestionSet, ...] = ("nq", "hotpotqa")
 """The sets that the paper trains on; the other five are out of domain."""
 
