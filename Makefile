@@ -9,10 +9,10 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm run test test-all test-sglang test-slurm check clean
+.PHONY: help setup setup-sglang setup-slurm run test test-all test-sglang test-slurm check check-resolution clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## The environment in .venv, with everything that runs and tests need
 
@@ -64,6 +64,9 @@ check: setup  ## Lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-resolution: setup  ## That the plain package index has what setup asks for, on every supported Python found here (minutes each; installs nothing)
+	PAW_REQUIRE_INDEX=1 $(BIN)/python -m pytest -rs tests/test_resolution.py
 
 clean:  ## Remove the environments (runs are kept)
 	rm -rf $(VENV) $(SGLANG_VENV)

@@ -7,7 +7,7 @@ python=${PYTHON:-python3}
 pinned() { sed -n "/^\[$1\]/,/^\[/{/==/p}" containers/versions.txt; }
 
 # constraints.txt holds what tests run with on a CPU; torch built for CUDA wants a triton of its own, and the servers' NCCL.
-{ grep -vE '^(torch|triton)==' constraints.txt; pinned trainer | grep -E '^(torch|triton)=='; } >constraints-image.txt
+{ grep -vE '^(torch|triton)[=<>]' constraints.txt; pinned trainer | grep -E '^(torch|triton)=='; } >constraints-image.txt
 "$python" -m venv .venv
 .venv/bin/pip install --no-cache-dir --constraint constraints-image.txt --editable ".[alfworld,kernels,megatron,sglang,search,webshop]"
 
