@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,9 @@ from paw_hpc.errors import RecipeError, UserError
 app = typer.Typer()
 Arguments = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipe or sweep files, then overrides by dotted path.")]
 Only = Annotated[str | None, typer.Option("--only", help="Of a sweep, the runs whose names match: '*1.5b*-paw'.")]
+Words = Annotated[
+    list[str] | None, typer.Option("--words", help="Of a sweep, other words than its file's: AXIS=WORD[,WORD], for example protocol=ours.")
+]
 Seeds = Annotated[str | None, typer.Option(help="Every recipe with each of these seeds: 0,1,2 or 0-4. A sweep has its own.")]
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
@@ -47,6 +51,7 @@ def launch(
     parallelism: Annotated[int | None, typer.Option("--parallelism", min=1, help="With --array: so many tasks of an array at once.")] = None,
     seeds: Seeds = None,
     only: Only = None,
+    words: Words = None,
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="The run's directory. Default: runs/NAME-sSEED. One recipe and seed only.")
     ] = None,
@@ -58,7 +63,7 @@ def launch(
         raise UserError(f"--executor {executor}: one of slurm, allocation, local, auto")
     if parallelism is not None and not array:
         raise UserError("--parallelism: it bounds the tasks of an array; add --array")
-    launches = [_launchable(wanted, run_dir) for wanted in _wanted(arguments, seeds, only, run_dir)]
+    launches = [_launchable(wanted, run_dir) for wanted in _wanted(arguments, seeds, only, words or (), run_dir)]
     unfinished = [one for one in launches if not one.finished]
     for one in launches:
         if one.finished:
@@ -78,7 +83,7 @@ def launch(
 
 
 @app.command()
-def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None) -> None:
+def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Words = None) -> None:
     """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot fit. Of a sweep: a line per run."""
     from paw_hpc.cluster.overview import overview_lines
     from paw_hpc.cluster.plan import make_plan, print_plan
@@ -89,7 +94,7 @@ def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None) -> None:
         if not is_sweep(path):
             print_plan(make_plan(_Wanted(path, overrides).recipe()))
             continue
-        sweep, count = load_sweep(path), len(_seeds(seeds)) if seeds is not None else None
+        sweep, count = load_sweep(path, words or ()), len(_seeds(seeds)) if seeds is not None else None
         plans = [make_plan(_Wanted(one.base, overrides, one.changes).recipe()) for one in _chosen(path, sweep, only)]
         print("\n".join(overview_lines(sweep.name, plans, count or len(sweep.seeds))))
 
@@ -144,7 +149,7 @@ def _split(arguments: list[str]) -> tuple[list[Path], list[str]]:
     return paths, [item for item in arguments if _OVERRIDE.match(item)]
 
 
-def _wanted(arguments: list[str], seeds: str | None, only: str | None, run_dir: Path | None) -> list[_Wanted]:
+def _wanted(arguments: list[str], seeds: str | None, only: str | None, words: Sequence[str], run_dir: Path | None) -> list[_Wanted]:
     """Every run that is asked for, each with its seed."""
     from paw_hpc.cluster.sweep import is_sweep, load_sweep
 
@@ -153,11 +158,13 @@ def _wanted(arguments: list[str], seeds: str | None, only: str | None, run_dir: 
     found: list[_Wanted] = []
     for path in paths:
         if is_sweep(path):
-            sweep = load_sweep(path)
+            sweep = load_sweep(path, words)
             numbers: list[int] = given or list(sweep.seeds)
             found += [_Wanted(one.base, [*overrides, f"seed={seed}"], one.changes) for one in _chosen(path, sweep, only) for seed in numbers]
         else:
             found += [_Wanted(path, [*overrides, f"seed={seed}"]) for seed in given] if given else [_Wanted(path, overrides)]
+    if words and not any(map(is_sweep, paths)):
+        raise UserError("--words: it changes the words of a sweep, and none is named")
     if run_dir is not None and len(found) > 1:
         raise UserError("--run-dir: it names one run; leave it out for several recipes or seeds")
     return found

@@ -38,6 +38,7 @@ from paw_hpc.storage import storage_errors, write_atomically
 
 HARMLESS = (
     "updates",
+    "protocol",
     "threads",
     "env.workers",
     "checkpoint.",

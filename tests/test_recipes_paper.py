@@ -121,7 +121,7 @@ class TestCoverage:
 
     def test_the_comparison_of_single_recipes_sees_a_difference(self) -> None:
         runs = by_name("table1")
-        one, other = (science(runs[f"webshop-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw"))
+        one, other = (science(runs[f"webshop-ours-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw"))
         assert {key for key in one if one[key] != other[key]} == {"wm.enabled"}
 
 
@@ -170,7 +170,7 @@ class TestCommands:
         monkeypatch.chdir(tmp_path)
         text = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--only", "webshop-*-1.5b-grpo-*", "--seeds", "5-6")
         assert re.findall(r"task \d: runs/(\S+)", text) == [
-            f"webshop-qwen2.5-1.5b-grpo-{arm}-s{seed}" for arm in ("vanilla", "paw") for seed in (5, 6)
+            f"webshop-ours-qwen2.5-1.5b-grpo-{arm}-s{seed}" for arm in ("vanilla", "paw") for seed in (5, 6)
         ]
         nothing = CliRunner().invoke(app, ["launch", str(ROOT / "paper" / "table1.yaml"), "--dry-run", "--only", "*-70b-*"])
         assert nothing.exit_code != 0 and "no run of" in str(nothing.exception)

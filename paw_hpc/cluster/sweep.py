@@ -11,8 +11,9 @@
         arm: [vanilla, paw, lambda-1, ce-lambda]
         hardware: 2-gpus
 
-The file of choices says for every word of every axis which keys of a recipe it sets; one of them names the recipe (`base`). Words of two axes must
-not set the same key, so the order of axes means nothing.
+The file of choices says for every word of every axis which keys of a recipe it sets; one of them names the recipe (`base`), whose path may hold words
+of other axes: with `base: ../alfworld/{protocol}.yaml` a run of `protocol: ours` is one of ../alfworld/ours.yaml. Words of two axes must not set the
+same key, so the order of axes means nothing. An entry may have a `name` of its own, where its runs have axes that others lack.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import difflib
 import itertools
 import json
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,7 @@ from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import Section
 
 _KEY = "sweep"
+_NAME = "name"
 Fragment = Mapping[str, Any]
 """Keys of a recipe, nested as in one, and perhaps `base`."""
 
@@ -77,11 +79,15 @@ def is_sweep(path: Path) -> bool:
     return isinstance(content, DictConfig) and _KEY in content
 
 
-def load_sweep(path: Path) -> Sweep:
+def load_sweep(path: Path, words: Sequence[str] = ()) -> Sweep:
     """Every run of a sweep's file.
 
+    Args:
+        words: `axis=word` or `axis=word,word`, in the place of what the file says of that axis, in every entry that has it.
+
     Raises:
-        RecipeError: an unknown key, axis or word, two words that set one key, two runs of one name; one line that names the file.
+        RecipeError: an unknown key, axis or word, two words that set one key, two runs of one name, a base that cannot be filled; one line that names
+            the file.
     """
     try:
         said = _SweepFile.model_validate(_read(path))
@@ -90,7 +96,11 @@ def load_sweep(path: Path) -> Sweep:
         raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
     source = path.parent / said.choices
     choices = _read(source)
-    variants = [_variant(path, said.name, words, choices, source) for entry in said.runs for words in _product(path, entry, choices, source)]
+    variants = [
+        _variant(path, name, chosen, choices, source)
+        for name, entry in _entries(path, said, words)
+        for chosen in _product(path, entry, choices, source)
+    ]
     names = [variant.name for variant in variants]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RecipeError(f"{path}: name: two runs are called '{twice[0]}'; let `name` have every axis in which they differ, or drop one")
@@ -107,6 +117,26 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping, found {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
+
+
+def _entries(path: Path, said: _SweepFile, words: Sequence[str]) -> list[tuple[str, dict[str, str | tuple[str, ...]]]]:
+    """(template of names, axis -> its words) of every entry, with the words that replace the file's."""
+    replaced = dict[str, tuple[str, ...]]()
+    for item in words:
+        axis, equals, listed = item.partition("=")
+        chosen = tuple(word for word in listed.split(",") if word)
+        if not (axis and equals and chosen):
+            raise RecipeError(f"--words {item}: expected AXIS=WORD[,WORD], for example protocol=ours")
+        replaced[axis] = chosen
+    if unknown := replaced.keys() - {axis for entry in said.runs for axis in entry if axis != _NAME}:
+        raise RecipeError(f"{path}: --words {min(unknown)}: no run has this axis; it can only replace what the file says")
+    found = []
+    for entry in said.runs:
+        name = entry.get(_NAME, said.name)
+        if not isinstance(name, str):
+            raise RecipeError(f"{path}: runs: name: a template of names, not a list of words")
+        found.append((name, {axis: replaced.get(axis, listed) for axis, listed in entry.items() if axis != _NAME}))
+    return found
 
 
 def _product(path: Path, entry: Mapping[str, str | tuple[str, ...]], choices: Mapping[str, Any], source: Path) -> list[dict[str, str]]:
@@ -131,13 +161,7 @@ def _close(word: str, known: Iterable[str]) -> str:
 
 
 def _variant(path: Path, template: str, words: dict[str, str], choices: Mapping[str, Any], source: Path) -> Variant:
-    try:
-        fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError as error:
-        raise RecipeError(f"{path}: name: {error}; write it like {{benchmark}}-{{model}}") from None
-    if unknown := fields - words.keys():
-        raise RecipeError(f"{path}: name: '{min(unknown)}' is no axis of every run; those of one are {', '.join(words)}")
-    name = template.format(**words)
+    name = _filled(template, words, f"{path}: name", "{benchmark}-{model}")
     base, changes, owner = None, [f"name={json.dumps(name)}"], {"name": "name"}
     for axis, word in words.items():
         for key, value in _leaves(choices[axis][word]):
@@ -145,12 +169,25 @@ def _variant(path: Path, template: str, words: dict[str, str], choices: Mapping[
                 raise RecipeError(f"{path}: {name}: {key} is set by {owner[key]} and by {axis} '{word}' in {source}; one of them must leave it out")
             owner[key] = f"{axis} '{word}'"
             if key == "base":
-                base = source.parent / str(value)
+                base = source.parent / _filled(
+                    str(value), words, f"{path}: {name}: base of {axis} '{word}' in {source}", "../alfworld/{protocol}.yaml"
+                )
             else:
                 changes.append(f"{key}={json.dumps(value)}")  # JSON is YAML: values keep their types
     if base is None:
         raise RecipeError(f"{path}: {name}: none of its words names a recipe; one axis in {source} needs `base: FILE`")
     return Variant(name, base, tuple(changes))
+
+
+def _filled(template: str, words: Mapping[str, str], where: str, example: str) -> str:
+    """A template with a run's words in the places of their axes."""
+    try:
+        fields = [(field, bool(form or conversion)) for _, field, form, conversion in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}; write it like {example}") from None
+    if unknown := [field for field, changed in fields if changed or field not in words]:
+        raise RecipeError(f"{where}: '{unknown[0]}' is no axis of every run; those of one are {', '.join(words)}")
+    return template.format(**words)
 
 
 def _leaves(fragment: Fragment, prefix: str = "") -> list[tuple[str, Any]]:

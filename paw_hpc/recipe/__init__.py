@@ -11,6 +11,7 @@ and what would be right.
     cluster.py     `cluster`
     section.py     what all sections have in common
     loading.py     files, bases, overrides, dumps, and what is said of a refused recipe
+    shipped.py     where the recipes that come with the package are
 """
 
 from paw_hpc.recipe.cluster import ClusterSection, ContainerSection
@@ -27,7 +28,7 @@ from paw_hpc.recipe.env import (
     WebshopSection,
     split_panel_name,
 )
-from paw_hpc.recipe.experiment import CheckpointSection, EvalSection, Recipe
+from paw_hpc.recipe.experiment import PROTOCOLS, CheckpointSection, EvalSection, ProtocolName, Recipe
 from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe
 from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
 from paw_hpc.recipe.policy import MegatronSection, ModelSection, OptimizerSection, PolicySection, TinyModel, WarmStartSection
@@ -37,6 +38,7 @@ from paw_hpc.recipe.section import Fraction, NonNegative, Section
 __all__ = [
     "IN_DOMAIN_SETS",
     "PANELS",
+    "PROTOCOLS",
     "QUESTION_SETS",
     "TASK_TYPES",
     "AlgorithmSection",
@@ -53,6 +55,7 @@ __all__ = [
     "NonNegative",
     "OptimizerSection",
     "PolicySection",
+    "ProtocolName",
     "PublishSection",
     "QuestionSet",
     "Recipe",

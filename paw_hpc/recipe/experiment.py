@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -12,6 +12,10 @@ from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
 from paw_hpc.recipe.policy import MegatronSection, ModelSection, OptimizerSection, PolicySection, WarmStartSection
 from paw_hpc.recipe.rollout import RolloutSection
 from paw_hpc.recipe.section import NonNegative, Section
+
+ProtocolName = Literal["reference", "ours"]
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+"""The two set-ups, whole, that are shipped for every benchmark as recipes/BENCHMARK/PROTOCOL.yaml."""
 
 
 class EvalSection(Section):
@@ -39,6 +43,8 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "run"
     seed: Annotated[int, Field(ge=0)] = 0
     updates: PositiveInt = 150
+    protocol: ProtocolName | None = None
+    """The protocol that this recipe says it follows: a label, which changes nothing. `paw report` compares the keys with that protocol's."""
     threads: PositiveInt | None = None
     """Torch threads of the trainer; none: torch's own choice."""
     env: EnvSection = EnvSection()

@@ -86,6 +86,11 @@ class TestFormat:
             (GOOD + "z: {z: {wm: {enabled: true}}}", "{x: x, arm: vanilla, z: z}", "{x}", "wm.enabled is set by arm 'vanilla' and by z 'z'"),
             (GOOD + "z: {z: {base: r.yaml}}", "{x: x, z: z}", "{x}", "base is set by x 'x' and by z 'z'"),
             (GOOD, "{x: x, arm: 7}", "{x}", "runs.0.arm"),
+            (GOOD, "{x: x, arm: vanilla, name: [a, b]}", "{x}", "runs: name: a template"),
+            ("x: {x: {base: '{y}.yaml'}}", "{x: x}", "{x}", "base of x 'x' in .*: 'y' is no axis of every run; those of one are x"),
+            ("x: {x: {base: '{x.real}.yaml'}}", "{x: x}", "{x}", "base of x 'x' in .*: 'x.real' is no axis"),
+            ("x: {x: {base: '{x!r}.yaml'}}", "{x: x}", "{x}", "base of x 'x' in .*: 'x' is no axis"),
+            ("x: {x: {base: '{x.yaml'}}", "{x: x}", "{x}", "base of x 'x' in .*write it like"),
         ],
     )
     def test_what_is_wrong_is_said_with_the_file(self, tmp_path: Path, choices: str, entry: str, name: str, said: str) -> None:
@@ -93,6 +98,34 @@ class TestFormat:
         with pytest.raises(RecipeError, match=said) as refused:
             load_sweep(path)
         assert str(refused.value).startswith(str(path)) and "\n" not in str(refused.value)
+
+    def test_a_base_is_filled_with_the_runs_own_words(self, tmp_path: Path) -> None:
+        path = write_sweep(tmp_path, "x: {x: {base: '{p}/r.yaml'}}\np: {one: {}, two: {}}", "{x: x, p: [one, two]}", name="{x}-{p}")
+        for word, rho in (("one", 0.1), ("two", 0.3)):
+            (tmp_path / word).mkdir()
+            (tmp_path / word / "r.yaml").write_text(f"base: ../r.yaml\nwm: {{rho: {rho}}}\n")
+        found = load_sweep(path)
+        assert [(v.name, load_recipe(v.base, v.changes).wm.rho) for v in found.variants] == [("x-one", 0.1), ("x-two", 0.3)]
+
+    def test_an_entry_may_name_its_runs_itself(self, tmp_path: Path) -> None:
+        more = "  - {x: x, arm: slow, z: z, name: '{x}-{z}-{arm}'}\n"
+        path = write_sweep(tmp_path, GOOD + "z: {z: {wm: {rho: 0.5}}}", "{x: x, arm: [vanilla, slow]}", more=more)
+        assert [v.name for v in load_sweep(path).variants] == ["x-vanilla", "x-slow", "x-z-slow"]
+
+    def test_words_of_the_command_line_replace_those_of_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PAW_CLUSTER_CONFIG", str(tmp_path / "none.yaml"))
+        path = write_sweep(tmp_path, GOOD, "{x: x, arm: vanilla}")
+        assert [v.name for v in load_sweep(path, ["arm=slow"]).variants] == ["x-slow"]
+        assert [v.name for v in load_sweep(path, ["arm=slow,vanilla"]).variants] == ["x-slow", "x-vanilla"]
+        for words, said in (("arm=slov", "did you mean 'slow'"), ("z=z", "--words z: no run has this axis"), ("arm", "expected AXIS=WORD")):
+            with pytest.raises(RecipeError, match=said):
+                load_sweep(path, [words])
+        for command in ("plan", "launch"):
+            done = CliRunner().invoke(app, [command, str(path), "--words", "arm=slow", *(["--dry-run", "--array"] if command == "launch" else [])])
+            assert done.exit_code == 0 and "x-slow" in done.output and "x-vanilla" not in done.output, done.output + repr(done.exception)
+        done = CliRunner().invoke(app, ["launch", str(tmp_path / "r.yaml"), "--dry-run", "--words", "arm=slow"])
+        assert "--words" in str(done.exception)
 
     def test_unknown_keys_and_missing_choices_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="sed: Extra inputs are not permitted"):
