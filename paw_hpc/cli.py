@@ -98,17 +98,38 @@ def evaluate(
             help="A run directory (its latest checkpoint), a model folder or hub name, or a recipe file: the policy that its runs begin with.",
         ),
     ],
+    overrides: Overrides = None,
+    *,
     panel: Annotated[str, typer.Option(help="A panel of the benchmark (valid_seen, test, nq, ...), or PANEL:N@SEED for a seeded part.")],
     repeats: Annotated[int, typer.Option(min=1, help="Episodes per game.")] = 1,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="Sampling temperature; default: the recipe's eval.temperature.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Environment processes; default: the recipe's.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the result; default: the run directory.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Judge by this protocol's prompt, parsing, limits and temperature: reference or ours. Default: the target's own recipe."),
+    ] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="Whose protocol: alfworld, webshop or search. Default: the target's, else the one with this panel.")
+    ] = None,
 ) -> None:
     """Play a whole fixed panel; success with its interval, per task type."""
     from paw_hpc import evaluation
     from paw_hpc.report import print_evaluation
 
-    print_evaluation(evaluation.evaluate_path(target, panel=panel, repeats=repeats, temperature=temperature, workers=workers, out=out))
+    print_evaluation(
+        evaluation.evaluate_path(
+            target,
+            panel=panel,
+            repeats=repeats,
+            temperature=temperature,
+            workers=workers,
+            out=out,
+            protocol=protocol,
+            benchmark=benchmark,
+            overrides=overrides or (),
+        )
+    )
 
 
 @app.command()

@@ -15,10 +15,10 @@ from paw_hpc.build import Machinery, for_started_processes, processes_of
 from paw_hpc.diagnostics import Seen, observe, predictions
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Episode, Group, Pool
-from paw_hpc.metrics import RunDirectory
 from paw_hpc.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
-from paw_hpc.policy.loading import WARM_START
-from paw_hpc.recipe import ModelSection, Recipe, load_recipe
+from paw_hpc.protocols import judged_by
+from paw_hpc.recipe import Recipe
+from paw_hpc.referee import judged
 from paw_hpc.results import EvaluatedEpisode, EvaluationResult, Prediction, write_evaluation
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.statistics import Interval, ratio_interval
@@ -105,7 +105,8 @@ def evaluate(
         environment_failures=len(played) - len(whole),
         noise=noise,
         predictions=predicted,
-        protocol=protocol(recipe),
+        protocol=rules(recipe),
+        judged_by=judged_by(recipe, temperature),
     )
     return Evaluation(result, groups)
 
@@ -124,10 +125,11 @@ def _evaluated(episode: Episode, repeats: int) -> EvaluatedEpisode:
     )
 
 
-def protocol(recipe: Recipe) -> str:
-    """What else decides how episodes of a panel go, for a reader."""
+def rules(recipe: Recipe) -> str:
+    """What else decides how episodes of a panel go, for a reader. What is at its default is left out where it was not always a key."""
     env, rollout = recipe.env, recipe.rollout
-    return f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, {rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+    said = f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, {rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+    return said
 
 
 def observation_cross_entropy(machinery: Machinery, groups: Sequence[Group]) -> ObservationCrossEntropy | None:
@@ -177,40 +179,41 @@ def measure_noise(machinery: Machinery, groups: Sequence[Group], rho: float) -> 
 
 
 def evaluate_path(
-    target: str, *, panel: str, repeats: int = 1, temperature: float | None = None, workers: int | None = None, out: Path | None = None
+    target: str,
+    *,
+    panel: str,
+    repeats: int = 1,
+    temperature: float | None = None,
+    workers: int | None = None,
+    out: Path | None = None,
+    protocol: str | None = None,
+    benchmark: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> EvaluationResult:
     """`paw eval`: a run directory (its newest whole checkpoint), a recipe file (the policy that its runs begin with), a folder with a model and its
-    recipe.yaml, or a model under the paper's protocol.
+    recipe.yaml, or, by a protocol's rules, any of these and any model (see `referee.judged`).
 
     World-model diagnostics are on its own play, and for a run also on that of the policy that it began with, before any training.
 
     The result is written to `out`, or to the run directory when the target is one.
     """
-    run = RunDirectory(target)
-    folder_recipe = (WARM_START if target == "warm-start" else Path(target)) / "recipe.yaml"
-    is_run = run.exists and run.checkpoints.is_dir()
-    if is_run:
-        recipe = run.recipe()
-    elif Path(target).suffix in (".yaml", ".yml"):
-        recipe = load_recipe(target)
-    elif folder_recipe.is_file():
-        recipe = load_recipe(folder_recipe, [f"model.path={target}"])
-    else:
-        recipe = Recipe(model=ModelSection(path=target))
+    case = judged(target, panel, protocol=protocol, benchmark=benchmark, overrides=overrides)
+    run, recipe = case.run, case.recipe
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
     recipe = for_started_processes(recipe)
     with processes_of(recipe), EventLoop() as runner, Machinery(recipe, runner) as machinery:
         foreign: list[Group] = []
-        if is_run:
+        if run is not None:
             machinery.publisher.publish(version=0)
             foreign = play_foreign(machinery, recipe, panel)
-        update = machinery.policy.resume(run.checkpoints) if is_run else 0
+        update = machinery.policy.resume(run.checkpoints) if run is not None else 0
         machinery.publisher.publish(version=update)
-        label = f"{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
+        named = "" if protocol is None else f"{protocol}-{recipe.env.name}-"
+        label = f"{named}{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
         result = evaluate(
             machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats, foreign=foreign
         ).result
-    where = out or (run.path if is_run else None)
+    where = out or (None if run is None else run.path)
     if where is not None and distributed.is_main():
         write_evaluation(where, result)
     return result

@@ -98,6 +98,8 @@ class EvaluationResult:
     """World-model diagnostics; empty: not measured."""
     protocol: str = ""
     """How episodes were played beyond panel and temperature; evaluations are compared only where it is the same."""
+    judged_by: str = ""
+    """Which of the two protocols these rules are (`reference`, `ours`), with the keys in which they depart from it; empty: no protocol was named."""
 
     @property
     def scored(self) -> bool:
@@ -122,6 +124,7 @@ class EvaluationResult:
         noise: NoiseShares | None = None,
         predictions: tuple[Prediction, ...] = (),
         protocol: str = "",
+        judged_by: str = "",
     ) -> EvaluationResult:
         """Success rate (mean over episodes), interval over games, and both per task type.
 
@@ -152,6 +155,7 @@ class EvaluationResult:
             noise=noise,
             predictions=predictions,
             protocol=protocol,
+            judged_by=judged_by,
         )
 
 

@@ -147,9 +147,11 @@ def test_eval_passes_its_options_and_prints_the_result(paw: Paw) -> None:
     paw.stand_in("evaluation", "evaluate_path", evaluation(draw(0, 12, 0.5), update=3, ce=0.5))
     status, out, _ = paw("eval", "runs/x", "--panel", "valid_seen:40@1", "--repeats", "2", "--temperature", "0.7", "--workers", "4")
     assert status == 0 and "pick_and_place_simple" in out
-    assert paw.calls == [(("runs/x",), {"panel": "valid_seen:40@1", "repeats": 2, "temperature": 0.7, "workers": 4, "out": None})]
-    paw("eval", "m", "--panel", "valid_seen")
-    assert paw.calls[1][1] == {"panel": "valid_seen", "repeats": 1, "temperature": None, "workers": None, "out": None}
+    by_its_own = {"protocol": None, "benchmark": None, "overrides": ()}
+    assert paw.calls == [(("runs/x",), {"panel": "valid_seen:40@1", "repeats": 2, "temperature": 0.7, "workers": 4, "out": None} | by_its_own)]
+    paw("eval", "m", "--panel", "test", "--protocol", "reference", "--benchmark", "webshop", "rollout.engine=sglang", "seed=1")
+    by_a_protocol = {"protocol": "reference", "benchmark": "webshop", "overrides": ["rollout.engine=sglang", "seed=1"]}
+    assert paw.calls[1][1] == {"panel": "test", "repeats": 1, "temperature": None, "workers": None, "out": None} | by_a_protocol
     assert paw("eval", "m")[0] == 2  # a panel must be chosen
     assert len(paw.calls) == 2
 
@@ -247,7 +249,7 @@ def test_doctor_says_what_to_do_about_data_that_cannot_be_read(monkeypatch: pyte
     ("module", "function", "arguments", "options"),
     [
         ("loop", "train", 2, ("command",)),
-        ("evaluation", "evaluate_path", 1, ("panel", "repeats", "temperature", "workers", "out")),
+        ("evaluation", "evaluate_path", 1, ("panel", "repeats", "temperature", "workers", "out", "protocol", "benchmark", "overrides")),
         ("warmstart", "main", 3, ()),
         ("quickstart", "run", 3, ()),
         ("study", "run_sweep", 4, ()),

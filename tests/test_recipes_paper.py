@@ -16,14 +16,19 @@ from paw_hpc.cluster.plan import Plan, make_plan
 from paw_hpc.cluster.submit import Launchable, alike, array_script
 from paw_hpc.cluster.sweep import Sweep, Variant, load_sweep
 from paw_hpc.metrics import HARMLESS
-from paw_hpc.recipe import Recipe, load_recipe
+from paw_hpc.protocols import departures
+from paw_hpc.recipe import PROTOCOLS, ProtocolName, Recipe, load_recipe
 from paw_hpc.report import paper
 from paw_hpc.report.paper import paper_row
 from tests.recipe_files import CHOICES, RECIPES, ROOT, SWEEPS
 
 PAPER = [path for path in SWEEPS if path.parent == CHOICES.parent]
+TABLES = [path for path in PAPER if path.stem != "protocol"]
+"""All but the sweep that goes from one protocol to the other."""
 HARDWARE = (*HARMLESS, "name", "policy.", "rollout.engine", "rollout.fleet.", "model.gradient_checkpointing")
 """Keys that say where a run computes, or how it is called, and not what it computes."""
+BY_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+OF_TABLES = pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 BY_NAME = pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 
 
@@ -33,8 +38,8 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 @functools.cache
-def sweep(path: Path) -> Sweep:
-    return load_sweep(path)
+def sweep(path: Path, protocol: str | None = None) -> Sweep:
+    return load_sweep(path, [] if protocol is None else [f"protocol={protocol}"])
 
 
 @functools.cache
@@ -43,16 +48,17 @@ def recipe_of(variant: Variant) -> Recipe:
 
 
 @functools.cache
-def plans(path: Path) -> tuple[Plan, ...]:
-    return tuple(make_plan(recipe_of(variant)) for variant in sweep(path).variants)
+def plans(path: Path, protocol: str | None = None) -> tuple[Plan, ...]:
+    return tuple(make_plan(recipe_of(variant)) for variant in sweep(path, protocol).variants)
 
 
-def all_variants() -> list[Variant]:
-    return [variant for path in PAPER for variant in sweep(path).variants]
+def all_variants(protocol: str | None = None) -> list[Variant]:
+    """Of the files as they are, or of all tables by one protocol."""
+    return [v for path in (PAPER if protocol is None else TABLES) for v in sweep(path, protocol).variants]
 
 
-def by_name(stem: str) -> dict[str, Recipe]:
-    return {variant.name: recipe_of(variant) for variant in sweep(CHOICES.parent / f"{stem}.yaml").variants}
+def by_name(stem: str, protocol: str | None = None) -> dict[str, Recipe]:
+    return {variant.name: recipe_of(variant) for variant in sweep(CHOICES.parent / f"{stem}.yaml", protocol).variants}
 
 
 def science(recipe: Recipe) -> dict[str, Any]:
@@ -68,9 +74,10 @@ def science(recipe: Recipe) -> dict[str, Any]:
 
 
 class TestCoverage:
-    def test_every_number_of_the_papers_tables_has_its_runs(self) -> None:
+    @BY_PROTOCOL
+    def test_every_number_of_the_papers_tables_has_its_runs_by_either_protocol(self, protocol: ProtocolName) -> None:
         found: dict[str, set[str]] = {"alfworld": set(), "webshop": set(), "search": set()}
-        for variant in all_variants():
+        for variant in all_variants(protocol):
             if (row := paper_row(recipe_of(variant))) is not None:
                 found[recipe_of(variant).env.name].add(row.label)
         ablations = {f"1.5B GRPO, {arm}" for arm in paper.ABLATION if arm not in ("GRPO", "PaW")}  # those two are rows of the main table
@@ -79,18 +86,20 @@ class TestCoverage:
         assert found["webshop"] == paper.MAIN.keys() | ablations | alone
         assert found["search"] == paper.SEARCH.keys()
 
-    @BY_NAME
-    def test_runs_have_the_papers_set_up_and_seeds(self, path: Path) -> None:
-        assert sweep(path).seeds == (0, 1, 2)
-        for variant in sweep(path).variants:
+    @OF_TABLES
+    @BY_PROTOCOL
+    def test_runs_have_their_protocols_set_up_and_seeds(self, path: Path, protocol: ProtocolName) -> None:
+        assert sweep(path, protocol).seeds == (0, 1, 2)
+        for variant in sweep(path, protocol).variants:
             recipe = recipe_of(variant)
-            row = paper_row(recipe)
-            if row is not None:
-                assert row.deviations == (), variant.name
-            protocol = paper.protocol(recipe.env.name, recipe.algorithm.name)
-            assert recipe.updates == protocol["updates"] and recipe.optimizer.mini_batch == protocol["optimizer.mini_batch"]
+            assert recipe.protocol == protocol and f"-{protocol}-" in variant.name
+            assert departures(recipe, protocol) == (), variant.name
             assert recipe.wm.entropy == "full" or variant.name.endswith("entropy-sampled")
             assert recipe.rollout.staleness == 0 and recipe.wm.max_observation_tokens >= 256
+
+    @OF_TABLES
+    def test_the_files_themselves_are_the_reference(self, path: Path) -> None:
+        assert sweep(path) == sweep(path, "reference")
 
     def test_tables_have_the_rows_of_the_paper_alone_and_the_others_say_what_they_vary(self) -> None:
         for stem in ("table1", "table2", "table3", "ablation"):
@@ -104,10 +113,10 @@ class TestCoverage:
         assert arms >= {"vanilla", "paw", "lambda-1", "alpha-1", "random-0.75", "rho-1", "ce-0.02", "ce-0.05", "ce-lambda", "shuffled"}
         assert arms >= {"shuffled-ce-lambda", "shuffled-ce-0.05", "entropy-sampled", "every-4", "decay"}
 
-    def test_a_name_means_the_same_run_in_every_sweep(self) -> None:
-        """So a run that two sweeps share is trained once: it has one run directory."""
+    def test_a_name_means_the_same_run_in_every_sweep_and_protocol(self) -> None:
+        """So a run that two sweeps share is trained once, and two protocols never share a directory."""
         known: dict[str, Recipe] = {}
-        for variant in all_variants():
+        for variant in (*all_variants(), *all_variants("ours")):
             assert known.setdefault(variant.name, recipe_of(variant)) == recipe_of(variant), variant.name
         assert len({recipe.model_dump_json(exclude={"name"}) for recipe in known.values()}) == len(known)  # and two names, two runs
 
@@ -118,17 +127,32 @@ class TestCoverage:
         for path in single:
             recipe = load_recipe(path)
             assert science(recipe) == science(runs[recipe.name]), path
+            assert recipe.protocol == "reference"
+
+    def test_a_single_run_by_the_other_protocol_is_one_line(self, tmp_path: Path) -> None:
+        """Its name, and so its directory, follows."""
+        runs = {variant.name.removesuffix("-vanilla"): recipe_of(variant) for variant in all_variants("ours")}
+        for path in (path for path in RECIPES if path.name.startswith("qwen")):
+            text = path.read_text()
+            assert text.count("base: reference.yaml\n") == 1
+            other = tmp_path / path.name
+            other.write_text(text.replace("base: reference.yaml", f"base: {path.parent / 'ours.yaml'}"))
+            recipe = load_recipe(other)
+            assert recipe.protocol == "ours" and science(recipe) == science(runs[recipe.name]), path
 
     def test_the_comparison_of_single_recipes_sees_a_difference(self) -> None:
         runs = by_name("table1")
-        one, other = (science(runs[f"webshop-ours-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw"))
+        one, other = (science(runs[f"webshop-reference-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw"))
         assert {key for key in one if one[key] != other[key]} == {"wm.enabled"}
 
 
 class TestLayout:
     @BY_NAME
-    def test_every_run_fits_its_gpus_and_has_an_estimated_time(self, path: Path) -> None:
-        for plan in plans(path):
+    @pytest.mark.parametrize("protocol", [None, "ours"])
+    def test_every_run_fits_its_gpus_and_has_an_estimated_time(self, path: Path, protocol: str | None) -> None:
+        if protocol is not None and path not in TABLES:
+            pytest.skip("it goes from one protocol to the other")
+        for plan in plans(path, protocol):
             assert plan.layout.gpus >= 2 and plan.layout.nodes == 1
             assert plan.trainer is not None and plan.server is not None and plan.time is not None
             assert (
@@ -166,11 +190,29 @@ class TestCommands:
         assert text.count("#!/bin/bash") == 2 and text.count("task 0: runs/") == 2 and text.count("task 23: runs/") == 2
         assert list(tmp_path.iterdir()) == []
 
+    @BY_NAME
+    def test_every_sweep_can_be_planned_and_launched_dry(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        names = [variant.name for variant in sweep(path).variants]
+        planned = self.invoke("plan", path)
+        assert [line.split()[0] for line in planned.splitlines()[1 : 1 + len(names)]] == names
+        launched = self.invoke("launch", path, "--array", "--dry-run")
+        assert sorted(re.findall(r"task \d+: runs/(\S+)", launched)) == sorted(f"{name}-s{seed}" for name in names for seed in (0, 1, 2))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_table_by_the_other_protocol_is_one_option(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        ours = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--words", "protocol=ours", "--seeds", "0")
+        reference = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--seeds", "0")
+        runs = [set(re.findall(r"task \d+: runs/(\S+)", text)) for text in (ours, reference)]
+        assert len(runs[0]) == len(runs[1]) == 16 and not runs[0] & runs[1]
+        assert {run.replace("-ours-", "-reference-") for run in runs[0]} == runs[1]
+
     def test_only_and_seeds_choose_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         text = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--only", "webshop-*-1.5b-grpo-*", "--seeds", "5-6")
         assert re.findall(r"task \d: runs/(\S+)", text) == [
-            f"webshop-ours-qwen2.5-1.5b-grpo-{arm}-s{seed}" for arm in ("vanilla", "paw") for seed in (5, 6)
+            f"webshop-reference-qwen2.5-1.5b-grpo-{arm}-s{seed}" for arm in ("vanilla", "paw") for seed in (5, 6)
         ]
         nothing = CliRunner().invoke(app, ["launch", str(ROOT / "paper" / "table1.yaml"), "--dry-run", "--only", "*-70b-*"])
         assert nothing.exit_code != 0 and "no run of" in str(nothing.exception)

@@ -105,6 +105,8 @@ def print_evaluation(result: EvaluationResult, console: Console | None = None) -
         rows.append(("mean of sets (* in domain)", "", *_percent(*average), *(("", "") if result.scored else ())))
     title = f"{compare.panel_name(panel_key(result))}, {result.repeats} episode(s) per game, {result.seconds:.0f} s"
     _print(console, TableBlock(title, ("task type", "games", "success %", "95 %", *(("score %", "95 %") if result.scored else ())), tuple(rows)))
+    if result.judged_by:
+        console.print(f"protocol: {result.judged_by}", highlight=False, markup=False, soft_wrap=True)
     if result.observation_ce is not None:
         console.print(
             f"observation cross-entropy {compare.ce_cell([result])} nats/token over {result.observation_tokens} tokens", highlight=False, markup=False

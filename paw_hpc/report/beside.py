@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from paw_hpc.report import paper
 from paw_hpc.report.compare import comparisons, rate_cell, size_cell
 from paw_hpc.report.document import TableBlock
-from paw_hpc.report.paper import paper_row
 from paw_hpc.report.runs import Arm, PanelKey, pooled_score, rate
 from paw_hpc.statistics import Interval
 
@@ -18,26 +18,28 @@ PAPER_SEEDS = 3
 NOTE = (
     f"Verdicts: the difference's 95 % interval is our own, widened by 1.96 standard errors of the paper's mean (its deviation over {PAPER_SEEDS} "
     f"seeds; 0 where it gives none). Reproduced: it lies within ±{MARGIN:g} points. Not reproduced: it excludes 0, and reaches beyond them. "
-    "Undecided: it includes 0 and reaches beyond them, so that n is too small here, or there. Arms that depart from the paper's set-up (listed "
-    "below) are judged in brackets."
+    "Undecided: it includes 0 and reaches beyond them, so that n is too small here, or there. In brackets: arms whose set-up departs from the "
+    "protocol `reference`, which the paper's numbers most likely come from (the departures are listed here)."
 )
 
 
 def paper_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
-    """Success (and score) of every arm that the paper reports, then the differences between such arms. None where there is no such arm."""
+    """Success (and score) of every arm that the paper reports and whose protocol has a name, then the differences between such arms. None where there
+    is no such arm."""
     rows = [row for arm in arms for row in _levels(arm, key)]
     evaluated = [arm for arm in arms if arm.last(key)]
-    for name, found, arm, against in comparisons(evaluated, key):
-        of, base = paper_row(arm.recipe), paper_row(against.recipe)
-        if of is None or base is None or "All" not in of.columns or "All" not in base.columns:
+    for name, difference, arm, against in comparisons(evaluated, key):
+        both = [found for each in (arm, against) if (found := paper.beside(each.recipe)) and "All" in found.row.columns]
+        if len(both) < 2:
             continue
-        theirs = of.columns["All"][0] - base.columns["All"][0]
-        error = math.hypot(*(standard_error(row.columns["All"]) for row in (of, base)))
-        ours, interval = 100 * found.difference, (100 * found.low, 100 * found.high)
+        theirs = both[0].row.columns["All"][0] - both[1].row.columns["All"][0]
+        error = math.hypot(*(standard_error(each.row.columns["All"]) for each in both))
+        ours, interval = 100 * difference.difference, (100 * difference.low, 100 * difference.high)
         cells = f"{ours:+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}]", f"{theirs:+.1f}"
-        departs = bool(of.deviations or base.deviations)
-        rows.append((name, f"{found.seeds} × {found.tasks}", *cells, *_judged(ours - theirs, interval, ours, error, departs)))
-    header = ("beside the paper, points", "n", "ours [95 %]", "the paper's", "ours - the paper's [95 %]", "verdict")
+        protocol = " - ".join(dict.fromkeys(each.protocol for each in both))
+        departs = any(each.departs for each in both)
+        rows.append((name, protocol, f"{difference.seeds} × {difference.tasks}", *cells, *_judged(ours - theirs, interval, ours, error, departs)))
+    header = ("beside the paper, points", "protocol", "n", "measured [95 %]", "the paper's", "measured - the paper's [95 %]", "verdict")
     return TableBlock(TITLE, header, tuple(rows)) if rows else None
 
 
@@ -55,18 +57,18 @@ def standard_error(measured: tuple[float, ...]) -> float:
 
 
 def _levels(arm: Arm, key: PanelKey) -> list[tuple[str, ...]]:
-    paper, found = paper_row(arm.recipe), arm.last(key)
-    if paper is None or not found:
+    known, found = paper.beside(arm.recipe), arm.last(key)
+    if known is None or not found:
         return []
     rows = list[tuple[str, ...]]()
     for column, what, measured in (("All", "success", rate(arm.outcomes(key))), ("Score", "score", pooled_score(found))):
-        if measured is None or column not in paper.columns:
+        if measured is None or column not in known.row.columns:
             continue
-        theirs = paper.columns[column]
+        theirs = known.row.columns[column]
         value, interval = 100 * measured[0], (100 * measured[1][0], 100 * measured[1][1])
-        judged = _judged(value - theirs[0], interval, value, standard_error(theirs), bool(paper.deviations))
+        judged = _judged(value - theirs[0], interval, value, standard_error(theirs), known.departs)
         number = " ± ".join(f"{x:.1f}" for x in theirs)
-        rows.append((f"{arm.label}: {what} ({paper.label})", size_cell(arm.outcomes(key)), rate_cell(measured), number, *judged))
+        rows.append((f"{arm.label}: {what} ({known.row.label})", known.protocol, size_cell(arm.outcomes(key)), rate_cell(measured), number, *judged))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paw_hpc.protocols import Standing, standing
 from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection
 
 Measured = tuple[float, float]
@@ -78,64 +79,6 @@ BEST_RHO = 0.2
 BEST_ALPHA = 0.75
 """Of the sensitivity study (WebShop), whose other values the paper shows in a figure only."""
 
-_SHARED_PROTOCOL = {
-    "env.train_games": None,
-    "env.history": 2,
-    "env.prompt": "paper",
-    "env.success_reward": 10.0,
-    "env.invalid_penalty": 0.1,
-    "rollout.groups": 16,
-    "rollout.group_size": 8,
-    "rollout.temperature": 1.0,
-    "rollout.max_response_tokens": 512,
-    "optimizer.lr": 1e-6,
-    "algorithm.penalty": "advantage",
-    "algorithm.kl_coefficient": 0.01,
-    "algorithm.kl_estimator": "low_variance",
-    "eval.temperature": 0.4,
-    "algorithm.gamma": 0.95,
-    "algorithm.gigpo_omega": 1.0,
-    "updates": 150,
-}
-_PROTOCOLS: dict[str, dict[str, object]] = {
-    "alfworld": {
-        "env.task_types": set(TASK_TYPES),
-        "env.max_steps": 50,
-        "rollout.max_prompt_tokens": 2048,
-        "optimizer.mini_batch": 256,
-        **_SHARED_PROTOCOL,
-    },
-    "webshop": {
-        "env.max_steps": 15,
-        "rollout.max_prompt_tokens": 4096,
-        "optimizer.mini_batch": 64,
-        "env.webshop.catalogue": "full",
-        "env.webshop.goals": "human",
-        "env.webshop.num_products": None,
-        **_SHARED_PROTOCOL,
-    },
-    "search": {
-        **_SHARED_PROTOCOL,
-        "env.history": 4,
-        "env.success_reward": 1.0,
-        "env.invalid_penalty": 0.01,
-        "env.max_steps": 4,
-        "env.search.train_sets": {"nq", "hotpotqa"},
-        "env.search.topk": 3,
-        "rollout.groups": 256,
-        "rollout.group_size": 5,
-        "rollout.max_prompt_tokens": 4096,
-        "optimizer.mini_batch": 512,
-        "algorithm.kl_coefficient": 0.001,
-        "algorithm.gigpo_similarity": 0.9,
-        "eval.temperature": 0.0,
-        "updates": 200,
-    },
-}
-"""The set-up of appendix A.1, as recipe keys; updates and the KL loss are those of the GiGPO paper, whose set-up PaW follows."""
-_PPO_PROTOCOL = {"rollout.groups": 128, "rollout.group_size": 1, "optimizer.critic_lr": 1e-5}
-"""Separate environments in the place of groups."""
-
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
@@ -144,8 +87,37 @@ class PaperRow:
     label: str
     columns: dict[str, Measured | tuple[float]]
     """Column -> (mean, std), or (mean,) where the paper gives no deviation; percent."""
-    deviations: tuple[str, ...]
-    """Where the recipe departs from the paper's set-up, `key: ours (paper: theirs)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A run and the paper's row that it may stand beside, under the name of its protocol."""
+
+    row: PaperRow
+    standing: Standing
+
+    @property
+    def protocol(self) -> str:
+        """`reference`, or `reference but for 2 keys`."""
+        assert self.standing.named is not None
+        count = len(self.standing.departures[self.standing.named])
+        return self.standing.named + (f" but for {count} key{'s' if count > 1 else ''}" if count else "")
+
+    @property
+    def departs(self) -> bool:
+        """Whether its set-up is another one than that which the paper's numbers most likely come from."""
+        return self.standing.departures["reference"] != ()
+
+
+def beside(recipe: Recipe) -> Beside | None:
+    """None where the paper has no such row, and where no protocol can be named: the recipe names none, and has the keys of none.
+
+    Raises:
+        DataError: the shipped recipes are missing.
+    """
+    row = paper_row(recipe)
+    found = None if row is None else standing(recipe)
+    return None if row is None or found is None or found.named is None else Beside(row, found)
 
 
 def paper_row(recipe: Recipe) -> PaperRow | None:
@@ -153,30 +125,23 @@ def paper_row(recipe: Recipe) -> PaperRow | None:
     size, benchmark = _model_size(recipe), recipe.env.name
     arm = _arm(recipe.wm)
     algorithm = {"grpo": "GRPO", "gigpo": "GiGPO", "ppo": "PPO", "rloo": "RLOO"}[recipe.algorithm.name]
-    if benchmark not in _PROTOCOLS or size is None or arm is None:
+    if size is None or arm is None:
         return None
     if arm in ABLATION:
         if (size, algorithm) != ("1.5B", "GRPO") or benchmark == "search":
             return None
-        return PaperRow(f"{size} {algorithm}, {arm}", {"All": (ABLATION[arm][benchmark == "webshop"],)}, _deviations(recipe))
+        return PaperRow(f"{size} {algorithm}, {arm}", {"All": (ABLATION[arm][benchmark == "webshop"],)})
     label = f"{size} {algorithm}{arm}"
     if benchmark == "search":
-        return (
-            PaperRow(label, {c: (v,) for c, v in zip(SEARCH_COLUMNS, SEARCH[label], strict=True)}, _deviations(recipe)) if label in SEARCH else None
-        )
+        return PaperRow(label, {c: (v,) for c, v in zip(SEARCH_COLUMNS, SEARCH[label], strict=True)}) if label in SEARCH else None
     if label in MAIN:
         numbers = MAIN[label]
         score, success = numbers[len(ALFWORLD_COLUMNS) :]
         if benchmark == "webshop":
-            return PaperRow(label, {"All": success, "Score": score}, _deviations(recipe))
-        return PaperRow(label, dict(zip(ALFWORLD_COLUMNS, numbers, strict=False)), _deviations(recipe))
+            return PaperRow(label, {"All": success, "Score": score})
+        return PaperRow(label, dict(zip(ALFWORLD_COLUMNS, numbers, strict=False)))
     alone = WEBSHOP_SUCCESS.get(f"{algorithm} {size}") if benchmark == "webshop" else None
-    return PaperRow(label, {"All": (alone[arm == "+PaW"],)}, _deviations(recipe)) if alone else None
-
-
-def protocol(benchmark: str, algorithm: str) -> dict[str, object]:
-    """The paper's set-up: recipe key -> value (a set where order means nothing)."""
-    return _PROTOCOLS[benchmark] | (_PPO_PROTOCOL if algorithm == "ppo" else {})
+    return PaperRow(label, {"All": (alone[arm == "+PaW"],)}) if alone else None
 
 
 def _model_size(recipe: Recipe) -> str | None:
@@ -204,23 +169,3 @@ def _arm(wm: WorldModelSection) -> str | None:
     if wm.loss == "cross_entropy" and changed <= {"loss", "rho"}:
         return "CE instead of clipped MAE"
     return None
-
-
-def _deviations(recipe: Recipe) -> tuple[str, ...]:
-    found = []
-    for key, theirs in protocol(recipe.env.name, recipe.algorithm.name).items():
-        if key.startswith("algorithm.gigpo") and recipe.algorithm.name != "gigpo":
-            continue
-        ours: object = recipe
-        for part in key.split("."):
-            ours = getattr(ours, part)
-        same = set(ours) == theirs if isinstance(ours, tuple) else ours == theirs
-        if not same:
-            found.append(f"{key}: {'off' if key == 'algorithm.gigpo_similarity' and ours is None else _text(ours)} (paper: {_text(theirs)})")
-    return tuple(found)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, (set, tuple)):
-        return "all six" if set(value) == set(TASK_TYPES) else ", ".join(sorted(value))
-    return "all" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paw_hpc.recipe import QUESTION_SETS, Recipe, parse_recipe
+from paw_hpc.protocols import protocol, standing
+from paw_hpc.recipe import PROTOCOLS, QUESTION_SETS, ProtocolName, Recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.shipped import protocol_recipe
 from paw_hpc.report import paper
 from paw_hpc.report.paper import paper_row
 
@@ -73,13 +76,23 @@ SET_UP: dict[str, tuple[str, ...]] = {
 """The rows of the notes' table of the set-up, and the recipe keys of their numbers, in their order."""
 
 
+def values(of: Recipe) -> dict[str, Any]:
+    """Dotted key -> value; every value that this test asks for."""
+    found = {}
+    for key in {key for keys in SET_UP.values() for key in keys} | {"env.history"}:
+        value: Any = of
+        for part in key.split("."):
+            value = getattr(value, part)
+        found[key] = value
+    return found
+
+
 @pytest.mark.skipif(not SOURCE.exists(), reason="the notes on the paper are not beside the checkout")
 def test_the_set_up_is_the_papers() -> None:
     rows = rows_of(SOURCE.read_text(), "| | ALFWorld | WebShop")
     assert rows.keys() - SET_UP.keys() == {"PPO", "history in the prompt", "GPUs [T]"}  # the first two: below; GPUs change nothing that is computed
-    for column, benchmark in enumerate(("alfworld", "webshop", "search")):
-        ppo = paper.protocol(benchmark, "ppo")
-        known = ppo | {key: value for key, value in paper.protocol(benchmark, "grpo").items() if key.startswith("rollout.group")}
+    for name, (column, benchmark) in itertools.product(PROTOCOLS, enumerate(("alfworld", "webshop", "search"))):
+        known = values(protocol(name, benchmark))
         for label, keys in SET_UP.items():
             numbers = [abs(float(number)) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e-\d+)?", rows[label][column])]
             assert numbers, label
@@ -87,8 +100,8 @@ def test_the_set_up_is_the_papers() -> None:
                 assert known[key] == number, (benchmark, key)
         assert rows["history in the prompt"][column] == ("full" if benchmark == "search" else f"last {known['env.history']} steps")
         assert known["env.history"] == 2 or known["env.history"] == known["env.max_steps"]  # full: every step there can be
-    assert rows["PPO"][0] == f"{paper.protocol('alfworld', 'ppo')['rollout.groups']} separate environments" and rows["PPO"][1] == "same"
-    assert paper.protocol("webshop", "ppo")["rollout.group_size"] == 1
+        ppo = values(protocol(name, benchmark, "ppo"))
+        assert rows["PPO"][column] in (f"{ppo['rollout.groups']} separate environments", "same", "-") and ppo["rollout.group_size"] == 1
 
 
 def test_the_tables_are_those_that_were_compared_with_the_paper() -> None:
@@ -118,7 +131,7 @@ def test_a_few_numbers_by_hand() -> None:
 def test_a_recipe_finds_its_row(of: Recipe, label: str, success: float) -> None:
     row = paper_row(of)
     assert row is not None
-    assert row.label == label and row.columns["All"][0] == success and row.deviations == ()
+    assert row.label == label and row.columns["All"][0] == success
 
 
 @pytest.mark.parametrize(
@@ -155,7 +168,7 @@ PPO: dict[str, Any] = {"rollout": {"max_prompt_tokens": 4096, "groups": 128, "gr
 )
 def test_webshop_has_rows_of_its_own(of: Recipe, label: str, columns: dict[str, tuple[float, ...]]) -> None:
     row = paper_row(of)
-    assert row is not None and (row.label, row.columns, row.deviations) == (label, columns, ())
+    assert row is not None and (row.label, row.columns) == (label, columns)
 
 
 SEARCH: dict[str, Any] = {
@@ -183,7 +196,7 @@ SEARCH: dict[str, Any] = {
 )
 def test_search_qa_has_rows_of_its_own(of: Recipe, label: str, nq: float, average: float) -> None:
     row = paper_row(of)
-    assert row is not None and (row.label, row.deviations) == (label, ())
+    assert row is not None and row.label == label
     assert row.columns["NQ"] == (nq,) and row.columns["Avg"] == (average,) and "All" not in row.columns
     assert list(row.columns) == [*(paper.COLUMN_OF[name] for name in QUESTION_SETS), "Avg"]
 
@@ -191,20 +204,41 @@ def test_search_qa_has_rows_of_its_own(of: Recipe, label: str, nq: float, averag
 def test_what_the_paper_did_not_run_on_search_qa_has_no_row() -> None:
     assert paper_row(recipe("Qwen/Qwen2.5-1.5B-Instruct", **SEARCH)) is None
     assert paper_row(recipe("Qwen/Qwen2.5-3B-Instruct", **SEARCH, wm={"coefficient": "constant"})) is None
-    row = paper_row(recipe("Qwen/Qwen2.5-3B-Instruct", **SEARCH | {"algorithm": {"name": "gigpo", "kl_coefficient": 0.001}}))
-    assert row is not None and row.deviations == ("algorithm.gigpo_similarity: off (paper: 0.9)",)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_run_stands_beside_the_paper_under_the_name_of_its_protocol(name: ProtocolName) -> None:
+    def of(**changes: Any) -> paper.Beside | None:
+        return paper.beside(protocol(name, "alfworld").model_copy(update=changes))
+
+    [other] = set(PROTOCOLS) - {name}
+    follows, silent = of(), of(protocol=None)
+    assert follows is not None and follows.protocol == name and follows.row.label == "1.5B GRPO+PaW" and follows.standing.said
+    assert follows.departs is (name == "ours")  # from the set-up that the paper's numbers most likely come from
+    assert silent is not None and silent.protocol == name and not silent.standing.said
+    short = of(updates=60)
+    assert short is not None and short.protocol == f"{name} but for 1 key" and short.departs
+    assert short.standing.departures[name] == (f"updates: 60 ({name}: 150)",) and len(short.standing.departures[other]) > 1
+    assert of(protocol=None, updates=60) is None  # no protocol's name, no protocol's keys
+    wrong = of(protocol=other)
+    assert wrong is not None and wrong.standing.named == other and wrong.standing.departures[other] and not wrong.standing.departures[name]
 
 
 def test_ppo_has_separate_environments_and_no_groups() -> None:
-    row = paper_row(recipe(**WEBSHOP | {"algorithm": {"name": "ppo"}}))
-    assert row is not None and row.deviations == ("rollout.groups: 16 (paper: 128)", "rollout.group_size: 8 (paper: 1)")
+    grouped = protocol("ours", "webshop").model_copy(update={"algorithm": protocol("ours", "webshop", "ppo").algorithm})
+    found = paper.beside(grouped)
+    assert found is not None and found.standing.departures["ours"] == ("rollout.groups: 16 (ours: 128)", "rollout.group_size: 8 (ours: 1)")
 
 
-def test_departures_from_the_set_up_are_named() -> None:
-    row = paper_row(recipe(env={"max_steps": 30, "task_types": ["look_at_obj_in_light"]}, updates=60))
-    assert row is not None
-    assert row.deviations == (
-        "env.task_types: look_at_obj_in_light (paper: all six)",
-        "env.max_steps: 30 (paper: 50)",
-        "updates: 60 (paper: 150)",
+def test_departures_are_said_with_both_values() -> None:
+    changes = ["env.max_steps=30", "env.task_types=[look_at_obj_in_light]", "env.train_games=9", "algorithm.dual_clip=null", "updates=60"]
+    found = paper.beside(load_recipe(protocol_recipe("alfworld", "ours"), changes))
+    assert found is not None and found.standing.departures["ours"] == (
+        "updates: 60 (ours: 150)",
+        "env.task_types: look_at_obj_in_light (ours: all six)",
+        "env.train_games: 9 (ours: all)",
+        "env.max_steps: 30 (ours: 50)",
+        "algorithm.dual_clip: off (ours: 3)",
     )
+    off = load_recipe(protocol_recipe("search", "ours"), ["algorithm.name=gigpo", "algorithm.gigpo_similarity=null"])
+    assert standing(off).departures["ours"] == ("algorithm.gigpo_similarity: off (ours: 0.9)",)

@@ -7,7 +7,6 @@ import hashlib
 import re
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from matplotlib import colors, image
 from rich.console import Console
 
 from paw_hpc.errors import CheckpointError, DataError
+from paw_hpc.protocols import protocol
 from paw_hpc.recipe import parse_recipe
 from paw_hpc.report import compare, plots, predictions, print_evaluation, print_report, write_report
 from paw_hpc.report.document import TableBlock
@@ -210,14 +210,17 @@ def test_starts_that_differ_are_shown_apart(tmp_path: Path) -> None:
 
 
 def test_the_paper_stands_beside_runs_of_its_scale_and_only_those(tmp_path: Path) -> None:
-    like_the_paper: dict[str, Any] = {"model": {"path": "Qwen/Qwen2.5-1.5B-Instruct"}, "updates": 150, "optimizer": {"mini_batch": 256}}
+    like_the_paper = protocol("reference", "alfworld").model_dump(mode="json", exclude={"name", "seed", "wm"})
     write_run(tmp_path / "paw", recipe("paw", **like_the_paper), [], [evaluation(PAW, update=150)])
     text = write_report([tmp_path]).markdown.read_text()
-    assert "| paper: 1.5B GRPO+PaW | 87.8 ± 3.6 | 59.3 ± 8.9 | 84.5 ± 1.7 | 73.7 ± 4.3 | 75.4 ± 8.4 | 69.6 ± 3.5 | 77.9 ± 2.7 |" in text
-    assert "departs from" not in text
-    short = recipe("short", **like_the_paper, rollout={"groups": 4})
-    write_run(tmp_path / "short", short, [], [evaluation(PAW, update=150)])
-    assert "short departs from the paper's set-up: rollout.groups: 4 (paper: 16)." in write_report([tmp_path / "short"]).markdown.read_text()
+    numbers = "87.8 ± 3.6 | 59.3 ± 8.9 | 84.5 ± 1.7 | 73.7 ± 4.3 | 75.4 ± 8.4 | 69.6 ± 3.5 | 77.9 ± 2.7"
+    assert f"| paper: 1.5B GRPO+PaW (above: reference) | {numbers} |" in text
+    assert "paw: protocol reference, in every key." in text and "paw: departs from ours: " in text and "departs from reference" not in text
+    short = recipe("short", **like_the_paper | {"updates": 9})
+    write_run(tmp_path / "short", short, [], [evaluation(PAW, update=9)])
+    text = write_report([tmp_path / "short"]).markdown.read_text()
+    assert f"| paper: 1.5B GRPO+PaW (above: reference but for 1 key) | {numbers} |" in text
+    assert "short: the recipe says `protocol: reference`, and its keys disagree: updates: 9 (reference: 150)." in text
 
 
 def test_tiny_models_are_not_set_beside_the_paper(two_runs: Path, tmp_path: Path) -> None:
