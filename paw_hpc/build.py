@@ -156,13 +156,25 @@ class Machinery:
         return self._runner.run(coroutine, errands=True)
 
     def play(
-        self, tasks: Sequence[Task], members: int, index: int, *, purpose: str, temperature: float, first_group: int = 0
+        self,
+        tasks: Sequence[Task],
+        members: int,
+        index: int,
+        *,
+        purpose: str,
+        temperature: float,
+        first_group: int = 0,
+        leave: Callable[[], bool] | None = None,
     ) -> tuple[list[Group], CollectStats]:
-        """Play tasks with the current weights, shared by all players; `purpose` and `index` name the seeds (see `Collector.collect`)."""
+        """Play tasks with the current weights, shared by all players; `purpose` and `index` name the seeds (see `Collector.collect`).
+
+        Raises:
+            EvaluationLeft: `leave` said, while it was played, that nobody waits for it any more.
+        """
         collector = self._collector(purpose, temperature)
 
         def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
-            return self._runner.run(collector().collect(share, members, index, first), errands=True)
+            return self._runner.run(collector().collect(share, members, index, first), errands=True, leave=leave)
 
         return self.players.play(tasks, first_group, play)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ import numpy as np
 from paw_hpc import distributed
 from paw_hpc.build import Machinery, for_started_processes, processes_of
 from paw_hpc.diagnostics import Seen, observe, predictions
-from paw_hpc.errors import UserError
+from paw_hpc.errors import CheckpointError, UserError
 from paw_hpc.experience import Episode, Group, Pool
 from paw_hpc.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
+from paw_hpc.policy.checkpoint_folder import checkpoints
 from paw_hpc.protocols import judged_by
 from paw_hpc.recipe import Recipe
 from paw_hpc.referee import judged
@@ -55,6 +56,7 @@ def evaluate(
     repeats: int | None = None,
     observed: Sequence[Group] | None = None,
     foreign: Sequence[Group] | None = None,
+    leave: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Play a panel with the current weights. Seeds come from (recipe.seed, place in the panel, repeat) alone, so arms and worker counts can be
     compared pairwise.
@@ -64,9 +66,11 @@ def evaluate(
         observed: measure the observation cross-entropy on these transitions (another policy's play of the panel, the same for all arms); none: on
             the policy's own play.
         foreign: measure the world-model diagnostics, on the policy's own play and on these transitions (may be empty); none: leave them out.
+        leave: asked again and again while it is played; once true, on any rank, the evaluation is given up.
 
     Raises:
-        UserError: the environments broke every episode.
+        UserError: the environments broke every episode, or no prompt fitted.
+        EvaluationLeft: `leave` said so.
     """
     chosen = machinery.benchmark.panel(panel or recipe.eval.panel)
     temperature = recipe.eval.temperature if temperature is None else temperature
@@ -75,12 +79,16 @@ def evaluate(
     slice_size = max(1, recipe.rollout.max_batch // repeats)
     for first in range(0, len(chosen.tasks), slice_size):
         part = chosen.tasks[first : first + slice_size]
-        groups += machinery.play(part, repeats, 0, purpose="eval", temperature=temperature, first_group=first)[0]
+        groups += machinery.play(part, repeats, 0, purpose="eval", temperature=temperature, first_group=first, leave=leave)[0]
     played = [e for g in groups for e in g.episodes]
     whole = [e for e in played if not e.failed_by_environment]
     if not whole:
         raise UserError(
             f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages above, or raise env.step_timeout_s"
+        )
+    if not any(e.transitions for e in whole):
+        raise UserError(
+            f"evaluation {label}: no first prompt of {len(whole)} episodes fits; raise rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
         )
     seconds = time.perf_counter() - start
     seen = observe(machinery, groups if observed is None else observed)
@@ -201,6 +209,10 @@ def evaluate_path(
     run, recipe = case.run, case.recipe
     recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
     recipe = for_started_processes(recipe)
+    if run is not None and not checkpoints(run.checkpoints):
+        raise CheckpointError(
+            f"{target}: there is no checkpoint in {run.checkpoints}; to judge the policy that the run begins with: paw eval {run.recipe_path}"
+        )
     with processes_of(recipe), EventLoop() as runner, Machinery(recipe, runner) as machinery:
         foreign: list[Group] = []
         if run is not None:

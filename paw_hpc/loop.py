@@ -19,12 +19,14 @@ from paw_hpc.evaluation import evaluate
 from paw_hpc.experience import Pool
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.objective.plan import plan
+from paw_hpc.policy.checkpoint_folder import ever_saved
 from paw_hpc.progress import Progress
 from paw_hpc.recipe import Recipe
 from paw_hpc.results import write_evaluation
+from paw_hpc.rollout.collector import CollectStats
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.seeding import generator
-from paw_hpc.signals import StopRequest
+from paw_hpc.signals import EvaluationLeft, StopRequest
 
 SKIPPED_UPDATES_ALLOWED = 2
 """Updates in a row whose every step had a loss that was not finite; one more stops the run."""
@@ -46,18 +48,20 @@ def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None 
         resume: True: there must be a run to go on with; False: set an existing one aside; None: go on where there is one.
 
     Raises:
-        CheckpointError: the directory belongs to another recipe, or there is nothing to resume.
+        CheckpointError: the directory belongs to another recipe, there is nothing to resume, or checkpoints were written and none can be read.
         TrainingError: three updates in a row without a finite loss (a checkpoint was written first).
     """
     run = RunDirectory(directory)
     with processes_of(recipe):
-        run.attempt = distributed.on_main(lambda: _open(run, recipe, command, resume))
+        run.attempt, lost = distributed.on_main(lambda: (_open(run, recipe, command, resume), _lost(run)))
         role = "trainer" if distributed.is_main() else f"trainer-{distributed.rank()}"
         with run.log(role), EventLoop() as runner, Machinery(recipe, runner, run.attempt) as machinery, StopRequest() as stop:
             start = machinery.policy.resume(run.checkpoints)
+            if lost and not start:
+                raise CheckpointError(f"{directory}: {lost}; restore them from a copy, or begin anew with --fresh, which sets this run aside")
             with _writer(run, start) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
                 progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
-                return _loop(run, recipe, machinery, writer, progress, stop, start)
+                return _Loop(run, recipe, machinery, writer, progress, stop).run_from(start)
 
 
 def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None) -> Path:
@@ -70,6 +74,13 @@ def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None) 
     return run.attempt
 
 
+def _lost(run: RunDirectory) -> str | None:
+    """What says that earlier attempts wrote a checkpoint; None: nothing does. Then a run without one begins at its beginning."""
+    if run.lost_updates:
+        return f"it has recorded {run.lost_updates} updates, and {run.checkpoints} holds no checkpoint"
+    return f"{run.checkpoints} held checkpoints, and holds none now" if ever_saved(run.checkpoints) else None
+
+
 def _writer(run: RunDirectory, start: int) -> AbstractContextManager[MetricsWriter | None]:
     """Metrics are the same on every rank; one writes them."""
     return MetricsWriter(run, start) if distributed.is_main() else nullcontext()
@@ -79,48 +90,87 @@ def _console() -> Console | None:
     return None if distributed.is_main() else Console(quiet=True)
 
 
-def _loop(
-    run: RunDirectory, recipe: Recipe, machinery: Machinery, writer: MetricsWriter | None, progress: Progress, stop: StopRequest, start: int
-) -> Outcome:
-    tasks, skipped, saved = distributed.main_first(lambda: machinery.benchmark.tasks("train")), 0, start
-    machinery.publisher.publish(version=start)
-    for update in range(start, recipe.updates):
+@dataclass(slots=True)
+class _Loop:
+    """The updates of one attempt."""
+
+    run: RunDirectory
+    recipe: Recipe
+    machinery: Machinery
+    writer: MetricsWriter | None
+    progress: Progress
+    stop: StopRequest
+    saved: int = 0
+    """Updates in the newest checkpoint."""
+
+    def run_from(self, start: int) -> Outcome:
+        recipe, machinery, progress = self.recipe, self.machinery, self.progress
+        tasks, skipped, self.saved = distributed.main_first(lambda: machinery.benchmark.tasks("train")), 0, start
+        machinery.publisher.publish(version=start)
+        asked = self._evaluate(start) if start and self._evaluated_at(start) and self._is_missing(start) else None
+        if asked is not None and start < recipe.updates:
+            return self._stopped(start, asked)
+        for update in range(start, recipe.updates):
+            try:
+                metrics = one_update(recipe, machinery, tasks, update, progress.phase)
+            except LogprobGapError:
+                self._save(update)
+                raise
+            if self.writer is not None:
+                self.writer.write(update, metrics)
+            progress.update(update, metrics)
+            done = update + 1
+            skipped = skipped + 1 if metrics["policy/steps"] == 0 else 0
+            asked = distributed.first(self.stop.name)  # by a signal that reached any rank: they stop together
+            hopeless = skipped > SKIPPED_UPDATES_ALLOWED
+            # Before an evaluation, too: it takes long, and who asks for a stop may not wait for its end.
+            wait = done == recipe.updates or asked is not None or hopeless or self._evaluated_at(done)
+            if wait or done % recipe.checkpoint.every == 0:
+                self._save(done, wait=wait)
+            if hopeless:
+                raise TrainingError(
+                    f"update {update}: the loss was not finite in {skipped} updates in a row; the run stopped with a checkpoint of update "
+                    f"{self.saved}. Lower optimizer.lr, or use model.dtype=float32"
+                )
+            if asked is None and self._evaluated_at(done):
+                asked = self._evaluate(done)
+            if asked is not None and done < recipe.updates:
+                return self._stopped(done, asked)
+        return Outcome(self.run.path, recipe.updates, None)
+
+    def _stopped(self, done: int, asked: str) -> Outcome:
+        self.progress.say(f"{self.recipe.name}: stopped by {asked} after update {done}, saved; the same command continues it")
+        return Outcome(self.run.path, done, asked)
+
+    def _save(self, done: int, *, wait: bool = True) -> None:
+        if done > self.saved:
+            self.progress.phase("saving")
+            meta = {"recipe": self.recipe.model_dump(mode="json"), "update": done}
+            self.machinery.policy.save(self.run.checkpoints, done, meta, keep=self.recipe.checkpoint.keep, wait=wait)
+            self.saved = done
+
+    def _evaluated_at(self, done: int) -> bool:
+        return self.recipe.eval.every > 0 and done % self.recipe.eval.every == 0
+
+    def _is_missing(self, done: int) -> bool:
+        """Whether an earlier attempt was stopped before or in the evaluation after this update."""
+        return distributed.on_main(lambda: not (self.run.evaluations / f"{_label(done)}.json").is_file())
+
+    def _evaluate(self, done: int) -> str | None:
+        """The signal that asked for a stop, on which the evaluation was left: the next attempt makes up for it. None: it is written."""
+        self.progress.phase("evaluating")
         try:
-            metrics = one_update(recipe, machinery, tasks, update, progress.phase)
-        except LogprobGapError:
-            if update > saved:
-                machinery.policy.save(run.checkpoints, update, _meta(recipe, update), keep=recipe.checkpoint.keep, wait=True)
-            raise
-        if writer is not None:
-            writer.write(update, metrics)
-        progress.update(update, metrics)
-        done = update + 1
-        skipped = skipped + 1 if metrics["policy/steps"] == 0 else 0
-        if recipe.eval.every and done % recipe.eval.every == 0:
-            progress.phase("evaluating")
-            evaluated = evaluate(machinery, recipe, update=done, label=f"update-{done:05d}").result
-            if distributed.is_main():
-                write_evaluation(run.path, evaluated)
-        asked = distributed.first(stop.name)  # by a signal that reached any rank: they stop together
-        hopeless = skipped > SKIPPED_UPDATES_ALLOWED
-        last = done == recipe.updates or asked is not None or hopeless
-        if last or done % recipe.checkpoint.every == 0:
-            progress.phase("saving")
-            machinery.policy.save(run.checkpoints, done, _meta(recipe, done), keep=recipe.checkpoint.keep, wait=last)
-            saved = done
-        if hopeless:
-            raise TrainingError(
-                f"update {update}: the loss was not finite in {skipped} updates in a row; the run stopped with a checkpoint of update {saved}. "
-                "Lower optimizer.lr, or use model.dtype=float32"
-            )
-        if asked is not None and done < recipe.updates:
-            progress.say(f"{recipe.name}: stopped by {asked} after update {done}, saved; the same command continues it")
-            return Outcome(run.path, done, asked)
-    return Outcome(run.path, recipe.updates, None)
+            found = evaluate(self.machinery, self.recipe, update=done, label=_label(done), leave=lambda: bool(self.stop)).result
+        except EvaluationLeft:
+            return distributed.first(self.stop.name)
+        if distributed.is_main():
+            write_evaluation(self.run.path, found)
+        return distributed.first(self.stop.name)
 
 
-def _meta(recipe: Recipe, done: int) -> dict[str, object]:
-    return {"recipe": recipe.model_dump(mode="json"), "update": done}
+def _label(done: int) -> str:
+    """Of the evaluation after so many updates."""
+    return f"update-{done:05d}"
 
 
 def one_update(
@@ -135,7 +185,7 @@ def one_update(
         machinery.collect_ahead(tasks_of(tasks, recipe, update + 1), recipe.rollout.group_size, update + 1)
     pool = Pool.from_groups(groups)
     if not len(pool):
-        raise UserError(f"update {update}: the environments failed in every episode; see the messages above, or raise env.step_timeout_s")
+        raise UserError(_nothing_played(recipe, update, stats))
     phase("scoring")
     scores = machinery.scores_of(pool, stats) if recipe.algorithm.old_logp == "rollout" else policy.score(pool)
     clock.lap("score")
@@ -148,6 +198,15 @@ def one_update(
     machinery.publisher.publish(version=update + 1)
     clock.lap("publish")
     return public_names(planned.metrics, trained) | stats.metrics() | clock.metrics()
+
+
+def _nothing_played(recipe: Recipe, update: int, stats: CollectStats) -> str:
+    if stats.overlong_prompts:
+        return (
+            f"update {update}: no first prompt of {stats.overlong_prompts} episodes fits (see the messages above); raise "
+            f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
+        )
+    return f"update {update}: the environments failed in every episode; see the messages above, or raise env.step_timeout_s"
 
 
 class LogprobGapError(TrainingError):

@@ -65,6 +65,8 @@ class RunDirectory:
         self.evaluations = self.path / "evaluations"
         self.attempt: Path | None = None
         """`attempt_N` of this process, after `open`."""
+        self.lost_updates = 0
+        """After `open`: updates that earlier attempts recorded, where so many cannot be without a checkpoint having been written; else 0."""
         self._lock: int | None = None
 
     @property
@@ -90,7 +92,11 @@ class RunDirectory:
             StorageError: full disk.
         """
         if self.exists:
-            differing = differing_keys(self.recipe(), recipe)
+            before = self.recipe()
+            # Twice: a backend that writes in the background has the last one pending.
+            recorded = len(read_metrics(self.metrics_path))
+            self.lost_updates = recorded if recorded > 2 * before.checkpoint.every else 0
+            differing = differing_keys(before, recipe)
             if differing:
                 keys = ", ".join(differing)
                 raise CheckpointError(f"{self.path}: a run of another recipe is here ({keys}); give another --run-dir, or --fresh to set it aside")
@@ -104,6 +110,8 @@ class RunDirectory:
             number = inherited or fence.claim(self.path)
             self.attempt = self.path / f"attempt_{number}"
             for folder in (self.attempt, self.checkpoints, self.evaluations):
+                if folder.exists() and not folder.is_dir():
+                    raise CheckpointError(f"{folder}: not a folder, as a run has it; move it away")
                 folder.mkdir(exist_ok=True)
         for name, text in (("command.txt", command + "\n"), ("revision.txt", revision()), ("recipe.yaml", dump_recipe(recipe))):
             write_atomically(self.attempt / name, text)

@@ -47,7 +47,7 @@ def judged(target: str, panel: str, *, protocol: str | None = None, benchmark: s
     if benchmark is not None and protocol is None:
         raise UserError("--benchmark: it chooses whose protocol judges; give --protocol as well")
     run = RunDirectory(target)
-    if run.exists and run.checkpoints.is_dir():
+    if run.exists and not (run.path / "config.json").is_file():  # a model's folder may hold a recipe, too
         run.recipe()  # says what is wrong with it
         return Case(_by(run.recipe_path, (), protocol, benchmark, overrides), run)
     if Path(target).suffix in (".yaml", ".yml"):

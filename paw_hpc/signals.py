@@ -8,6 +8,10 @@ from types import FrameType
 from typing import Any, Self
 
 
+class EvaluationLeft(Exception):
+    """An evaluation was given up, because its run has been asked to stop."""
+
+
 class StopRequest:
     """While active, SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and Ctrl-C ask for a stop instead of killing the process.
 

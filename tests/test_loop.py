@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from paw_hpc import loop
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import CheckpointError, TrainingError
-from paw_hpc.metrics import RunDirectory, read_metrics
+from paw_hpc.errors import CheckpointError, StorageError, TrainingError
+from paw_hpc.evaluation import evaluate_path
+from paw_hpc.metrics import MetricsWriter, RunDirectory, read_metrics
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.recipe import Recipe, dump_recipe, parse_recipe
+from paw_hpc.report import print_evaluation
+from paw_hpc.results import read_evaluations
+from paw_hpc.rollout.collector import Collector
 
 SMALL = {
     "name": "small",
@@ -144,6 +153,86 @@ def test_a_signal_saves_and_a_kill_loses_nothing(straight: Path, tmp_path: Path)
 def test_a_run_of_another_recipe_is_refused_with_the_key(straight: Path) -> None:
     with pytest.raises(CheckpointError, match=r"wm\.alpha"):
         loop.train(small(wm={"alpha": 0.5}), straight, command="test")
+
+
+def _without(what: str, checkpoints: Path) -> None:
+    if what == "torn":
+        for state in checkpoints.glob("*/state.pt"):
+            state.write_bytes(state.read_bytes()[:100])
+    else:
+        shutil.rmtree(checkpoints)
+        if what == "empty":
+            checkpoints.mkdir()
+        if what == "unreadable":  # as root, permissions would not stop anybody
+            checkpoints.write_text("")
+
+
+@pytest.mark.parametrize("what", ["torn", "gone", "empty", "unreadable"])
+def test_without_a_readable_checkpoint_nothing_is_begun_anew_and_no_untrained_policy_is_judged(what: str, straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    _without(what, run / "checkpoints")
+    for resume in (None, True):
+        with pytest.raises((CheckpointError, StorageError), match="checkpoint"):
+            loop.train(small(updates=6), run, command="test", resume=resume)
+    with pytest.raises((CheckpointError, StorageError), match="checkpoint"):
+        evaluate_path(str(run), panel="valid_seen:1@0")
+    assert stream(run) == stream(straight) and not list((run / "evaluations").glob("*.json"))
+
+
+def test_fresh_and_the_recipe_are_the_wish_for_the_start(straight: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    _without("torn", run / "checkpoints")
+    assert loop.train(small(updates=1), run, command="test", resume=False).updates == 1
+    started = evaluate_path(str(run / "recipe.yaml"), panel="valid_seen:1@0")
+    trained = evaluate_path(str(run), panel="valid_seen:1@0")
+    shown = Console(file=StringIO(), width=200)
+    for result in (started, trained):
+        print_evaluation(result, shown)
+    assert "before any update" in shown.file.getvalue() and "after 1 updates" in shown.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the refusals above."""
+    run, late = tmp_path / "run", {"every": 10}
+
+    def killed(self: MetricsWriter, update: int, metrics: dict[str, float]) -> None:
+        write(self, update, metrics)
+        if update == 1:
+            raise InterruptedError
+
+    write = MetricsWriter.write
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(MetricsWriter, "write", killed)
+        loop.train(small(checkpoint=late), run, command="test")
+    assert len(stream(run)) == 2 and checkpoint.latest(run / "checkpoints") is None
+    assert loop.train(small(updates=1, checkpoint=late), run, command="test").updates == 1
+
+
+def test_a_stop_does_not_wait_for_an_evaluation_and_the_next_attempt_makes_up_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes while the panel is played, at a checkpoint that is not due: what is trained is on the disk by then, and the play is left."""
+    run, recipe = tmp_path / "run", small(updates=2, eval={"every": 1, "panel": "valid_seen:2@0"}, checkpoint={"every": 10})
+    saved: list[int] = []
+    turn = Collector._turn
+
+    async def slow(self: Collector, *arguments: Any) -> Any:
+        if self._settings.purpose == "eval":
+            if not saved:
+                found = checkpoint.latest(run / "checkpoints")
+                saved.append(0 if found is None else checkpoint.load(found)[1]["update"])
+                os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(30)
+        return await turn(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collector, "_turn", slow)
+        started = time.monotonic()
+        outcome = loop.train(recipe, run, command="test")
+    assert saved == [1] and (outcome.updates, outcome.stopped_by) == (1, "SIGTERM") and time.monotonic() - started < 29
+    assert read_evaluations(run) == []
+    assert loop.train(recipe, run, command="test").stopped_by is None
+    assert [result.update for result in read_evaluations(run)] == [1, 2]
 
 
 def test_lambda_zero_is_vanilla_bit_for_bit(straight: Path, tmp_path: Path) -> None:

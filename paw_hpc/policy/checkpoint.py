@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from paw_hpc.errors import CheckpointError
-from paw_hpc.policy.checkpoint_folder import begin, check_content, check_recipe, checkpoints, commit, read_manifest, write_manifest
+from paw_hpc.policy.checkpoint_folder import begin, check_content, check_recipe, checkpoints, commit, none_whole, read_manifest, write_manifest
 from paw_hpc.recipe import Recipe
 from paw_hpc.storage import storage_errors
 
@@ -60,14 +60,22 @@ def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Map
 
 
 def latest(directory: str | Path) -> Path | None:
-    """The newest whole checkpoint, or None. A torn one is passed over with a logged warning that says what is wrong with it."""
+    """The newest whole checkpoint; None where there is none at all. A torn one is passed over with a logged warning that says what is wrong with it.
+
+    Raises:
+        CheckpointError: there are checkpoints and none of them is whole, or the directory cannot be read.
+    """
+    reasons = []
     for _, _, path in reversed(checkpoints(Path(directory))):
         try:
             _read_manifest(path)
         except CheckpointError as error:
             _log.warning("%s; passed over", error)
+            reasons.append(str(error))
         else:
             return path
+    if reasons:
+        raise none_whole(Path(directory), reasons)
     return None
 
 

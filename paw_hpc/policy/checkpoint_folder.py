@@ -4,7 +4,8 @@
 
 Everything is written and synced in a hidden folder, which is then renamed: a kill at any moment leaves the earlier checkpoints and at most a hidden
 folder that the next save removes. An update that is saved again (a signal right after a regular save) becomes `update_000030-2` before the first
-goes, so there is no moment without one.
+goes, so there is no moment without one. The hidden file `.saved` says that there has been a checkpoint here: where there is none any more, a run
+must not quietly begin anew.
 """
 
 from __future__ import annotations
@@ -25,13 +26,36 @@ from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.storage import sync_folder
 
 MANIFEST = "manifest.json"
+_SAVED = ".saved"
 _NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
 
 
 def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
-    """(update, how many times it has been saved, folder), oldest first, whole or not."""
-    named = [(match, path) for path in directory.glob("update_*") if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), int(match[2] or 1), path) for match, path in named)
+    """(update, how many times it has been saved, folder), oldest first, whole or not; none where there is no such directory.
+
+    Raises:
+        CheckpointError: the directory cannot be read.
+    """
+    try:
+        names = os.listdir(directory)  # a glob would pass over what it may not read
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{directory}: its checkpoints cannot be read ({error.strerror}); see its permissions and its file system") from None
+    return sorted((int(match[1]), int(match[2] or 1), directory / match[0]) for name in names if (match := _NAME.fullmatch(name)))
+
+
+def ever_saved(directory: Path) -> bool:
+    """Whether there has been a checkpoint here, even if there is none now."""
+    return (directory / _SAVED).exists() or bool(checkpoints(directory))
+
+
+def none_whole(directory: Path, reasons: list[str]) -> CheckpointError:
+    """For a directory all of whose checkpoints were passed over, with what is wrong with each, newest first."""
+    return CheckpointError(
+        f"{directory}: none of its {len(reasons)} checkpoints can be used (the newest: {reasons[0]}); "
+        "restore one from a copy, or begin anew with --fresh"
+    )
 
 
 def begin(directory: Path, update: int) -> Path:
@@ -69,6 +93,7 @@ def commit(temporary: Path, update: int, keep: int) -> Path:
     saved = max((count for other, count, _ in checkpoints(directory) if other == update), default=0)
     final = directory / (f"update_{update:06d}" + (f"-{saved + 1}" if saved else ""))
     os.replace(temporary, final)
+    (directory / _SAVED).touch()
     sync_folder(directory)
     _prune(directory, final, keep)
     return final
@@ -92,6 +117,8 @@ def read_manifest(path: Path, form: str) -> dict[str, Any]:
             raise TypeError
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing") from None
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: {Path(error.filename).name} may not be read; see its permissions") from None
     except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError):
         raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: its {MANIFEST} cannot be understood") from None
     return manifest

@@ -103,7 +103,8 @@ def print_evaluation(result: EvaluationResult, console: Console | None = None) -
         rows.append((f"{name}{'*' if name in IN_DOMAIN_SETS else ''}", str(rate.games), *_percent(rate.success, rate.interval), *score))
     if average := mean_of_sets([result]):
         rows.append(("mean of sets (* in domain)", "", *_percent(*average), *(("", "") if result.scored else ())))
-    title = f"{compare.panel_name(panel_key(result))}, {result.repeats} episode(s) per game, {result.seconds:.0f} s"
+    after = f"after {result.update} updates" if result.update else "before any update"
+    title = f"{compare.panel_name(panel_key(result))}, {after}, {result.repeats} episode(s) per game, {result.seconds:.0f} s"
     _print(console, TableBlock(title, ("task type", "games", "success %", "95 %", *(("score %", "95 %") if result.scored else ())), tuple(rows)))
     if result.judged_by:
         console.print(f"protocol: {result.judged_by}", highlight=False, markup=False, soft_wrap=True)

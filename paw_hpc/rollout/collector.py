@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Session, Task
-from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Episode, Group, Ids, Transition
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
@@ -57,6 +56,8 @@ class CollectStats:
     prompt_tokens: int = 0
     environment_steps: int = 0
     failed_by_environment: int = 0
+    overlong_prompts: int = 0
+    """Episodes that ended, as failures, because their next prompt did not fit even without history."""
     truncated_prompts: int = 0
     truncated_observations: int = 0
     mixed_version_turns: int = 0
@@ -73,6 +74,7 @@ class CollectStats:
             "rollout/prompt_tokens": self.prompt_tokens,
             "rollout/environment_steps": self.environment_steps,
             "rollout/failed_by_environment": self.failed_by_environment,
+            "rollout/overlong_prompts": self.overlong_prompts,
             "rollout/truncated_prompts": self.truncated_prompts,
             "rollout/truncated_observations": self.truncated_observations,
             "rollout/mixed_version_turns": self.mixed_version_turns,
@@ -88,6 +90,10 @@ class CollectStats:
             "time/straggler_s": self.straggler_s,
             **self.engine,
         }
+
+
+class _Overlong(Exception):
+    """A prompt that does not fit."""
 
 
 class _Gauge:
@@ -181,6 +187,9 @@ class Collector:
             while not state.done:
                 state = await self._turn(view, episode, session, state, stats)
             episode.success, episode.score = state.success, state.score
+        except _Overlong as error:  # the policy cannot go on: what it did so far is trained on, with the return that it has
+            _log.warning("group %d, episode %d: %s: it counts as failed", episode.group, episode.index, error)
+            stats.overlong_prompts += 1
         except EnvironmentFailure as error:
             self._failed(episode, error, stats)
         finally:
@@ -249,9 +258,9 @@ class Collector:
         prompt = self._chat.prompt(view.messages())
         while len(prompt) > limit:
             if not view.shorten():
-                raise RecipeError(
-                    f"rollout.max_prompt_tokens: {limit} is too small: {episode.task_id} needs {len(prompt)} tokens "
-                    f"at step {len(episode.transitions) + 1} even without history"
+                raise _Overlong(
+                    f"{episode.task_id} needs a prompt of {len(prompt)} tokens at step {len(episode.transitions) + 1} even without history,"
+                    f" and rollout.max_prompt_tokens is {limit}"
                 )
             cut, prompt = True, self._chat.prompt(view.messages())
         episode.truncated_prompts += cut

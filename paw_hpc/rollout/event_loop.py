@@ -9,6 +9,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
+from paw_hpc.signals import EvaluationLeft
+
 T = TypeVar("T")
 _POLL_S = 0.5
 """How often a wait looks for work that only its own thread may do; a finished coroutine ends the wait at once."""
@@ -36,20 +38,26 @@ class EventLoop:
         """Let it run in the background; `wait` for it, or cancel it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def run(self, coroutine: Coroutine[Any, Any, T], *, errands: bool = False) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T], *, errands: bool = False, leave: Callable[[], bool] | None = None) -> T:
         """Its result. An interrupt (Ctrl-C) cancels it first.
 
         Args:
             errands: do meanwhile, in this thread, what `errand` asks for.
-        """
-        return self.wait(self.start(coroutine), errands=errands)
+            leave: with errands; asked about every half second: once true, it is cancelled.
 
-    def wait(self, future: Future[T], *, errands: bool = False) -> T:
+        Raises:
+            EvaluationLeft: `leave` said so.
+        """
+        return self.wait(self.start(coroutine), errands=errands, leave=leave)
+
+    def wait(self, future: Future[T], *, errands: bool = False, leave: Callable[[], bool] | None = None) -> T:
         """The result of what `start` began (see `run`)."""
         if errands:
             future.add_done_callback(lambda _: self._errands.put((lambda: None, Future())))  # wakes the loop below
         try:
             while errands and not future.done():
+                if leave is not None and leave():
+                    raise EvaluationLeft
                 self._do_errand()
             return future.result()
         except BaseException:

@@ -13,6 +13,7 @@ from paw_hpc.envs.base import Task
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Group
 from paw_hpc.rollout.collector import CollectStats
+from paw_hpc.signals import EvaluationLeft
 
 Played = tuple[list[Group], CollectStats]
 Play = Callable[[Sequence[Task], int], Played]
@@ -37,24 +38,27 @@ class Players:
 
         Raises:
             UserError: of the first player that met one; the other ranks end with it.
+            EvaluationLeft: a player was asked to stop; on every rank.
         """
         if self.ranks == (0,) and distributed.size() == 1:
             return play(tasks, first_group)
         cuts = [len(tasks) * i // len(self.ranks) for i in range(len(self.ranks) + 1)]
         shares = dict(zip(self.ranks, pairwise(cuts), strict=True))
-        own: Played | UserError | None = None
+        own: Played | UserError | EvaluationLeft | None = None
         with self.accompanied():
             if (share := shares.get(distributed.rank())) is not None:
                 try:
                     own = play(tasks[share[0] : share[1]], first_group + share[0])
-                except UserError as error:
+                except (UserError, EvaluationLeft) as error:
                     own = error
         # One after the other and not gathered: experience is large, and all but the players would send padding.
         found = [distributed.broadcast(own, source=player) for player in self.ranks]
         for player, result in zip(self.ranks, found, strict=True):
             if isinstance(result, UserError):
                 raise result if player == distributed.rank() else distributed.SaidElsewhere(2)
-        played = [result for result in found if result is not None and not isinstance(result, UserError)]
+        if left := next((result for result in found if isinstance(result, EvaluationLeft)), None):
+            raise left
+        played = [result for result in found if result is not None and not isinstance(result, (UserError, EvaluationLeft))]
         weights = [after - before for before, after in shares.values()]
         return [group for groups, _ in played for group in groups], merged([stats for _, stats in played], weights)
 

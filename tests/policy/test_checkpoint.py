@@ -22,6 +22,7 @@ import torch
 from paw_hpc.errors import CheckpointError, StorageError
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.checkpoint import latest, load, save
+from paw_hpc.policy.checkpoint_folder import ever_saved
 from paw_hpc.recipe import Recipe, parse_recipe
 
 
@@ -41,7 +42,7 @@ def value_of(path: Path | None) -> float:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.name != ".saved")
 
 
 # --- what goes in comes out ---
@@ -340,7 +341,23 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason_and_refused_by_name
     with pytest.raises(CheckpointError, match=reason):
         load(newest)
     hurt(tmp_path / "update_000001")
-    assert latest(tmp_path) is None
+    with pytest.raises(CheckpointError, match=rf"none of its 2 checkpoints can be used \(the newest: .*{reason}"):
+        latest(tmp_path)
+
+
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    save(tmp_path / "run", 1, state(1), {})
+    (tmp_path / "run").rename(tmp_path / "away")
+    assert latest(tmp_path / "run") is None and not ever_saved(tmp_path / "run")
+    (tmp_path / "run").write_text("")
+    with pytest.raises(CheckpointError, match=r"run: its checkpoints cannot be read \(Not a directory\)"):
+        latest(tmp_path / "run")
+
+
+def test_that_there_was_one_is_remembered(tmp_path: Path) -> None:
+    assert not ever_saved(tmp_path)
+    shutil.rmtree(save(tmp_path, 1, state(1), {}))
+    assert ever_saved(tmp_path) and latest(tmp_path) is None
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

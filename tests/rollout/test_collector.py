@@ -17,7 +17,6 @@ from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.store import open_store, write_store
 from paw_hpc.envs.base import EnvironmentState, Task
-from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Episode, Group, Pool
 from paw_hpc.policy.packed import use_packed_attention
 from paw_hpc.policy.tiny import build_tiny
@@ -251,10 +250,36 @@ class TestPromptsThatDoNotFit:
         assert self.longest(groups) <= limit
         assert 0 < stats.truncated_prompts == sum(e.truncated_prompts for g in groups for e in g.episodes) < stats.environment_steps
 
-    def test_are_an_error_once_no_history_is_left_and_nothing_goes_on(self) -> None:
+    def test_end_their_episode_as_a_failure_once_no_history_is_left_and_the_others_go_on(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Talkative(World):
+            """One desk of episode 6 has very much to say."""
+
+            async def open(self, task: Task, members: int) -> Sequence[Desk]:
+                desks = await super().open(task, members)
+                return [Long(self, task, d.member) if (task.task_id, d.member) == ("t1", 2) else d for d in desks]
+
+        class Long(Desk):
+            async def step(self, action: str) -> EnvironmentState:
+                state = await super().step(action)
+                return replace(state, observation=" a mug" * 300) if self.steps == 2 else state
+
+        settings = replace(SETTINGS, max_prompt_tokens=200)
+        whole = facts(collect(World(), Parrot(), settings)[0])
+        world, engine = Talkative(), Parrot()
+        with caplog.at_level(logging.WARNING):
+            groups, stats = collect(world, engine, settings)
+        cut = groups[1].episodes[2]
+        assert (len(cut.transitions), cut.success, cut.score, cut.failed_by_environment) == (2, False, 0.0, False)
+        assert stats.overlong_prompts == stats.metrics()["rollout/overlong_prompts"] == 1
+        assert "t1 needs a prompt of" in caplog.text and "at step 3 even without history, and rollout.max_prompt_tokens is 200" in caplog.text
+        assert engine.joined == set() and world.open_sessions == 0
+        assert [e for g in facts(groups) for e in g[3] if e[0] != 6] == [e for g in whole for e in g[3] if e[0] != 6]
+        assert cut in Pool.from_groups(groups).episodes, "what it did before is trained on, as a failure"
+
+    def test_leave_nothing_to_train_on_where_no_first_one_fits(self) -> None:
         world, engine = World(delay=lambda: 0.001), Parrot()
-        with pytest.raises(RecipeError, match=r"^rollout\.max_prompt_tokens: 20 is too small: t\d needs \d+ tokens at step 1 even without history"):
-            collect(world, engine, replace(SETTINGS, max_prompt_tokens=20))
+        groups, stats = collect(world, engine, replace(SETTINGS, max_prompt_tokens=20))
+        assert stats.overlong_prompts == 12 and len(Pool.from_groups(groups)) == 0
         assert engine.joined == set() and world.open_sessions == 0 and engine.requests == []
 
 

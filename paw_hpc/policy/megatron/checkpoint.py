@@ -26,8 +26,19 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from paw_hpc.distributed import on_main
 from paw_hpc.errors import CheckpointError, StorageError
-from paw_hpc.policy.checkpoint_folder import begin, check_content, check_recipe, checkpoints, commit, digest, read_manifest, write_manifest
+from paw_hpc.policy.checkpoint_folder import (
+    begin,
+    check_content,
+    check_recipe,
+    checkpoints,
+    commit,
+    digest,
+    none_whole,
+    read_manifest,
+    write_manifest,
+)
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.policy.convert.transfer import raise_together
 from paw_hpc.policy.megatron import states
@@ -255,15 +266,22 @@ class _Pending:
 
 
 def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its manifest, agreed by all ranks, which read its files together. Others are passed over with a warning."""
-    listed: list[Any] = [[path for _, _, path in checkpoints(directory)] if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(listed)
-    for path in reversed(listed[0]):
+    """The newest whole checkpoint and its manifest, agreed by all ranks, which read its files together; None where there is none at all. Others are
+    passed over with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints and none of them is whole, or the directory cannot be read.
+    """
+    reasons = []
+    for path in reversed(on_main(lambda: [found for _, _, found in checkpoints(directory)])):
         try:
             return path, verified(path)
         except CheckpointError as error:
             if dist.get_rank() == 0:
                 _log.warning("%s; passed over", error)
+            reasons.append(str(error))
+    if reasons:
+        raise none_whole(directory, reasons)
     return None
 
 

@@ -92,12 +92,16 @@ def _to_hugging_face(source: Path, folder: Path, layout: Layout) -> str:
         path, manifest = source, verified(source)
     else:
         run = RunDirectory(source)
-        found = newest(run.checkpoints if run.checkpoints.is_dir() else source)
+        neither = (
+            f"{source}: neither a Hugging Face folder (no config.json) nor a whole Megatron checkpoint; runs of the one-process backend need no"
+            " conversion: their checkpoints hold Hugging Face's weights"
+        )
+        try:
+            found = newest(run.checkpoints if run.checkpoints.is_dir() else source)
+        except CheckpointError as error:
+            raise CheckpointError(f"{neither} ({error})") from None
         if found is None:
-            raise CheckpointError(
-                f"{source}: neither a Hugging Face folder (no config.json) nor a whole Megatron checkpoint; runs of the one-process backend need no"
-                " conversion: their checkpoints hold Hugging Face's weights"
-            )
+            raise CheckpointError(neither)
         path, manifest = found
     config: PreTrainedConfig = AutoConfig.from_pretrained(path / HUGGING_FACE)
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(ModelSection(path=str(path / HUGGING_FACE)))
