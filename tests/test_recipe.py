@@ -152,7 +152,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("- a\n- b\n", "a recipe is a mapping of keys, found ListConfig"),
+            ("- a\n- b\n", "a recipe is a mapping of keys, found a list"),
             ("a: [\n", "cannot be read as YAML"),
             ("updates: 1\nupdates: 2\n", "cannot be read as YAML: while constructing a mapping"),
             (b"\xff\xfe\x00", "cannot be read as YAML"),

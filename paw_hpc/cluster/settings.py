@@ -6,15 +6,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
 from paw_hpc.errors import RecipeError
-from paw_hpc.recipe import ClusterSection, Recipe, load_recipe
+from paw_hpc.recipe import ClusterSection, Recipe, load_recipe, read_yaml
 
 
 def user_file() -> Path:
@@ -38,19 +36,18 @@ def _from_user_file() -> list[str]:
     if not file.is_file():
         return []
     try:
-        content = OmegaConf.load(file)
+        content = read_yaml(file)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, DictConfig):
+    if not isinstance(content, dict):
         raise RecipeError(f"{file}: expected the keys of a recipe's cluster section, such as `partition: gpu`")
     _check(file, content)
-    flat = cast(dict[str, Any], OmegaConf.to_container(content))
-    return [f"cluster.{key}={json.dumps(value)}" for key, value in flat.items()]  # JSON is YAML: lists and mappings keep their types
+    return [f"cluster.{key}={json.dumps(value)}" for key, value in content.items()]  # JSON is YAML: lists and mappings keep their types
 
 
 def _check(file: Path, content: object) -> None:
     try:
-        ClusterSection.model_validate(OmegaConf.to_container(content))  # type: ignore[arg-type]
+        ClusterSection.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -27,13 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, NonNegativeInt, ValidationError
 from yaml import YAMLError
 
 from paw_hpc.errors import RecipeError
-from paw_hpc.recipe import Section
+from paw_hpc.recipe import Section, read_yaml
 
 _KEY = "sweep"
 _NAME = "name"
@@ -73,10 +72,10 @@ class Sweep:
 def is_sweep(path: Path) -> bool:
     """Whether a file is a sweep and no recipe. False for what cannot be read: reading it as a recipe says why."""
     try:
-        content = OmegaConf.load(path)
+        content = read_yaml(path)
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
         return False
-    return isinstance(content, DictConfig) and _KEY in content
+    return isinstance(content, dict) and _KEY in content
 
 
 def load_sweep(path: Path, words: Sequence[str] = ()) -> Sweep:
@@ -109,7 +108,7 @@ def load_sweep(path: Path, words: Sequence[str] = ()) -> Sweep:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        content = read_yaml(path)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:

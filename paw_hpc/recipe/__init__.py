@@ -29,7 +29,7 @@ from paw_hpc.recipe.env import (
     split_panel_name,
 )
 from paw_hpc.recipe.experiment import PROTOCOLS, CheckpointSection, EvalSection, ProtocolName, Recipe
-from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe, read_yaml
 from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
 from paw_hpc.recipe.policy import MegatronSection, ModelSection, OptimizerSection, PolicySection, TinyModel, WarmStartSection
 from paw_hpc.recipe.rollout import FleetSection, PublishSection, RolloutSection
@@ -70,5 +70,6 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "read_yaml",
     "split_panel_name",
 ]

@@ -1,14 +1,21 @@
-"""Recipes read and written: a file, its chain of bases and overrides; what is refused is said in one line, with what would be right."""
+"""Recipes read and written: a file, its chain of bases and overrides; what is refused is said in one line, with what would be right.
+
+`${key.path}` in a text stands for another key of the recipe (OmegaConf's interpolation, `\\${` for the characters themselves), but not in the section
+`cluster`: its texts are for a shell, in which `${...}` is a variable, and are taken as they are.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
@@ -22,12 +29,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: unknown key, wrong type, impossible combination, unreadable file or circular base; one line, naming file and key.
     """
-    chain, changes = _read_chain(Path(path), ()), _parse_overrides(overrides)
+    (chain, cluster), (changes, cluster_changes) = _read_chain(Path(path), ()), _parse_overrides(overrides)
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(chain, changes), resolve=True)
+        merged: Any = OmegaConf.to_container(OmegaConf.merge(chain, changes), resolve=True)
     except OmegaConfBaseException as error:
-        raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
-    return parse_recipe(merged, where=str(path))
+        raise RecipeError(f"{path}: {_said(error)}") from None
+    return parse_recipe(merged | _merged(cluster, cluster_changes), where=str(path))
 
 
 def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
@@ -40,36 +47,96 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML that `load_recipe` reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+    data = recipe.model_dump(mode="json")
+    cluster = {_CLUSTER: data.pop(_CLUSTER)}
+    mark = _mark(json.dumps(cluster, ensure_ascii=False))
+    return OmegaConf.to_yaml(OmegaConf.create(_each_text(data, _escaped))) + OmegaConf.to_yaml(
+        OmegaConf.create(_each_text(cluster, lambda text: text.replace("$", mark)))
+    ).replace(mark, "$")
 
 
-def _read_chain(path: Path, seen: tuple[Path, ...]) -> Any:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says, every `${...}` as it is written: mappings, lists, texts, numbers.
+
+    Raises:
+        OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException: it is no such file.
+    """
+    text = path.read_text(encoding="utf-8")
+    mark = _mark(text)
+    loaded = OmegaConf.load(io.StringIO(text.replace("$", mark)))
+    return _each_text(OmegaConf.to_container(loaded), lambda found: found.replace(mark, "$"))
+
+
+_CLUSTER = "cluster"
+Layer = tuple[Any, dict[str, Any]]
+"""(OmegaConf's tree of everything but `cluster`, {"cluster": ...} as it is or nothing)."""
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> Layer:
     if path.resolve() in seen:
         raise RecipeError(f"{path}: its chain of `base:` leads back to itself")
     try:
-        config = OmegaConf.load(path)
+        found = read_yaml(path)
+        if not isinstance(found, dict):
+            raise RecipeError(f"{path}: a recipe is a mapping of keys, found a {type(found).__name__}")
+        base, cluster = found.pop("base", None), {key: found.pop(key) for key in (_CLUSTER,) if key in found}
+        config = OmegaConf.create(found)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(config, DictConfig):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, found {type(config).__name__}")
-    base = config.pop("base", None)
+        raise RecipeError(f"{path}: cannot be read as YAML: {_said(error)}") from None
     if base is None:
-        return config
+        return config, cluster
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: expected the path of another recipe, got {base!r}")
-    return OmegaConf.merge(_read_chain(path.parent / base, (*seen, path.resolve())), config)
+    below, cluster_below = _read_chain(path.parent / base, (*seen, path.resolve()))
+    return OmegaConf.merge(below, config), _merged(cluster_below, cluster)
 
 
-def _parse_overrides(overrides: Sequence[str]) -> Any:
+def _parse_overrides(overrides: Sequence[str]) -> Layer:
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise RecipeError(f"override '{item}': expected key.path=value, for example optimizer.lr=2e-6")
+    own = [item for item in overrides if re.split(r"[.=\[]", item)[0] == _CLUSTER]
+    mark = _mark("".join(own))
     try:
-        return OmegaConf.from_dotlist(list(overrides))
+        cluster: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item.replace("$", mark) for item in own]))
+        return OmegaConf.from_dotlist([item for item in overrides if item not in own]), _each_text(cluster, lambda text: text.replace(mark, "$"))
     except (YAMLError, OmegaConfBaseException) as error:
-        raise RecipeError(f"overrides: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"overrides: {_said(error)}") from None
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """As OmegaConf merges: mapping into mapping, anything else in the place of what was there."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
+
+
+def _mark(text: str) -> str:
+    """A character that the text does not hold, nor spells by its number: it stands for the dollar while OmegaConf reads what is not its own."""
+    return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text and f"{ord(mark):x}" not in text.lower())
+
+
+def _each_text(tree: Any, change: Callable[[str], str]) -> Any:
+    """The same tree with every text in it changed, keys too."""
+    if isinstance(tree, dict):
+        return {change(key) if isinstance(key, str) else key: _each_text(value, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_each_text(value, change) for value in tree]
+    return change(tree) if isinstance(tree, str) else tree
+
+
+def _escaped(text: str) -> str:
+    """The text that OmegaConf resolves to this one."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def _said(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (InterpolationResolutionError, GrammarParseError)):
+        text += "; ${...} stands for another key of the recipe: write \\${...} for the characters themselves (in `cluster` they need nothing)"
+    return text
 
 
 def _explain(error: Any) -> str:
