@@ -119,11 +119,11 @@ def changed(key: str) -> tuple[Recipe, Recipe]:
 
 
 def random_recipe(seed: int) -> tuple[Recipe, set[str]]:
-    """A valid recipe, a third of whose keys were drawn anew, and which ones."""
-    draw = random.Random(seed)
-    data, chosen = together(draw.choice(list(KEYS))), set()
-    for key in draw.sample(list(KEYS), len(KEYS) // 3):
-        for value in candidates(KEYS[key], draw)[:6]:
+    """A valid recipe, a third of whose keys were drawn anew (that of number `seed` first of all), and which ones."""
+    draw, first = random.Random(seed), list(KEYS)[seed % len(KEYS)]
+    data, chosen = together(first), set()
+    for key in (first, *draw.sample(list(KEYS), len(KEYS) // 3)):
+        for value in candidates(KEYS[key], draw):
             if parsed(attempt := set_key(data, key, value)) is not None:
                 data, _ = attempt, chosen.add(key)
                 break
