@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from paw_hpc import __version__
+from paw_hpc.cli_cluster import Change
 from paw_hpc.cli_cluster import app as cluster
 from paw_hpc.cli_search import app as search
 from paw_hpc.cli_webshop import app as webshop
@@ -70,6 +71,7 @@ def train(
             show_default=False,
         ),
     ] = None,
+    change: Change = None,
 ) -> None:
     """Train a policy: the loop of the paper, from a recipe."""
     from paw_hpc.recipe import load_recipe
@@ -86,7 +88,7 @@ def train(
 
     from paw_hpc import loop
 
-    loop.train(loaded, directory, command=shlex.join(["paw", *sys.argv[1:]]), resume=resume)
+    loop.train(loaded, directory, command=shlex.join(["paw", *sys.argv[1:]]), resume=resume, change=change or ())
 
 
 @app.command("eval")

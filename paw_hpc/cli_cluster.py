@@ -21,6 +21,14 @@ Words = Annotated[
     list[str] | None, typer.Option("--words", help="Of a sweep, other words than its file's: AXIS=WORD[,WORD], for example protocol=ours.")
 ]
 Seeds = Annotated[str | None, typer.Option(help="Every recipe with each of these seeds: 0,1,2 or 0-4. A sweep has its own.")]
+Change = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--change",
+        metavar="KEY",
+        help="Of a run that goes on: let this key differ from now on, although it changes what is computed.",
+    ),
+]
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
@@ -55,6 +63,7 @@ def launch(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="The run's directory. Default: runs/NAME-sSEED. One recipe and seed only.")
     ] = None,
+    change: Change = None,
 ) -> None:
     """Submit runs to Slurm (or run them here). A run that was launched before goes on where it stopped."""
     from paw_hpc.cluster import submit
@@ -63,7 +72,7 @@ def launch(
         raise UserError(f"--executor {executor}: one of slurm, allocation, local, auto")
     if parallelism is not None and not array:
         raise UserError("--parallelism: it bounds the tasks of an array; add --array")
-    launches = [_launchable(wanted, run_dir) for wanted in _wanted(arguments, seeds, only, words or (), run_dir)]
+    launches = [_launchable(wanted, run_dir, change or ()) for wanted in _wanted(arguments, seeds, only, words or (), run_dir)]
     unfinished = [one for one in launches if not one.finished]
     for one in launches:
         if one.finished:
@@ -188,11 +197,11 @@ def _seeds(text: str) -> list[int]:
     return found
 
 
-def _launchable(wanted: _Wanted, run_dir: Path | None):  # type: ignore[no-untyped-def]
+def _launchable(wanted: _Wanted, run_dir: Path | None, change: Sequence[str] = ()):  # type: ignore[no-untyped-def]
     from paw_hpc.cluster.submit import Launchable
 
     recipe = wanted.recipe()
-    return Launchable.of(recipe, run_dir or Path("runs") / f"{recipe.name}-s{recipe.seed}")
+    return Launchable.of(recipe, run_dir or Path("runs") / f"{recipe.name}-s{recipe.seed}", change)
 
 
 def _array(launches, parallelism: int | None, dry_run: bool) -> None:  # type: ignore[no-untyped-def]

@@ -24,6 +24,8 @@ from paw_hpc.results import EvaluatedEpisode, EvaluationResult, Prediction, writ
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.statistics import Interval, ratio_interval
 
+RULES = ("env", "rollout", "algorithm", "wm", "optimizer", "updates")
+"""Sections in which the recipe by which a run is judged may differ from that of its checkpoint: only the model must be the same."""
 FOREIGN_GAMES = 40
 """Games of a panel that the policy before training plays, once each, for the diagnostics on its play."""
 
@@ -218,7 +220,7 @@ def evaluate_path(
         if run is not None:
             machinery.publisher.publish(version=0)
             foreign = play_foreign(machinery, recipe, panel)
-        update = machinery.policy.resume(run.checkpoints) if run is not None else 0
+        update = machinery.policy.resume(run.checkpoints, RULES) if run is not None else 0
         machinery.publisher.publish(version=update)
         named = "" if protocol is None else f"{protocol}-{recipe.env.name}-"
         label = f"{named}{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"

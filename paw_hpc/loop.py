@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from rich.console import Console
 
 from paw_hpc import distributed
 from paw_hpc.build import Machinery, processes_of
+from paw_hpc.changes import begin as begin_changes
+from paw_hpc.changes import read_changes
 from paw_hpc.envs.base import Task
 from paw_hpc.errors import CheckpointError, TrainingError, UserError
 from paw_hpc.evaluation import evaluate
@@ -41,11 +43,12 @@ class Outcome:
     stopped_by: str | None
 
 
-def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None = None) -> Outcome:
+def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None = None, change: Collection[str] = ()) -> Outcome:
     """Run, or resume, a recipe in a run directory.
 
     Args:
         resume: True: there must be a run to go on with; False: set an existing one aside; None: go on where there is one.
+        change: keys that may differ from the run's recipe although they change what an update computes (see recipe/resume.py).
 
     Raises:
         CheckpointError: the directory belongs to another recipe, there is nothing to resume, or checkpoints were written and none can be read.
@@ -53,23 +56,25 @@ def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None 
     """
     run = RunDirectory(directory)
     with processes_of(recipe):
-        run.attempt, lost = distributed.on_main(lambda: (_open(run, recipe, command, resume), _lost(run)))
+        run.attempt, lost = distributed.on_main(lambda: (_open(run, recipe, command, resume, change), _lost(run)))
+        changed = distributed.on_main(lambda: [each.key for each in read_changes(directory)])
         role = "trainer" if distributed.is_main() else f"trainer-{distributed.rank()}"
         with run.log(role), EventLoop() as runner, Machinery(recipe, runner, run.attempt) as machinery, StopRequest() as stop:
-            start = machinery.policy.resume(run.checkpoints)
+            start = machinery.policy.resume(run.checkpoints, changed)
             if lost and not start:
                 raise CheckpointError(f"{directory}: {lost}; restore them from a copy, or begin anew with --fresh, which sets this run aside")
+            distributed.on_main(lambda: begin_changes(directory, start))
             with _writer(run, start) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
                 progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
                 return _Loop(run, recipe, machinery, writer, progress, stop).run_from(start)
 
 
-def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None) -> Path:
+def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None, change: Collection[str] = ()) -> Path:
     if resume and not run.exists:
         raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one")
     if resume is False and (aside := run.set_aside()):
         print(f"set the earlier run aside as {aside}", file=sys.stderr)
-    run.open(recipe, command)
+    run.open(recipe, command, change)
     assert run.attempt is not None
     return run.attempt
 
@@ -130,7 +135,7 @@ class _Loop:
             if hopeless:
                 raise TrainingError(
                     f"update {update}: the loss was not finite in {skipped} updates in a row; the run stopped with a checkpoint of update "
-                    f"{self.saved}. Lower optimizer.lr, or use model.dtype=float32"
+                    f"{self.saved}. Go on with a lower optimizer.lr (--change optimizer.lr), or begin anew with model.dtype=float32"
                 )
             if asked is None and self._evaluated_at(done):
                 asked = self._evaluate(done)
@@ -220,7 +225,8 @@ def _check_gap(planned: dict[str, float], recipe: Recipe, update: int) -> None:
         raise LogprobGapError(
             f"update {update}: trainer and engine differ by {gap:.4f} nats per action token (p99 {planned['behaviour_gap_p99']:.4f}, max "
             f"{planned['behaviour_gap_max']:.4f}), above rollout.max_logprob_gap={limit:g}; the run stopped, with a checkpoint of {update} updates. "
-            "Compare model.dtype with the servers' (rollout.fleet.arguments), set algorithm.truncated_importance, or lower optimizer.lr"
+            "Compare model.dtype with the servers' (rollout.fleet.arguments), or go on with algorithm.truncated_importance or a lower optimizer.lr "
+            "(--change KEY)"
         )
 
 

@@ -1,6 +1,7 @@
 """The run directory and its metrics stream. Any run explains itself from its folder alone:
 
     recipe.yaml  command.txt  revision.txt     resolved recipe, exact command, code and library versions (of the latest attempt)
+    changes.json                               recipe keys that were changed on the way, if any (see changes.py)
     attempt_N/                                 the same three files and a log per role (trainer.log), one folder per start
     metrics.jsonl  tensorboard/                one line per update
     checkpoints/                               see policy/checkpoint_folder.py
@@ -25,32 +26,17 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
-from paw_hpc import __version__, fence
+from paw_hpc import __version__, changes, fence
 from paw_hpc.errors import CheckpointError, DataError, RecipeError
 from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
+from paw_hpc.recipe.resume import Difference
 from paw_hpc.storage import storage_errors, write_atomically
-
-HARMLESS = (
-    "updates",
-    "protocol",
-    "threads",
-    "env.workers",
-    "checkpoint.",
-    "cluster.",
-    "megatron.",
-    "eval.",
-    "warm_start.",
-    "rollout.fleet.",
-    "rollout.publish.",
-    "rollout.max_logprob_gap",
-)
-"""Recipe keys (or, ending in '.', sections) that may change when a run is resumed: they do not change what an update computes."""
 
 
 class RunDirectory:
@@ -83,29 +69,31 @@ class RunDirectory:
         except RecipeError as error:
             raise CheckpointError(f"{error} (was this run made by another version of paw_hpc?)") from None
 
-    def open(self, recipe: Recipe, command: str) -> int:
-        """Create the run, or reopen it for another attempt with the same recipe (keys in `HARMLESS` may differ). Returns the number of the attempt.
+    def open(self, recipe: Recipe, command: str, change: Collection[str] = ()) -> int:
+        """Create the run, or reopen it for another attempt with the same recipe. Returns the number of the attempt.
+
+        Args:
+            change: keys that may differ although they change what an update computes (see recipe/resume.py); that they do is recorded.
 
         Raises:
             CheckpointError: the folder holds something else, a run of another recipe (the differing keys are named), or a run that is being
                 written now.
             StorageError: full disk.
         """
+        made: list[Difference] = []
         if self.exists:
             before = self.recipe()
             # Twice: a backend that writes in the background has the last one pending.
             recorded = len(read_metrics(self.metrics_path))
             self.lost_updates = recorded if recorded > 2 * before.checkpoint.every else 0
-            differing = differing_keys(before, recipe)
-            if differing:
-                keys = ", ".join(differing)
-                raise CheckpointError(f"{self.path}: a run of another recipe is here ({keys}); give another --run-dir, or --fresh to set it aside")
+            made = changes.permitted(self.path, before, recipe, change)
         elif self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
             raise CheckpointError(f"{self.path}: the folder is not empty and not a run directory; give a new one")
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             inherited = fence.inherit(self.path)
             self._take_lock(insist=inherited is None)
+            changes.record(self.path, made)
             write_atomically(self.recipe_path, dump_recipe(recipe))  # first: from here on the folder is known as a run
             number = inherited or fence.claim(self.path)
             self.attempt = self.path / f"attempt_{number}"
@@ -169,27 +157,6 @@ class RunDirectory:
                 raise CheckpointError(f"{self.path}: another process is writing this run; wait for it, or give another --run-dir") from None
         except OSError:
             pass  # a file system without locks
-
-
-def differing_keys(old: Recipe, new: Recipe) -> list[str]:
-    """`key: old -> new` for each recipe key that differs and matters to what an update computes. Empty: the runs continue each other."""
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    # The cosine of wm.final_scale runs over `updates`, so there the number of updates does change what an update computes.
-    harmless = HARMLESS if old.wm.final_scale is None and new.wm.final_scale is None else HARMLESS[1:]
-    missing = "(unset)"
-    return [
-        f"{key}: {before.get(key, missing)} -> {after.get(key, missing)}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key, missing) != after.get(key, missing)
-        and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in harmless)
-    ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
 
 
 def revision() -> str:

@@ -25,7 +25,7 @@ from paw_hpc.build import Machinery
 from paw_hpc.cluster.sweep import load_sweep
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.errors import CheckpointError, RecipeError
-from paw_hpc.evaluation import evaluate
+from paw_hpc.evaluation import RULES, evaluate
 from paw_hpc.experience import Group
 from paw_hpc.metrics import RunDirectory, read_metrics
 from paw_hpc.recipe import Recipe, load_recipe
@@ -196,7 +196,7 @@ def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | N
     """Play the panel: with the initial weights where `run_directory` is None, else with the run's newest. Observation cross-entropy and diagnostics
     are on the play of `observed`; where that is None, on its own, which is returned for the others."""
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
-        update = 0 if run_directory is None else machinery.policy.resume(RunDirectory(run_directory).checkpoints)
+        update = 0 if run_directory is None else machinery.policy.resume(RunDirectory(run_directory).checkpoints, RULES)
         if run_directory is not None and not update:
             raise CheckpointError(f"{run_directory}: complete, but without a checkpoint to judge; restore it from a copy, or set the run aside")
         machinery.publisher.publish(version=update)

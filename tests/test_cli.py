@@ -98,7 +98,7 @@ def test_train_hands_over_the_recipe_the_directory_and_the_exact_command(paw: Pa
     ((loaded, directory), options) = paw.calls[0]
     assert loaded == parse_recipe({"name": "small", "seed": 3, "model": {"path": "tiny"}, "optimizer": {"lr": 2e-6}, "wm": {"alpha": 0.5}})
     assert directory == Path("runs/small-s3")
-    assert options == {"command": "paw train r.yaml optimizer.lr=2e-6 wm.alpha=0.5", "resume": None}
+    assert options == {"command": "paw train r.yaml optimizer.lr=2e-6 wm.alpha=0.5", "resume": None, "change": ()}
     assert paw("train", "r.yaml", "--run-dir", "my run")[0] == 0
     assert paw.calls[1][0][1] == Path("my run") and paw.calls[1][1]["command"].endswith("--run-dir 'my run'")
 

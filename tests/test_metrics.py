@@ -18,9 +18,10 @@ from rich.console import Console
 
 from paw_hpc import metrics as metrics_module
 from paw_hpc.errors import CheckpointError, DataError, StorageError
-from paw_hpc.metrics import MetricsWriter, RunDirectory, differing_keys, read_metrics
+from paw_hpc.metrics import MetricsWriter, RunDirectory, read_metrics
 from paw_hpc.progress import Progress
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.resume import differing_keys
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -15,9 +15,9 @@ from paw_hpc.cli import app
 from paw_hpc.cluster.plan import Plan, make_plan
 from paw_hpc.cluster.submit import Launchable, alike, array_script
 from paw_hpc.cluster.sweep import Sweep, Variant, load_sweep
-from paw_hpc.metrics import HARMLESS
 from paw_hpc.protocols import departures
 from paw_hpc.recipe import PROTOCOLS, ProtocolName, Recipe, load_recipe
+from paw_hpc.recipe.resume import known_verdict
 from paw_hpc.report import paper
 from paw_hpc.report.paper import paper_row
 from tests.recipe_files import CHOICES, RECIPES, ROOT, SWEEPS
@@ -25,7 +25,7 @@ from tests.recipe_files import CHOICES, RECIPES, ROOT, SWEEPS
 PAPER = [path for path in SWEEPS if path.parent == CHOICES.parent]
 TABLES = [path for path in PAPER if path.stem != "protocol"]
 """All but the sweep that goes from one protocol to the other."""
-HARDWARE = (*HARMLESS, "name", "policy.", "rollout.engine", "rollout.fleet.", "model.gradient_checkpointing")
+HARDWARE = ("name", "policy", "rollout.engine", "megatron")
 """Keys that say where a run computes, or how it is called, and not what it computes."""
 BY_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 OF_TABLES = pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -70,7 +70,8 @@ def science(recipe: Recipe) -> dict[str, Any]:
             walk(value, f"{prefix}{key}.") if isinstance(value, dict) else flat.__setitem__(prefix + key, value)
 
     walk(recipe.model_dump(mode="json"), "")
-    return {k: v for k, v in flat.items() if k == "updates" or not any(k == name or (name.endswith(".") and k.startswith(name)) for name in HARDWARE)}
+    where = {k for k in flat if known_verdict(k) == "free" or any(k == name or k.startswith(f"{name}.") for name in HARDWARE)}
+    return {k: v for k, v in flat.items() if k == "updates" or k not in where}
 
 
 class TestCoverage:

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +17,16 @@ from unittest import mock
 
 import submitit
 
+from paw_hpc import changes
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.job import Job, main
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.models import architecture_for
 from paw_hpc.cluster.plan import make_plan
-from paw_hpc.errors import CheckpointError, RecipeError, UserError
-from paw_hpc.metrics import RunDirectory, differing_keys, revision
+from paw_hpc.errors import RecipeError, UserError
+from paw_hpc.metrics import RunDirectory, revision
 from paw_hpc.recipe import Recipe, dump_recipe
+from paw_hpc.recipe.resume import Difference
 from paw_hpc.storage import storage_errors, write_atomically
 
 Executor = Literal["auto", "slurm", "allocation", "local"]
@@ -50,15 +52,20 @@ class Launchable:
     recipe: Recipe
     run: Path
     layout: ClusterLayout
+    changed: tuple[Difference, ...] = ()
+    """What is different from now on, in a run that goes on."""
 
     @classmethod
-    def of(cls, recipe: Recipe, run: Path) -> Launchable:
-        """Raises RecipeError for a layout that does not divide or fit, CheckpointError where another run is in the way."""
+    def of(cls, recipe: Recipe, run: Path, change: Collection[str] = ()) -> Launchable:
+        """Raises RecipeError for a layout that does not divide or fit, CheckpointError where another run is in the way.
+
+        Args:
+            change: keys that may differ from the run's recipe although they change what an update computes.
+        """
         plan = make_plan(recipe)
         directory = RunDirectory(run)
-        if directory.exists and (differing := differing_keys(directory.recipe(), recipe)):
-            raise CheckpointError(f"{run}: a run of another recipe is here ({', '.join(differing)}); give another --run-dir, or set it aside")
-        return cls(recipe, run.absolute(), plan.layout)
+        changed = changes.permitted(run, directory.recipe(), recipe, change) if directory.exists else ()
+        return cls(recipe, run.absolute(), plan.layout, tuple(changed))
 
     @property
     def finished(self) -> bool:
@@ -147,6 +154,7 @@ def prepare(launch: Launchable) -> None:
     architecture_for(recipe)  # a model or tokenizer that is still to be made ends here, not in the job
     with storage_errors(run):
         attempts.folder(run).mkdir(parents=True, exist_ok=True)
+    changes.record(run, launch.changed)
     for name, text in (
         ("recipe.yaml", dump_recipe(recipe)),
         ("revision.txt", revision()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,11 +55,14 @@ class Policy(Protocol):
         """
         ...
 
-    def resume(self, directory: Path) -> int:
+    def resume(self, directory: Path, may_differ: Collection[str] = ()) -> int:
         """Load the newest whole checkpoint; returns the updates that are done (0: there is none). Torn ones are passed over with a warning.
 
+        Args:
+            may_differ: recipe keys, or sections, in which the checkpoint's recipe may differ beside those that never matter (see recipe/resume.py).
+
         Raises:
-            CheckpointError: the newest whole one is of another recipe, or its shapes or names disagree.
+            CheckpointError: the newest whole one is of another recipe, its shapes or names disagree, or there are some and none is whole.
         """
         ...
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -79,11 +79,12 @@ def latest(directory: str | Path) -> Path | None:
     return None
 
 
-def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(path: str | Path, recipe: Recipe | None = None, may_differ: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, meta) of a checkpoint, tensors on the CPU; `meta["update"]` is the number of updates that are done.
 
     Args:
-        recipe: refuse a checkpoint that another recipe made (keys in `metrics.HARMLESS` may differ).
+        recipe: refuse a checkpoint that another recipe made.
+        may_differ: see `check_recipe`.
 
     Raises:
         CheckpointError: torn, not a checkpoint of paw_hpc, or made by another recipe (the differing keys are named).
@@ -92,7 +93,7 @@ def load(path: str | Path, recipe: Recipe | None = None) -> tuple[dict[str, Any]
     manifest = _read_manifest(path)
     meta = manifest["meta"]
     if recipe is not None:
-        check_recipe(path, meta, recipe)
+        check_recipe(path, meta, recipe, may_differ)
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours

@@ -15,18 +15,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from paw_hpc import fence
 from paw_hpc.errors import CheckpointError
-from paw_hpc.metrics import differing_keys
 from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.recipe.resume import differences
 from paw_hpc.storage import sync_folder
 
 MANIFEST = "manifest.json"
 _SAVED = ".saved"
+OTHER_WEIGHTS = "model.path: its weights are not those that the run began with; give the folder of the same model (the KL term is about it)"
 _NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
 
 
@@ -131,13 +132,26 @@ def check_content(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise CheckpointError(f"{path}: torn: {name} has the wrong checksum")
 
 
-def check_recipe(path: Path, meta: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises CheckpointError where another recipe made the checkpoint (keys in `metrics.HARMLESS` may differ); the differing keys are named."""
+def check_recipe(path: Path, meta: Mapping[str, Any], recipe: Recipe, may_differ: Collection[str] = ()) -> None:
+    """Raises CheckpointError where another recipe made the checkpoint; the differing keys are named.
+
+    Args:
+        may_differ: keys, or sections for all of their keys, that may, beside those that always may (see recipe/resume.py).
+    """
     if "recipe" not in meta:
         raise CheckpointError(f"{path}: does not say which recipe made it")
-    differing = differing_keys(parse_recipe(meta["recipe"], where=f"{path}/{MANIFEST}"), recipe)
+    differing = [
+        str(each)
+        for each in differences(parse_recipe(meta["recipe"], where=f"{path}/{MANIFEST}"), recipe)
+        if each.verdict in ("by name", "never") and not any(each.key == name or each.key.startswith(f"{name}.") for name in may_differ)
+    ]
     if differing:
         raise CheckpointError(f"{path}: made by another recipe ({', '.join(differing)}); resume with its own recipe, or start with --fresh")
+
+
+def has_moved(meta: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether the checkpoint's recipe finds the initial model in another place: its fingerprint must be compared then."""
+    return meta["recipe"]["model"]["path"] != recipe.model.path
 
 
 def digest(file: Path) -> str:

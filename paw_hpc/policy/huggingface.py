@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from paw_hpc.objective.plan import micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
 from paw_hpc.policy.critic import Critic, prompts
 from paw_hpc.policy.fingerprint import fingerprint
@@ -141,16 +142,17 @@ class HuggingFacePolicy:
             "critic": None if self.critic_optimizer is None else self.critic_optimizer.state(),
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any], *, moved: bool = False) -> None:
         """The inverse of `state`.
 
+        Args:
+            moved: the initial model was found in another place than the run began with.
+
         Raises:
-            CheckpointError: shapes or names disagree, or the reference would not be the one that the run began with.
+            CheckpointError: shapes or names disagree, or the initial model is not the one that the run began with, where that matters.
         """
-        if self.reference is not None and state["initial_fingerprint"] != self.initial_fingerprint:
-            raise CheckpointError(
-                "model.path: its weights are not those that the run began with, so the reference policy of the KL term would change"
-            )
+        if (self.reference is not None or moved) and state["initial_fingerprint"] != self.initial_fingerprint:
+            raise CheckpointError(OTHER_WEIGHTS)
         if (state["critic"] is None) != (self.critic_optimizer is None):
             raise CheckpointError(
                 f"algorithm.name: {self.recipe.algorithm.name}, but the checkpoint has {'no' if state['critic'] is None else 'a'} critic"
@@ -163,13 +165,13 @@ class HuggingFacePolicy:
         """See `Policy.save`; always waits."""
         checkpoint.save(directory, update, self.state(), meta, keep=keep)
 
-    def resume(self, directory: Path) -> int:
+    def resume(self, directory: Path, may_differ: Collection[str] = ()) -> int:
         """See `Policy.resume`."""
         newest = checkpoint.latest(directory)
         if newest is None:
             return 0
-        state, meta = checkpoint.load(newest, self.recipe)
-        self.load_state(state)
+        state, meta = checkpoint.load(newest, self.recipe, may_differ)
+        self.load_state(state, moved=has_moved(meta, self.recipe))
         return int(meta["update"])
 
     def describe(self) -> str:

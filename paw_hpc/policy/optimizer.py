@@ -11,6 +11,9 @@ from torch import nn
 from paw_hpc.errors import CheckpointError
 from paw_hpc.recipe import OptimizerSection
 
+SETTINGS = ("betas", "eps", "weight_decay")
+"""What a parameter group has from the recipe, beside the learning rate, which every step sets."""
+
 
 class Optimizer:
     """One AdamW over the parameters of a module.
@@ -79,8 +82,12 @@ class Optimizer:
         for name, master in self.masters.items():
             master.copy_(weights[name])
         self._publish()
+        # AdamW takes the settings that are stored with the moments for its own; the recipe's are those that hold.
+        own = [{name: group[name] for name in SETTINGS} for group in self.adamw.param_groups]
         # Copied: AdamW adopts the tensors that it is given, and would go on to change the caller's.
         self.adamw.load_state_dict(_copied(state["adamw"]))
+        for group, settings in zip(self.adamw.param_groups, own, strict=True):
+            group.update(settings)
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

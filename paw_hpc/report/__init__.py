@@ -152,4 +152,5 @@ def _sources(arms: Sequence[Arm]) -> tuple[str, ...]:
         done = sorted({f"{len(run.metrics)} of {run.recipe.updates}" for run in arm.runs})
         runs = ", ".join(f"{run.path} (seed {run.recipe.seed})" for run in arm.runs)
         lines.append(f"{arm.label}, {' / '.join(done)} updates: {runs}")
+        lines += [f"{arm.label} was changed on its way: {change}" for change in arm.runs[0].changes]
     return tuple(lines)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from paw_hpc.changes import Change, read_changes
 from paw_hpc.errors import DataError
-from paw_hpc.metrics import RunDirectory, differing_keys, read_metrics
+from paw_hpc.metrics import RunDirectory, read_metrics
 from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection
+from paw_hpc.recipe.resume import differing_keys
 from paw_hpc.results import EvaluationResult, mean_score, read_evaluations
 from paw_hpc.statistics import Interval, crossed_rate, crossed_table, stratified_mean, success_interval
 
@@ -34,6 +36,8 @@ class Run:
     recipe: Recipe
     metrics: list[dict[str, float]]
     evaluations: list[EvaluationResult]
+    changes: tuple[Change, ...] = ()
+    """What was changed on its way."""
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(updates int64[n], values float64[n]) of one metric, where it was logged and is a number."""
@@ -56,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Runs of one recipe (seeds)."""
+    """Runs of one recipe (seeds), changed alike on their way where they were changed."""
 
     label: str
     runs: tuple[Run, ...]
@@ -110,7 +114,7 @@ def read_arms(paths: Sequence[Path]) -> list[Arm]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if not differing_keys(_identity(group[0].recipe), _identity(run.recipe)):
+            if group[0].changes == run.changes and not differing_keys(_identity(group[0].recipe), _identity(run.recipe)):
                 group.append(run)
                 break
         else:
@@ -219,7 +223,7 @@ def _only_evaluations(path: Path) -> bool:
 
 def _read_run(path: Path) -> Run:
     run = RunDirectory(path)
-    return Run(path, run.recipe(), read_metrics(run.metrics_path), read_evaluations(path))
+    return Run(path, run.recipe(), read_metrics(run.metrics_path), read_evaluations(path), tuple(read_changes(path)))
 
 
 def _read_start(path: Path) -> list[EvaluationResult]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from paw_hpc.distributed import on_main
 from paw_hpc.errors import CheckpointError, StorageError
 from paw_hpc.policy.checkpoint_folder import (
+    OTHER_WEIGHTS,
     begin,
     check_content,
     check_recipe,
     checkpoints,
     commit,
     digest,
+    has_moved,
     none_whole,
     read_manifest,
     write_manifest,
@@ -65,7 +67,9 @@ class Identity:
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     initial_fingerprint: str | None = None
-    """Of the weights that the run began with, where a reference policy is made of them."""
+    """Of the weights that the run began with."""
+    has_reference: bool = False
+    """A reference policy is made of those weights, so they must be the same ones."""
 
     @functools.cached_property
     def described(self) -> dict[str, Any]:
@@ -77,8 +81,12 @@ class Identity:
             "initial_fingerprint": self.initial_fingerprint,
         }
 
-    def check(self, path: Path, found: Mapping[str, Any]) -> None:
-        """Raises CheckpointError where a checkpoint's description differs in what would change a resumed run."""
+    def check(self, path: Path, found: Mapping[str, Any], *, moved: bool = False) -> None:
+        """Raises CheckpointError where a checkpoint's description differs in what would change a resumed run.
+
+        Args:
+            moved: the initial model was found in another place than the run began with.
+        """
         own = self.described
         for field, value in own["architecture"].items():
             if (saved := found["architecture"].get(field)) != value:
@@ -88,10 +96,8 @@ class Identity:
             raise CheckpointError(
                 f"{path}: its vocabulary is not the tokenizer's (it was written with {sizes}); give its tokenizer as model.tokenizer"
             )
-        if self.initial_fingerprint is not None and found["initial_fingerprint"] != self.initial_fingerprint:
-            raise CheckpointError(
-                "model.path: its weights are not those that the run began with, so the reference policy of the KL term would change"
-            )
+        if (self.has_reference or moved) and found["initial_fingerprint"] != self.initial_fingerprint:
+            raise CheckpointError(OTHER_WEIGHTS)
 
 
 class Checkpoints:
@@ -159,7 +165,7 @@ class Checkpoints:
                 error = caught
         raise_together(error)
 
-    def resume(self, directory: Path, recipe: Recipe) -> int:
+    def resume(self, directory: Path, recipe: Recipe, may_differ: Collection[str] = ()) -> int:
         """Load the newest whole checkpoint into the models; returns the updates that are done (0: there is none).
 
         Raises:
@@ -171,8 +177,8 @@ class Checkpoints:
             return 0
         path, manifest = found
         meta = manifest["meta"]
-        check_recipe(path, meta, recipe)
-        self.identity.check(path, meta["megatron"])
+        check_recipe(path, meta, recipe, may_differ)
+        self.identity.check(path, meta["megatron"], moved=has_moved(meta, recipe))
         for what, ours in (("parts", self._parts), ("distributed_optimizer", self._distributed_optimizer)):
             if meta["megatron"][what] != ours:
                 raise CheckpointError(f"{path}: its {what} are {meta['megatron'][what]}, the run's are {ours}; it cannot be resumed with this recipe")

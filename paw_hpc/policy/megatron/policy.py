@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,7 +80,7 @@ class MegatronPolicy:
         self.critic = None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
         self._checkpoints = Checkpoints(
             layout,
-            Identity(self.architecture, self.hf_config, self.tokenizer, self.initial_fingerprint if wanted else None),
+            Identity(self.architecture, self.hf_config, self.tokenizer, self.initial_fingerprint, has_reference=wanted),
             {"policy": self.trained} if self.critic is None else {"policy": self.trained, "critic": self.critic},
         )
         self._head_options: dict[str, Any] = {
@@ -168,9 +168,9 @@ class MegatronPolicy:
         """See `Policy.save`."""
         self._checkpoints.save(directory, update, meta, keep=keep, wait=wait or not self.recipe.checkpoint.background)
 
-    def resume(self, directory: Path) -> int:
+    def resume(self, directory: Path, may_differ: Collection[str] = ()) -> int:
         """See `Policy.resume`; the layout may be another one than the checkpoint was written in."""
-        return self._checkpoints.resume(directory, self.recipe)
+        return self._checkpoints.resume(directory, self.recipe, may_differ)
 
     def whole_tensors(self, bucket_bytes: int = BUCKET_BYTES, *, own_stage: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
         """The current weights under their Hugging Face names, whole and on every rank (see `convert.transfer.hf_tensors`)."""

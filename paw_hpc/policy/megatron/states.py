@@ -23,6 +23,7 @@ from paw_hpc.policy.checkpoint import decode, encode
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.shim import quiet_imports
+from paw_hpc.policy.optimizer import SETTINGS
 
 with quiet_imports():
     from megatron.core import parallel_state
@@ -77,7 +78,11 @@ def load_optimizer(trained: TrainedModel, state: Any) -> None:
     states = [state] if len(parts) == 1 else [state[i] for i in range(len(parts))]
     for part, own in zip(parts, states, strict=True):
         load = _load_whole if "param_state" not in own else _load_sharded
+        # What is stored with the moments is taken for the optimizer's settings; the recipe's are those that hold.
+        kept = [{name: group[name] for name in SETTINGS if name in group} for group in part.optimizer.param_groups]
         load(part, own, isinstance(part.optimizer, _ADAM))
+        for group, settings in zip(part.optimizer.param_groups, kept, strict=True):
+            group.update(settings)
 
 
 @contextlib.contextmanager
