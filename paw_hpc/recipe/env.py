@@ -104,10 +104,14 @@ class EnvSection(Section):
     """Earlier (observation, action) pairs in the prompt."""
     prompt: Literal["paper", "compact"] = "paper"
     """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command."""
+    validity: Literal["admissible", "format"] = "admissible"
+    """Which steps pay the penalty. admissible: those whose action is not well-formed or, where the benchmark lists them, not among the admissible
+    ones. format: those whose response is not well-formed by the reference's rule for the benchmark (`paw_hpc.envs.answers`), whether or not the
+    action can be taken; the rule also reads the action its own way. With prompt=compact it means: blank, or with a Chinese character."""
     success_reward: float = 10.0
     """R_max of eq. 10; failure is worth 0."""
     invalid_penalty: NonNegative = 0.1
-    """Subtracted from the reward of a step whose action was malformed or not admissible; lambda never sees it."""
+    """Subtracted from the reward of a step whose action was invalid (see validity); lambda never sees it."""
     workers: PositiveInt = 2
     """ALFWorld: processes that load games; each episode then lives in a fork of its own."""
     step_timeout_s: PositiveFloat = 120.0

@@ -43,7 +43,7 @@ class Alfworld:
         return panels.panel(name, self._env.task_types, self._env.games)
 
     def view(self, task: Task, seed: int) -> AlfworldView:
-        return AlfworldView(task, style=self._env.prompt, history=self._env.history, seed=seed)
+        return AlfworldView(task, style=self._env.prompt, history=self._env.history, seed=seed, validity=self._env.validity)
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         return await self._pool.open(task, members)

@@ -7,16 +7,15 @@ trained from scratch, adds the commands played earlier, and takes the bare comma
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
+from paw_hpc.envs.answers import first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message, Task
 from paw_hpc.seeding import generator
 
 NOTHING = "Nothing happens."
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_TAIL = 30
+"""Characters of a response without an action that the reference takes for one."""
 _TASK = "Your task is to: "
 
 
@@ -34,11 +33,12 @@ class AlfworldView:
         style: "paper" or "compact".
         history: earlier (observation, action) pairs that the prompt shows.
         seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions instead of words).
+        validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
     """
 
-    def __init__(self, task: Task, *, style: str, history: int, seed: int):
+    def __init__(self, task: Task, *, style: str, history: int, seed: int, validity: str = "admissible"):
         self.task_sentence = ""
-        self._style, self._history, self._seed = style, history, seed
+        self._style, self._history, self._seed, self._by_format = style, history, seed, validity == "format"
         self._past: list[tuple[str, str]] = []
         self._observation = ""
         self._admissible: tuple[str, ...] = ()
@@ -60,12 +60,14 @@ class AlfworldView:
     def parse(self, response: str) -> tuple[str, bool]:
         if self._style == "compact":
             action = " ".join(response.lower().split())
-            return action, action in self._admissible
-        actions = _ACTION.findall(response)
-        if len(actions) != 1:
+            return action, is_written(response) if self._by_format else action in self._admissible
+        if self._by_format:
+            return first_tags(response, _TAIL)
+        said, thought = only_action(response)
+        if said is None:
             return " ".join(response.lower().split())[-60:], False
-        action = " ".join(actions[0].lower().split())
-        return action, bool(_THINK.search(response)) and action in self._admissible
+        action = " ".join(said.lower().split())
+        return action, thought and action in self._admissible
 
     def anchor(self) -> str:
         """What GiGPO may call the same state: observation and admissible commands (which tell the place and what is held)."""

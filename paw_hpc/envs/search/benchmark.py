@@ -14,7 +14,7 @@ from paw_hpc.envs.search import bm25, data
 from paw_hpc.envs.search.batching import SearchDesk
 from paw_hpc.envs.search.metrics import exact_match, f1
 from paw_hpc.envs.search.prompt import SearchView
-from paw_hpc.envs.search.protocol import INVALID, Action, passages_text, read_action
+from paw_hpc.envs.search.protocol import INVALID, NO_RESULTS, Action, exact_action, passages_text
 from paw_hpc.envs.search.questions import Question, checksum, is_in_domain
 from paw_hpc.envs.search.retriever import DENSE_META, Retriever, RetrieverFailure
 from paw_hpc.errors import DataError, RecipeError
@@ -63,7 +63,8 @@ class SearchQA:
         return Panel(full_name, tuple(listed), checksum([self.question(task) for task in listed]))
 
     def view(self, task: Task, seed: int) -> SearchView:
-        return SearchView(self.question(task).question, style=self._env.prompt, history=self._env.history, max_steps=self._env.max_steps)
+        env = self._env
+        return SearchView(self.question(task).question, style=env.prompt, history=env.history, max_steps=env.max_steps, validity=env.validity)
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         desk, question = await self._start(), self.question(task)
@@ -106,12 +107,12 @@ class SearchSession:
 
     async def step(self, action: str) -> EnvironmentState:
         self._steps += 1
-        last, asked = self._steps >= self._env.max_steps, read_action(action)
+        last, asked = self._steps >= self._env.max_steps, exact_action(action)
         if asked is not None and asked.kind == "answer":
             return self._judged(asked)
         if last:  # nobody would read what came back
             return EnvironmentState("", (), done=True)
-        return EnvironmentState(INVALID if asked is None else await self._found(asked.text), ())
+        return EnvironmentState(INVALID if asked is None else await self._found(asked.text) if asked.text else NO_RESULTS, ())
 
     async def close(self) -> None:
         pass

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 
+from paw_hpc.envs.answers import is_written, search_or_answer
 from paw_hpc.envs.base import EnvironmentState, Message
-from paw_hpc.envs.search.protocol import Action, read_action, thinks_first
+from paw_hpc.envs.search.protocol import Action, exact_action, read_action, thinks_first
 
 _COMPACT = re.compile(r"\s*(search|answer)\s+(\S.*?)\s*", re.DOTALL)
 _DOCUMENT = re.compile(r"^Doc \d+ \(Title: (.*?)\) ", re.MULTILINE)
@@ -23,11 +24,12 @@ class SearchView:
         style: "paper" or "compact".
         history: earlier turns that the prompt shows; the paper's protocol shows all of them.
         max_steps: turns of an episode; the prompt says how many are left.
+        validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
     """
 
-    def __init__(self, question: str, *, style: str, history: int, max_steps: int):
+    def __init__(self, question: str, *, style: str, history: int, max_steps: int, validity: str = "admissible"):
         self.question = question
-        self._style, self._history, self._max_steps = style, history, max_steps
+        self._style, self._history, self._max_steps, self._by_format = style, history, max_steps, validity == "format"
         self._past: list[tuple[str, str]] = []
         """(action, what came back), oldest first."""
         self._shown = history
@@ -43,12 +45,15 @@ class SearchView:
         return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
 
     def parse(self, response: str) -> tuple[str, bool]:
-        """(canonical action, valid). An action without a thought before it is carried out, and is not valid."""
+        """(canonical action, valid). By our own rule an action without a thought before it is carried out, and is not valid."""
         if self._style == "compact":
             found = _COMPACT.fullmatch(response)
-            return (str(Action(found[1], " ".join(found[2].split()))), True) if found else ("", False)  # type: ignore[arg-type]
-        action = read_action(response)
-        return ("", False) if action is None else (str(action), thinks_first(response))
+            action = str(Action(found[1], " ".join(found[2].split()))) if found else ""  # type: ignore[arg-type]
+            return action, is_written(response) if self._by_format else bool(found)
+        if self._by_format:
+            return search_or_answer(response)
+        read = read_action(response)
+        return ("", False) if read is None else (str(read), thinks_first(response))
 
     def anchor(self) -> str:
         """What GiGPO may call the same state: what the agent has just read (the question, at first)."""
@@ -82,7 +87,7 @@ class SearchView:
     def _compact(self) -> str:
         lines = [f"question: {self.question}"]
         for action, returned in self._recent():
-            found = read_action(action)
+            found = exact_action(action)
             if found is None:
                 lines.append("invalid")
             else:

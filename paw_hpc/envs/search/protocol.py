@@ -19,6 +19,7 @@ _TAGS = "think|search|answer|information"
 _THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
 _INFORMATION = re.compile(r"<information>.*?(?:</information>|\Z)", re.DOTALL)
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_WHOLE = re.compile(r"<(search|answer)>((?:(?!</\1>).)*)</\1>", re.DOTALL)
 _ANY_TAG = re.compile(rf"<(\s*/?\s*(?:{_TAGS})\s*/?\s*)>", re.IGNORECASE)
 
 
@@ -41,6 +42,13 @@ def read_action(text: str) -> Action | None:
     kind, content = found[0]
     content = " ".join(content.split())
     return Action(kind, content) if content else None
+
+
+def exact_action(text: str) -> Action | None:
+    """The action that is all of a text, as views hand it to sessions; it may be empty (only the format rule makes such), and nothing in it is looked
+    into. None where the text is no action."""
+    found = _WHOLE.fullmatch(text)
+    return Action(found[1], " ".join(found[2].split())) if found else None  # type: ignore[arg-type]
 
 
 def thinks_first(text: str) -> bool:

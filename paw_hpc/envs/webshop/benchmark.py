@@ -74,7 +74,7 @@ class Webshop:
         return Panel(title, tuple(chosen), hashlib.sha256("".join(contents).encode()).hexdigest())
 
     def view(self, task: Task, seed: int) -> WebshopView:
-        return WebshopView(style=self._env.prompt, history=self._env.history)
+        return WebshopView(style=self._env.prompt, history=self._env.history, validity=self._env.validity)
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         return [self.session(task, member) for member in range(members)]

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 
+from paw_hpc.envs.answers import first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR
 
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+_TAIL = 20
+"""Characters of a response without an action that the reference takes for one."""
 _SEARCH = re.compile(r"search\[(.+)\]")
 _TITLE_WORDS = 12
 _COMMANDS = {
@@ -41,11 +42,12 @@ class WebshopView:
     Args:
         style: "paper" or "compact".
         history: earlier (page, action) pairs that the paper's prompt shows.
+        validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
     """
 
-    def __init__(self, *, style: str, history: int):
+    def __init__(self, *, style: str, history: int, validity: str = "admissible"):
         self.instruction = ""
-        self._style, self._history = style, history
+        self._style, self._history, self._by_format = style, history, validity == "format"
         self._past: list[tuple[str, str]] = []
         self._page = ""
         self._admissible: tuple[str, ...] = ()
@@ -67,13 +69,16 @@ class WebshopView:
     def parse(self, response: str) -> tuple[str, bool]:
         """Search works on every page, but only where the page offers it is it an available action."""
         if self._style == "compact":
-            return self._parse_command(" ".join(response.lower().split()))
-        actions = _ACTION.findall(response)
-        if len(actions) != 1:
+            action, available = self._parse_command(" ".join(response.lower().split()))
+            return action, is_written(response) if self._by_format else available
+        if self._by_format:
+            return first_tags(response, _TAIL)
+        said, thought = only_action(response)
+        if said is None:
             # Brackets would make it an action.
             return re.sub(r"[\[\]]", " ", " ".join(response.lower().split())[-60:]).strip(), False
-        action = self._exact(actions[0].strip().lower())
-        return action, bool(_THINK.search(response)) and self._is_available(action)
+        action = self._exact(said.strip().lower())
+        return action, thought and self._is_available(action)
 
     def anchor(self) -> str:
         """What GiGPO may call the same state: the page."""

@@ -182,6 +182,17 @@ class TestView:
         found, is_valid = view.parse(answer)
         assert is_valid == valid and (found == action if action is not None else "[" not in found)
 
+    @pytest.mark.parametrize(
+        "action", ["", "   ", "maybe</think>\n<action>search[lamp]", "maybe<action>search[lamp]", "search[lamp", "search[]", "lamp"]
+    )
+    def test_an_action_that_the_shop_does_not_know_changes_nothing(self, action: str, lamps: Catalogue, tagger: Tagger) -> None:
+        session = ShopSession(Game(lamps, GOAL, tagger), 15, 10.0)
+        before = asyncio.run(session.reset())
+        after = session.act(action)
+        assert after.admissible == before.admissible and not after.done and after.reward == 0.0
+        assert after.observation == "WebShop [SEP] Search"
+        assert session.act("search[lamp]").observation != after.observation
+
     @pytest.mark.parametrize(("query", "valid"), [("red lamp", True), ("<your query>", False)])
     def test_search_on_the_start_page(self, query: str, valid: bool, lamps: Catalogue, tagger: Tagger) -> None:
         assert self.seen("paper", lamps, tagger).parse(f"<think></think><action>search[{query}]</action>") == (f"search[{query}]", valid)
