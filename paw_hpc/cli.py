@@ -13,6 +13,7 @@ import typer
 from paw_hpc import __version__
 from paw_hpc.cli_cluster import Change
 from paw_hpc.cli_cluster import app as cluster
+from paw_hpc.cli_prompt import add_prompt
 from paw_hpc.cli_search import app as search
 from paw_hpc.cli_webshop import app as webshop
 from paw_hpc.errors import UserError
@@ -27,6 +28,8 @@ app.add_typer(data, name="data")
 data.add_typer(alfworld, name="alfworld")
 data.add_typer(webshop, name="webshop")
 data.add_typer(search, name="search")
+for benchmark, commands in (("alfworld", alfworld), ("webshop", webshop), ("search", search)):
+    add_prompt(commands, benchmark)
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides by dotted path, for example optimizer.lr=2e-6.")]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from paw_hpc.recipe.section import NonNegative, Section
 
@@ -104,6 +105,9 @@ class EnvSection(Section):
     """Earlier (observation, action) pairs in the prompt."""
     prompt: Literal["paper", "compact"] = "paper"
     """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command."""
+    prompt_template: Annotated[str, Field(min_length=1)] | None = None
+    """The wording of the paper's style (see docs/prompts.md). none or default: our own; reference: the reference's facts, order and forms in our own
+    words; else a Jinja2 file, which is looked for from the current folder and kept with its whole path."""
     validity: Literal["admissible", "format"] = "admissible"
     """Which steps pay the penalty. admissible: those whose action is not well-formed or, where the benchmark lists them, not among the admissible
     ones. format: those whose response is not well-formed by the reference's rule for the benchmark (`paw_hpc.envs.answers`), whether or not the
@@ -115,6 +119,23 @@ class EnvSection(Section):
     workers: PositiveInt = 2
     """ALFWorld: processes that load games; each episode then lives in a fork of its own."""
     step_timeout_s: PositiveFloat = 120.0
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _whole_path(cls, choice: str | None) -> str | None:
+        """A stored recipe finds its template from any folder."""
+        if choice in (None, "default", "reference"):
+            return None if choice == "default" else choice
+        try:
+            return str(Path(choice).expanduser().absolute())
+        except RuntimeError:  # ~nobody
+            raise ValueError(f"prompt_template: {choice}: no such user's home; write the whole path") from None
+
+    @model_validator(mode="after")
+    def _template_is_used(self) -> EnvSection:
+        if self.prompt_template is not None and self.prompt != "paper":
+            raise ValueError(f"prompt_template: only prompt=paper is made by a template, and prompt is {self.prompt}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _own_keys(self) -> EnvSection:

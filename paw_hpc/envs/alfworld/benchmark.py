@@ -9,6 +9,7 @@ from paw_hpc.envs.alfworld.prompt import AlfworldView
 from paw_hpc.envs.base import Panel, Session, Task
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.envs.pool import EnvironmentPool
+from paw_hpc.envs.templates import load_template
 from paw_hpc.recipe import EnvSection
 
 ENGINE = "paw_hpc.envs.alfworld.engine:GameEngine"
@@ -18,7 +19,7 @@ class Alfworld:
     """Implements `paw_hpc.envs.base.Benchmark`."""
 
     def __init__(self, env: EnvSection):
-        self._env = env
+        self._env, self._template = env, load_template("alfworld", env.prompt_template)
         self._pool = EnvironmentPool(
             ENGINE,
             games.load_game,
@@ -43,7 +44,10 @@ class Alfworld:
         return panels.panel(name, self._env.task_types, self._env.games)
 
     def view(self, task: Task, seed: int) -> AlfworldView:
-        return AlfworldView(task, style=self._env.prompt, history=self._env.history, seed=seed, validity=self._env.validity)
+        env = self._env
+        return AlfworldView(
+            task, style=env.prompt, history=env.history, seed=seed, validity=env.validity, template=self._template, max_steps=env.max_steps
+        )
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         return await self._pool.open(task, members)

@@ -1,8 +1,9 @@
 """The agent's view of an ALFWorld episode: what it is shown and how its answer is read.
 
-Two styles. `paper` follows the paper's App. A.1: task, steps taken, the last `history` observations with their actions, the current observation and
-the admissible actions; the answer is `<think>...</think><action>...</action>`. `compact` shows the same facts in few words for tiny models that are
-trained from scratch, adds the commands played earlier, and takes the bare command as the answer.
+Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's App. A.1: task, steps taken, the last
+`history` observations with their actions, the current observation and the admissible actions; the answer is `<think>...</think><action>...</action>`.
+`compact` shows the same facts in few words for tiny models that are trained from scratch, adds the commands played earlier, and takes the bare
+command as the answer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 from paw_hpc.envs.answers import first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message, Task
+from paw_hpc.envs.templates import PromptTemplate, shipped_template
 from paw_hpc.seeding import generator
 
 NOTHING = "Nothing happens."
@@ -34,10 +36,24 @@ class AlfworldView:
         history: earlier (observation, action) pairs that the prompt shows.
         seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions instead of words).
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
+        template: of the paper's style; default: the shipped one.
+        max_steps: of the episode, for the template.
     """
 
-    def __init__(self, task: Task, *, style: str, history: int, seed: int, validity: str = "admissible"):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        style: str,
+        history: int,
+        seed: int,
+        validity: str = "admissible",
+        template: PromptTemplate | None = None,
+        max_steps: int = 50,
+    ):
         self.task_sentence = ""
+        self._template, self._max_steps = template or shipped_template("alfworld"), max_steps
+        self._opening = ""
         self._style, self._history, self._seed, self._by_format = style, history, seed, validity == "format"
         self._past: list[tuple[str, str]] = []
         self._observation = ""
@@ -46,6 +62,7 @@ class AlfworldView:
         self._shown_commands: int | None = None
 
     def start(self, state: EnvironmentState) -> None:
+        self._opening = state.observation.strip()
         self._observation, self.task_sentence = split_intro(state.observation)
         self._admissible = state.admissible
 
@@ -85,18 +102,17 @@ class AlfworldView:
 
     def _paper(self) -> str:
         recent = self._past[len(self._past) - min(self._shown_history, len(self._past)) :]
-        lines = [f"You are an agent in the text world ALFRED. Your task is to: {self.task_sentence}"]
-        if recent:
-            first = len(self._past) - len(recent) + 1
-            lines.append(f"You have taken {len(self._past)} step(s) so far. Your last {len(recent)} observation(s) and the actions you then took:")
-            lines += [f"[step {first + i}] observation: {seen} action: {done}" for i, (seen, done) in enumerate(recent)]
-        lines.append(f"You are now at step {len(self._past) + 1}. Current observation: {self._observation}")
-        lines.append("Admissible actions: " + ", ".join(f"'{c}'" for c in self._admissible if c != "help"))
-        lines.append(
-            "First reason step by step about the situation inside <think> </think> tags. "
-            "Then choose exactly one admissible action and write it inside <action> </action> tags."
+        first = len(self._past) - len(recent) + 1
+        return self._template.render(
+            task=self.task_sentence,
+            step=len(self._past) + 1,
+            steps_taken=len(self._past),
+            max_steps=self._max_steps,
+            history=[{"step": first + i, "observation": seen, "action": done} for i, (seen, done) in enumerate(recent)],
+            observation=self._observation,
+            opening=self._opening,
+            actions=[command for command in self._admissible if command != "help"],
         )
-        return "\n".join(lines)
 
     def _compact(self) -> str:
         keep = min(self._shown_history, len(self._past))

@@ -17,6 +17,7 @@ from paw_hpc.envs.search.prompt import SearchView
 from paw_hpc.envs.search.protocol import INVALID, NO_RESULTS, Action, exact_action, passages_text
 from paw_hpc.envs.search.questions import Question, checksum, is_in_domain
 from paw_hpc.envs.search.retriever import DENSE_META, Retriever, RetrieverFailure
+from paw_hpc.envs.templates import load_template
 from paw_hpc.errors import DataError, RecipeError
 from paw_hpc.recipe import EnvSection
 
@@ -28,7 +29,7 @@ class SearchQA:
     """Implements `paw_hpc.envs.base.Benchmark`."""
 
     def __init__(self, env: EnvSection):
-        self._env = env
+        self._env, self._template = env, load_template("search", env.prompt_template)
         self._desk: SearchDesk | None = None
         self._starting = asyncio.Lock()
         self._by_id: dict[str, Question] = {}
@@ -64,7 +65,14 @@ class SearchQA:
 
     def view(self, task: Task, seed: int) -> SearchView:
         env = self._env
-        return SearchView(self.question(task).question, style=env.prompt, history=env.history, max_steps=env.max_steps, validity=env.validity)
+        return SearchView(
+            self.question(task).question,
+            style=env.prompt,
+            history=env.history,
+            max_steps=env.max_steps,
+            validity=env.validity,
+            template=self._template,
+        )
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         desk, question = await self._start(), self.question(task)

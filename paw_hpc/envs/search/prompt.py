@@ -1,8 +1,8 @@
 """The agent's view of a question: what it is shown and how its answer is read.
 
-Two styles. `paper` follows the paper's protocol: the question, every search so far with its results inside <information>, and the order to think
-inside <think> and then write one <search> or one <answer>. `compact` shows the same in few words for tiny models from scratch; the answer is a bare
-line, `search QUERY` or `answer ANSWER`.
+Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's protocol: the question, every search so
+far with its results inside <information>, and the order to think inside <think> and then write one <search> or one <answer>. `compact` shows the same
+in few words for tiny models from scratch; the answer is a bare line, `search QUERY` or `answer ANSWER`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from paw_hpc.envs.answers import is_written, search_or_answer
 from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.search.protocol import Action, exact_action, read_action, thinks_first
+from paw_hpc.envs.templates import PromptTemplate, shipped_template
 
 _COMPACT = re.compile(r"\s*(search|answer)\s+(\S.*?)\s*", re.DOTALL)
 _DOCUMENT = re.compile(r"^Doc \d+ \(Title: (.*?)\) ", re.MULTILINE)
@@ -25,9 +26,20 @@ class SearchView:
         history: earlier turns that the prompt shows; the paper's protocol shows all of them.
         max_steps: turns of an episode; the prompt says how many are left.
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
+        template: of the paper's style; default: the shipped one.
     """
 
-    def __init__(self, question: str, *, style: str, history: int, max_steps: int, validity: str = "admissible"):
+    def __init__(
+        self,
+        question: str,
+        *,
+        style: str,
+        history: int,
+        max_steps: int,
+        validity: str = "admissible",
+        template: PromptTemplate | None = None,
+    ):
+        self._template = template or shipped_template("search")
         self.question = question
         self._style, self._history, self._max_steps, self._by_format = style, history, max_steps, validity == "format"
         self._past: list[tuple[str, str]] = []
@@ -68,21 +80,15 @@ class SearchView:
         return self._past[len(self._past) - min(self._shown, len(self._past)) :]
 
     def _paper(self) -> str:
-        lines = [
-            "You answer questions step by step, with the help of a search engine.",
-            f"Question: {self.question}",
-        ]
-        if recent := self._recent():
-            lines.append(f"You have taken {len(self._past)} step(s) so far. Your actions, and what the search engine returned:")
-            for action, returned in recent:
-                lines += [action or "(no valid action)", f"<information>{returned}</information>"]
-        lines.append(f"You are now at step {len(self._past) + 1} of at most {self._max_steps}.")
-        lines.append(
-            "First reason inside <think> </think> tags about what you know and what is missing. Then do exactly one of two things: "
-            "write a query inside <search> </search> tags if knowledge is missing, "
-            "or write the final answer, as short as possible, inside <answer> </answer> tags."
+        recent = self._recent()
+        first = len(self._past) - len(recent) + 1
+        return self._template.render(
+            task=self.question,
+            step=len(self._past) + 1,
+            steps_taken=len(self._past),
+            max_steps=self._max_steps,
+            history=[{"step": first + i, "observation": returned, "action": action} for i, (action, returned) in enumerate(recent)],
         )
-        return "\n".join(lines)
 
     def _compact(self) -> str:
         lines = [f"question: {self.question}"]

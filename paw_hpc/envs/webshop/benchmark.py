@@ -14,6 +14,7 @@ import numpy as np
 
 from paw_hpc.envs.base import EnvironmentState, Panel, Session, Task
 from paw_hpc.envs.panels import parse_name, sub_panel
+from paw_hpc.envs.templates import load_template
 from paw_hpc.envs.webshop.catalogue import Catalogue
 from paw_hpc.envs.webshop.data import find_catalogue
 from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR, Game
@@ -32,7 +33,7 @@ class Webshop:
     """Implements `paw_hpc.envs.base.Benchmark`."""
 
     def __init__(self, env: EnvSection):
-        self._env = env
+        self._env, self._template = env, load_template("webshop", env.prompt_template)
 
     @functools.cached_property
     def catalogue(self) -> Catalogue:
@@ -74,7 +75,8 @@ class Webshop:
         return Panel(title, tuple(chosen), hashlib.sha256("".join(contents).encode()).hexdigest())
 
     def view(self, task: Task, seed: int) -> WebshopView:
-        return WebshopView(style=self._env.prompt, history=self._env.history, validity=self._env.validity)
+        env = self._env
+        return WebshopView(style=env.prompt, history=env.history, validity=env.validity, template=self._template, max_steps=env.max_steps)
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         return [self.session(task, member) for member in range(members)]

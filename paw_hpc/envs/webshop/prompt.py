@@ -1,9 +1,9 @@
 """The agent's view of a shopping session: what it is shown and how its answer is read.
 
-Two styles. `paper` follows the paper's App. A.1: task, steps taken, the last `history` pages with the actions taken on them, the current page and the
-available actions; the answer is `<think>...</think><action>...</action>`. `compact` is for tiny models from scratch: products of a result page have
-numbers instead of ids, all is in lower case, actions are short commands (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand
-in for the history.
+Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's App. A.1: task, steps taken, the last
+`history` pages with the actions taken on them, the current page and the available actions; the answer is `<think>...</think><action>...</action>`.
+`compact` is for tiny models from scratch: products of a result page have numbers instead of ids, all is in lower case, actions are short commands
+(`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 
 from paw_hpc.envs.answers import first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message
+from paw_hpc.envs.templates import PromptTemplate, shipped_template
 from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR
 
 _TAIL = 20
@@ -43,10 +44,13 @@ class WebshopView:
         style: "paper" or "compact".
         history: earlier (page, action) pairs that the paper's prompt shows.
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
+        template: of the paper's style; default: the shipped one.
+        max_steps: of the episode, for the template.
     """
 
-    def __init__(self, *, style: str, history: int, validity: str = "admissible"):
+    def __init__(self, *, style: str, history: int, validity: str = "admissible", template: PromptTemplate | None = None, max_steps: int = 15):
         self.instruction = ""
+        self._template, self._max_steps = template or shipped_template("webshop"), max_steps
         self._style, self._history, self._by_format = style, history, validity == "format"
         self._past: list[tuple[str, str]] = []
         self._page = ""
@@ -120,24 +124,24 @@ class WebshopView:
     def _paper(self) -> str:
         keep = max(0, min(self._history, len(self._past)) - self._dropped)
         recent = self._past[len(self._past) - keep :]
-        lines = [f"You are shopping in the web shop WebShop. Your task is to: {self.instruction}"]
-        if recent:
-            first = len(self._past) - len(recent) + 1
-            lines.append(f"You have taken {len(self._past)} step(s) so far. Your last {len(recent)} observation(s) and the actions you then took:")
-            lines += [f"[step {first + i}] observation: {page} action: {action}" for i, (page, action) in enumerate(recent)]
-        lines.append(f"You are now at step {len(self._past) + 1}. Current observation: {self._page}")
-        lines.append("Available actions: " + self._listed())
-        lines.append(
-            "First reason step by step about the situation inside <think> </think> tags. "
-            "Then choose exactly one available action and write it inside <action> </action> tags."
+        first = len(self._past) - len(recent) + 1
+        actions, left_out = self._listed()
+        return self._template.render(
+            task=self.instruction,
+            step=len(self._past) + 1,
+            steps_taken=len(self._past),
+            max_steps=self._max_steps,
+            history=[{"step": first + i, "observation": page, "action": action} for i, (page, action) in enumerate(recent)],
+            observation=self._page,
+            actions=actions,
+            options_left_out=left_out,
         )
-        return "\n".join(lines)
 
-    def _listed(self) -> str:
+    def _listed(self) -> tuple[list[str], bool]:
+        """(the available actions that are shown, whether option values were left out of them)."""
         if self._dropped <= min(self._history, len(self._past)) or self._on_results():
-            return ", ".join(f"'{action}'" for action in self._admissible)
-        fixed = [action for action in self._admissible if action in _COMMANDS or action == SEARCH_ENTRY]
-        return ", ".join(f"'{action}'" for action in fixed) + ", and 'click[VALUE]' for every option value of the page"
+            return list(self._admissible), False
+        return [action for action in self._admissible if action in _COMMANDS or action == SEARCH_ENTRY], True
 
     def _compact(self) -> str:
         keep = len(self._past) >> self._dropped
