@@ -45,9 +45,11 @@ class Transition:
     valid: bool
     """The action was well-formed and admissible."""
     anchor: str
-    """Key of the state in which the action was taken (GiGPO groups by it)."""
+    """The state in which the action was taken, as its observation tells it (GiGPO groups by it)."""
     weight_version: int
     """Of the weights that sampled the response's last token."""
+    admissible: tuple[str, ...] = ()
+    """The actions that were admissible then, where the benchmark lists them."""
     token_versions: Ids | None = None
     """int32[len(response_ids)] where the engine's weights changed between two of its tokens; None: all are of `weight_version`."""
 
@@ -153,7 +155,8 @@ class Scores:
     old_logp: torch.Tensor  # float32[A], log-prob of the sampled token after temperature
     entropy: torch.Tensor  # float32[A], full-vocabulary entropy after temperature, nats
     ref_logp: torch.Tensor | None = None  # float32[A], reference policy (KL loss only)
-    values: torch.Tensor | None = None  # float32[N], critic at the last prompt token (PPO only)
+    values: torch.Tensor | None = None
+    """PPO only: float32[N], critic at the last prompt token; with `algorithm.ppo_advantages: tokens` float32[A], critic before each action token."""
 
 
 @dataclass(slots=True)
@@ -171,9 +174,11 @@ class Batch:
     row_target: torch.Tensor  # int64[R]
     row_kind: torch.Tensor  # uint8[R], ACTION or OBSERVATION
     row_cu: torch.Tensor  # int64[N+1], rows of sample n are row_cu[n]:row_cu[n+1]
-    streams: dict[str, torch.Tensor]  # name -> float32[R]: weight, advantage, old_logp, ref_logp, ...
+    streams: dict[str, torch.Tensor]
+    """name -> float32[R]: weight, advantage, old_logp, ref_logp, ...; for a critic of tokens also value_target, old_value, value_weight."""
     transition: torch.Tensor  # int64[N], index into the pool
-    sample_streams: dict[str, torch.Tensor] = field(default_factory=dict)  # name -> float32[N]: value_target, old_value, value_weight (PPO)
+    sample_streams: dict[str, torch.Tensor] = field(default_factory=dict)
+    """name -> float32[N]: value_target, old_value, value_weight of a critic of steps."""
     value_position: torch.Tensor | None = None  # int64[N], last prompt token of each sample (PPO)
 
     def __len__(self) -> int:

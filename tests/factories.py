@@ -66,8 +66,9 @@ def random_groups(
                         observation_ids=np.empty(0, dtype=np.int32) if silent else ids(*observation),
                         reward=success_reward if last and won else 0.0,
                         valid=bool(rng.random() >= invalid),
-                        anchor=f"state {rng.integers(states)}",
+                        anchor=(state := f"state {rng.integers(states)}"),
                         weight_version=0,
+                        admissible=("look", f"go {len(response_ids) % 2}") if state == "state 0" else (),
                     )
                 )
             group.episodes.append(episode)
@@ -80,8 +81,8 @@ def random_pool(seed: int, groups: int = 3, members: int = 4, **options: Any) ->
     return Pool.from_groups(random_groups(seed, groups, members, **options))
 
 
-def random_scores(pool: Pool, seed: int = 0, *, vocabulary: int = 50) -> Scores:
-    """Scores of a trainer near the behaviour policy, with a reference policy and a critic."""
+def random_scores(pool: Pool, seed: int = 0, *, vocabulary: int = 50, per_token_values: bool = False) -> Scores:
+    """Scores of a trainer near the behaviour policy, with a reference policy and a critic (of steps, or of tokens)."""
     rng = np.random.default_rng([seed, 2])
     behaviour = np.concatenate([t.response_logprobs for t in pool.transitions])
 
@@ -92,7 +93,7 @@ def random_scores(pool: Pool, seed: int = 0, *, vocabulary: int = 50) -> Scores:
         old_logp=near(behaviour, 0.05),
         entropy=torch.from_numpy(rng.uniform(0.0, math.log(vocabulary), len(behaviour)).astype(np.float32)),
         ref_logp=near(behaviour, 0.2),
-        values=torch.from_numpy(rng.normal(2.0, 1.0, len(pool)).astype(np.float32)),
+        values=torch.from_numpy(rng.normal(2.0, 1.0, len(behaviour) if per_token_values else len(pool)).astype(np.float32)),
     )
 
 

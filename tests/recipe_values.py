@@ -22,6 +22,8 @@ NASTY = (
 _NUMBERS = (0, 1, 2, 3, 4, 5, 8, 7, 64, 1000, 0.25, 0.9, 0.5, 1.5, 3.0, 1e-7)
 START: Mapping[str, Any] = {"model": {"path": "some/model"}}
 TOGETHER: dict[str, Mapping[str, Any]] = {
+    "algorithm.token_gamma": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
+    "algorithm.token_lambda": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
     "model.tiny": {"model": {"path": None, "tokenizer": "words"}},
     "rollout.staleness": {"rollout": {"engine": "sglang"}, "algorithm": {"truncated_importance": 2.0}},
     "megatron.sequence_parallel": {"megatron": {"tensor_parallel": 2}},

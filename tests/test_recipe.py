@@ -135,6 +135,9 @@ class TestRefusals:
             ("model: {tokenizer: t, tiny: {heads: 4, kv_heads: 3}}", "model.tiny: heads must divide hidden_size, and kv_heads must divide heads"),
             (MODEL + "env: {success_reward: 0}", "env.success_reward: the reward-adaptive coefficient needs R_max > 0"),
             (MODEL + "algorithm: {dual_clip: 1}", "algorithm.dual_clip: 1.0 must exceed 1 (or be null)"),
+            (MODEL + "algorithm: {name: ppo, token_gamma: 0.9}", "algorithm: token_gamma: nothing runs over tokens with ppo_advantages=steps"),
+            (MODEL + "algorithm: {token_lambda: 0.9}", "algorithm: token_lambda: nothing runs over tokens"),
+            (MODEL + "optimizer: {warmup_updates: 3, warmup_share: 0.1}", "optimizer.warmup_share: the warm-up is given twice"),
         ],
     )
     def test_impossible_combinations(self, tmp_path: Path, text: str, said: str) -> None:

@@ -75,7 +75,7 @@ class AgentView(Protocol):
     def observe(self, action: str, state: EnvironmentState) -> None: ...
 
     def anchor(self) -> str:
-        """Key of the current state for GiGPO's grouping."""
+        """The current state as its observation tells it, for GiGPO's grouping; `algorithm.gigpo_anchor` says whether admissible actions join it."""
         ...
 
     def shorten(self) -> bool:

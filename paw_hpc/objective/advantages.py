@@ -1,4 +1,4 @@
-"""Advantage estimators: GRPO, RLOO, GiGPO and step-level GAE.
+"""Advantage estimators: GRPO, RLOO, GiGPO, and GAE over steps or tokens.
 
 E episodes, N transitions; `group` holds 0-based group numbers. Everything is computed in float64 and returned in the dtype of the first argument.
 A group without contrast (all values equal, or a single member) gives exactly 0: rounding must not become a signal when it is divided by a tiny std.
@@ -15,67 +15,52 @@ EPS = 1e-6
 """Added to standard deviations."""
 
 
-def grpo(returns: torch.Tensor, group: torch.Tensor, normalize_std: bool = True) -> torch.Tensor:
+def grpo(returns: torch.Tensor, group: torch.Tensor, normalize_std: bool = True, counted: torch.Tensor | None = None) -> torch.Tensor:
     """Group-relative advantage A_i = (R_i - mean_g) / (std_g + EPS), std with n - 1 (DeepSeekMath, eq. 4; without division: Dr. GRPO).
 
     Args:
-        returns: float[E].
-        group: int64[E].
+        returns: float[n], of episodes, or of samples.
+        group: int64[n].
+        counted: bool[n], whose returns make up mean and deviation, at least one of each group; None: all.
 
-    Returns: float[E].
+    Returns: float[n].
     """
-    return _center(returns.double(), group, normalize_std).to(returns.dtype)
+    return _center(returns.double(), group, normalize_std, counted).to(returns.dtype)
 
 
-def rloo(returns: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+def rloo(returns: torch.Tensor, group: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """Leave-one-out advantage A_i = R_i - mean of the other members' returns (Ahmadian et al. 2024, eq. 8); 0 for a single member.
 
     Args:
-        returns: float[E].
-        group: int64[E].
+        returns: float[n], of episodes, or of samples.
+        group: int64[n].
+        counted: bool[n], who the members are, at least one of each group; None: all.
 
-    Returns: float[E].
+    Returns: float[n].
     """
     x = returns.double()
-    count = _count(group)[group]
-    centred = _center(x, group, normalize_std=False)
+    count = _count(group if counted is None else group[counted])[group]
+    centred = _center(x, group, normalize_std=False, counted=counted)
     return (centred * count / (count - 1).clamp(min=1)).to(returns.dtype)
 
 
-def gigpo(
-    returns: torch.Tensor,
-    rewards: torch.Tensor,
-    group: torch.Tensor,
-    anchor: Sequence[str],
-    *,
-    episode: torch.Tensor,
-    step: torch.Tensor,
-    omega: float = 1.0,
-    gamma: float = 0.95,
-    normalize_std: bool = True,
-    similarity: float | None = None,
+def gigpo_steps(
+    to_go: torch.Tensor, group: torch.Tensor, anchor: Sequence[str], *, normalize_std: bool = True, similarity: float | None = None
 ) -> torch.Tensor:
-    """Group-in-group advantage A_n = A_E(episode of n) + omega * A_S(n) (GiGPO, arXiv 2505.10978, eq. 3-8).
+    """The step part A_S of GiGPO's advantage A_E + omega * A_S (arXiv 2505.10978, eq. 3-8); the episode part A_E is `grpo`.
 
-    A_E is `grpo` over the returns of a task group. A_S is the same over the discounted returns-to-go of those transitions of the group that were
-    taken in the same anchor state; a state met once gives A_S = 0.
+    A_S is `grpo` over the discounted returns-to-go of those transitions of a task group that were taken in the same anchor state; a state met once
+    gives 0.
 
     Args:
-        returns: float[E], episode returns.
-        rewards: float[N], step rewards.
+        to_go: float[N], discounted return-to-go of each transition.
         group: int64[N], task group of each transition.
         anchor: N state keys; compared within a task group only.
-        episode: int64[N], index into `returns`.
-        step: int64[N], order within the episode.
         similarity: None: keys must be equal; else keys whose difflib ratio to the first key of a cluster reaches this are one state.
 
     Returns: float[N].
     """
-    episode_group = torch.zeros(len(returns), dtype=torch.long).index_copy(0, episode, group)
-    episode_advantage = _center(returns.double(), episode_group, normalize_std)[episode]
-    state = anchor_states(group, anchor, similarity)
-    step_advantage = _center(returns_to_go(rewards.double(), episode, step, gamma), state, normalize_std)
-    return (episode_advantage + omega * step_advantage).to(returns.dtype)
+    return _center(to_go.double(), anchor_states(group, anchor, similarity), normalize_std).to(to_go.dtype)
 
 
 def returns_to_go(rewards: torch.Tensor, episode: torch.Tensor, step: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -112,15 +97,15 @@ def anchor_states(group: torch.Tensor, anchor: Sequence[str], similarity: float 
 
 
 def gae(rewards: torch.Tensor, values: torch.Tensor, dones: torch.Tensor, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation over the steps of episodes (Schulman et al. 2016, eq. 16); an episode's end is worth 0.
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over the steps of episodes, or the tokens of responses; an end is worth 0.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where V_{t+1} = A_{t+1} = 0 at `dones`.
 
     Args:
-        rewards, values: float[N], episode after episode, each in the order of its steps.
-        dones: bool[N], True at the last step of each episode.
+        rewards, values: float[n], episode after episode in the order of their steps (or response after response, its tokens).
+        dones: bool[n], True at the last step of each episode.
 
-    Returns: (advantages float[N], value targets A + V float[N]).
+    Returns: (advantages float[n], value targets A + V float[n]).
     """
     reward_of, value_of, done_of = rewards.tolist(), values.tolist(), dones.tolist()
     advantages = [0.0] * len(reward_of)
@@ -144,16 +129,17 @@ def _count(group: torch.Tensor) -> torch.Tensor:
     return torch.bincount(group).double()
 
 
-def _center(x: torch.Tensor, group: torch.Tensor, normalize_std: bool) -> torch.Tensor:
-    """float64[n] -> float64[n]: deviations from the group's mean, divided by its deviation (n - 1) + EPS if asked."""
-    count = _count(group)
+def _center(x: torch.Tensor, group: torch.Tensor, normalize_std: bool, counted: torch.Tensor | None = None) -> torch.Tensor:
+    """float64[n] -> float64[n]: deviations from the group's mean, divided by its deviation (n - 1) + EPS if asked; both of the counted (bool[n])."""
+    chosen = slice(None) if counted is None else counted
+    count = _count(group[chosen])
     zeros = torch.zeros_like(count)
-    mean = zeros.index_add(0, group, x) / count.clamp(min=1)
+    mean = zeros.index_add(0, group[chosen], x[chosen]) / count.clamp(min=1)
     centred = x - mean[group]
     low = zeros.scatter_reduce(0, group, x, "amin", include_self=False)
     high = zeros.scatter_reduce(0, group, x, "amax", include_self=False)
     if normalize_std:
-        std = (zeros.index_add(0, group, centred.square()) / (count - 1).clamp(min=1)).sqrt()
+        std = (zeros.index_add(0, group[chosen], centred[chosen].square()) / (count - 1).clamp(min=1)).sqrt()
         centred = centred / (std[group] + EPS)
     return torch.where((low == high)[group], 0.0, centred)
 

@@ -40,7 +40,7 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[Batch]:
 
 
 def _scaled(batch: Batch, factor: float) -> Batch:
-    for streams, name in ((batch.streams, "weight"), (batch.sample_streams, "value_weight")):
+    for streams, name in ((batch.streams, "weight"), (batch.streams, "value_weight"), (batch.sample_streams, "value_weight")):
         if name in streams:
             streams[name] = streams[name] * factor
     return batch

@@ -14,12 +14,13 @@ import torch
 
 from paw_hpc.errors import TrainingError
 from paw_hpc.experience import ACTION, OBSERVATION, Batch, Ids, Pool, Scores
-from paw_hpc.objective import advantages, world_model
+from paw_hpc.objective import world_model
 from paw_hpc.objective.batching import micro_batches, mini_batches
+from paw_hpc.objective.credit import Credit, assign_credit
 from paw_hpc.recipe import Recipe, WorldModelSection
 from paw_hpc.seeding import generator
 
-__all__ = ["Plan", "micro_batches", "mini_batches", "pack", "plan", "world_model_scale"]
+__all__ = ["Plan", "last_prompt_tokens", "micro_batches", "mini_batches", "pack", "plan", "world_model_scale"]
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Plan:
     batch: Batch
     """Samples in pool order (`transition` = 0 .. N-1)."""
     metrics: dict[str, float]
-    advantage: torch.Tensor  # float32[N]
+    advantage: torch.Tensor  # float32[N]; with a critic of tokens the mean over a response
     selected: torch.Tensor  # bool[N], S_alpha
     coefficient: torch.Tensor  # float64[G], lambda_g (1 for the constant coefficient), before the scale
 
@@ -52,8 +53,8 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     """Turn one update's experience into a batch of weighted rows (eq. 11 of the paper; Algorithm 1, "plan").
 
     Streams per row: `weight`, `advantage`, `old_logp`, with `ref_logp` when `algorithm.kl_coefficient` > 0 and `behaviour_logp` when
-    `algorithm.truncated_importance` is set; observation rows hold 0 in all but `weight`. PPO adds the sample streams `value_target`, `old_value`,
-    `value_weight` and `value_position`.
+    `algorithm.truncated_importance` is set; observation rows hold 0 in all but `weight`. PPO adds `value_position` and the streams `value_target`,
+    `old_value` and `value_weight`: one per sample, or per row with `algorithm.ppo_advantages: tokens`.
 
     A transition's observation (and the bridge before it) is appended only where its world-model weight is above 0. Transitions without a next
     observation have no world-model target: they are no part of the pool that selection draws from, nor of the N in round(alpha * N).
@@ -73,15 +74,14 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     if not len(sample):
         raise TrainingError(f"update {update}: no response has a single token; check rollout.max_response_tokens and rollout.stop")
     _check(scores, pool, sample, recipe)
-    advantage, value_streams = _advantages(pool, scores, recipe)
+    credit = assign_credit(pool, scores, sample, recipe)
     wm = _world_model(pool, scores, sample, recipe, update)
     batch = pack(pool, wm.observations)
     action_weight = _action_weights(pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation)
-    _add_streams(batch, pool, scores, recipe, advantage, action_weight, wm.weight)
+    _add_streams(batch, pool, scores, recipe, credit, action_weight, wm.weight)
     if recipe.algorithm.name == "ppo":
-        batch.sample_streams = value_streams
-        batch.value_position = batch.cu_seqlens[:-1].long() + _lengths([t.prompt_ids for t in pool.transitions]) - 1
-    return Plan(batch, _metrics(pool, scores, recipe, batch, advantage, wm), advantage, wm.selected, wm.coefficient)
+        batch.value_position = last_prompt_tokens(batch, pool)
+    return Plan(batch, _metrics(pool, scores, batch, credit, wm), credit.advantage, wm.selected, wm.coefficient)
 
 
 def world_model_scale(wm: WorldModelSection, update: int, updates: int) -> float:
@@ -100,7 +100,7 @@ def _check(scores: Scores, pool: Pool, sample: torch.Tensor, recipe: Recipe) -> 
     if recipe.algorithm.kl_coefficient > 0:
         needed["ref_logp"] = len(sample)
     if recipe.algorithm.name == "ppo":
-        needed["values"] = len(pool)
+        needed["values"] = len(sample) if recipe.algorithm.per_token_values else len(pool)
     for name, length in needed.items():
         value = getattr(scores, name)
         if value is None or len(value) != length:
@@ -110,50 +110,6 @@ def _check(scores: Scores, pool: Pool, sample: torch.Tensor, recipe: Recipe) -> 
 
 
 # --------------------------------------------------------------------------------------------------------------------------- the RL half
-
-
-def _advantages(pool: Pool, scores: Scores, recipe: Recipe) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Advantage of each transition (float32[N]) and, for PPO, the critic's streams (float32[N])."""
-    a = recipe.algorithm
-    invalid = recipe.env.invalid_penalty * (~pool.valid).double()
-    returns, rewards = pool.returns.double(), pool.rewards.double()
-    if a.penalty == "advantage":
-        returns = returns - torch.zeros_like(returns).index_add(0, pool.episode, invalid)
-        rewards = rewards - invalid
-    streams: dict[str, torch.Tensor] = {}
-    if a.name == "grpo":
-        advantage = advantages.grpo(returns, pool.episode_group, a.normalize_std)[pool.episode]
-    elif a.name == "rloo":
-        advantage = advantages.rloo(returns, pool.episode_group)[pool.episode]
-    elif a.name == "gigpo":
-        advantage = advantages.gigpo(
-            returns,
-            rewards,
-            pool.group,
-            [t.anchor for t in pool.transitions],
-            episode=pool.episode,
-            step=pool.step,
-            omega=a.gigpo_omega,
-            gamma=a.gamma,
-            normalize_std=a.normalize_std,
-            similarity=a.gigpo_similarity,
-        )
-    else:
-        assert scores.values is not None  # `_check`
-        values = scores.values.double()
-        advantage, target = advantages.gae(rewards, values, _last_step(pool), a.gamma, a.gae_lambda)
-        advantage = advantages.whiten(advantage)
-        streams = {"value_target": target, "old_value": values, "value_weight": torch.full_like(values, a.value_coefficient / len(pool))}
-    if a.penalty == "after_normalization":
-        advantage = advantage - invalid
-    return advantage.float(), {name: stream.float() for name, stream in streams.items()}
-
-
-def _last_step(pool: Pool) -> torch.Tensor:
-    """bool[N]: the last transition of its episode (the pool is ordered by episode and step)."""
-    last = torch.ones(len(pool), dtype=torch.bool)
-    last[:-1] = pool.episode[:-1] != pool.episode[1:]
-    return last
 
 
 def _action_weights(pool: Pool, response_lengths: torch.Tensor, aggregation: str) -> torch.Tensor:
@@ -186,19 +142,27 @@ def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recip
     if wm.coefficient == "reward_adaptive" and recipe.env.success_reward > 0:
         coefficient = world_model.reward_adaptive_coefficient(pool.returns, pool.episode_group, recipe.env.success_reward)
     scale = world_model_scale(wm, update, recipe.updates)
-    weight = scale * world_model.transition_weights(selected, pool.group, coefficient)
-    trained = weight.nonzero().flatten().tolist()
+    trained = (selected & (scale * coefficient[pool.group] > 0)).nonzero().flatten().tolist()
     source = trained
     equal_share = None
     if wm.target == "shuffled":
         if len(trained) == 1:  # nothing to exchange it with; training on the truth would not be the control
-            weight, trained = torch.zeros_like(weight), []
+            trained = []
         source = derange(trained, recipe.seed, update)
         same = [np.array_equal(_observation(pool, a), _observation(pool, b)) for a, b in zip(trained, source, strict=True)]
         equal_share = float(np.mean(same)) if same else None
-    observations = [np.empty(0, dtype=np.int32)] * n
+    observations = [t.observation_ids for t in pool.transitions]
     for to, origin in zip(trained, source, strict=True):
         observations[to] = _observation(pool, origin)
+    if wm.aggregation == "token":
+        weight = scale * world_model.token_weights(selected, pool.group, coefficient, _lengths(observations))
+    else:
+        weight = scale * world_model.transition_weights(selected, pool.group, coefficient)
+    left_out = torch.ones(n, dtype=torch.bool)
+    left_out[trained] = False
+    weight[left_out] = 0.0
+    for index in left_out.nonzero().flatten().tolist():
+        observations[index] = np.empty(0, dtype=np.int32)
     return _WorldModelPlan(entropy, selectable, selected, coefficient, scale, weight, observations, equal_share)
 
 
@@ -244,23 +208,31 @@ def pack(pool: Pool, observations: list[Ids]) -> Batch:
 
 
 def _add_streams(
-    batch: Batch, pool: Pool, scores: Scores, recipe: Recipe, advantage: torch.Tensor, action_weight: torch.Tensor, wm_weight: torch.Tensor
+    batch: Batch, pool: Pool, scores: Scores, recipe: Recipe, credit: Credit, action_weight: torch.Tensor, wm_weight: torch.Tensor
 ) -> None:
-    """Fill `batch.streams` (float32[R])."""
+    """Fill `batch.streams` (float32[R]) and, for a critic of steps, `batch.sample_streams` (float32[N])."""
     sample = torch.repeat_interleave(torch.arange(len(batch)), batch.row_cu[1:] - batch.row_cu[:-1])
     is_action = batch.row_kind == ACTION
     observation_rows = torch.bincount(sample[~is_action], minlength=len(batch)).clamp(min=1)
     weight = torch.where(is_action, action_weight[sample], (wm_weight / observation_rows)[sample])
     batch.streams["weight"] = weight.float()
-    batch.streams["advantage"] = torch.where(is_action, advantage[sample], 0.0)
-    per_token = {"old_logp": scores.old_logp}
+    per_token = {"advantage": credit.per_token, "old_logp": scores.old_logp}
     if recipe.algorithm.kl_coefficient > 0:
         assert scores.ref_logp is not None  # `_check`
         per_token["ref_logp"] = scores.ref_logp
     if recipe.algorithm.truncated_importance is not None:
         per_token["behaviour_logp"] = _behaviour_logp(pool)
+    if recipe.algorithm.per_token_values:
+        per_token |= credit.value_streams
+    else:
+        batch.sample_streams = credit.value_streams
     for name, values in per_token.items():
         batch.streams[name] = torch.zeros(batch.num_rows).masked_scatter(is_action, values.float())
+
+
+def last_prompt_tokens(batch: Batch, pool: Pool) -> torch.Tensor:
+    """int64[N]: the position of each sample's last prompt token, in a batch of the whole pool."""
+    return batch.cu_seqlens[:-1].long() + _lengths([t.prompt_ids for t in pool.transitions]) - 1
 
 
 def _behaviour_logp(pool: Pool) -> torch.Tensor:
@@ -283,7 +255,7 @@ def _within(lengths: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------------------------- metrics
 
 
-def _metrics(pool: Pool, scores: Scores, recipe: Recipe, batch: Batch, advantage: torch.Tensor, wm: _WorldModelPlan) -> dict[str, float]:
+def _metrics(pool: Pool, scores: Scores, batch: Batch, credit: Credit, wm: _WorldModelPlan) -> dict[str, float]:
     """What to log of a plan. Names end in _mean, _share and the like; bare nouns are counts. The same names for every arm, vanilla included.
 
     lambda_* is the coefficient per group before `wm_scale`; entropy_* are nats per action (eq. 4), entropy_threshold the lowest selected one;
@@ -294,7 +266,9 @@ def _metrics(pool: Pool, scores: Scores, recipe: Recipe, batch: Batch, advantage
     response = _lengths([t.response_ids for t in pool.transitions]).double()
     observation = _lengths([t.observation_ids for t in pool.transitions]).double()
     drift = (scores.old_logp - _behaviour_logp(pool)).abs()
-    signal = torch.zeros(pool.num_groups).scatter_reduce(0, pool.group, advantage.abs(), "amax")
+    of_token = pool.group[pool.action_sample]
+    signal = torch.zeros(pool.num_groups).scatter_reduce(0, of_token, credit.per_token.abs(), "amax")
+    advantage = credit.advantage
     trained = wm.weight > 0
     metrics = {
         "success": float(np.mean([e.success for e in pool.episodes])),

@@ -120,8 +120,8 @@ def world_model_loss(logp: torch.Tensor, wm: WorldModelSection) -> torch.Tensor:
 
 
 def make_value_loss(batch: Batch, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Critic (PPO): values[N] at `batch.value_position` -> value_weight * clipped value loss per sample, float[N]."""
-    streams, clip = batch.sample_streams, recipe.algorithm.value_clip
+    """Critic (PPO): values[R] of a batch as `policy.critic.critic_batch` makes it -> value_weight * clipped value loss per row, float[R]."""
+    streams, clip = batch.streams, recipe.algorithm.value_clip
     return lambda values: streams["value_weight"] * clipped_value_loss(values, streams["old_value"], streams["value_target"], clip)
 
 
@@ -172,8 +172,8 @@ def row_metrics(batch: Batch, logp: torch.Tensor, entropy: torch.Tensor, recipe:
 
 @torch.no_grad()
 def value_metrics(batch: Batch, values: torch.Tensor, recipe: Recipe) -> Sums:
-    """value_loss (unweighted mean) and value_mean of the samples of a batch; values float[N]."""
-    streams, ones = batch.sample_streams, torch.ones_like(values, dtype=torch.float64)
+    """value_loss (unweighted mean) and value_mean of the rows of a critic's batch; values float[R]."""
+    streams, ones = batch.streams, torch.ones_like(values, dtype=torch.float64)
     loss = clipped_value_loss(values, streams["old_value"], streams["value_target"], recipe.algorithm.value_clip)
     return {"value_loss": _sum(loss.double(), ones), "value_mean": _sum(values.double(), ones)}
 

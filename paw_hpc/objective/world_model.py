@@ -115,3 +115,18 @@ def transition_weights(selected: torch.Tensor, group: torch.Tensor, coefficient:
     per_group = torch.bincount(group[selected], minlength=len(coefficient)).clamp(min=1)
     weight = coefficient.double() / (len(coefficient) * per_group)
     return torch.where(selected, weight[group], 0.0)
+
+
+def token_weights(selected: torch.Tensor, group: torch.Tensor, coefficient: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """w_n = lambda_g * T_n / T for a selected transition, else 0: every observation token of the update counts the same (ECHO's normalizer).
+
+    Args:
+        selected: bool[N].
+        group: int64[N].
+        coefficient: float[G], lambda.
+        lengths: int64[N], T_n: tokens of the observation that a transition is trained on; T is their sum over the selected transitions.
+
+    Returns: float64[N], the weight of the mean over the transition's tokens, as `transition_weights` gives it.
+    """
+    lengths = torch.where(selected, lengths, 0).double()
+    return coefficient.double()[group] * lengths / lengths.sum().clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""The critic of PPO: the policy's backbone with a scalar head, read at the last prompt token of each transition."""
+"""The critic of PPO: the policy's backbone with a scalar head, read at the last prompt token of each transition, or before every response token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paw_hpc.experience import Batch
+from paw_hpc.experience import ACTION, Batch
 from paw_hpc.policy.packed import Packing, hidden_states
 from paw_hpc.seeding import derive_seed
 
@@ -23,10 +23,10 @@ class Critic(nn.Module):
         self.body = copy.deepcopy(getattr(policy, policy.base_model_prefix))
         self.head = draw_head(policy.config.hidden_size, seed).to(policy.device)
 
-    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """float32[N]: the value at the last token of each of N packed prompts (tokens int64[T])."""
+    def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, packing: Packing, row_position: torch.Tensor) -> torch.Tensor:
+        """float32[R]: the values at `row_position` (int64[R]) of packed samples (tokens int64[T])."""
         hidden = hidden_states(self.body, tokens, position_ids, packing)
-        return self.head(hidden[packing.cu_seqlens[1:].long() - 1].float())[:, 0]
+        return self.head(hidden.index_select(0, row_position).float())[:, 0]
 
 
 def draw_head(hidden_size: int, seed: int) -> nn.Linear:
@@ -39,10 +39,44 @@ def draw_head(hidden_size: int, seed: int) -> nn.Linear:
     return head
 
 
-def prompts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(tokens[P], position_ids[P], cu_seqlens[N+1]) of the prompts alone: what follows the last prompt token cannot change its value."""
+def critic_batch(batch: Batch, per_token: bool) -> Batch:
+    """What the critic reads of a batch with `value_position`: one row per value, its streams among `streams`, and no token behind the last value.
+
+    Args:
+        per_token: a value before each token of a response (rows are the batch's action rows) instead of one at each last prompt token.
+    """
     assert batch.value_position is not None
-    cu = batch.cu_seqlens.long()
-    lengths = batch.value_position - cu[:-1] + 1
-    keep = torch.repeat_interleave(batch.value_position, batch.lengths) >= torch.arange(batch.num_tokens)
-    return batch.tokens[keep], batch.position_ids[keep], torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    cu, responses = batch.cu_seqlens[:-1].long(), _action_rows(batch)
+    end = batch.value_position + (responses.clamp(min=1) if per_token else 1)  # behind the last token that is needed
+    lengths = end - cu
+    keep = torch.arange(batch.num_tokens, device=cu.device) < torch.repeat_interleave(end, batch.lengths)
+    new_cu = _offsets(lengths)
+    value_position = batch.value_position - cu + new_cu[:-1]
+    if per_token:
+        rows = batch.row_kind == ACTION
+        row_position = batch.row_position[rows] + torch.repeat_interleave(new_cu[:-1] - cu, responses)
+        row_cu, streams = _offsets(responses), {name: stream[rows] for name, stream in batch.streams.items()}
+    else:
+        row_position, row_cu, streams = value_position, torch.arange(len(batch) + 1, device=cu.device), batch.sample_streams
+    return Batch(
+        tokens=batch.tokens[keep],
+        position_ids=batch.position_ids[keep],
+        cu_seqlens=new_cu.int(),
+        row_position=row_position,
+        row_target=torch.zeros_like(row_position),
+        row_kind=torch.full_like(row_position, ACTION, dtype=torch.uint8),
+        row_cu=row_cu,
+        streams=dict(streams),
+        transition=batch.transition,
+        value_position=value_position,
+    )
+
+
+def _action_rows(batch: Batch) -> torch.Tensor:
+    """int64[N]: how many action rows each sample has."""
+    sample = torch.repeat_interleave(torch.arange(len(batch)), batch.row_cu[1:] - batch.row_cu[:-1])
+    return torch.bincount(sample[batch.row_kind == ACTION], minlength=len(batch))
+
+
+def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from paw_hpc.errors import CheckpointError
 from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
-from paw_hpc.objective.plan import micro_batches, mini_batches, pack
+from paw_hpc.objective.plan import last_prompt_tokens, micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.backend import Metrics
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
-from paw_hpc.policy.critic import Critic, prompts
+from paw_hpc.policy.critic import Critic, critic_batch
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device
 from paw_hpc.policy.optimizer import Optimizer
@@ -58,8 +58,10 @@ class HuggingFacePolicy:
         self.reference = _frozen(self.model) if recipe.algorithm.kl_coefficient > 0 else None
         self.initial_fingerprint = fingerprint(self.model.named_parameters())
         self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.name == "ppo" else None
-        self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer)
-        self.critic_optimizer = None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer)
+        self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer, recipe.warmup_updates)
+        self.critic_optimizer = (
+            None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer, recipe.warmup_updates)
+        )
         self._head_options: dict[str, Any] = {"temperature": recipe.rollout.temperature, "chunk_rows": recipe.model.head_chunk_rows}
         if recipe.model.gradient_checkpointing:
             for module in (self.model, *([] if self.critic is None else [self.critic.body])):
@@ -77,7 +79,8 @@ class HuggingFacePolicy:
         if self.reference is not None and batch is not None:
             scores.ref_logp = self._rows(self.reference, batch)[0]
         if self.critic is not None and batch is not None:
-            scores.values = self._values(self.critic, batch, pool)
+            batch.value_position = last_prompt_tokens(batch, pool)
+            scores.values = self._values(self.critic, self._critic_batch(batch))
         return scores
 
     def update(self, batch: Batch, update: int) -> Metrics:
@@ -94,7 +97,7 @@ class HuggingFacePolicy:
                 norms += [norm] if applied else []
                 skipped += not applied
                 if self.critic is not None and self.critic_optimizer is not None:
-                    loss = self._accumulate_critic(self.critic, mini, sums)
+                    loss = self._accumulate_critic(self.critic, self._critic_batch(mini), sums)
                     norm, applied = self.critic_optimizer.step(loss, update)
                     critic_norms += [norm] if applied else []
                     skipped += not applied
@@ -205,17 +208,18 @@ class HuggingFacePolicy:
             logp[rows], entropy[rows] = found[0].float().cpu(), found[1].float().cpu()
         return logp, entropy
 
-    def _values(self, critic: Critic, batch: Batch, pool: Pool) -> torch.Tensor:
-        """float32[N]: the critic's value of each transition's prompt."""
-        batch.value_position = batch.cu_seqlens[:-1].long() + torch.tensor([len(t.prompt_ids) for t in pool.transitions]) - 1
-        values = torch.empty(len(batch))
-        for part in micro_batches(batch, self.recipe.optimizer.max_tokens_per_micro_batch):
-            values[part.transition] = self._prompt_values(critic, part).cpu()
+    def _critic_batch(self, batch: Batch) -> Batch:
+        return critic_batch(batch, self.recipe.algorithm.per_token_values)
+
+    def _values(self, critic: Critic, batch: Batch) -> torch.Tensor:
+        """float32[R] on the CPU: the critic's value at every row of a batch of the whole pool."""
+        values = torch.empty(batch.num_rows)
+        for part, on_device in self._parts(batch):
+            values[batch.rows_of(part.transition)] = self._part_values(critic, part, on_device).cpu()
         return values
 
-    def _prompt_values(self, critic: Critic, part: Batch) -> torch.Tensor:
-        tokens, position_ids, cu = prompts(part)
-        return critic(tokens.to(self.device), position_ids.to(self.device), Packing.of(cu, self.device))
+    def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
+        return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
 
     def _accumulate(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
@@ -235,7 +239,9 @@ class HuggingFacePolicy:
         """As `_accumulate`, for the value loss."""
         total = torch.zeros((), device=self.device)
         for part, on_device in self._parts(mini):
-            values = self._prompt_values(critic, part)
+            if not part.num_rows:
+                continue
+            values = self._part_values(critic, part, on_device)
             loss = make_value_loss(on_device, self.recipe)(values).sum()
             loss.backward()
             total += loss.detach()

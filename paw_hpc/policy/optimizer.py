@@ -22,8 +22,8 @@ class Optimizer:
     complete, so micro-batches accumulate in float32, and each step ends with a copy back. Vectors (norms, biases) do not decay, as in Megatron.
     """
 
-    def __init__(self, module: nn.Module, lr: float, section: OptimizerSection) -> None:
-        self.lr, self.warmup_updates, self.clip_grad = lr, section.warmup_updates, section.clip_grad
+    def __init__(self, module: nn.Module, lr: float, section: OptimizerSection, warmup_updates: int = 0) -> None:
+        self.lr, self.warmup_updates, self.clip_grad = lr, warmup_updates, section.clip_grad
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.masters = {name: p if p.dtype == torch.float32 else _master(p) for name, p in self.parameters.items()}
         groups = [

@@ -75,6 +75,12 @@ class Recipe(Section):
         m = self.megatron
         return m.tensor_parallel * m.pipeline_parallel * m.context_parallel * (m.data_parallel or 1) if self.policy.backend == "megatron" else 1
 
+    @property
+    def warmup_updates(self) -> int:
+        """Updates over which the learning rate rises; 0: none."""
+        # A share like 0.29 of 100 updates is 28.999999999999996 in floating point.
+        return self.optimizer.warmup_updates or int(self.optimizer.warmup_share * self.updates + 1e-9)
+
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
         a, r, m = self.algorithm, self.rollout, self.model
@@ -111,6 +117,8 @@ class Recipe(Section):
             raise ValueError("megatron.virtual_pipeline: it needs pipeline_parallel of at least 2")
         if p.overlap_param_gather and not (p.distributed_optimizer and p.overlap_grad_reduce):
             raise ValueError("megatron.overlap_param_gather: it needs distributed_optimizer and overlap_grad_reduce")
+        if self.optimizer.warmup_updates and self.optimizer.warmup_share:
+            raise ValueError("optimizer.warmup_share: the warm-up is given twice; set warmup_updates or warmup_share to 0")
         if a.dual_clip is not None and a.dual_clip <= 1.0:
             raise ValueError(f"algorithm.dual_clip: {a.dual_clip} must exceed 1 (or be null)")
         return self

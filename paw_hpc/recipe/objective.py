@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
 
@@ -15,15 +15,31 @@ class AlgorithmSection(Section):
     name: Literal["grpo", "gigpo", "rloo", "ppo"] = "grpo"
     normalize_std: bool = True
     """Divide group-relative advantages by the group's standard deviation."""
-    penalty: Literal["advantage", "after_normalization"] = "advantage"
-    """Where the invalid-action penalty enters. advantage: part of the return that is normalized (the paper's form). after_normalization: added to the
-    normalized advantage, so that a group of failures does not turn a penalty of 0.1 into a signal of full size."""
+    penalty: Literal["episode", "sample", "after_normalization"] = "episode"
+    """Where the invalid-action penalty enters. episode: subtracted from the reward of its step, so every step of the episode has it in the return
+    that is normalized (GRPO's usual form). sample: subtracted from the return of its own step alone, before normalization; GiGPO also from that
+    step's return-to-go, after discounting (`protocol: reference`). after_normalization: subtracted from the normalized advantage of its step, so
+    that a group of failures does not turn a penalty of 0.1 into a signal of full size."""
+    statistics: Literal["episodes", "samples"] = "episodes"
+    """What a group's mean and deviation are taken over (GRPO, RLOO, GiGPO's episode part). episodes: one value per episode. samples: one per step, so
+    an episode of 50 steps counts 50 times (`protocol: reference`). With `penalty: sample`, whose steps differ within an episode, an episode's value
+    is that of its first step: a group whose first steps agree has no deviation then, and the penalty of a later step is divided by nearly 0."""
     gigpo_omega: NonNegative = 1.0
+    gigpo_anchor: Literal["observation_and_actions", "observation"] = "observation_and_actions"
+    """What two steps of a group must share to be the same state: the observation, with or without the admissible actions."""
     gigpo_similarity: Fraction | None = None
     """Group states whose keys are at least this similar (difflib ratio) instead of equal ones."""
     gamma: Fraction = 0.95
     """Discount: step returns of GiGPO, and GAE over the steps of an episode for PPO."""
     gae_lambda: Fraction = 0.95
+    """PPO with `ppo_advantages: steps`."""
+    ppo_advantages: Literal["steps", "tokens"] = "steps"
+    """steps: GAE over the steps of an episode, one value per step. tokens: GAE over the tokens of each response by itself, a value per token; the
+    episode's return is the reward of the response's last token (`protocol: reference`)."""
+    token_gamma: Fraction = 1.0
+    """Discount from token to token (`ppo_advantages: tokens`)."""
+    token_lambda: Fraction = 1.0
+    """GAE's lambda from token to token (`ppo_advantages: tokens`)."""
     clip_low: PositiveFloat = 0.2
     clip_high: PositiveFloat = 0.2
     dual_clip: PositiveFloat | None = 3.0
@@ -39,6 +55,18 @@ class AlgorithmSection(Section):
     too)."""
     value_clip: PositiveFloat = 0.2
     value_coefficient: NonNegative = 1.0
+
+    @property
+    def per_token_values(self) -> bool:
+        """Whether the critic gives a value per response token instead of one per step."""
+        return self.name == "ppo" and self.ppo_advantages == "tokens"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AlgorithmSection:
+        for key in ("token_gamma", "token_lambda"):
+            if getattr(self, key) != 1.0 and self.ppo_advantages != "tokens":
+                raise ValueError(f"{key}: nothing runs over tokens with ppo_advantages=steps; use gamma and gae_lambda, or ppo_advantages=tokens")
+        return self
 
 
 class WorldModelSection(Section):
@@ -60,6 +88,9 @@ class WorldModelSection(Section):
     """If set, `scale` falls along a cosine to this value over the run (weight decay of the world-model loss)."""
     target: Literal["true", "shuffled"] = "true"
     """shuffled: the control. Each selected transition is given the observation of another one of the update (same token budget)."""
+    aggregation: Literal["group", "token"] = "group"
+    """What the loss averages over. group: tokens of an observation, then selected transitions of a group, then groups (eq. 11). token: all
+    observation tokens that are trained on in the update alike (ECHO's form), each times its group's lambda."""
     every: PositiveInt = 1
     """Use the world-model loss in every k-th update only."""
     max_observation_tokens: PositiveInt = 256

@@ -69,6 +69,9 @@ class OptimizerSection(Section):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegative = 0.01
     warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates over which the learning rate rises to its full size."""
+    warmup_share: Fraction = 0.0
+    """The same as a share of the run's updates, rounded down."""
     clip_grad: PositiveFloat = 1.0
     epochs: PositiveInt = 1
     mini_batch: PositiveInt | None = None

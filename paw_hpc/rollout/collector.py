@@ -206,7 +206,7 @@ class Collector:
     async def _turn(self, view: AgentView, episode: Episode, session: Session, state: EnvironmentState, stats: CollectStats) -> EnvironmentState:
         step, start = len(episode.transitions), time.perf_counter()
         prompt = self._fit(view, episode, stats)
-        anchor = view.anchor()
+        before, anchor = state, view.anchor()
         seed = derive_seed(episode.seed, "turn", step)
         request = GenerationRequest(episode.index, prompt, seed, self._settings.temperature, self._settings.max_response_tokens)
         self._turns.change(1)
@@ -230,11 +230,20 @@ class Collector:
         stats.mixed_version_turns += answer.token_versions is not None
         if answer.entropies is not None:
             stats.entropies[episode.index, step] = answer.entropies
-        episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, valid, anchor))
+        episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, valid, anchor, before.admissible))
         return state
 
     def _transition(
-        self, episode: Episode, step: int, prompt: Ids, answer: Completion, observation: Ids, state: EnvironmentState, valid: bool, anchor: str
+        self,
+        episode: Episode,
+        step: int,
+        prompt: Ids,
+        answer: Completion,
+        observation: Ids,
+        state: EnvironmentState,
+        valid: bool,
+        anchor: str,
+        admissible: tuple[str, ...],
     ) -> Transition:
         return Transition(
             group=episode.group,
@@ -248,6 +257,7 @@ class Collector:
             reward=state.reward,
             valid=valid,
             anchor=anchor,
+            admissible=admissible,
             weight_version=answer.weight_version,
             token_versions=answer.token_versions,
         )

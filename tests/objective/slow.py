@@ -40,12 +40,31 @@ def return_to_go(n: int, rewards: Sequence[float], episode: Sequence[int], step:
 
 def gigpo(returns, rewards, group, anchor, episode, step, omega, gamma, by_std) -> list[float]:
     n_all = range(len(rewards))
+    members = [sorted({episode[m] for m in n_all if group[m] == group[n]}) for n in n_all]
+    of_episode = [normalize(returns[episode[n]], [returns[e] for e in members[n]], by_std) for n in n_all]
     to_go = [return_to_go(n, rewards, episode, step, gamma) for n in n_all]
+    return [x + omega * y for x, y in zip(of_episode, of_state(to_go, group, anchor, by_std), strict=True)]
+
+
+def of_state(to_go, group, anchor, by_std) -> list[float]:
+    """GiGPO's step part."""
+    n_all = range(len(to_go))
+    return [normalize(to_go[n], [to_go[m] for m in n_all if group[m] == group[n] and anchor[m] == anchor[n]], by_std) for n in n_all]
+
+
+def of_group(score, counted, group, by_std, leave_one_out) -> list[float]:
+    """Score of each sample against those of its group's counted samples; 0 in a group all of whose samples have the same score."""
     result = []
-    for n in n_all:
-        members = sorted({episode[m] for m in n_all if group[m] == group[n]})
-        same_state = [to_go[m] for m in n_all if group[m] == group[n] and anchor[m] == anchor[n]]
-        result.append(normalize(returns[episode[n]], [returns[e] for e in members], by_std) + omega * normalize(to_go[n], same_state, by_std))
+    for x, g in zip(score, group, strict=True):
+        everyone = [y for y, h in zip(score, group, strict=True) if h == g]
+        members = [y for y, h, c in zip(score, group, counted, strict=True) if h == g and c]
+        if len(set(everyone)) == 1:
+            result.append(0.0)
+        elif leave_one_out:
+            result.append((x - mean(members)) * (len(members) / (len(members) - 1) if len(members) > 1 else 1.0))
+        else:
+            deviation = float(np.std(members, ddof=1)) if len(members) > 1 else 0.0
+            result.append((x - mean(members)) / (deviation + 1e-6 if by_std else 1.0))
     return result
 
 
@@ -61,27 +80,56 @@ def gae(rewards, values, dones, gamma, lam) -> tuple[list[float], list[float]]:
 
 
 def advantages(pool: Pool, scores: Scores, recipe: Recipe) -> list[float]:
-    """A_n of every transition, the invalid-action penalty included."""
-    a, penalty = recipe.algorithm, recipe.env.invalid_penalty
-    inside = a.penalty == "advantage"
-    cost = [0.0 if t.valid else penalty for t in pool.transitions]
-    rewards = [t.reward - (c if inside else 0.0) for t, c in zip(pool.transitions, cost, strict=True)]
+    """A_n of every transition, the invalid-action penalty included; with PPO over tokens the mean over each response."""
+    if recipe.algorithm.per_token_values:
+        return [mean(tokens) if tokens else 0.0 for tokens in per_transition(pool, token_advantages(pool, scores, recipe))]
+    a, n_all = recipe.algorithm, range(len(pool))
+    cost = [0.0 if t.valid else recipe.env.invalid_penalty for t in pool.transitions]
+    of_episode, of_sample, late = ([c if a.penalty == where else 0.0 for c in cost] for where in ("episode", "sample", "after_normalization"))
     episode, step, group = pool.episode.tolist(), pool.step.tolist(), pool.group.tolist()
-    returns = [sum(rewards[n] for n in range(len(pool)) if episode[n] == e) for e in range(len(pool.episodes))]
-    of_group = pool.episode_group.tolist()
-    if a.name == "grpo":
-        result = [grpo(returns, of_group, a.normalize_std)[e] for e in episode]
-    elif a.name == "rloo":
-        result = [rloo(returns, of_group)[e] for e in episode]
-    elif a.name == "gigpo":
-        anchor = [t.anchor for t in pool.transitions]
-        result = gigpo(returns, rewards, group, anchor, episode, step, a.gigpo_omega, a.gamma, a.normalize_std)
-    else:
+    rewards = [t.reward - c for t, c in zip(pool.transitions, of_episode, strict=True)]
+    if a.name == "ppo":
         assert scores.values is not None
-        dones = [n + 1 == len(pool) or episode[n + 1] != episode[n] for n in range(len(pool))]
+        dones = [n + 1 == len(pool) or episode[n + 1] != episode[n] for n in n_all]
         raw, _ = gae(rewards, scores.values.tolist(), dones, a.gamma, a.gae_lambda)
+        raw = [x - c for x, c in zip(raw, of_sample, strict=True)]
         result = [normalize(x, raw, True) for x in raw]
-    return [x - (0.0 if inside else c) for x, c in zip(result, cost, strict=True)]
+    else:
+        score = sample_scores(pool, recipe)
+        counted = [a.statistics == "samples" or n == 0 or episode[n - 1] != episode[n] for n in n_all]
+        result = of_group(score, counted, group, a.normalize_std, a.name == "rloo")
+    if a.name == "gigpo":
+        to_go = [return_to_go(n, rewards, episode, step, a.gamma) - of_sample[n] for n in n_all]
+        anchor = [(t.anchor, t.admissible if a.gigpo_anchor == "observation_and_actions" else None) for t in pool.transitions]
+        result = [x + a.gigpo_omega * y for x, y in zip(result, of_state(to_go, group, anchor, a.normalize_std), strict=True)]
+    return [x - c for x, c in zip(result, late, strict=True)]
+
+
+def sample_scores(pool: Pool, recipe: Recipe) -> list[float]:
+    """The return that each transition is judged by."""
+    a, cost = recipe.algorithm, [0.0 if t.valid else recipe.env.invalid_penalty for t in pool.transitions]
+    episode, result = pool.episode.tolist(), []
+    for n, e in enumerate(episode):
+        score = sum(t.reward for t, f in zip(pool.transitions, episode, strict=True) if f == e)
+        if a.penalty == "episode":
+            score -= sum(c for c, f in zip(cost, episode, strict=True) if f == e)
+        result.append(score - (cost[n] if a.penalty == "sample" else 0.0))
+    return result
+
+
+def token_advantages(pool: Pool, scores: Scores, recipe: Recipe) -> list[float]:
+    """PPO over the tokens of each response: float[A]."""
+    a = recipe.algorithm
+    assert scores.values is not None
+    rewards, dones, cost = [], [], []
+    for t, score in zip(pool.transitions, sample_scores(pool, recipe), strict=True):
+        for j in range(len(t.response_ids)):
+            last = j + 1 == len(t.response_ids)
+            rewards.append(score if last else 0.0)
+            dones.append(last)
+            cost.append(recipe.env.invalid_penalty if a.penalty == "after_normalization" and not t.valid else 0.0)
+    raw, _ = gae(rewards, scores.values.tolist(), dones, a.token_gamma, a.token_lambda)
+    return [normalize(x, raw, True) - c for x, c in zip(raw, cost, strict=True)]
 
 
 def per_transition(pool: Pool, flat: Sequence[float]) -> list[list[float]]:
@@ -125,11 +173,16 @@ def objective(pool: Pool, scores: Scores, recipe: Recipe, logp: list[dict[str, l
     """Eq. 11 as (RL part, world-model part). `logp[n]` holds the current "action", "entropy" and "observation" values of transition n."""
     a = recipe.algorithm
     assert scores.ref_logp is not None
-    advantage = advantages(pool, scores, recipe)
+    if a.per_token_values:
+        advantage = per_transition(pool, token_advantages(pool, scores, recipe))
+    else:
+        advantage = [[x] * len(t.response_ids) for x, t in zip(advantages(pool, scores, recipe), pool.transitions, strict=True)]
     old, ref = per_transition(pool, scores.old_logp.tolist()), per_transition(pool, scores.ref_logp.tolist())
     token_losses = [
         [
-            action_token_loss(logp[n]["action"][j], old[n][j], ref[n][j], float(t.response_logprobs[j]), advantage[n], logp[n]["entropy"][j], recipe)
+            action_token_loss(
+                logp[n]["action"][j], old[n][j], ref[n][j], float(t.response_logprobs[j]), advantage[n][j], logp[n]["entropy"][j], recipe
+            )
             for j in range(len(t.response_ids))
         ]
         for n, t in enumerate(pool.transitions)
@@ -148,5 +201,10 @@ def objective(pool: Pool, scores: Scores, recipe: Recipe, logp: list[dict[str, l
         returns = [e.episode_return for e, h in zip(pool.episodes, pool.episode_group.tolist(), strict=True) if h == g]
         lam = min(max(1 - mean(returns) / recipe.env.success_reward, 0.0), 1.0) if recipe.wm.coefficient == "reward_adaptive" else 1.0
         if mine and lam > 0:  # a group that always succeeds has no observation rows to read losses from
-            wm += recipe.wm.scale * lam * mean([mean([observation_token_loss(x, recipe) for x in logp[n]["observation"]]) for n in mine])
+            losses = [[observation_token_loss(x, recipe) for x in logp[n]["observation"]] for n in mine]
+            if recipe.wm.aggregation == "token":
+                tokens = sum(len(pool.transitions[n].observation_ids) for n in chosen)
+                wm += recipe.wm.scale * lam * sum(x for of_one in losses for x in of_one) * pool.num_groups / tokens
+            else:
+                wm += recipe.wm.scale * lam * mean([mean(of_one) for of_one in losses])
     return rl, wm / pool.num_groups

@@ -24,6 +24,14 @@ def close(a: torch.Tensor, b: torch.Tensor | list[float], tolerance: float = 1e-
     torch.testing.assert_close(a, torch.as_tensor(b, dtype=a.dtype), rtol=tolerance, atol=tolerance)
 
 
+def gigpo(returns, rewards, group, anchor, *, episode, step, omega=1.0, gamma=0.95, normalize_std=True) -> torch.Tensor:
+    """GiGPO over episodes, put together from its two parts."""
+    episode_group = torch.zeros(len(returns), dtype=torch.long).index_copy(0, episode, group)
+    to_go = advantages.returns_to_go(rewards, episode, step, gamma)
+    of_state = advantages.gigpo_steps(to_go, group, anchor, normalize_std=normalize_std)
+    return advantages.grpo(returns, episode_group, normalize_std)[episode] + omega * of_state
+
+
 def test_grpo_by_hand() -> None:
     # Group 0: mean 5, squared deviations 4 * 25, std sqrt(100 / 3) = 5.773502692; 5 / 5.773503692 = 0.866025254. Group 1: no contrast.
     result = advantages.grpo(f64(10, 0, 4, 0, 10, 4), i64(0, 0, 1, 0, 0, 1))
@@ -52,22 +60,20 @@ def test_gigpo_by_hand() -> None:
     # State a: 5, 0, 0 -> 10/3, -5/3, -5/3, std sqrt(75 / 9) = 2.886751346. State b is met once. Episodes: +-5, std 7.071067812.
     case: dict[str, Any] = {"episode": i64(0, 0, 1, 1), "step": i64(0, 1, 0, 1), "gamma": 0.5}
     given = (f64(10, 0), f64(0, 10, 0, 0), i64(0, 0, 0, 0), ["a", "b", "a", "a"])
-    close(advantages.gigpo(*given, normalize_std=False, **case), [5 + 10 / 3, 5.0, -5 - 5 / 3, -5 - 5 / 3])
-    close(advantages.gigpo(*given, **case), [0.707106781 + 1.154700538, 0.707106781, -0.707106781 - 0.577350269, -0.707106781 - 0.577350269], 1e-6)
-    close(advantages.gigpo(*given, normalize_std=False, omega=0.3, **case), [5 + 1.0, 5.0, -5.5, -5.5])
+    close(gigpo(*given, normalize_std=False, **case), [5 + 10 / 3, 5.0, -5 - 5 / 3, -5 - 5 / 3])
+    close(gigpo(*given, **case), [0.707106781 + 1.154700538, 0.707106781, -0.707106781 - 0.577350269, -0.707106781 - 0.577350269], 1e-6)
+    close(gigpo(*given, normalize_std=False, omega=0.3, **case), [5 + 1.0, 5.0, -5.5, -5.5])
 
 
 def test_gigpo_compares_states_within_a_task_group_only() -> None:
     case: dict[str, Any] = {"episode": i64(0, 1, 2, 3), "step": i64(0, 0, 0, 0), "normalize_std": False}
     given = (f64(4, 0, 2, 0), f64(4, 0, 2, 0), i64(0, 0, 1, 1), ["a", "a", "a", "a"])
-    close(advantages.gigpo(*given, **case), [2 + 2, -2 - 2, 1 + 1, -1 - 1])
+    close(gigpo(*given, **case), [2 + 2, -2 - 2, 1 + 1, -1 - 1])
 
 
 def test_gigpo_with_zero_omega_is_grpo() -> None:
     pool = random_pool(3)
-    result = advantages.gigpo(
-        pool.returns, pool.rewards, pool.group, [t.anchor for t in pool.transitions], episode=pool.episode, step=pool.step, omega=0.0
-    )
+    result = gigpo(pool.returns, pool.rewards, pool.group, [t.anchor for t in pool.transitions], episode=pool.episode, step=pool.step, omega=0.0)
     assert torch.equal(result, advantages.grpo(pool.returns, pool.episode_group)[pool.episode])
 
 
@@ -82,18 +88,16 @@ def test_group_estimators_equal_the_slow_reading(seed: int, by_std: bool) -> Non
     close(advantages.rloo(returns, pool.episode_group), slow.rloo(returns.tolist(), group))
     anchor = [t.anchor for t in pool.transitions]
     lists = (returns.tolist(), rewards.tolist(), pool.group.tolist(), anchor, pool.episode.tolist(), pool.step.tolist())
-    ours = advantages.gigpo(returns, rewards, pool.group, anchor, episode=pool.episode, step=pool.step, omega=0.7, gamma=0.9, normalize_std=by_std)
+    ours = gigpo(returns, rewards, pool.group, anchor, episode=pool.episode, step=pool.step, omega=0.7, gamma=0.9, normalize_std=by_std)
     close(ours, slow.gigpo(*lists, 0.7, 0.9, by_std))
 
 
 def test_gigpo_does_not_depend_on_the_order_of_transitions() -> None:
     pool = random_pool(1, groups=4)
     anchor = [t.anchor for t in pool.transitions]
-    straight = advantages.gigpo(pool.returns, pool.rewards, pool.group, anchor, episode=pool.episode, step=pool.step)
+    straight = gigpo(pool.returns, pool.rewards, pool.group, anchor, episode=pool.episode, step=pool.step)
     p = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
-    shuffled = advantages.gigpo(
-        pool.returns, pool.rewards[p], pool.group[p], [anchor[i] for i in p.tolist()], episode=pool.episode[p], step=pool.step[p]
-    )
+    shuffled = gigpo(pool.returns, pool.rewards[p], pool.group[p], [anchor[i] for i in p.tolist()], episode=pool.episode[p], step=pool.step[p])
     torch.testing.assert_close(shuffled, straight[p])
 
 

@@ -63,6 +63,18 @@ def test_loss_arms_differ_in_the_loss_alone(pool: Pool, arm: dict) -> None:
     assert not torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("target", ["true", "shuffled"])
+def test_the_token_mean_gives_every_observation_token_one_weight(pool: Pool, target: str) -> None:
+    echo = {"wm__alpha": 1.0, "wm__loss": "cross_entropy", "wm__coefficient": "constant", "wm__scale": 0.05, "wm__target": target}
+    by_group, by_token = planned(pool, **echo).batch, planned(pool, **echo, wm__aggregation="token").batch
+    observation = observation_rows(by_token)
+    weights = by_token.streams["weight"][observation]
+    torch.testing.assert_close(weights, torch.full_like(weights, 0.05 / len(weights)))
+    assert len(by_group.streams["weight"][observation].unique()) > 1
+    by_group.streams["weight"] = torch.where(observation, by_token.streams["weight"], by_group.streams["weight"])
+    assert identical(by_group, by_token)
+
+
 @pytest.mark.parametrize("factor", [0.02, 0.05])
 def test_small_cross_entropy_arms_scale_observation_weights_alone(pool: Pool, factor: float) -> None:
     paw, other = planned(pool).batch, planned(pool, wm__loss="cross_entropy", wm__scale=factor).batch

@@ -10,6 +10,7 @@ import torch
 from paw_hpc.experience import ACTION, OBSERVATION, Batch
 from paw_hpc.objective import policy_loss as pl
 from paw_hpc.objective.plan import micro_batches, plan
+from paw_hpc.policy.critic import critic_batch
 from tests.factories import random_pool, random_scores, tiny_recipe
 from tests.objective import slow
 
@@ -217,13 +218,13 @@ def test_metrics_without_observation_rows() -> None:
 def test_value_loss_and_metrics_equal_loops() -> None:
     recipe, pool = tiny_recipe(algorithm__name="ppo", algorithm__value_coefficient=0.5), random_pool(0)
     scores = random_scores(pool)
-    batch = plan(pool, scores, recipe, 0).batch
+    batch = critic_batch(plan(pool, scores, recipe, 0).batch, per_token=False)
     assert scores.values is not None
     values = scores.values + torch.linspace(-1, 1, len(pool))
     loss = pl.make_value_loss(batch, recipe)(values)
     expected = []
     for n in range(len(pool)):
-        v, old, target = (float(x[n]) for x in (values, scores.values, batch.sample_streams["value_target"]))
+        v, old, target = (float(x[n]) for x in (values, scores.values, batch.streams["value_target"]))
         near = old + min(max(v - old, -0.2), 0.2)
         expected.append(max((v - target) ** 2, (near - target) ** 2) / 2)
     assert loss.tolist() == pytest.approx([0.5 * x / len(pool) for x in expected], rel=1e-5)

@@ -148,6 +148,14 @@ def test_weights_by_hand() -> None:
     assert weights.sum().item() == pytest.approx((0.5 + 1.0) / 3)
 
 
+def test_token_weights_by_hand() -> None:
+    # Selected observations of 3, 1 and 4 tokens: every token weighs an eighth of its group's lambda.
+    selected, group = torch.tensor([True, False, True, False, True]), torch.tensor([0, 0, 0, 1, 1])
+    weights = wm.token_weights(selected, group, f64(0.5, 0.8), torch.tensor([3, 9, 1, 9, 4]))
+    assert weights.tolist() == pytest.approx([0.5 * 3 / 8, 0.0, 0.5 / 8, 0.0, 0.8 * 4 / 8])
+    assert wm.token_weights(torch.zeros(5, dtype=torch.bool), group, f64(0.5, 0.8), torch.ones(5)).tolist() == [0.0] * 5
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_weighted_sum_is_the_nested_mean_of_eq_11(seed: int) -> None:
     pool = random_pool(seed, groups=6)

@@ -258,6 +258,13 @@ def test_warm_up_is_linear_over_updates_and_vectors_do_not_decay(folder: str, po
         torch.testing.assert_close(parameter.detach(), start[name] * (decayed if parameter.ndim == 2 else 1.0), msg=name)
 
 
+def test_warm_up_as_a_share_of_the_run(folder: str) -> None:
+    rates = [policy_from(folder, updates=30, **{"optimizer.warmup_share": 0.1, "optimizer.lr": 0.3}).optimizer.learning_rate(u) for u in range(4)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    # A share that is short of a whole number in floating point only (0.29 * 100 = 28.999999999999996), and one of less than an update.
+    assert [policy_from(folder, updates=100, **{"optimizer.warmup_share": s}).optimizer.warmup_updates for s in (0.29, 0.001)] == [29, 0]
+
+
 def test_gradient_checkpointing_changes_memory_only(folder: str, pool: Pool) -> None:
     found = []
     for checkpointing in (False, True):

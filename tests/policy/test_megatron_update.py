@@ -46,6 +46,7 @@ def test_two_ranks_that_share_the_model(folder: Path) -> None:
         cases.pipeline_parallel,
         cases.any_micro_batch,
         cases.critic,
+        cases.critic_of_tokens,
     )
 
 
@@ -57,6 +58,7 @@ def test_two_ranks_that_share_the_data(folder: Path) -> None:
         cases.replicas_that_overlap_communication,
         cases.without_distributed_optimizer,
         cases.fewer_samples_than_replicas,
+        cases.replicas_of_a_critic_of_tokens,
         cases.a_loss_that_is_no_number_is_skipped_by_all,
     )
 

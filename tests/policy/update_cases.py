@@ -48,6 +48,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "paw": {},
     # Adam divides a gradient by its own size, so where one is hardly more than rounding, two ways to sum it may move a weight apart by the rate: eps.
     "ppo": {"algorithm.name": "ppo", "optimizer.lr": 3e-5, "optimizer.critic_lr": 3e-5, "optimizer.eps": 1e-6},
+    "ppo-tokens": {
+        "algorithm.name": "ppo",
+        "algorithm.ppo_advantages": "tokens",
+        "optimizer.lr": 3e-5,
+        "optimizer.critic_lr": 3e-5,
+        "optimizer.eps": 1e-6,
+    },
     "vanilla": {"wm.enabled": False},
     "one-sample": {"optimizer.mini_batch": 1, "optimizer.epochs": 1},
 }
@@ -178,6 +185,15 @@ def fewer_samples_than_replicas(rank: int, folder: Path) -> None:
 def critic(rank: int, folder: Path) -> None:
     check(folder, Layout(tensor=2, sequence=True), "ppo")
     check(folder, Layout(pipeline=2), "ppo")
+
+
+def critic_of_tokens(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2, sequence=True), "ppo-tokens")
+    check(folder, Layout(pipeline=2), "ppo-tokens")
+
+
+def replicas_of_a_critic_of_tokens(rank: int, folder: Path) -> None:
+    check(folder, Layout(data=2), "ppo-tokens")
 
 
 def the_world_model_loss_counts(rank: int, folder: Path) -> None:

@@ -64,7 +64,8 @@ class TestWhatIsRecorded:
                 view.start(state)
                 for number, t in enumerate(episode.transitions):
                     assert not state.done and (t.group, t.episode, t.step, t.weight_version) == (group.index, episode.index, number, 3)
-                    assert t.prompt_ids.tolist() == CHAT.prompt(view.messages()).tolist() and t.anchor == view.anchor()
+                    assert t.prompt_ids.tolist() == CHAT.prompt(view.messages()).tolist()
+                    assert (t.anchor, t.admissible) == (view.anchor(), state.admissible)
                     said = engine.answer(request_of(engine, episode, number))
                     assert t.response_ids.tolist() == said.ids.tolist() and t.response_logprobs.tolist() == said.logprobs.tolist()
                     assert t.bridge_ids.tolist() == CHAT.bridge(said.finished).tolist()

@@ -87,8 +87,8 @@ class AlfworldView:
         return action, thought and action in self._admissible
 
     def anchor(self) -> str:
-        """What GiGPO may call the same state: observation and admissible commands (which tell the place and what is held)."""
-        return f"{self._observation}\n{'|'.join(self._admissible)}"
+        """What GiGPO may call the same state: the observation. With the admissible commands it tells the place and what is held, too."""
+        return self._observation
 
     def shorten(self) -> bool:
         shown = min(self._shown_history, len(self._past))

@@ -32,6 +32,7 @@ class TrainedModel:
 
     def __init__(self, models: Sequence[PackedGPT], lr: float, recipe: Recipe, clock: PhaseClock) -> None:
         self.models, self.lr, self._section, self._clock = list(models), lr, recipe.optimizer, clock
+        self._warmup_updates = recipe.warmup_updates
         section = recipe.megatron
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
@@ -57,8 +58,7 @@ class TrainedModel:
 
     def learning_rate(self, update: int) -> float:
         """Linear warm-up over `warmup_updates`: update 0 already learns."""
-        warmup = self._section.warmup_updates
-        return self.lr * min(1.0, (update + 1) / warmup) if warmup else self.lr
+        return self.lr * min(1.0, (update + 1) / self._warmup_updates) if self._warmup_updates else self.lr
 
     def accumulate(self, parts: Sequence[MicroBatch], finish: Finish) -> None:
         """Gradients of the summed losses of all micro-batches of all replicas, from zero."""

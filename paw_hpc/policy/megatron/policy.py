@@ -20,13 +20,13 @@ import torch.distributed as dist
 
 from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
-from paw_hpc.objective.plan import mini_batches, pack
+from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy.backend import Metrics
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
-from paw_hpc.policy.critic import draw_head, prompts
+from paw_hpc.policy.critic import critic_batch, draw_head
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
 from paw_hpc.policy.megatron.checkpoint import Checkpoints, Identity
@@ -108,8 +108,8 @@ class MegatronPolicy:
             with self.reference.on(self.device) as chunks:
                 scores.ref_logp = self._rows(chunks, batch)[0]
         if self.critic is not None and batch is not None:
-            batch.value_position = batch.cu_seqlens[:-1].long() + torch.tensor([len(t.prompt_ids) for t in pool.transitions]) - 1
-            scores.values = self._values(self.critic, prompt_batch(batch))
+            batch.value_position = last_prompt_tokens(batch, pool)
+            scores.values = self._values(self.critic, self._critic_batch(batch))
         return scores
 
     def update(self, batch: Batch, update: int) -> Metrics:
@@ -124,7 +124,7 @@ class MegatronPolicy:
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
                 work = [("grad_norm", self.trained, mini, self._row_loss)]
                 if self.critic is not None:
-                    work.append(("critic_grad_norm", self.critic, prompt_batch(mini), self._value_loss))
+                    work.append(("critic_grad_norm", self.critic, self._critic_batch(mini), self._value_loss))
                 for name, model, part, make_loss in work:
                     with self._clock.measure("packing"):
                         parts = self._parts(part)
@@ -241,9 +241,12 @@ class MegatronPolicy:
         self._share(found)
         return found[0], found[1]
 
+    def _critic_batch(self, batch: Batch) -> Batch:
+        return critic_batch(batch, self.recipe.algorithm.per_token_values)
+
     def _values(self, critic: TrainedModel, batch: Batch) -> torch.Tensor:
-        """float32[N]: the critic's value of each prompt, on all ranks."""
-        found = torch.zeros(len(batch))
+        """float32[R]: the critic's value at every row of a batch of the whole pool, on all ranks."""
+        found = torch.zeros(batch.num_rows)
         head = _last(critic.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
@@ -307,25 +310,6 @@ class MegatronPolicy:
         phases = {f"time/policy_{name}_s": spent for name, spent in sorted(self._clock.take().items())}
         share = float(replicas[0]) / (tokens + float(replicas[0]))
         return phases | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, self.layout.processes)
-
-
-def prompt_batch(batch: Batch) -> Batch:
-    """The prompts alone, with one row each: the last prompt token, where the critic reads its value."""
-    tokens, position_ids, cu = prompts(batch)
-    count = len(batch)
-    return Batch(
-        tokens=tokens,
-        position_ids=position_ids,
-        cu_seqlens=cu.int(),
-        row_position=cu[1:] - 1,
-        row_target=torch.zeros(count, dtype=torch.long),
-        row_kind=torch.zeros(count, dtype=torch.uint8),
-        row_cu=torch.arange(count + 1),
-        streams={},
-        transition=batch.transition,
-        sample_streams=batch.sample_streams,
-        value_position=cu[1:] - 1,
-    )
 
 
 def _last(chunks: Sequence[torch.nn.Module]) -> PackedGPT:
