@@ -22,7 +22,7 @@ from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Group, Pool, Scores
 from paw_hpc.policy.backend import Policy
 from paw_hpc.policy.huggingface import HuggingFacePolicy
-from paw_hpc.policy.loading import load_model, resolve_device
+from paw_hpc.policy.loading import load_model, resolve_device, tokenizer_key
 from paw_hpc.policy.packed import use_packed_attention
 from paw_hpc.recipe import Recipe
 from paw_hpc.rollout.chat import ChatFormat
@@ -83,7 +83,7 @@ class Machinery:
     def _one_process(self) -> PreTrainedConfig:
         """The in-process engine reads the trainer's own weights."""
         policy = HuggingFacePolicy(self.recipe)
-        self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
+        self.policy, self.chat = policy, ChatFormat(policy.tokenizer, tokenizer_key(self.recipe.model))
         if self.recipe.rollout.engine == "sglang":
             self._serve(policy.model.config, policy.tokenizer, weights_of(policy.model), self.recipe.rollout.publish.bucket_mib << 20)
             return policy.model.config
@@ -102,7 +102,7 @@ class Machinery:
                 raise
             raise RecipeError("policy.backend: megatron-core is not installed; install paw-hpc[megatron], or use huggingface") from None
         policy = MegatronPolicy(self.recipe)
-        self.policy, self.chat = policy, ChatFormat(policy.tokenizer)
+        self.policy, self.chat = policy, ChatFormat(policy.tokenizer, tokenizer_key(self.recipe.model))
         if self.recipe.rollout.engine == "sglang":
             gather_bytes, send_bytes = shares(self.recipe.rollout.publish.bucket_mib << 20)
             weights = Weights(partial(policy.whole_tensors, gather_bytes), policy.whole_bytes)

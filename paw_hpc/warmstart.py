@@ -36,7 +36,7 @@ from paw_hpc.envs.base import Demonstration, EnvironmentState, Task
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.experience import Ids
 from paw_hpc.kernels import linear_row_loss
-from paw_hpc.policy.loading import initial_folder, load_model, load_tokenizer
+from paw_hpc.policy.loading import initial_folder, load_model, load_tokenizer, tokenizer_key
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.recipe import Recipe, WarmStartSection, dump_recipe, load_recipe
 from paw_hpc.rollout.chat import ChatFormat
@@ -74,7 +74,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     if recipe.model.tiny is None:
         shutil.copytree(initial_folder(recipe, tokenizer, building), building, ignore=shutil.ignore_patterns("README.md"))
     use_packed_attention(model)
-    samples = list(lessons.samples(ChatFormat(tokenizer)))
+    samples = list(lessons.samples(ChatFormat(tokenizer, tokenizer_key(recipe.model))))
     console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
     clone(model, samples, recipe, console)
     _export(model, recipe, building)

@@ -5,6 +5,9 @@
 `format`, the reference's: well-formed is enough, and what is well-formed is looked for in few words. The text is lowercased before the action's tags
 are looked for, the first opening and the first closing tag count wherever they stand, and nothing is said of what lies between or around them. So
 a quoted tag inside of the thought begins the action, and a closing tag before the opening one is an empty action that is valid.
+
+Where the model's chat template has opened the thought at the end of the prompt (`opened`), both rules read the response as if its opening tag stood
+before it: all that it takes is the closing one. (The reference wants both tags in the response: every action of such a model is invalid to it.)
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import re
 
 _OPEN, _CLOSE = "<action>", "</action>"
-_OPEN_THOUGHT, _CLOSE_THOUGHT = "<think>", "</think>"
+OPEN_THOUGHT, CLOSE_THOUGHT = "<think>", "</think>"
 _THOUGHT_OR_ACTION = re.compile(r"<think>.*?</think>|<action>(.*?)</action>", re.DOTALL)
 """Whichever opens first holds the other: an action quoted in a thought is a part of the thought."""
 _CHINESE = re.compile("[\u4e00-\u9fff]")
@@ -27,10 +30,16 @@ def has_chinese(text: str) -> bool:
     return _CHINESE.search(text) is not None
 
 
-def only_action(response: str) -> tuple[str | None, bool]:
+def after_thought(response: str, opened: bool) -> tuple[str, bool]:
+    """(what an answer to the compact prompt says, whether outside of a thought). A thought that is not closed is taken for what is said."""
+    _, closing, said = response.partition(CLOSE_THOUGHT) if opened else ("", CLOSE_THOUGHT, response)
+    return (said, True) if closing else (response, False)
+
+
+def only_action(response: str, opened: bool = False) -> tuple[str | None, bool]:
     """(what the only <action> outside of the thoughts holds, or None where there is none or more than one; whether there is a closed <think>)."""
     thought, actions = False, list[str]()
-    for match in _THOUGHT_OR_ACTION.finditer(response):
+    for match in _THOUGHT_OR_ACTION.finditer(OPEN_THOUGHT + response if opened else response):
         if match[1] is None:
             thought = True
         else:
@@ -38,7 +47,7 @@ def only_action(response: str) -> tuple[str | None, bool]:
     return (actions[0] if len(actions) == 1 else None), thought
 
 
-def first_tags(response: str, tail: int) -> tuple[str, bool]:
+def first_tags(response: str, tail: int, opened: bool = False) -> tuple[str, bool]:
     """(action, valid) by the format rule of ALFWorld and WebShop.
 
     Args:
@@ -48,7 +57,7 @@ def first_tags(response: str, tail: int) -> tuple[str, bool]:
     begin, end = lowered.find(_OPEN), lowered.find(_CLOSE)
     if begin < 0 or end < 0:
         return lowered[-tail:], False
-    thought = _OPEN_THOUGHT in response and _CLOSE_THOUGHT in response  # in this case alone, and in any order
+    thought = (opened or OPEN_THOUGHT in response) and CLOSE_THOUGHT in response  # in this case alone, and in any order
     return lowered[begin + len(_OPEN) : end].strip(), thought and not has_chinese(response)
 
 
@@ -67,6 +76,6 @@ def search_or_answer(response: str) -> tuple[str, bool]:
     return "", False
 
 
-def is_written(response: str) -> bool:
-    """Validity by format of an answer to the compact prompt, which has no tags: something is written, and none of it in Chinese."""
-    return bool(response.strip()) and not has_chinese(response)
+def is_written(said: str, response: str) -> bool:
+    """Validity by format of an answer to the compact prompt, which has no tags: something is said, and nothing of the response is in Chinese."""
+    return bool(said.strip()) and not has_chinese(response)

@@ -68,8 +68,12 @@ class AgentView(Protocol):
         """The prompt for the current step."""
         ...
 
-    def parse(self, response: str) -> tuple[str, bool]:
-        """(action for the environment, valid), by the rule of `env.validity`. An action that the environment does not know changes nothing there."""
+    def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
+        """(action for the environment, valid), by the rule of `env.validity`. An action that the environment does not know changes nothing there.
+
+        Args:
+            opened: the prompt has opened the thought (see `ChatFormat.opens_thought`): the response begins inside of it.
+        """
         ...
 
     def observe(self, action: str, state: EnvironmentState) -> None: ...

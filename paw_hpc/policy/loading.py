@@ -32,9 +32,14 @@ def resolve_device(model: ModelSection) -> torch.device:
     return torch.device("cuda" if model.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def tokenizer_key(model: ModelSection) -> str:
+    """The recipe key that names the tokenizer."""
+    return "model.tokenizer" if model.tokenizer else "model.path"
+
+
 def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer in `model.tokenizer`, else in `model.path`. Raises RecipeError."""
-    key, source = ("model.tokenizer", model.tokenizer) if model.tokenizer else ("model.path", model.path)
+    key, source = tokenizer_key(model), model.tokenizer or model.path
     assert source is not None  # Recipe: a model from scratch names its tokenizer
     folder = _locate(key, source)
     if isinstance(folder, Path) and not any((folder / name).is_file() for name in _TOKENIZER_FILES):

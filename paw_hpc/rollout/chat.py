@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from paw_hpc.envs.answers import CLOSE_THOUGHT, OPEN_THOUGHT
 from paw_hpc.envs.base import Message
 from paw_hpc.errors import DataError
 from paw_hpc.experience import Ids
+from paw_hpc.rollout.chat_template import ChatTemplate
 
+_log = logging.getLogger(__name__)
 _FIRST, _ANSWER, _NEXT = "aaaa", "bbbb", "cccc"
-_DATE = "26 Jul 2024"
-"""Llama 3's template writes today's date into every prompt unless it is given one (this is its own default); a run must not change overnight."""
+_THOUGHTFUL = f"{OPEN_THOUGHT}\ndddd\n{CLOSE_THOUGHT}\n\n{_ANSWER}"
+_OPENED = re.compile(rf"{OPEN_THOUGHT}\s*\Z")
+_TAG = re.compile(r"</?(?:think|action|search|answer)>")
 
 
 class ChatFormat:
@@ -21,30 +26,42 @@ class ChatFormat:
 
     A transition is serialized once as prompt, response, bridge, observation: the observation is the next user turn of the chat template, so the
     bridge is what the template puts between the end of an answer and the next user message. It is found by rendering a three-message conversation.
+    The response stays as it was sampled, its thought included, also where the template would leave out the thoughts of earlier turns.
+
+    Where the template's prompt for an answer ends in an opened thought (`<think>`), a response begins inside of it and carries the closing tag alone:
+    whoever reads the response has to be told (`opens_thought`).
 
     Only the template may end or begin turns: where the text of a message or an observation (a web page, a passage) spells a special token, it is
     encoded as the plain characters that it is.
 
+    Args:
+        key: the recipe key that named the tokenizer, for errors.
+
     Raises:
-        DataError: the tokenizer has no chat template, or one that rewrites earlier turns.
+        DataError: the tokenizer has no chat template, or one with an error in it, or one that rewrites earlier turns.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        if not tokenizer.chat_template:
-            raise DataError(f"model.path: the tokenizer in {tokenizer.name_or_path!r} has no chat template; use an instruct model or add one")
-        self._tokenizer = tokenizer
-        special = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len, reverse=True)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, key: str = "model.path"):
+        self._tokenizer, self._template = tokenizer, ChatTemplate(tokenizer, key)
+        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._spoken = {i for i, content in added.items() if _TAG.fullmatch(content)}
+        self._unspoken = added.keys() - self._spoken
+        special = sorted(set(added.values()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._end = self._turn_end()
         between = self._between()
         closed = between.removeprefix(self._end)
         self._after_end = self._encode(closed)
         self._after_cut = self._encode(between)
+        self.opens_thought = _OPENED.search(self._template.render([{"role": "user", "content": _FIRST}], to_answer=True)) is not None
+        """Whether responses begin inside of a thought that the prompt has opened."""
+        if self.opens_thought and CLOSE_THOUGHT not in self.decode(self._encode(CLOSE_THOUGHT)):
+            _log.warning("%s", self._template.error(f"opens a thought, and it cannot spell {CLOSE_THOUGHT}: every action will count as invalid"))
 
     def prompt(self, messages: list[Message]) -> Ids:
         """int32[P]: the conversation up to where the assistant begins to answer."""
         messages, spelled = self._set_aside(messages)
-        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=_DATE))
+        text = self._template.render(messages, to_answer=True)
         if not spelled:
             return self._encode(text)
         parts = re.split("|".join(map(re.escape, spelled)), text)
@@ -55,7 +72,13 @@ class ChatFormat:
         return np.concatenate(pieces)
 
     def answer(self, text: str) -> Ids:
-        """int32[A]: a whole assistant turn with its end-of-turn token (for cloning; a played turn keeps the ids that were sampled)."""
+        """int32[A]: a whole assistant turn with its end-of-turn token (for cloning; a played turn keeps the ids that were sampled).
+
+        Where the prompt has opened the thought, the text's own opening tag is left out, and a text without a thought closes it at once.
+        """
+        if self.opens_thought:
+            own = text.lstrip()
+            text = own.removeprefix(OPEN_THOUGHT) if own.startswith(OPEN_THOUGHT) else f"\n{CLOSE_THOUGHT}\n\n{text}"
         return self._encode(text + self._end)
 
     def ends_turn(self, response: Ids) -> bool:
@@ -77,7 +100,11 @@ class ChatFormat:
         return encoded["offset_mapping"] if encoded["input_ids"] == ids.tolist() else None
 
     def decode(self, ids: Ids) -> str:
-        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+        """The text without special tokens, other than tags that an answer is made of (some tokenizers have `</think>` as a special token)."""
+        listed = ids.tolist()
+        if self._spoken.isdisjoint(listed):
+            return str(self._tokenizer.decode(listed, skip_special_tokens=True))
+        return str(self._tokenizer.decode([i for i in listed if i not in self._unspoken], skip_special_tokens=False))
 
     def _encode(self, text: str, plain: bool = False) -> Ids:
         """int32[T]; `plain`: special tokens that the text spells are characters like any others."""
@@ -99,17 +126,24 @@ class ChatFormat:
         return str(self._tokenizer.eos_token)
 
     def _between(self) -> str:
-        conversation = [
-            {"role": "user", "content": _FIRST},
-            {"role": "assistant", "content": _ANSWER},
-            {"role": "user", "content": _NEXT},
-        ]
-        text = str(self._tokenizer.apply_chat_template(conversation, tokenize=False, date_string=_DATE))
-        if text.count(_ANSWER) != 1 or text.count(_NEXT) != 1:
-            raise DataError("the chat template does not keep an assistant turn followed by a user turn; the world-model target cannot be placed")
-        between = text[text.index(_ANSWER) + len(_ANSWER) : text.index(_NEXT)]
+        """What stands between an answer and the next user message (the second try is for templates that count on a thought)."""
+        try:
+            between = self._found_between(_ANSWER)
+        except DataError as error:
+            try:
+                between = self._found_between(_THOUGHTFUL)
+            except DataError:
+                raise error from None
         if not between.startswith(self._end):
-            raise DataError(
-                f"the chat template does not end a turn with the tokenizer's eos token {self._end!r}; set tokenizer.eos_token to the turn's end"
+            raise self._template.error(
+                f"does not end a turn with the tokenizer's eos token {self._end!r}: after an answer comes {between[:40]!r}; set eos_token in the"
+                " folder's tokenizer_config.json to the token that ends a turn"
             )
         return between
+
+    def _found_between(self, said: str) -> str:
+        conversation = [{"role": "user", "content": _FIRST}, {"role": "assistant", "content": said}, {"role": "user", "content": _NEXT}]
+        before, found, after = self._template.render(conversation, to_answer=False).partition(_ANSWER)
+        if not found or _NEXT in before or after.count(_NEXT) != 1 or _ANSWER in after:
+            raise self._template.error("does not keep an assistant turn followed by a user turn; the world-model target cannot be placed")
+        return after[: after.index(_NEXT)]

@@ -215,7 +215,7 @@ class Collector:
         finally:
             self._turns.change(-1)
         generated = time.perf_counter()
-        action, valid = view.parse(self._chat.decode(answer.ids))
+        action, valid = view.parse(self._chat.decode(answer.ids), self._chat.opens_thought)
         state = await session.step(action)
         view.observe(action, state)
         observation, cut = self._chat.observation(state.observation, self._settings.max_observation_tokens)

@@ -122,6 +122,63 @@ def test_search(response: str, action: str, valid: bool, own_action: str, own_va
     assert view("search", "admissible").parse(response) == (own_action, own_valid)
 
 
+class TestAnOpenedThought:
+    """The chat template has written the opening tag: the response is read as if it stood before it."""
+
+    @pytest.mark.parametrize("validity", ["format", "admissible"])
+    @pytest.mark.parametrize("benchmark", ["alfworld", "webshop", "search"])
+    def test_is_read_as_one_that_the_response_opens(self, benchmark: str, validity: str) -> None:
+        known = "click[buy now]" if benchmark == "webshop" else "look"
+        responses = [row[0].replace("look", known) for row in (SEARCH_ROWS if benchmark == "search" else ROWS)]
+        responses += [response.removeprefix("<think>") for response in responses]
+        changed = 0
+        for response in responses:
+            read = view(benchmark, validity).parse(response, True)
+            action, valid = view(benchmark, validity).parse(f"<think>{response}")
+            assert read[1] == valid, response
+            # Where none is found the action is the end of the response, to which the prompt's tag does not belong.
+            assert read[0] == action or (not valid and action.endswith(read[0])), response
+            changed += read[1] != view(benchmark, validity).parse(response)[1]
+        assert changed > 0 or (benchmark, validity) == ("search", "format"), "to the reference's rule for search thoughts do not matter"
+
+    @pytest.mark.parametrize(
+        ("response", "by_format", "own"),
+        [
+            ("t</think><action>look</action>", True, True),
+            ("t</think>\n\n<ACTION> Look</Action>", True, False),  # our own rule wants the tags as they are in the prompt
+            ("t</THINK><action>look</action>", False, False),
+            ("t<action>look</action>", False, False),  # never closed
+            ("<action>look</action></think>", True, False),  # within the thought
+            ("say <action>fly</action>?</think><action>look</action>", True, True),  # quoted in it: by format, the action
+            ("<think>t</think><action>look</action>", True, True),
+            ("第</think><action>look</action>", False, True),
+            ("t</think><action>fly</action>", True, False),
+        ],
+    )
+    def test_of_alfworld(self, response: str, by_format: bool, own: bool) -> None:
+        action = {0: "look", 1: "fly"}["fly" in response]
+        read = view("alfworld").parse(response, True)
+        assert read == (action, by_format)
+        assert view("alfworld", "admissible").parse(response, True)[1] is own
+
+    @pytest.mark.parametrize("response", ["", "look", "t</think>", "T</think>look"])
+    def test_is_no_part_of_an_action_that_is_the_end_of_the_response(self, response: str) -> None:
+        for benchmark in ("alfworld", "webshop"):
+            for validity in ("format", "admissible"):
+                action, valid = view(benchmark, validity).parse(response, True)
+                assert action == response.lower() and not valid
+
+    @pytest.mark.parametrize(("benchmark", "command"), [("alfworld", "look"), ("webshop", "search lamp"), ("search", "answer Oslo")])
+    def test_stands_before_an_answer_to_the_compact_prompt(self, benchmark: str, command: str) -> None:
+        for validity in ("format", "admissible"):
+            read = view(benchmark, validity, "compact")
+            action, valid = read.parse(command)
+            assert valid and read.parse(f"where?\n</think>\n\n{command}", True) == (action, True)
+            assert read.parse(command, True) == (action, False), "a thought that is not closed is carried out, and is not valid"
+            assert not read.parse("where?</think>", True)[1]
+        assert not view(benchmark, style="compact").parse(f"第</think>{command}", True)[1]
+
+
 @pytest.mark.parametrize("benchmark", ["alfworld", "webshop", "search"])
 def test_an_answer_to_the_compact_prompt_needs_to_be_written_and_not_in_chinese(benchmark: str) -> None:
     for response, valid in [("look", True), ("search the shelf", True), ("nothing known", True), ("", False), (" \n", False), ("看 look", False)]:

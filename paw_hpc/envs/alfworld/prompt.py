@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from paw_hpc.envs.answers import first_tags, is_written, only_action
+from paw_hpc.envs.answers import after_thought, first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message, Task
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
 from paw_hpc.seeding import generator
@@ -74,13 +74,14 @@ class AlfworldView:
     def messages(self) -> list[Message]:
         return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
 
-    def parse(self, response: str) -> tuple[str, bool]:
+    def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         if self._style == "compact":
-            action = " ".join(response.lower().split())
-            return action, is_written(response) if self._by_format else action in self._admissible
+            bare, outside = after_thought(response, opened)
+            action = " ".join(bare.lower().split())
+            return action, outside and (is_written(bare, response) if self._by_format else action in self._admissible)
         if self._by_format:
-            return first_tags(response, _TAIL)
-        said, thought = only_action(response)
+            return first_tags(response, _TAIL, opened)
+        said, thought = only_action(response, opened)
         if said is None:
             return " ".join(response.lower().split())[-60:], False
         action = " ".join(said.lower().split())

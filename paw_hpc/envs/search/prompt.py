@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from paw_hpc.envs.answers import is_written, search_or_answer
+from paw_hpc.envs.answers import OPEN_THOUGHT, after_thought, is_written, search_or_answer
 from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.search.protocol import Action, exact_action, read_action, thinks_first
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
@@ -56,14 +56,17 @@ class SearchView:
     def messages(self) -> list[Message]:
         return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
 
-    def parse(self, response: str) -> tuple[str, bool]:
+    def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         """(canonical action, valid). By our own rule an action without a thought before it is carried out, and is not valid."""
         if self._style == "compact":
-            found = _COMPACT.fullmatch(response)
+            said, outside = after_thought(response, opened)
+            found = _COMPACT.fullmatch(said)
             action = str(Action(found[1], " ".join(found[2].split()))) if found else ""  # type: ignore[arg-type]
-            return action, is_written(response) if self._by_format else bool(found)
+            return action, outside and (is_written(said, response) if self._by_format else bool(found))
         if self._by_format:
-            return search_or_answer(response)
+            return search_or_answer(response)  # thoughts do not matter to it
+        if opened:
+            response = OPEN_THOUGHT + response
         read = read_action(response)
         return ("", False) if read is None else (str(read), thinks_first(response))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from paw_hpc.envs.answers import first_tags, is_written, only_action
+from paw_hpc.envs.answers import after_thought, first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
 from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR
@@ -70,14 +70,15 @@ class WebshopView:
     def messages(self) -> list[Message]:
         return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
 
-    def parse(self, response: str) -> tuple[str, bool]:
+    def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         """Search works on every page, but only where the page offers it is it an available action."""
         if self._style == "compact":
-            action, available = self._parse_command(" ".join(response.lower().split()))
-            return action, is_written(response) if self._by_format else available
+            bare, outside = after_thought(response, opened)
+            action, available = self._parse_command(" ".join(bare.lower().split()))
+            return action, outside and (is_written(bare, response) if self._by_format else available)
         if self._by_format:
-            return first_tags(response, _TAIL)
-        said, thought = only_action(response)
+            return first_tags(response, _TAIL, opened)
+        said, thought = only_action(response, opened)
         if said is None:
             # Brackets would make it an action.
             return re.sub(r"[\[\]]", " ", " ".join(response.lower().split())[-60:]).strip(), False
