@@ -37,6 +37,9 @@ EXPECTED: dict[str, set[str]] = {
     "entropy-sampled": {"selection"},
     "ce-0.02": {"loss", "weights"},
     "ce-0.05": {"loss", "weights"},
+    "echo-0.01": {"loss", "weights", "selection"},
+    "echo-0.02": {"loss", "weights", "selection"},
+    "echo-0.05": {"loss", "weights", "selection"},
     "shuffled": {"targets"},
     "shuffled-ce-lambda": {"targets", "loss"},
     "shuffled-ce-0.05": {"targets", "loss", "weights"},
@@ -178,6 +181,14 @@ def test_weights_of_the_constant_coefficients_are_the_coefficients(pool: Pool) -
     for n, weight in share_of_group(paw.batch, pool).items():
         assert weight == pytest.approx(float(paw.coefficient[pool.group[n]]) / pool.num_groups, rel=1e-5)
     assert 0 < float(paw.coefficient.min()) < 0.9  # else lambda = 1 would be no other arm
+
+
+def test_echo_gives_every_observation_token_of_the_update_the_same_weight(pool: Pool) -> None:
+    for coefficient in (0.01, 0.02, 0.05):
+        batch = planned(pool, f"echo-{coefficient:g}").batch
+        weights = batch.streams["weight"][batch.row_kind == OBSERVATION]
+        tokens = sum(len(t.observation_ids) for t in pool.transitions)
+        assert len(weights) == tokens and torch.allclose(weights, torch.full((tokens,), coefficient / tokens), rtol=1e-5, atol=0.0)
 
 
 def test_selections_have_their_sizes(pool: Pool) -> None:
