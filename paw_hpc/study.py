@@ -37,6 +37,8 @@ BEFORE, AFTER = "start", "end"
 """Labels of the two evaluations of every run."""
 _SHARED = ("env", "model", "eval")
 """Sections that all runs must have alike: one start, one panel."""
+_FREE = {"env": {"validity", "invalid_penalty"}}
+"""Keys of these that may differ all the same: they say what training calls invalid and what that costs, and change neither task nor game."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +122,11 @@ def _check_alike(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe]) -> N
     first = runs[0]
     for planned in runs[1:]:
         for section in _SHARED:
-            if getattr(recipes[planned.label], section) != getattr(recipes[first.label], section):
+            mine, theirs = (getattr(recipes[label], section).model_dump(exclude=_FREE.get(section)) for label in (planned.label, first.label))
+            if mine != theirs:
                 raise RecipeError(
                     f"{planned.source}: {section}: {planned.label} differs from {first.label}; runs of a study share start and "
-                    f"panel: let them differ in algorithm, wm, optimizer, rollout or seed"
+                    f"panel: let them differ in algorithm, wm, optimizer, rollout, seed, env.validity or env.invalid_penalty"
                 )
 
 
