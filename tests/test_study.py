@@ -52,6 +52,17 @@ def test_runs_that_do_not_share_the_panel_or_the_start_are_refused(sweep: Path) 
     assert not (sweep.parent / "out").exists()
 
 
+def test_runs_may_differ_in_what_training_calls_invalid(sweep: Path) -> None:
+    def planned(label: str, *changes: str) -> study.PlannedRun:
+        return study.PlannedRun(label, sweep.parent / "recipe.yaml", changes, sweep.parent / label)
+
+    alike = [planned("a"), planned("b", "env.validity=format"), planned("c", "env.invalid_penalty=1.5")]
+    study._check_alike(alike, {one.label: one.recipe for one in alike})
+    other = [planned("a"), planned("b", "env.validity=format", "env.max_steps=7")]
+    with pytest.raises(RecipeError, match="env: b differs from a"):
+        study._check_alike(other, {one.label: one.recipe for one in other})
+
+
 def test_a_run_that_fails_ends_the_study(sweep: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert not study.run_sweep(sweep, ["rollout.max_prompt_tokens=3"], sweep.parent / "out", 2)
     assert "max_prompt_tokens" in capfd.readouterr().err
