@@ -62,7 +62,7 @@ def test_the_files_have_the_documented_format(tmp_path: Path) -> None:
     assert content.keys() == {
         *("label", "panel", "panel_checksum", "temperature", "repeats", "update", "games", "success", "interval", "per_task_type"),
         *("observation_ce", "observation_tokens", "observation_ce_interval", "seconds", "environment_failures", "noise"),
-        *("predictions", "protocol"),
+        *("predictions", "protocol", "judged_by"),
     }
     lines = [json.loads(line) for line in summary.with_suffix(".jsonl").read_text().splitlines()]
     assert lines[0] == {
