@@ -139,6 +139,10 @@ def rules(recipe: Recipe) -> str:
     """What else decides how episodes of a panel go, for a reader. What is at its default is left out where it was not always a key."""
     env, rollout = recipe.env, recipe.rollout
     said = f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, {rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+    if env.prompt_template is not None:
+        said += f", template {Path(env.prompt_template).name}"
+    if env.validity != "admissible":
+        said += f", valid by {env.validity}"
     return said
 
 

@@ -13,10 +13,11 @@ import torch
 from paw_hpc import diagnostics
 from paw_hpc.build import Machinery
 from paw_hpc.diagnostics import Copier, Seen, copied, observe, predictions
-from paw_hpc.evaluation import Evaluation, evaluate, evaluate_path
+from paw_hpc.evaluation import Evaluation, evaluate, evaluate_path, rules
 from paw_hpc.experience import Group
 from paw_hpc.loop import train
-from paw_hpc.recipe import Recipe, dump_recipe, parse_recipe
+from paw_hpc.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.shipped import protocol_recipe
 from paw_hpc.results import read_evaluations
 from paw_hpc.rollout.event_loop import EventLoop
 from tests.factories import random_groups
@@ -185,3 +186,11 @@ def test_a_recipe_file_stands_for_the_policy_that_its_runs_begin_with(tmp_path: 
     found = evaluate_path(str(path), panel=PANEL, repeats=2, out=tmp_path / "start")
     assert found.episodes == one_worker.result.episodes and found.protocol == one_worker.result.protocol
     assert {p.source for p in found.predictions} == {"own"} and read_evaluations(tmp_path / "start") == [found]
+
+
+def test_rules_tell_apart_what_must_not_be_compared(tmp_path: Path) -> None:
+    """By the two protocols ALFWorld has the same steps, history and lengths: the prompt's words and what is valid are other rules all the same."""
+    ours, own = load_recipe(protocol_recipe("alfworld", "ours")), tmp_path / "mine.j2"
+    assert rules(ours) == "50 steps, paper prompt, history 2, 2048 + 512 tokens"
+    assert rules(load_recipe(protocol_recipe("alfworld", "reference"))) == f"{rules(ours)}, template reference, valid by format"
+    assert rules(load_recipe(protocol_recipe("alfworld", "ours"), [f"env.prompt_template={own}"])) == f"{rules(ours)}, template mine.j2"

@@ -192,12 +192,18 @@ class TestCommands:
         assert list(tmp_path.iterdir()) == []
 
     @BY_NAME
-    def test_every_sweep_can_be_planned_and_launched_dry(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("protocol", [None, "ours"])
+    def test_every_sweep_can_be_planned_and_launched_dry(
+        self, path: Path, protocol: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if protocol is not None and path not in TABLES:
+            pytest.skip("it goes from one protocol to the other")
         monkeypatch.chdir(tmp_path)
-        names = [variant.name for variant in sweep(path).variants]
-        planned = self.invoke("plan", path)
+        words = ["--words", f"protocol={protocol}"] if protocol else []
+        names = [variant.name for variant in sweep(path, protocol).variants]
+        planned = self.invoke("plan", path, *words)
         assert [line.split()[0] for line in planned.splitlines()[1 : 1 + len(names)]] == names
-        launched = self.invoke("launch", path, "--array", "--dry-run")
+        launched = self.invoke("launch", path, "--array", "--dry-run", *words)
         assert sorted(re.findall(r"task \d+: runs/(\S+)", launched)) == sorted(f"{name}-s{seed}" for name in names for seed in (0, 1, 2))
         assert list(tmp_path.iterdir()) == []
 

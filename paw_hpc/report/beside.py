@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from paw_hpc.report import paper
 from paw_hpc.report.compare import comparisons, rate_cell, size_cell
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.runs import Arm, PanelKey, pooled_score, rate
+from paw_hpc.report.standings import known_of
 from paw_hpc.statistics import Interval
 
 TITLE = "Beside the paper"
@@ -29,7 +29,7 @@ def paper_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
     rows = [row for arm in arms for row in _levels(arm, key)]
     evaluated = [arm for arm in arms if arm.last(key)]
     for name, difference, arm, against in comparisons(evaluated, key):
-        both = [found for each in (arm, against) if (found := paper.beside(each.recipe)) and "All" in found.row.columns]
+        both = [known for each in (arm, against) if (known := known_of(each, key)) and "All" in known.row.columns]
         if len(both) < 2:
             continue
         theirs = both[0].row.columns["All"][0] - both[1].row.columns["All"][0]
@@ -57,7 +57,7 @@ def standard_error(measured: tuple[float, ...]) -> float:
 
 
 def _levels(arm: Arm, key: PanelKey) -> list[tuple[str, ...]]:
-    known, found = paper.beside(arm.recipe), arm.last(key)
+    known, found = known_of(arm, key), arm.last(key)
     if known is None or not found:
         return []
     rows = list[tuple[str, ...]]()

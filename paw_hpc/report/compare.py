@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paw_hpc.protocols import Standing, standing
-from paw_hpc.recipe import IN_DOMAIN_SETS, PROTOCOLS, QUESTION_SETS
-from paw_hpc.report import paper, predictions
+from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
+from paw_hpc.report import predictions
 from paw_hpc.report.document import TableBlock
 from paw_hpc.report.paper import COLUMN_OF, paper_row
 from paw_hpc.report.runs import (
@@ -25,6 +24,7 @@ from paw_hpc.report.runs import (
     reference_of,
     task_types,
 )
+from paw_hpc.report.standings import known_of, protocol_notes
 from paw_hpc.results import EvaluationResult
 from paw_hpc.statistics import Interval, PairedDifference, paired_over_seeds
 
@@ -68,7 +68,7 @@ def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
             continue
         row = (arm.title, *(rate_cell(rate(arm.outcomes(key, name))) for name in types), success_cell(arm.outcomes(key)))
         rows.append((*row, *(rate_cell(mean_of_sets(found)) for _ in average), *(rate_cell(pooled_score(found)) for _ in score)))
-        if known := paper.beside(arm.recipe):
+        if known := known_of(arm, key):
             columns = (*(COLUMN_OF.get(name, name) for name in types), "All", *average, *score)
             rows.append((f"paper: {known.row.label} (above: {known.protocol})", *(_paper_cell(known.row.columns.get(column)) for column in columns)))
     header = ("success %", *(f"{column_name(name)} ({games[name]})" for name in types), "All", *average, *score)
@@ -200,28 +200,6 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
     for name in sorted({name for name in names if len({key[3] for key in keys if key[0] == name}) > 1}):
         lines.append(f"Panel {name} was played by different rules (see the tables' titles): those are compared separately.")
     return tuple(lines)
-
-
-def protocol_notes(arms: Sequence[Arm]) -> list[str]:
-    """Which protocol each arm follows, and in which keys it departs from both; arms of which the same is to be said together. Of arms that the paper
-    reports, or that say a protocol."""
-    said: dict[str, list[str]] = {}
-    for arm in arms:
-        if paper_row(arm.recipe) is not None or arm.recipe.protocol is not None:
-            for line in _standing_lines(standing(arm.recipe)):
-                said.setdefault(line, []).append(arm.label)
-    return [f"{', '.join(labels)}: {line}" for line, labels in said.items()]
-
-
-def _standing_lines(found: Standing) -> list[str]:
-    named, lines = found.named, []
-    if named is None:
-        lines.append("not put beside the paper's numbers, because the recipe names no protocol (key `protocol`), and its keys are those of none.")
-    elif found.departures[named]:  # only where the recipe says it
-        lines.append(f"the recipe says `protocol: {named}`, and its keys disagree: {'; '.join(found.departures[named])}.")
-    else:
-        lines.append(f"protocol {named}, in every key" + ("." if found.said else "; the recipe does not say so."))
-    return lines + [f"departs from {name}: {'; '.join(found.departures[name])}." for name in PROTOCOLS if name != named and found.departures[name]]
 
 
 def _interval_notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from paw_hpc.protocols import Standing, standing
@@ -95,29 +96,56 @@ class Beside:
 
     row: PaperRow
     standing: Standing
+    judged_by: tuple[str, ...] = ()
+    """How its evaluations were judged, where not by the run's own set-up: `reference`, `reference, except KEY: ...`."""
 
     @property
     def protocol(self) -> str:
-        """`reference`, or `reference but for 2 keys`."""
+        """`reference`, `reference but for 2 keys`, `ours, judged by reference`."""
         assert self.standing.named is not None
-        count = len(self.standing.departures[self.standing.named])
-        return self.standing.named + (f" but for {count} key{'s' if count > 1 else ''}" if count else "")
+        trained = _but_for(self.standing.named, len(self.standing.departures[self.standing.named]))
+        return ", judged by ".join((trained, *(_but_for(name, len(keys)) for name, keys in map(_of_judging, self.judged_by))))
 
     @property
     def departs(self) -> bool:
-        """Whether its set-up is another one than that which the paper's numbers most likely come from."""
-        return self.standing.departures["reference"] != ()
+        """Whether it was trained or judged by another set-up than that which the paper's numbers most likely come from."""
+        return self.standing.departures["reference"] != () or any(said != "reference" for said in self.judged_by)
 
 
-def beside(recipe: Recipe) -> Beside | None:
+def beside(recipe: Recipe, judged_by: Iterable[str] = ()) -> Beside | None:
     """None where the paper has no such row, and where no protocol can be named: the recipe names none, and has the keys of none.
+
+    Args:
+        judged_by: of the evaluations that are to stand there (`EvaluationResult.judged_by`).
 
     Raises:
         DataError: the shipped recipes are missing.
     """
     row = paper_row(recipe)
     found = None if row is None else standing(recipe)
-    return None if row is None or found is None or found.named is None else Beside(row, found)
+    if row is None or found is None or found.named is None:
+        return None
+    return Beside(row, found, judged_otherwise(found, judged_by))
+
+
+def judged_otherwise(of: Standing, judged_by: Iterable[str]) -> tuple[str, ...]:
+    """Those of the evaluations' own words that the set-up which the run was trained by does not say already."""
+
+    def is_own(said: str) -> bool:
+        name, keys = _of_judging(said)
+        return name == of.named and set(keys) <= set(of.departures[of.named])
+
+    return tuple(sorted({said for said in judged_by if said and not is_own(said)}))
+
+
+def _of_judging(said: str) -> tuple[str, tuple[str, ...]]:
+    """`reference, except KEY: ...; KEY: ...` -> (protocol, its departures)."""
+    name, _, keys = said.partition(", except ")
+    return name, tuple(keys.split("; ")) if keys else ()
+
+
+def _but_for(name: str, count: int) -> str:
+    return name + (f" but for {count} key{'s' if count > 1 else ''}" if count else "")
 
 
 def paper_row(recipe: Recipe) -> PaperRow | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from paw_hpc.recipe import ProtocolName, load_recipe
 from paw_hpc.recipe.shipped import protocol_recipe
 from paw_hpc.report import beside
-from paw_hpc.report.compare import protocol_notes, type_table
+from paw_hpc.report.compare import type_table
 from paw_hpc.report.runs import panels, read_arms
+from paw_hpc.report.standings import protocol_notes
 from paw_hpc.statistics import crossed_mean, success_interval
 from tests.report.synthetic import draw, evaluation, recipe, write_run
 
@@ -91,6 +93,36 @@ def test_another_set_up_than_reference_is_judged_in_brackets_under_its_name(tmp_
     table = beside.paper_table(arms, panels(arms)[0])
     assert table is not None and table.rows[0][1] == named and table.rows[0][6] == "(not reproduced)"
     assert type_table(arms, panels(arms)[0]).rows[1][0] == f"paper: 1.5B GRPO+PaW (above: {named})"
+
+
+@pytest.mark.parametrize(
+    ("of", "judged_by", "named", "in_brackets"),
+    [
+        (set_up("reference"), "reference", "reference", False),
+        (set_up("reference"), "", "reference", False),  # an evaluation of before the protocols had names
+        (set_up("reference"), "ours", "reference, judged by ours", True),
+        (set_up("ours"), "reference", "ours, judged by reference", True),
+        (
+            set_up("reference"),
+            "reference, except eval.temperature: 1 (reference: 0.4)",
+            "reference, judged by reference but for 1 key",
+            True,
+        ),
+        # What the run's own set-up says already is not said again.
+        (set_up("reference", **{"env.max_steps": 20}), "reference, except env.max_steps: 20 (reference: 50)", "reference but for 1 key", True),
+    ],
+)
+def test_who_judged_is_named_where_it_was_not_the_runs_own_set_up(
+    tmp_path: Path, of: dict[str, Any], judged_by: str, named: str, in_brackets: bool
+) -> None:
+    end = dataclasses.replace(evaluation(draw(0, 60, 0.2), update=150), judged_by=judged_by)
+    write_run(tmp_path / "run", recipe("run", **of), [], [end])
+    arms = read_arms([tmp_path / "run"])
+    table = beside.paper_table(arms, panels(arms)[0])
+    assert table is not None and table.rows[0][1] == named and table.rows[0][6].startswith("(") == in_brackets
+    assert type_table(arms, panels(arms)[0]).rows[1][0].endswith(f"(above: {named})")
+    notes = [line for line in protocol_notes(arms) if "judged by" in line]
+    assert notes == ([f"run: judged by {judged_by} on valid_seen."] if "judged by" in named else [])
 
 
 def test_another_model_and_a_set_up_without_a_name_are_not_judged_at_all(tmp_path: Path) -> None:
