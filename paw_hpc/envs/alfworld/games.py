@@ -10,13 +10,12 @@ import functools
 import hashlib
 import http.client
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from paw_hpc import data_paths
+from paw_hpc import data_paths, downloads
 from paw_hpc.envs.alfworld import official
 from paw_hpc.envs.alfworld.store import Store, open_store, write_store
 from paw_hpc.envs.base import Task
@@ -144,9 +143,7 @@ def fetch() -> Path:
 
 def _download(folder: Path) -> Iterator[bytes]:
     try:
-        with urllib.request.urlopen(RELEASE_URL, timeout=60) as response:
-            while block := response.read(1 << 20):
-                yield block
+        yield from downloads.blocks(RELEASE_URL)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"{RELEASE_URL} cannot be reached ({getattr(error, 'reason', error)}); download it elsewhere and put it into {folder}, "

@@ -28,6 +28,9 @@ class Load:
 def load_test(url: str, queries: Sequence[str], *, requests: int, clients: int, batch: int, topk: int = 3, timeout_s: float = 60.0) -> Load:
     """Send `requests` requests of `batch` queries each from `clients` clients.
 
+    Args:
+        timeout_s: longest wait for one whole answer; a request without one has failed.
+
     Raises:
         DataError: nothing healthy answers at that address.
     """
@@ -36,10 +39,11 @@ def load_test(url: str, queries: Sequence[str], *, requests: int, clients: int, 
 
 async def _run(url: str, queries: Sequence[str], requests: int, clients: int, batch: int, topk: int, timeout_s: float) -> Load:
     waits, failed, upcoming = list[float](), 0, iter(range(requests))
-    async with httpx.AsyncClient(timeout=timeout_s, limits=httpx.Limits(max_connections=clients), trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=clients), trust_env=False) as client:
         try:
-            (await client.get(f"{url}/health")).raise_for_status()
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(timeout_s):
+                (await client.get(f"{url}/health")).raise_for_status()
+        except (httpx.HTTPError, TimeoutError) as error:
             raise DataError(f"{url}/health: no healthy server ({error or type(error).__name__}); start one with `paw data search serve`") from None
 
         async def ask_on() -> None:
@@ -48,9 +52,10 @@ async def _run(url: str, queries: Sequence[str], requests: int, clients: int, ba
                 asked = [queries[(number * batch + i) % len(queries)] for i in range(batch)]
                 start = time.perf_counter()
                 try:
-                    answer = await client.post(f"{url}/retrieve", json={"queries": asked, "topk": topk, "return_scores": True})
+                    async with asyncio.timeout(timeout_s):
+                        answer = await client.post(f"{url}/retrieve", json={"queries": asked, "topk": topk, "return_scores": True})
                     failed += answer.status_code != 200 or len(answer.json()["result"]) != batch
-                except (httpx.HTTPError, ValueError, KeyError):
+                except (httpx.HTTPError, TimeoutError, ValueError, KeyError):
                     failed += 1
                 waits.append(time.perf_counter() - start)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from typing import Any
 
 import httpx
@@ -21,7 +23,7 @@ class HttpRetriever:
 
     Args:
         url: the server, with or without /retrieve.
-        timeout_s: longest wait for one answer.
+        timeout_s: longest wait for one whole answer, from the first byte that is sent to the last that comes.
         give_up_s: no new try is made later than this after the first.
         longest_wait_s: between two tries.
     """
@@ -29,8 +31,13 @@ class HttpRetriever:
     def __init__(self, url: str, *, timeout_s: float, give_up_s: float, longest_wait_s: float = 10.0):
         self._url = url.rstrip("/").removesuffix("/retrieve") + "/retrieve"
         self._stop = threading.Event()
+        self._timeout_s = timeout_s
+        # In an event loop of its own: a blocking client can bound each read, but not the whole of an answer that comes byte by byte.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="retriever client")
+        self._thread.start()
         # The addresses of a cluster's own nodes are no business of a proxy.
-        self._client = httpx.Client(timeout=timeout_s, limits=httpx.Limits(max_connections=None), trust_env=False)
+        self._client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None), trust_env=False)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_worth_another_try),
             stop=tenacity.stop_any(tenacity.stop_after_delay(give_up_s), tenacity.stop_when_event_set(self._stop)),
@@ -49,15 +56,33 @@ class HttpRetriever:
         return self._retrying.copy()(self._ask, list(queries), topk)
 
     def close(self) -> None:
-        self._stop.set()
-        self._client.close()
+        if not self._stop.is_set():
+            self._stop.set()
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _end(self) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _post(self, payload: dict[str, Any]) -> httpx.Response:
+        async with asyncio.timeout(self._timeout_s):
+            return await self._client.post(self._url, json=payload)
 
     def _ask(self, queries: list[str], topk: int) -> list[list[Hit]]:
+        if self._stop.is_set():
+            raise RetrieverFailure(f"{self._url}: not asked, its client is closed")
+        asked = self._post({"queries": queries, "topk": topk, "return_scores": True})
         try:
-            response = self._client.post(self._url, json={"queries": queries, "topk": topk, "return_scores": True})
-        except httpx.TimeoutException:
-            raise RetrieverFailure(f"{self._url}: no answer in {self._client.timeout.read:g} s") from None
-        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed meanwhile
+            response = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+        except TimeoutError:
+            raise RetrieverFailure(f"{self._url}: no whole answer in {self._timeout_s:g} s") from None
+        except (httpx.HTTPError, RuntimeError, CancelledError) as error:  # RuntimeError, CancelledError: the client was closed meanwhile
             raise RetrieverFailure(f"{self._url}: not reached ({error or type(error).__name__})") from None
         if response.status_code != httpx.codes.OK:
             refused = response.is_client_error and response.status_code not in (408, 425, 429)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from paw_hpc import data_paths
+from paw_hpc import data_paths, downloads
 from paw_hpc.envs.webshop.catalogue import Catalogue, Files, open_catalogue
 from paw_hpc.envs.webshop.generate import DEFAULT_PRODUCTS, VERSION, generate_files
 from paw_hpc.envs.webshop.goals import Goals
@@ -105,9 +104,7 @@ def _download(name: str, target: Path) -> Path:
 
 def _blocks(name: str, folder: Path) -> Iterator[bytes]:
     try:
-        with urllib.request.urlopen(_DRIVE + DRIVE_IDS[name], timeout=60) as response:
-            while block := response.read(1 << 20):
-                yield block
+        yield from downloads.blocks(_DRIVE + DRIVE_IDS[name])
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
             f"{_DRIVE}{DRIVE_IDS[name]} ({name}) cannot be reached ({getattr(error, 'reason', error)}); download it elsewhere into {folder}, "

@@ -86,7 +86,7 @@ class TestAServerThatMisbehaves:
             ("status 503", "status 503"),
             ("status 429", "status 429"),
             ("hangs up", "not reached"),
-            ("slow", "no answer in 0.3 s"),
+            ("slow", "no whole answer in 0.3 s"),
         ],
     )
     def test_is_asked_again_until_it_is_well(self, mode: str, says: str, strange: tuple[str, Path]) -> None:
