@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -17,6 +18,7 @@ from paw_hpc.cli_prompt import add_prompt
 from paw_hpc.cli_search import app as search
 from paw_hpc.cli_webshop import app as webshop
 from paw_hpc.errors import UserError
+from paw_hpc.extras import explained
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Policy and world-model co-training of language agents."
@@ -44,10 +46,19 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"paw: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except ModuleNotFoundError as error:
+        told = explained(error)
+        if told is None:
+            raise
+        _refuse(told)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    print(f"paw: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _show_version(wanted: bool) -> None:
@@ -119,6 +130,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Play a whole fixed panel; success with its interval, per task type."""
+    if temperature is not None and not math.isfinite(temperature):
+        raise UserError(f"--temperature {temperature}: a finite number, at least 0")
     from paw_hpc import evaluation
     from paw_hpc.report import print_evaluation
 
@@ -200,7 +213,7 @@ def quickstart(
     """From the warm start, vanilla RL and RL with PaW on one machine, compared on a held-out panel."""
     from paw_hpc import quickstart as job
 
-    job.run(recipe, overrides or [], run_dir)
+    raise typer.Exit(0 if job.run(recipe, overrides or [], run_dir) else 1)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from paw_hpc.errors import UserError
+from paw_hpc.extras import EXTRAS
 
 GIB = 2**30
 
@@ -122,12 +123,9 @@ def _data() -> list[Check]:
 
 
 def _optional() -> list[Check]:
-    uses = {
-        "triton": ("kernels", "the fused LM head on GPUs"),
-        "megatron-core": ("megatron", "tensor, pipeline and data parallel training"),
-        "httpx": ("sglang", "generation by SGLang servers"),
-    }
-    return [_package(name, required=False, advice=f"pip install 'paw-hpc[{extra}]' for {use}") for name, (extra, use) in uses.items()]
+    modules = {"triton": "triton", "megatron-core": "megatron", "aiohttp": "aiohttp", "bm25s": "bm25s", "rapidfuzz": "rapidfuzz"}  # one of each extra
+    advice = {name: f"pip install 'paw-hpc[{EXTRAS[module].name}]' for {EXTRAS[module].use}" for name, module in modules.items()}
+    return [_package(name, required=False, advice=said) for name, said in advice.items()]
 
 
 def _cluster() -> list[Check]:

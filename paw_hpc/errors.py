@@ -21,5 +21,11 @@ class StorageError(UserError):
     """The disk is full or cannot be written; what was whole before is still whole."""
 
 
+NOT_FINITE = (
+    "the policy's logits are not finite, so nothing can be sampled from it: its weights have diverged, or the model's folder is damaged;"
+    " lower optimizer.lr (and start anew with --fresh, or from an earlier checkpoint)"
+)
+
+
 class TrainingError(UserError):
     """Training that must stop (for example three non-finite losses in a row); a checkpoint was written first."""

@@ -23,6 +23,7 @@ from paw_hpc.referee import judged
 from paw_hpc.results import EvaluatedEpisode, EvaluationResult, Prediction, write_evaluation
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.statistics import Interval, ratio_interval
+from paw_hpc.storage import check_writable
 
 RULES = ("env", "rollout", "algorithm", "wm", "optimizer", "updates")
 """Sections in which the recipe by which a run is judged may differ from that of its checkpoint: only the model must be the same."""
@@ -219,6 +220,9 @@ def evaluate_path(
         raise CheckpointError(
             f"{target}: there is no checkpoint in {run.checkpoints}; to judge the policy that the run begins with: paw eval {run.recipe_path}"
         )
+    where = out or (None if run is None else run.path)
+    if where is not None and distributed.is_main():
+        check_writable(where / "evaluations")
     with processes_of(recipe), EventLoop() as runner, Machinery(recipe, runner) as machinery:
         foreign: list[Group] = []
         if run is not None:
@@ -231,7 +235,6 @@ def evaluate_path(
         result = evaluate(
             machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats, foreign=foreign
         ).result
-    where = out or (None if run is None else run.path)
     if where is not None and distributed.is_main():
         write_evaluation(where, result)
     return result

@@ -4,33 +4,56 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from paw_hpc.errors import StorageError
 
-_REASONS = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only"}
+_FULL = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only"}
+_ELSEWHERE = {
+    errno.EACCES: "it may not be written (permission denied)",
+    errno.EPERM: "it may not be written (not permitted)",
+    errno.ENOTDIR: "a part of this path is a file and no folder",
+    errno.EEXIST: "a file stands where a folder must be",
+    errno.EISDIR: "a folder stands where a file must be",
+    errno.ENAMETOOLONG: "the name is too long",
+}
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Inside, a full or read-only disk becomes a StorageError that names `path`; every other error passes unchanged."""
+    """Inside, what a disk may refuse (full, read-only, no permission, a file in the way) becomes a StorageError that names `path`; every other error
+    passes unchanged."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _REASONS:
-            raise
-        raise StorageError(
-            f"{path}: {_REASONS[error.errno]}; nothing that was whole is lost: make room, then start the same command again to resume"
-        ) from error
+        if error.errno in _FULL:
+            advice = "nothing that was whole is lost: make room, then start the same command again to resume"
+            raise StorageError(f"{path}: {_FULL[error.errno]}; {advice}") from error
+        if error.errno in _ELSEWHERE:
+            raise StorageError(f"{path}: {_ELSEWHERE[error.errno]}; change that, or name another place") from error
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder where there is none, and see that a file can be written there: before the work whose result it is for.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) so that a reader, and a kill at any moment, sees the old content or the new, never a part.
 
     Raises:
-        StorageError: the disk is full or read-only; `path` keeps its old content.
+        StorageError: the disk is full or read-only, or `path` may not be written; it keeps its old content.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with storage_errors(path):

@@ -168,7 +168,7 @@ def test_report_writes_and_prints(paw: Paw, tmp_path: Path) -> None:
 def test_warm_start_and_quickstart_hand_over(paw: Paw) -> None:
     paw.stand_in("warmstart", "main", Path("runs/w"))
     assert paw("warm-start", "w.yaml", "seed=1", "--out", "x")[:2] == (0, "runs/w\n")
-    paw.stand_in("quickstart", "run")
+    paw.stand_in("quickstart", "run", True)
     assert paw("quickstart")[0] == 0
     assert paw("quickstart", "q.yaml", "updates=3", "--run-dir", "d")[0] == 0
     assert [call[0] for call in paw.calls] == [

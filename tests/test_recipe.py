@@ -231,7 +231,7 @@ class TestRoundTrip:
                 "name": "1e5",
                 "model": {"path": "null", "tokenizer": "~/x: y # z"},
                 "rollout": {"stop": ["</action>", "yes", "1", " \n", "'\"", "é"]},
-                "optimizer": {"lr": 1e-7, "eps": 3e-300, "betas": [0.1 + 0.2, 1.0]},
+                "optimizer": {"lr": 1e-7, "eps": 3e-300, "betas": [0.1 + 0.2, 0.99999999]},
                 "wm": {"final_scale": 0.0},
                 "algorithm": {"dual_clip": None, "truncated_importance": 2.0},
             }

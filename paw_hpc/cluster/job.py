@@ -39,7 +39,9 @@ class Job:
 
     def __call__(self) -> None:
         """Leaves by SystemExit, with the status that the job is to have (submitit would make any other error status 1)."""
-        sys.exit(main(Path(self.run)))
+        status = main(Path(self.run))
+        attempts.ended(Path(self.run), status)
+        sys.exit(status)
 
 
 def main(run: Path) -> int:

@@ -145,7 +145,10 @@ def run_here(launch: Launchable, executor: Literal["allocation", "local"]) -> in
         return main(launch.run)
     local = submitit.AutoExecutor(folder=attempts.folder(launch.run), cluster="local")
     local.update_parameters(timeout_min=launch.recipe.cluster.time_min, stderr_to_stdout=True)
-    return _follow(local.submit(Job(str(launch.run))))
+    attempts.take_status(launch.run)  # of an earlier job
+    followed = _follow(local.submit(Job(str(launch.run))))
+    status = attempts.take_status(launch.run)
+    return (followed or 1) if status is None else status
 
 
 def prepare(launch: Launchable) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
+
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+WARM_START = "warm-start"
+"""`model.path` of the small policy that ships with the package."""
 
 
 class TinyModel(Section):
@@ -34,6 +40,15 @@ class ModelSection(Section):
     gradient_checkpointing: bool = False
     head_chunk_rows: PositiveInt = 2048
     """Rows per chunk of the LM head: at most head_chunk_rows x V logits exist at once."""
+
+    @field_validator("path", "tokenizer")
+    @classmethod
+    def _whole_path(cls, named: str | None) -> str | None:
+        """A stored recipe finds its folders from any other one. What is no folder here is a name of the package or of a hub, or still to be made."""
+        if named is None or named == WARM_START:
+            return named
+        folder = Path(named).expanduser()
+        return os.path.abspath(folder) if folder.is_dir() else named
 
 
 class WarmStartSection(Section):
@@ -65,7 +80,7 @@ class OptimizerSection(Section):
 
     lr: PositiveFloat = 1e-6
     critic_lr: PositiveFloat = 1e-5
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegative = 0.01
     warmup_updates: Annotated[int, Field(ge=0)] = 0

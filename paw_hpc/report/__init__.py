@@ -16,7 +16,7 @@ from paw_hpc.report import beside, compare, predictions
 from paw_hpc.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
 from paw_hpc.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.results import EvaluationResult, TypeResult, mean_score
-from paw_hpc.storage import storage_errors, write_atomically
+from paw_hpc.storage import check_writable, storage_errors, write_atomically
 
 __all__ = ["Report", "print_evaluation", "print_report", "write_report"]
 
@@ -49,6 +49,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
 
     arms = read_arms(runs)
     out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    check_writable(out)
     keys = [key for key in panels(arms) if any(arm.last(key) for arm in arms)]
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ run that has none of its own on that panel.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ PHASES = ("collect", "score", "plan", "train", "publish")
 """`time/PHASE_s`: the parts of `time/update_s` that follow each other."""
 Outcomes = dict[int, dict[str, list[float]]]
 """Seed -> task -> outcomes (0, 1) of its repeats."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +216,9 @@ def _run_folders(path: Path) -> list[Path]:
     if RunDirectory(path).exists or _only_evaluations(path):
         return [path]
     inside = sorted(p for p in path.glob("*/") if ".old-" not in p.name and (RunDirectory(p).exists or _only_evaluations(p)))
+    for folder in [p for p in inside if not RunDirectory(p).exists and any(e.update > 0 for e in read_evaluations(p))]:
+        _log.warning("%s: left out: evaluations of a trained policy without its run (paw eval --out), which belong to no arm", folder)
+        inside.remove(folder)
     if not any(RunDirectory(p).exists for p in inside):
         raise DataError(f"{path}: no run here (no recipe.yaml in it, nor in a folder in it)")
     return inside

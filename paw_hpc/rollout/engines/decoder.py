@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from paw_hpc.errors import RecipeError
+from paw_hpc.errors import NOT_FINITE, RecipeError, TrainingError
 from paw_hpc.policy.packed import Decoding, Packing, SlotCache, hidden_states
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 
@@ -134,7 +134,7 @@ class Decoder:
         logits = self.model.get_output_embeddings()(hidden)
         ids, logprobs, entropies = sample(logits, self._temperatures[first : self.live], uniforms)
         if not np.isfinite(logprobs).all():
-            raise FloatingPointError("the policy's logits are not finite, so nothing can be sampled from it")
+            raise TrainingError(NOT_FINITE)
         self._last[first : self.live] = ids
         done, gone = [], []
         for slot, (r, token, logprob, entropy) in enumerate(zip(running, ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True), first):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from paw_hpc.errors import RecipeError, UserError
+from paw_hpc.errors import NOT_FINITE, RecipeError, TrainingError, UserError
 from paw_hpc.experience import Ids
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.decoder import StopStrings
@@ -72,7 +72,7 @@ class SGLangEngine:
             FleetError: no server is left.
             Refused: the servers do not take such a request (it names why).
             UserError: every server that was asked failed over this turn.
-            FloatingPointError: the policy's logits are not finite.
+            TrainingError: the policy's logits are not finite.
         """
         turn, asked = _Turn(), time.perf_counter()
         while True:
@@ -103,7 +103,7 @@ class SGLangEngine:
             found = sorted(set(piece.versions.tolist()))
             raise ServerFault(server.name, f"it answered with weights {found}, and should have version {server.version}")
         if not np.isfinite(piece.logprobs).all():
-            raise FloatingPointError("the policy's logits are not finite, so nothing can be sampled from it")
+            raise TrainingError(NOT_FINITE)
         return piece
 
     def _sampling(self, request: GenerationRequest, done: int) -> dict[str, Any]:
