@@ -17,6 +17,7 @@ import numpy as np
 
 from paw_hpc.data_paths import atomic_file
 from paw_hpc.errors import DataError
+from paw_hpc.text import require_text
 
 OFFSETS, IDENTITY = "offsets.npy", "corpus.json"
 _BLOCK_BYTES = 1 << 24
@@ -96,20 +97,25 @@ def index_corpus(path: Path, folder: Path) -> Identity:
     """
     if path.suffix in (".gz", ".xz", ".zst"):
         raise DataError(f"{path}: compressed; unpack it first (passages are read by their place in the file)")
-    digest, offsets, where = hashlib.sha256(), [0], 0
+    digest, offsets, where, blank = hashlib.sha256(), [0], 0, 0
     try:
         with path.open("rb", buffering=_BLOCK_BYTES) as lines:
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    _check_last(line, f"{path}:{number}")
-                else:
-                    parse_passage(line, f"{path}:{number}")
                 digest.update(line)
                 where += len(line)
+                if not line.strip():  # nothing may come after: passages are numbered as lines
+                    blank = blank or number
+                    offsets[-1] = where
+                    continue
+                if blank:
+                    raise DataError(f"{path}:{blank}: an empty line between passages; remove it, or restore the corpus")
+                if not line.endswith(b"\n"):
+                    _check_last(line, f"{path}:{number}")
+                parse_passage(line, f"{path}:{number}")
                 offsets.append(where)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a corpus in JSON lines with id and contents") from None
-    if where == 0:
+    if len(offsets) == 1:
         raise DataError(f"{path}: empty; a corpus has one passage a line")
     identity = Identity(len(offsets) - 1, where, digest.hexdigest())
     with atomic_file(folder / OFFSETS) as file:
@@ -136,13 +142,19 @@ def parse_passage(line: bytes, where: str) -> Passage:
         raise DataError(f"{where}: not a passage (expected a JSON object with id and contents); the corpus is torn or of another format") from None
     if not isinstance(contents, str) or not contents.strip():
         raise DataError(f"{where}: a passage without contents; remove the line or restore the corpus")
-    return Passage(str(record.get("id", "")), contents)
+    passage = Passage(str(record.get("id", "")), contents)
+    try:
+        require_text(contents, "contents")
+        require_text(passage.passage_id, "id")
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; correct the line or restore the corpus") from None
+    return passage
 
 
 def _check_last(line: bytes, where: str) -> None:
     try:
-        parse_passage(line, where)
-    except DataError:
+        json.loads(line)
+    except ValueError:
         raise DataError(f"{where}: the last line is cut short; restore the corpus (was its download or unpacking interrupted?)") from None
 
 

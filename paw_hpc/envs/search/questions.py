@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,10 @@ from paw_hpc.envs.base import Task
 from paw_hpc.envs.search.metrics import normalize_answer
 from paw_hpc.errors import DataError
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
+from paw_hpc.text import require_text
+
+_FIELDS = ("id", "question", "golden_answers", "data_source", "split", "searches")
+"""What is read of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,32 +101,46 @@ def is_in_domain(dataset: str) -> bool:
 
 
 def _question(record: dict[str, Any], dataset: str | None, split: str | None) -> Question:
-    dataset = dataset or str(record["data_source"])
+    require_text({key: record.get(key) for key in _FIELDS})
+    dataset = dataset or _word(record, "data_source")
     if dataset not in QUESTION_SETS:
         raise ValueError(f"no set {dataset!r}; one of {', '.join(QUESTION_SETS)}")
     text, answers = record["question"], record.get("golden_answers") or ()
     if not isinstance(text, str) or not text.strip():
         raise ValueError("an empty question")
-    answers = [answers] if isinstance(answers, str) else answers
+    answers = [answers] if isinstance(answers, str) else list(answers)
     return Question(
-        question_id=str(record["id"]),
+        question_id=_word(record, "id"),
         dataset=dataset,
         question=" ".join(text.split()),
-        answers=tuple(str(answer) for answer in answers if str(answer).strip()),
-        split=split or str(record["split"]),
+        answers=tuple(answer for answer in (_said(answer, f"golden_answers[{i}]") for i, answer in enumerate(answers)) if answer.strip()),
+        split=split or _word(record, "split"),
         answer_in_corpus=record.get("answer_in_corpus"),
-        searches=tuple(record.get("searches", ())),
+        searches=tuple(_said(query, f"searches[{i}]") for i, query in enumerate(record.get("searches", ()))),
     )
+
+
+def _word(record: dict[str, Any], key: str) -> str:
+    return _said(record[key], key)
+
+
+def _said(value: Any, field: str) -> str:
+    """A string or a number, as text. What else JSON has would become a word that nobody wrote, such as None."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"{field} is {json.dumps(value)[:40]}, expected text")
+    return str(value)
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.removeprefix(codecs.BOM_UTF8).strip():
+                    continue  # editors leave an empty line at the end
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except ValueError:
                     raise DataError(f"{path}:{number}: torn, not JSON; fetch or restore the file") from None
                 yield f"{path}:{number}", record
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch or restore the file") from None

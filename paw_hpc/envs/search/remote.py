@@ -14,6 +14,7 @@ import tenacity
 
 from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.retriever import Hit, RetrieverFailure
+from paw_hpc.text import well_formed
 
 _log = logging.getLogger(__name__)
 
@@ -110,4 +111,6 @@ def _hit(entry: Any) -> Hit:
     contents = document["contents"]
     if not isinstance(contents, str):
         raise TypeError(f"contents is {type(contents).__name__}")
-    return Hit(Passage(str(document.get("id", "")), contents), float(entry.get("score") or 0.0))
+    # What a server says is not ours to put right: half a character, which no tokenizer takes, must not end the run.
+    passage = Passage(well_formed(str(document.get("id", ""))), well_formed(contents))
+    return Hit(passage, float(entry.get("score") or 0.0))

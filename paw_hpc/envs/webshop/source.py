@@ -13,10 +13,23 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paw_hpc.errors import DataError
+from paw_hpc.text import require_text
 
 DEFAULT_PRICE = 100.0
 """Of a product without one."""
 ABSENT_ATTRIBUTES = ("DUMMY_ATTR",)
+_FIELDS = (
+    "asin",
+    "name",
+    "full_description",
+    "small_description",
+    "pricing",
+    "category",
+    "query",
+    "product_category",
+    "customization_options",
+)
+"""What is read of an entry."""
 _BLOCK = 1 << 22
 _GAP = re.compile(r"[\s,]*")
 _AGAIN = "restore it, or run `paw data webshop fetch`"
@@ -89,6 +102,7 @@ def read_human_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _product(entry: Mapping[str, Any], own: Mapping[str, Any]) -> Product:
+    require_text({key: entry.get(key) for key in _FIELDS})
     bullets = entry["small_description"]
     prices, tag = _price(entry.get("pricing"))
     return Product(
@@ -127,7 +141,7 @@ def _options(found: Any) -> dict[str, tuple[str, ...]]:
 def _array(path: Path) -> Iterator[Any]:
     """The objects of a JSON array, decoded one by one from blocks of the file. Raises DataError."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from _objects(file, path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {_AGAIN}") from None
@@ -144,6 +158,7 @@ def _objects(file: TextIO, path: Path) -> Iterator[Any]:
     while True:
         at = _GAP.match(text, at).end()  # type: ignore[union-attr]
         if text[at : at + 1] == "]":
+            _end(file, text[at + 1 :], path)
             return
         try:
             if text[at : at + 1] != "{":
@@ -158,6 +173,15 @@ def _objects(file: TextIO, path: Path) -> Iterator[Any]:
         yield element
 
 
+def _end(file: TextIO, text: str, path: Path) -> None:
+    """Entries behind the end of the list would be lost unsaid."""
+    while not text.strip():
+        text = file.read(_BLOCK)
+        if not text:
+            return
+    raise DataError(f"{path}: {text.strip()[:20]!a} stands behind the end of its list of products; {_AGAIN}")
+
+
 def _mapping(path: Path, of: type) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
@@ -167,4 +191,10 @@ def _mapping(path: Path, of: type) -> dict[str, Any]:
         raise DataError(f"{path}: truncated or not JSON ({error}); {_AGAIN}") from None
     if not isinstance(content, dict) or not all(isinstance(value, of) for value in content.values()):
         raise DataError(f"{path}: not what WebShop's {path.name} holds, an object by product id; {_AGAIN}")
+    for asin, own in content.items():
+        try:
+            require_text(own)
+            require_text(asin, "its id")
+        except ValueError as error:
+            raise DataError(f"{path}: product {asin!a}: {error}; {_AGAIN}") from None
     return content

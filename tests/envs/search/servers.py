@@ -73,6 +73,7 @@ def answer(mode: str, queries: list[str]) -> tuple[int, bytes]:
         "one result too few": {"result": well["result"][1:]},
         "no result": {"answers": []},
         "null contents": {"result": [[{"document": {"id": "1", "contents": None}, "score": 1.0}] for _ in queries]},
+        "half a character": {"result": [[{"document": {"id": "\ud83d", "contents": "Os\ud83dlo"}, "score": 1.0}] for _ in queries]},
         "text for documents": {"result": [["Oslo"] for _ in queries]},
         "null": None,
     }

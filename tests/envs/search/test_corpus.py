@@ -32,6 +32,15 @@ def test_a_last_line_without_its_newline_is_a_passage_too(tmp_path: Path, folder
     assert Corpus(path, folder)[len(PASSAGES) - 1].title == PASSAGES[-1][0]
 
 
+def test_a_corpus_may_end_in_empty_lines_and_begin_with_a_byte_order_mark(tmp_path: Path, folder: Path) -> None:
+    path = write_corpus(tmp_path / "c.jsonl")
+    content = path.read_bytes()
+    for changed in (content + b"\n", content + b"\n  \r\n", b"\xef\xbb\xbf" + content):
+        path.write_bytes(changed)
+        index_corpus(path, folder)
+        assert [(p.title, p.text) for p in Corpus(path, folder)] == PASSAGES
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -41,6 +50,11 @@ def test_a_last_line_without_its_newline_is_a_passage_too(tmp_path: Path, folder
         (lambda b: b + b'{"id": "x", "contents": " "}\n', r"c.jsonl:8: a passage without contents"),
         (lambda b: b + b"[]\n", r"c.jsonl:8: not a passage"),
         (lambda b: b"", r"c.jsonl: empty"),
+        (lambda b: b"\n\n", r"c.jsonl: empty"),
+        (lambda b: b + b"\n" + b, r"c.jsonl:8: an empty line between passages"),
+        (lambda b: b + b'{"id": "x", "contents": "a \\ud83d"}\n', r"c.jsonl:8: contents holds half a character, \\ud83d, at character 3"),
+        (lambda b: b + b'{"id": "x", "contents": "a \\ud83d"}', r"c.jsonl:8: contents holds half a character"),
+        (lambda b: b + b'{"id": "\\ud83d", "contents": "a"}\n', r"c.jsonl:8: id holds half a character"),
     ],
 )
 def test_a_damaged_corpus_is_refused(damage, says: str, tmp_path: Path, folder: Path) -> None:  # type: ignore[no-untyped-def]

@@ -42,11 +42,42 @@ class TestAFile:
             ({"data_source": "squad"}, r"q.jsonl:6: not a question .*no set 'squad'; one of nq"),
             ({"id": "1"}, r"q.jsonl:6: the second question with id 1"),
             ({"golden_answers": 7}, r"q.jsonl:6: not a question"),
+            ({"golden_answers": [None]}, r"q.jsonl:6: not a question .*golden_answers\[0\] is null, expected text"),
+            ({"golden_answers": ["a", {"b": 1}]}, r"q.jsonl:6: not a question .*golden_answers\[1\] is"),
+            ({"golden_answers": [True]}, r"q.jsonl:6: not a question .*golden_answers\[0\] is true"),
+            ({"id": None}, r"q.jsonl:6: not a question .*id is null, expected text"),
+            ({"split": None}, r"q.jsonl:6: not a question .*split is null, expected text"),
         ],
     )
     def test_with_a_bad_line_is_refused(self, row: dict[str, Any], says: str, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=says):
             read_questions(write_lines(tmp_path / "q.jsonl", [*QUESTIONS, {**QUESTIONS[0], "id": "6", **row}]))
+
+    @pytest.mark.parametrize(
+        ("row", "where"),
+        [
+            ({"question": "who \ud83d"}, r"question holds half a character, \\ud83d, at character 5"),
+            ({"golden_answers": ["Oslo", "\udc00"]}, r"golden_answers\[1\] holds half a character, \\udc00"),
+            ({"id": "6\ud83d"}, r"id holds half a character"),
+            ({"searches": ["\ud83d"]}, r"searches\[0\] holds half a character"),
+        ],
+    )
+    def test_with_half_a_character_is_refused(self, row: dict[str, Any], where: str, tmp_path: Path) -> None:
+        path = tmp_path / "q.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*QUESTIONS, {**QUESTIONS[0], "id": "6", **row}]))
+        with pytest.raises(DataError, match=rf"q.jsonl:6: not a question .*{where}") as caught:
+            read_questions(path)
+        assert "\n" not in str(caught.value) and str(caught.value).encode()
+
+    def test_may_end_in_empty_lines_and_begin_with_a_byte_order_mark(self, tmp_path: Path) -> None:
+        path = write_lines(tmp_path / "q.jsonl", QUESTIONS)
+        plain, content = read_questions(path), path.read_bytes()
+        for changed in (content + b"\n", content + b"  \r\n\n", b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n")):
+            path.write_bytes(changed)
+            assert read_questions(path) == plain
+        path.write_bytes(content + b'{"id": "\xff"}\n')
+        with pytest.raises(DataError, match=r"q.jsonl:6: torn"):
+            read_questions(path)
 
     def test_that_is_cut_short_empty_or_missing_is_refused(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "q.jsonl", QUESTIONS)

@@ -114,6 +114,12 @@ class TestAServerThatMisbehaves:
         (hits,) = client(url).search(["a"], 3)
         assert hits[0].passage.title == "Oslo" and hits[0].score == 0.0
 
+    def test_may_say_half_a_character(self, strange: tuple[str, Path]) -> None:
+        url, control = strange
+        control.write_text("half a character")
+        (hits,) = client(url).search(["a"], 1)
+        assert (hits[0].passage.passage_id, hits[0].passage.contents) == ("\ufffd", "Os\ufffdlo")
+
     def test_may_give_more_than_was_asked_for(self, strange: tuple[str, Path]) -> None:
         url, control = strange
         control.write_text("well")

@@ -57,6 +57,14 @@ class TestRules:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("block", [1, 1 << 22])
+    def test_what_is_left_alone(self, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A byte order mark, empty lines at the end, and half a character where nothing is read."""
+        whole = products(tmp_path / "p", LAMPS)
+        monkeypatch.setattr(source, "_BLOCK", block)
+        assert products(tmp_path / "p", "\ufeff" + json.dumps(LAMPS) + "\n \n") == whole
+        assert products(tmp_path / "p", [{**lamp, "reviews": "\ud83d"} for lamp in LAMPS]) == whole
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [
@@ -66,6 +74,14 @@ class TestBadInput:
             (json.dumps(LAMPS)[:-40], "truncated"),
             (json.dumps(LAMPS)[:-1], "truncated"),
             ("[1, 2]", "truncated, or not JSON"),
+            (json.dumps(LAMPS) + "]", r"']' stands behind the end of its list"),
+            (json.dumps(LAMPS) + " \n" * 50 + json.dumps(LAMPS), r"'\[{.*stands behind the end of its list"),
+            (json.dumps([entry("B1", "Lamp \ud83d")]), r"entry 1 .*name holds half a character, \\ud83d, at character 6"),
+            (json.dumps([*LAMPS[:1], entry("B1", "x", small_description=["a", "\udc00"])]), r"entry 2 .*small_description\[1\] holds half a"),
+            (
+                json.dumps([entry("B1", "x", customization_options=options(Size=["\udc00"]))]),
+                r"entry 1 .*customization_options.Size\[0\].value holds",
+            ),
             ('[{"asin": "B1"}]', "entry 1 is not a WebShop product"),
             (json.dumps([entry("B1", "x", pricing="call us")]), "price 'call us' is not in dollars"),
             (json.dumps([{k: v for k, v in lamp.items() if k != "pricing"} for lamp in LAMPS]), "none of its 28 products has a price"),
@@ -74,7 +90,12 @@ class TestBadInput:
     def test_in_the_catalogue(self, content: str, said: str, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=said) as caught:
             products(tmp_path / "items.json", content)
-        assert "items.json" in str(caught.value) and "paw data webshop fetch" in str(caught.value) and "\n" not in str(caught.value)
+        assert (
+            str(caught.value).encode()
+            and "items.json" in str(caught.value)
+            and "paw data webshop fetch" in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
 
     @pytest.mark.parametrize(
         ("attributes", "said"),
@@ -83,6 +104,7 @@ class TestBadInput:
             ("[]", "not what WebShop's items_ins_v2.json holds"),
             ({k: v for k, v in LAMP_ATTRIBUTES.items() if k != "B000000002"}, "B000000002 is not in items_ins_v2"),
             ({**LAMP_ATTRIBUTES, "B000000002": {"instruction": "x"}}, "an instruction without instruction_attributes"),
+            ({**LAMP_ATTRIBUTES, "B2": {"instruction": "x\ud83d"}}, r"items_ins_v2.json: product 'B2': instruction holds half a character"),
         ],
     )
     def test_in_the_attributes(self, attributes: Any, said: str, write_files: WriteFiles, shop_cache: Path) -> None:
