@@ -16,6 +16,7 @@ from paw_hpc.report.runs import (
     Outcomes,
     PanelKey,
     controls_of,
+    elsewhere_of,
     mean_of_sets,
     outcomes_of,
     phase_seconds,
@@ -81,8 +82,8 @@ def column_name(task_type: str) -> str:
 
 
 def difference_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
-    """Paired by game and seed: every arm against the vanilla one (or the first), against its shuffled control, and against its own start. None where
-    there is no pair."""
+    """Paired by game and seed: every arm against the vanilla one (or the first), against its shuffled control, against the same arm of another set-up
+    (another protocol, say), and against its own start. None where there is no pair."""
     evaluated = [arm for arm in arms if arm.last(key)]
     rows = [_difference_row(name, d, paper_effect(of, against)) for name, d, of, against in comparisons(evaluated, key)]
     for arm in evaluated:
@@ -99,6 +100,7 @@ def comparisons(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, PairedDif
     """(name, difference, arm, what it is compared with) of every pair of arms that says something and shares games."""
     pairs = [(arm, reference) for arm in arms if (reference := reference_of(arm, arms))]
     pairs += [(arm, control) for arm in arms for control in controls_of(arm, arms) if (arm, control) not in pairs]
+    pairs += [(arm, other) for arm in arms if (other := elsewhere_of(arm, arms)) and (arm, other) not in pairs]
     found = []
     for arm, against in pairs:
         if _shared(against.outcomes(key), arm.outcomes(key)):
@@ -108,7 +110,10 @@ def comparisons(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, PairedDif
 
 
 def paper_effect(arm: Arm, against: Arm) -> str | None:
-    """`+7.9 (1.5B)`: what the paper reports for this difference on this benchmark; where the arms' model is none of the paper's, of its smallest."""
+    """`+7.9 (1.5B)`: what the paper reports for this difference on this benchmark; where the arms' model is none of the paper's, of its smallest.
+    None where the arms differ in their set-up alone, which the paper has one of."""
+    if arm.recipe.wm == against.recipe.wm:
+        return None
     for path in (arm.recipe.model.path, "Qwen/Qwen2.5-1.5B-Instruct"):
         rows = [paper_row(of.recipe.model_copy(update={"model": of.recipe.model.model_copy(update={"path": path})})) for of in (arm, against)]
         values = [row.columns["All"][0] for row in rows if row is not None and "All" in row.columns]

@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from paw_hpc.report.paper import COLUMN_OF
 from paw_hpc.report.runs import PHASES, Arm, PanelKey, outcomes_of, panel_key, phase_seconds, rate, task_types
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette: distinct under every common colour blindness."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a8a8a")
+"""Okabe and Ito's palette, and grey: distinct under every common colour blindness."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _PHASE_GREYS = ("#303030", "#5c5c5c", "#858585", "#adadad", "#cfcfcf", "#e8e8e8")
 STYLE: Any = {
     "font.size": 9,
@@ -71,7 +71,7 @@ def plot_curves(arms: Sequence[Arm], path: Path) -> Path:
             _draw_curve(axis, curve, arms)
         _draw_phases(axes[len(_CURVES)], arms)
         handles = [Line2D([], [], color=_colour(i), lw=2.2, label=arm.title) for i, arm in enumerate(arms)]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=10)
+        figure.legend(handles=handles, loc="outside upper center", ncols=_columns(arms, figure), fontsize=10)
         figure.savefig(path, dpi=_DPI)
     return path
 
@@ -91,9 +91,15 @@ def plot_panel(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path:
             axis.set_ylim(0, 1.02)
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         handles = [Line2D([], [], color=_colour(i), marker=_marker(i), lw=1.6, label=arm.title) for i, arm in enumerate(arms) if arm.last(key)]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=10)
+        figure.legend(handles=handles, loc="outside upper center", ncols=_columns(arms, figure), fontsize=10)
         figure.savefig(path, dpi=_DPI)
     return path
+
+
+def _columns(arms: Sequence[Arm], figure: Figure) -> int:
+    """Of a legend above the figure: four at most, fewer where long names would stand out at its sides (a letter is about 0.085 inches wide)."""
+    widest = 0.085 * max(len(arm.title) for arm in arms) + 0.7
+    return max(1, min(len(arms), 4, int(figure.get_figwidth() / widest)))
 
 
 def smooth(updates: np.ndarray, values: np.ndarray, width: float) -> np.ndarray:

@@ -144,6 +144,14 @@ def controls_of(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
     return [other for other in arms if not differing_keys(_identity(other.recipe), shuffled)]
 
 
+def elsewhere_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """The first arm with the same start and world model in another set-up (another protocol, say); None where it is the first itself."""
+    for other in arms:
+        if other.recipe.wm == arm.recipe.wm and other.recipe.model == arm.recipe.model:
+            return other if other is not arm and differing_keys(_set_up(other.recipe), _set_up(arm.recipe)) else None
+    return None
+
+
 def outcomes_of(found: Sequence[tuple[int, EvaluationResult]], task_type: str | None = None) -> Outcomes:
     """Of (seed of the run, evaluation) pairs, all task types or one."""
     outcomes: Outcomes = {}

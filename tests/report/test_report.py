@@ -348,3 +348,15 @@ def test_the_sets_of_search_qa_are_marked_and_averaged(tmp_path: Path) -> None:
     assert [cell.split(" ")[0] for cell in table.rows[0][1:]] == ["50.0", "100.0", "60.0", "75.0"]
     print_evaluation(result, Console(file=(out := StringIO()), width=200))
     assert "nq*" in out.getvalue() and "mean of sets (* in domain)" in out.getvalue() and "75.0" in out.getvalue()
+
+
+def test_the_same_arm_of_another_set_up_is_compared_with_the_first(tmp_path: Path) -> None:
+    folders = []
+    for name, statistics in (("ours", "episodes"), ("reference", "samples")):
+        for arm in (False, True):
+            of = recipe(f"{name}-{arm}", wm=arm, algorithm={"statistics": statistics})
+            played = [evaluation(draw(seed, 6, 0.5), update=3) for seed in (0,)]
+            folders.append(write_run(tmp_path / of.name, of, training_metrics(0, 3, gain=0.1, wm=arm), played))
+    report = write_report(folders, tmp_path / "out").markdown.read_text()
+    assert "| reference-False - ours-False |" in report and "| reference-True - ours-True |" in report
+    assert "| reference-True - reference-False |" in report and "reference-True - ours-False" not in report
