@@ -35,8 +35,9 @@ WRITTEN = "from TP2 x DP2"
 
 
 def recipe(folder: Path, **dotted: Any) -> Recipe:
-    options = {"model.tiny": None, "model.tokenizer": None, "model.path": str(folder / "model"), "model.device": "cpu", "optimizer.lr": 1e-3}
-    return tiny_recipe(**(options | {"algorithm.kl_coefficient": 0.1} | dotted))
+    options = {"model.tiny": None, "model.tokenizer": None, "model.path": str(folder / "model"), "model.device": "cpu"}
+    # An eps of a gradient's size: with the usual one AdamW makes a step of full length of a gradient that is rounding, another one in each layout.
+    return tiny_recipe(**(options | {"optimizer.lr": 1e-2, "optimizer.eps": 1e-2, "algorithm.kl_coefficient": 0.1} | dotted))
 
 
 def policy(layout: Layout, folder: Path, **dotted: Any) -> MegatronPolicy:

@@ -1,5 +1,5 @@
-"""Two updates on real ALFWorld experience, world-model loss included: in every layout the weights become those of the one-process backend, to 1e-5
-in float32. The cases are in `update_cases`."""
+"""Two updates on real ALFWorld experience, world-model loss included: in every layout the weights become those of the one-process backend, up to
+rounding in float32. The cases are in `update_cases`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def test_two_ranks_that_share_the_data(folder: Path) -> None:
         cases.without_distributed_optimizer,
         cases.fewer_samples_than_replicas,
         cases.replicas_of_a_critic_of_tokens,
+        cases.a_wrong_gradient_is_seen,
         cases.a_loss_that_is_no_number_is_skipped_by_all,
     )
 
