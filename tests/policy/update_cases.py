@@ -21,10 +21,10 @@ from paw_hpc.policy.megatron.policy import MegatronPolicy
 from paw_hpc.recipe import Recipe, parse_recipe
 
 SMOOTH = {"lr": 1e-3, "critic_lr": 1e-3, "eps": 1e-3}
-"""AdamW divides a gradient by its own size. With its usual eps, rounding errors alone make a step of full length in a random direction: of a weight
-that nothing depends on, or of all of them where a step's whole gradient is rounding (no advantage, no world-model row, a KL term at its minimum). With an
-eps of a usual gradient's size (the norm is clipped to 1, over 0.8M weights) two ways to sum a gradient move every weight alike, and a weight's way tells
-how large its gradient was."""
+"""AdamW divides a gradient by its own size. With its usual eps, rounding errors alone make a step of full length in a random direction: of a
+weight that nothing depends on, or of all of them where a step's whole gradient is rounding (no advantage, no world-model row, a KL term at its
+minimum). With an eps of a usual gradient's size (the norm is clipped to 1, over 0.8M weights) two ways to sum a gradient move every weight alike,
+and a weight's way tells how large its gradient was."""
 TOLERANCE = 2e-4
 """On each weight, as a share of the longest way that a weight of its tensor went: an error of 1 % in one tensor's gradient is seen (tested)."""
 ROUNDING = 5e-7
