@@ -49,20 +49,21 @@ NO_SYSTEM = _template(
     ),
 )
 """Knows users and itself alone (as Gemma's)."""
+TAGS = ("<think>", "</think>", "<action>", "</action>")
 TEMPLATES = {"opens": OPENS, "strips": STRIPS, "clock": CLOCK, "no_system": NO_SYSTEM}
 
 
-def thinker(template: str, *, special_tags: bool = False, words: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level pairs, `<think>` and `</think>` as tokens of their own.
+def thinker(template: str, *, special_tags: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level pairs, the tags as tokens of their own.
 
     Args:
-        special_tags: these two are special tokens, as in some folders.
+        special_tags: these are special tokens, as in some folders.
     """
     shown = shipped_template("alfworld").render(
         task="put some mug on desk.", step=1, steps_taken=0, max_steps=9, history=[], observation="look", opening="", actions=["go to desk 1"]
     )
-    made = teacher.build_tokenizer([*alfworld_texts(), *[shown] * 20, *words], 700)
-    made.add_tokens([AddedToken(tag, special=special_tags, normalized=False) for tag in ("<think>", "</think>")])
+    made = teacher.build_tokenizer([*alfworld_texts(), *[shown] * 20], 700)
+    made.add_tokens([AddedToken(tag, special=special_tags, normalized=False) for tag in TAGS])
     made.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
     made.chat_template = template
     return made
