@@ -34,9 +34,10 @@ from typing import Any, Self
 
 from paw_hpc import __version__, changes, fence
 from paw_hpc.errors import CheckpointError, DataError, RecipeError
+from paw_hpc.event_file import EventFile
 from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
 from paw_hpc.recipe.resume import Difference
-from paw_hpc.storage import storage_errors, write_atomically
+from paw_hpc.storage import append, storage_errors, write_atomically
 
 
 class RunDirectory:
@@ -202,9 +203,7 @@ class MetricsWriter:
             write_atomically(self.path, "".join(line + "\n" for line in kept))
         with storage_errors(self.path):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import; readers of metrics must not pay for it
-
-            self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=start)
+            self._tensorboard = EventFile(run.tensorboard, start)
 
     def write(self, update: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one update. Values that are not finite are written as null."""
@@ -212,18 +211,8 @@ class MetricsWriter:
         fence.check(self.path)
         line = json.dumps({"update": update} | {k: v if math.isfinite(v) else None for k, v in values.items()}, allow_nan=False)
         with storage_errors(self.path):
-            before = self._file.tell()
-            try:
-                rest = line.encode() + b"\n"
-                while rest:  # a nearly full disk takes a part and refuses the next
-                    rest = rest[self._file.write(rest) :]
-                os.fsync(self._file.fileno())
-            except OSError:
-                os.ftruncate(self._file.fileno(), before)
-                raise
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, update)
-            self._tensorboard.flush()
+            append(self._file, line.encode() + b"\n", durable=True)
+            self._tensorboard.write(update, values)
 
     def close(self) -> None:
         """Close both files. Nothing is pending: every line is already durable."""

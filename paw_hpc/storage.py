@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 from collections.abc import Iterator
@@ -67,6 +68,27 @@ def write_atomically(path: Path, text: str) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def append(file: io.FileIO, data: bytes, *, durable: bool = False) -> None:
+    """Write all of `data` at the end of an unbuffered file, or nothing of it.
+
+    Args:
+        durable: on the disk when this returns.
+
+    Raises:
+        OSError: the file is as it was.
+    """
+    before = file.seek(0, os.SEEK_END)
+    try:
+        rest = data
+        while rest:  # a nearly full disk takes a part and refuses the next
+            rest = rest[file.write(rest) :]
+        if durable:
+            os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), before)
+        raise
 
 
 def sync_file(file: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import subprocess
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,29 @@ def test_tensorboard_shows_the_same_numbers_once(tmp_path: Path) -> None:
     assert [(e.step, round(e.value, 5)) for e in events.Scalars("train/success")] == [
         (line["update"], round(line["train/success"], 5)) for line in read_metrics(run.metrics_path)
     ]
+
+
+@pytest.mark.parametrize("back_s", [86_400.0, 0.0, -86_400.0])
+def test_tensorboard_shows_a_resumed_run_whatever_the_clock_says(back_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts whose clock is a day back, of the same second, a day ahead; by process ids that sort the other way."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunDirectory(tmp_path)
+    run.open(recipe(), "x")
+    real, at = time.time, int(time.time())
+    for attempt in range(3):
+        monkeypatch.setattr(time, "time", lambda attempt=attempt: at + 0.5 - attempt * back_s)
+        monkeypatch.setattr(os, "getpid", lambda attempt=attempt: 1000 - attempt)
+        with MetricsWriter(run, start=2 * attempt) as writer:
+            for update in range(2 * attempt, 2 * attempt + 4):  # the last two are lost with the attempt, and played again
+                writer.write(update, {"train/success": attempt / 2, "train/return": math.inf})
+    monkeypatch.setattr(time, "time", real)
+    events = EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    shown = events.Scalars("train/success")
+    assert [(e.step, e.value) for e in shown] == [(0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5), (4, 1.0), (5, 1.0), (6, 1.0), (7, 1.0)]
+    assert [e.wall_time for e in shown] == sorted(e.wall_time for e in shown)
+    assert len(list(run.tensorboard.iterdir())) == 3
 
 
 # --- progress ---
