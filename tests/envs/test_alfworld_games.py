@@ -247,6 +247,48 @@ class TestTornFiles:
         with pytest.raises(DataError, match=f"{list(some_games)[2]}/game.tw-pddl: torn"):
             games.tasks("train")
 
+    @pytest.mark.parametrize(
+        ("damage", "says"),
+        [
+            ({"grammar": ...}, "a game that lacks grammar"),
+            ({"pddl_problem": ...}, "a game that lacks pddl_problem"),
+            ({"grammar": None}, "not a game .grammar is null, expected text"),
+            ({"pddl_domain": ["a"]}, "not a game .pddl_domain is "),
+            ({"walkthrough": [None]}, r"not a game .walkthrough is \[null\]"),
+            ({"walkthrough": "look"}, "not a game .walkthrough is "),
+            ({"pddl_problem": "(define \ud83d"}, r"not a game .pddl_problem holds half a character, \\ud83d"),
+        ],
+    )
+    @pytest.mark.parametrize("form", ["folder", "release"])
+    def test_a_game_that_is_none_is_named(self, form: str, damage: Games, says: str, nowhere: Path, some_games: Games) -> None:
+        damaged = list(some_games)[2]
+        changed = {key: value for key, value in (some_games[damaged] | damage).items() if value is not ...}
+        FORMS[form](nowhere, some_games | {damaged: changed})
+        origin = official.Origin("folder", nowhere / official.FOLDER) if form == "folder" else official.Origin("release", nowhere / official.RELEASE)
+        with pytest.raises(DataError, match=rf"{damaged}/game.tw-pddl: {says}.*paw data alfworld fetch") as caught:
+            list(origin.games())
+        assert "\n" not in str(caught.value) and str(caught.value).encode()
+
+    @pytest.mark.parametrize(
+        ("damage", "says"),
+        [
+            ({"goal": ...}, "a game that lacks goal"),
+            ({"split": ..., "task": ...}, "a game that lacks split, task"),
+            ({"goal": None}, "not a game .goal is null"),
+            ({"problem": None}, "not a game .pddl_problem is null"),
+            ({"goal": "Your task is to: \udc00"}, "not a game .grammar holds half a character"),
+            ({"trial": "a/b"}, "a game at .*expected <split>/<task>/<trial>"),
+        ],
+    )
+    def test_a_line_of_an_archive_that_is_no_game_is_named(self, damage: Games, says: str, nowhere: Path, some_games: Games) -> None:
+        write_archive(nowhere, some_games)
+        path = nowhere / official.ARCHIVE
+        lines = lzma.decompress(path.read_bytes()).decode().splitlines()
+        lines[2] = json.dumps({key: value for key, value in (json.loads(lines[2]) | damage).items() if value is not ...})
+        path.write_bytes(lzma.compress("\n".join([*lines, "\n"]).encode()))
+        with pytest.raises(DataError, match=rf"{official.ARCHIVE}:3: {says}"):
+            list(official.Origin("archive", path).games())
+
     def test_a_torn_packed_file_is_made_anew(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
         write_folder(nowhere, some_games)
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))

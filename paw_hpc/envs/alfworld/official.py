@@ -17,17 +17,21 @@ import lzma
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from paw_hpc import data_paths
+from paw_hpc.envs.alfworld.store import GAME_KEYS
 from paw_hpc.errors import DataError
+from paw_hpc.text import require_text
 
 GAME_FILE = "game.tw-pddl"
 FOLDER, RELEASE, ARCHIVE = "json_2.1.1", "json_2.1.2_tw-pddl.zip", "games.jsonl.xz"
 _HOLE = "@@TASK@@"
+_ARCHIVE_KEYS = ("split", "task", "trial", "goal", "problem", "walkthrough", "solvable")
 _PUT_TEMPLATE = re.compile(r'action\s+PutObject\s*\{\s*template\s*::\s*"(\w+)')
 _AGAIN = "delete it and run `paw data alfworld fetch`"
 
@@ -56,7 +60,10 @@ class Origin:
         for task_id, where, game in read(self.path):
             if "movable" in task_id or "Sliced" in task_id or not game.get("solvable"):
                 continue
+            check_game(game, where)
             check_release(game, where)
+            if len(PurePosixPath(task_id).parts) != 3:
+                raise DataError(f"{where}: a game at '{task_id}', expected <split>/<task>/<trial>; {_AGAIN}")
             yield task_id, game
 
 
@@ -104,6 +111,26 @@ def installed_logic() -> tuple[str, str]:
     return (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text()
 
 
+def check_game(game: Mapping[str, Any], where: str) -> None:
+    """Refuse what is no game, in one line that names it.
+
+    Raises:
+        DataError: a part is missing, of another kind, or no text.
+    """
+    try:
+        for key in ("pddl_domain", "grammar", "pddl_problem"):
+            if not isinstance(game[key], str):
+                raise TypeError(f"{key} is {json.dumps(game[key])[:40]}, expected text")
+        walkthrough = game["walkthrough"]
+        if walkthrough is not None and not (isinstance(walkthrough, list) and all(isinstance(command, str) for command in walkthrough)):
+            raise TypeError(f"walkthrough is {json.dumps(walkthrough)[:40]}, expected a list of commands")
+        require_text({key: game[key] for key in GAME_KEYS})
+    except KeyError as error:
+        raise DataError(f"{where}: a game that lacks {error.args[0]}; {_AGAIN}") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: not a game ({error}); {_AGAIN}") from None
+
+
 def check_release(game: Mapping[str, Any], where: str) -> None:
     """Refuse a mix: ALFWorld 0.4 renamed "put X in/on Y" to "move X to Y", and an agent trained on one fails the other.
 
@@ -111,7 +138,7 @@ def check_release(game: Mapping[str, Any], where: str) -> None:
         DataError: the game's grammar, its walkthrough and the installed package do not speak of the same command.
     """
     installed, grammar = installed_verb(), put_verb(game["grammar"])
-    walked = {command.split()[0] for command in game.get("walkthrough") or ()} & {"move", "put"}
+    walked = {verb for command in game.get("walkthrough") or () for verb in command.split()[:1]} & {"move", "put"}
     if walked - {grammar}:
         raise DataError(f"{where}: its walkthrough says '{walked.pop()}' and its grammar '{grammar}': files of two releases are mixed; {_AGAIN}")
     if grammar == installed:
@@ -142,7 +169,7 @@ def _read_release(path: Path) -> Iterator[tuple[str, str, Game]]:
                 parts = PurePosixPath(name).parts
                 if parts[-1] == GAME_FILE:
                     yield "/".join(parts[-4:-1]), f"{path}:{name}", _parse(archive.read(name), f"{path}:{name}")
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{path}: torn ({error}); {_AGAIN}") from None
 
 
@@ -151,10 +178,11 @@ def _read_archive(path: Path) -> Iterator[tuple[str, str, Game]]:
     try:
         with lzma.open(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                where = f"{path}:{number}"
-                record = _parse(line.encode(), where)
-                yield f"{record['split']}/{record['task']}/{record['trial']}", where, _game_of(record, logic)
-    except (lzma.LZMAError, EOFError, OSError, UnicodeDecodeError, KeyError) as error:
+                if line.strip():
+                    where = f"{path}:{number}"
+                    record = _parse(line.encode(), where)
+                    yield _game_of(record, logic, where)
+    except (lzma.LZMAError, EOFError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: torn ({type(error).__name__}: {error}); restore it, or {_AGAIN}") from None
 
 
@@ -162,19 +190,24 @@ def _parse_archive_logic(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: missing; it belongs beside {ARCHIVE} (the domain and grammar that its games share)")
     logic = _parse(path.read_bytes(), str(path))
-    if not {"pddl_domain", "grammar_template"} <= set(logic):
+    if not all(isinstance(logic.get(key), str) for key in ("pddl_domain", "grammar_template")):
         raise DataError(f"{path}: lacks pddl_domain or grammar_template; restore it, or {_AGAIN}")
     return logic
 
 
-def _game_of(record: Mapping[str, Any], logic: Mapping[str, str]) -> Game:
-    return {
+def _game_of(record: Mapping[str, Any], logic: Mapping[str, str], where: str) -> tuple[str, str, Game]:
+    if missing := [key for key in _ARCHIVE_KEYS if key not in record]:
+        raise DataError(f"{where}: a game that lacks {', '.join(missing)}; restore it, or {_AGAIN}")
+    if not isinstance(record["goal"], str):
+        raise DataError(f"{where}: not a game (goal is {json.dumps(record['goal'])[:40]}, expected text); restore it, or {_AGAIN}")
+    game = {
         "pddl_domain": logic["pddl_domain"],
         "grammar": logic["grammar_template"].replace(_HOLE, record["goal"], 1),
         "pddl_problem": record["problem"],
         "walkthrough": record["walkthrough"],
         "solvable": record["solvable"],
     }
+    return f"{record['split']}/{record['task']}/{record['trial']}", where, game
 
 
 def _parse(data: bytes, where: str) -> Game:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -93,31 +93,60 @@ def read_products(path: Path, attributes: Mapping[str, Mapping[str, Any]], num_p
 
 def read_attributes(path: Path) -> dict[str, dict[str, Any]]:
     """items_ins_v2: asin -> {attributes, and for some: instruction, instruction_attributes}. Raises DataError."""
-    return _mapping(path, dict)
+    return _mapping(path, dict, _check_attributes)
 
 
 def read_human_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
     """items_human_ins: asin -> [{instruction, instruction_attributes, instruction_options}]. Raises DataError."""
-    return _mapping(path, list)
+    return _mapping(path, list, _check_instructions)
+
+
+def _check_attributes(own: Mapping[str, Any]) -> None:
+    _texts(own, "attributes", absent=ABSENT_ATTRIBUTES)
+    if own.get("instruction") is not None:
+        _text(own, "instruction")
+        if own.get("instruction_attributes") is not None:
+            _texts(own, "instruction_attributes")
+
+
+def _check_instructions(said: Sequence[Mapping[str, Any]]) -> None:
+    for one in said:
+        if one["instruction_attributes"]:  # without any it is left out
+            _text(one, "instruction")
+            _texts(one, "instruction_attributes")
+            _texts(one, "instruction_options")
 
 
 def _product(entry: Mapping[str, Any], own: Mapping[str, Any]) -> Product:
     require_text({key: entry.get(key) for key in _FIELDS})
-    bullets = entry["small_description"]
     prices, tag = _price(entry.get("pricing"))
     return Product(
         asin=entry["asin"],
-        title=entry["name"],
-        description=entry["full_description"],
-        bullets=tuple(bullets) if isinstance(bullets, list) else (bullets,),
+        title=_text(entry, "name"),
+        description=_text(entry, "full_description"),
+        bullets=_texts(entry, "small_description") if isinstance(entry["small_description"], list) else (_text(entry, "small_description"),),
         prices=prices,
         price_tag=tag,
-        category=entry["category"],
-        query=entry["query"].lower().strip(),
-        product_category=entry["product_category"],
+        category=_text(entry, "category"),
+        query=_text(entry, "query").lower().strip(),
+        product_category=_text(entry, "product_category"),
         options=_options(entry["customization_options"]),
-        attributes=tuple(own.get("attributes", ABSENT_ATTRIBUTES)),
+        attributes=_texts(own, "attributes", absent=ABSENT_ATTRIBUTES),
     )
+
+
+def _text(record: Mapping[str, Any], key: str) -> str:
+    value = record[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is {json.dumps(value)[:40]}, expected text")
+    return value
+
+
+def _texts(record: Mapping[str, Any], key: str, absent: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    value = record[key] if absent is None else record.get(key, absent)
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{key} is {json.dumps(value)[:40]}, expected a list of texts")
+    return tuple(value)
 
 
 def _price(text: str | None) -> tuple[tuple[float, ...], str]:
@@ -182,7 +211,7 @@ def _end(file: TextIO, text: str, path: Path) -> None:
     raise DataError(f"{path}: {text.strip()[:20]!a} stands behind the end of its list of products; {_AGAIN}")
 
 
-def _mapping(path: Path, of: type) -> dict[str, Any]:
+def _mapping(path: Path, of: type, check: Callable[[Any], None]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -193,8 +222,11 @@ def _mapping(path: Path, of: type) -> dict[str, Any]:
         raise DataError(f"{path}: not what WebShop's {path.name} holds, an object by product id; {_AGAIN}")
     for asin, own in content.items():
         try:
-            require_text(own)
             require_text(asin, "its id")
-        except ValueError as error:
+            require_text(own)
+            check(own)
+        except KeyError as error:
+            raise DataError(f"{path}: product {asin!a} lacks {error.args[0]}; {_AGAIN}") from None
+        except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: product {asin!a}: {error}; {_AGAIN}") from None
     return content

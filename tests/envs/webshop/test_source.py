@@ -83,6 +83,16 @@ class TestBadInput:
                 r"entry 1 .*customization_options.Size\[0\].value holds",
             ),
             ('[{"asin": "B1"}]', "entry 1 is not a WebShop product"),
+            (json.dumps([*LAMPS[:1], entry("B1", None)]), "entry 2 .*name is null, expected text"),  # type: ignore[arg-type]
+            (json.dumps([entry("B1", "x", full_description=None)]), "entry 1 .*full_description is null, expected text"),
+            (json.dumps([entry("B1", "x", small_description=None)]), "entry 1 .*small_description is null, expected text"),
+            (
+                json.dumps([entry("B1", "x", small_description=["a", None])]),
+                r"entry 1 .*small_description is \[.a., null\], expected a list of texts",
+            ),
+            (json.dumps([entry("B1", "x", category=None)]), "entry 1 .*category is null, expected text"),
+            (json.dumps([entry("B1", "x", product_category=7)]), "entry 1 .*product_category is 7, expected text"),
+            (json.dumps([entry("B1", "x", query=None)]), "entry 1 .*query is null, expected text"),
             (json.dumps([entry("B1", "x", pricing="call us")]), "price 'call us' is not in dollars"),
             (json.dumps([{k: v for k, v in lamp.items() if k != "pricing"} for lamp in LAMPS]), "none of its 28 products has a price"),
         ],
@@ -104,6 +114,12 @@ class TestBadInput:
             ("[]", "not what WebShop's items_ins_v2.json holds"),
             ({k: v for k, v in LAMP_ATTRIBUTES.items() if k != "B000000002"}, "B000000002 is not in items_ins_v2"),
             ({**LAMP_ATTRIBUTES, "B000000002": {"instruction": "x"}}, "an instruction without instruction_attributes"),
+            ({**LAMP_ATTRIBUTES, "B2": {"attributes": None}}, "items_ins_v2.json: product 'B2': attributes is null, expected a list"),
+            ({**LAMP_ATTRIBUTES, "B2": {"instruction": 7}}, "items_ins_v2.json: product 'B2': instruction is 7, expected text"),
+            (
+                {**LAMP_ATTRIBUTES, "B2": {"instruction": "x", "instruction_attributes": "soft"}},
+                "product 'B2': instruction_attributes is .soft., exp",
+            ),
             ({**LAMP_ATTRIBUTES, "B2": {"instruction": "x\ud83d"}}, r"items_ins_v2.json: product 'B2': instruction holds half a character"),
         ],
     )
@@ -112,6 +128,26 @@ class TestBadInput:
         with pytest.raises(DataError, match=said):
             open_catalogue(files)
         assert not list((shop_cache / "webshop/stores").glob(f"*{files.fingerprint()}/*"))
+
+    @pytest.mark.parametrize(
+        ("said", "says"),
+        [
+            ({"instruction": None}, "instruction is null, expected text"),
+            ({"instruction_options": None}, "instruction_options is null, expected a list of texts"),
+            ({"instruction_attributes": ["soft", 1]}, "instruction_attributes is .*expected a list of texts"),
+        ],
+    )
+    def test_in_the_human_instructions(self, said: dict[str, Any], says: str, write_files: WriteFiles) -> None:
+        well = {"instruction": "a lamp", "instruction_attributes": ["soft"], "instruction_options": []}
+        skipped = {"instruction": None, "instruction_attributes": [], "instruction_options": None}
+        path = write_files(human={"B000000001": [well, skipped]}).human
+        assert path is not None and source.read_human_instructions(path)["B000000001"] == [well, skipped]
+        path = write_files(human={"B000000001": [well], "B000000002": [well | said]}).human
+        with pytest.raises(DataError, match=rf"items_human_ins.json: product 'B000000002': {says}"):
+            source.read_human_instructions(path)
+        path = write_files(human={"B000000001": [{"instruction": "a lamp"}]}).human
+        with pytest.raises(DataError, match=r"product 'B000000001' lacks instruction_attributes"):
+            source.read_human_instructions(path)
 
     def test_no_human_instructions(self, write_files: WriteFiles) -> None:
         with pytest.raises(DataError, match=r"no human goals .*env.webshop.goals=synthetic"):
