@@ -65,7 +65,7 @@ def candidates(annotation: Any, draw: random.Random) -> list[Any]:
     elif origin is tuple:
         parts = [part for part in arguments if part is not Ellipsis]
         options = [candidates(part, draw) for part in parts]
-        found = [[draw.choice(each) for each in options] for _ in range(5)]
+        found = [[draw.choice(each) for each in options] for _ in range(40)]
         found += [[draw.choice(options[0]) for _ in range(length)] for length in (0, 1, 2) if Ellipsis in arguments]
     elif origin is dict:
         found = [{draw.choice(("A", "a-b", "${k}")): draw.choice(candidates(arguments[1], draw))} for _ in range(5)]
