@@ -233,7 +233,7 @@ def the_newest_whole_one_is_taken_and_the_last_k_are_kept(rank: int, folder: Pat
 
 def foreign_checkpoints_are_refused_by_what_differs(rank: int, folder: Path) -> None:
     for options, message in (
-        ({"optimizer.lr": 2e-3}, r"made by another recipe \(optimizer.lr: 0.001 -> 0.002\)"),
+        ({"optimizer.lr": 2e-3}, r"made by another recipe \(optimizer.lr: 0.01 -> 0.002\)"),
         ({"algorithm.name": "ppo"}, "made by another recipe"),
         ({"megatron.distributed_optimizer": False}, r"megatron\.distributed_optimizer: True -> False"),
     ):
