@@ -65,7 +65,7 @@ check: setup  ## Lint and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check-resolution: setup  ## That the plain package index has what setup asks for, on every supported Python found here (minutes each; installs nothing)
+check-resolution: setup  ## That the plain package index has what setup asks for, on every supported Python (seconds; installs nothing)
 	PAW_REQUIRE_INDEX=1 $(BIN)/python -m pytest -rs tests/test_resolution.py
 
 clean:  ## Remove the environments (runs are kept)
