@@ -5,6 +5,7 @@ And without a GPU the Triton kernels run in Triton's interpreter, which must be 
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,23 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import pytest
 import torch
 
+from tests import beside
+
+pytest_plugins = ["pytester"]
+
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    beside.mark(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if wrong := beside.unmarked_skip(item, report):
+        report.outcome, report.longrepr = "failed", wrong
+    return report

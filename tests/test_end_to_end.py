@@ -16,9 +16,11 @@ from paw_hpc.rollout.event_loop import EventLoop
 
 UPDATES = 7
 
-pytestmark = pytest.mark.skipif(
-    official.find() is None, reason="no official ALFWorld games on this machine: the shipped policy, cloned on them, and the settings are for these"
-)
+# the shipped policy was cloned on the official games, and the settings are for them
+pytestmark = [
+    pytest.mark.beside,
+    pytest.mark.skipif(official.find() is None, reason="no official ALFWorld games on this machine ($PAW_DATA, ../shared/data beside the checkout)"),
+]
 
 
 def recipe(paw: bool) -> Recipe:

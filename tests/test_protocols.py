@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from paw_hpc.cluster.sweep import Variant, load_sweep
 from paw_hpc.envs.webshop.benchmark import TEST_GOALS
 from paw_hpc.protocols import departures, protocol, standing
 from paw_hpc.recipe import Recipe, load_recipe
+from tests.beside import SHARED, beside
 from tests.recipe_files import CHOICES
 
-SOURCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "agent_rl" / "README.md"
+NOTES = "reference/agent_rl/README.md"
 BENCHMARKS = ("alfworld", "webshop", "search")
 ALGORITHMS = ("grpo", "gigpo", "rloo", "ppo")
 GONE = object()
@@ -111,10 +111,10 @@ def test_the_panel_of_webshop_are_the_goals_below_500() -> None:
     assert TEST_GOALS == 500
 
 
-@pytest.mark.skipif(not SOURCE.exists(), reason="the notes on the reference are not beside the checkout")
+@beside(NOTES)
 def test_the_table_is_that_of_the_notes() -> None:
     """Its rows are all there, and no number in ours is missing in theirs."""
-    lines = SOURCE.read_text().split("| | reference | ours")[1].split("\n\n")[0].splitlines()[2:]
+    lines = (SHARED / NOTES).read_text().split("| | reference | ours")[1].split("\n\n")[0].splitlines()[2:]
     rows = {cells[0].strip(): " ".join(cells[:2]) for cells in (line.strip("| ").split(" | ") for line in lines)}
     assert rows.keys() == TABLE.keys()
     for row, keys in TABLE.items():

@@ -22,6 +22,7 @@ from paw_hpc.envs.search.protocol import INVALID, NO_RESULTS
 from paw_hpc.envs.search.questions import Question
 from paw_hpc.envs.search.retriever import Hit
 from paw_hpc.recipe import EnvSection
+from tests.beside import SHARED, beside
 from tests.envs.reference_validity import main, view
 
 LONG = "a b " * 20_000
@@ -270,11 +271,12 @@ class TestCommand:
         assert main([str(tmp_path / "x")]) == 1
 
 
+VERDICTS = "reference/agent_rl/validity.json.gz"
+
+
+@beside(VERDICTS)
 def test_the_reference_s_own_verdicts() -> None:
     checkout = Path(__file__).parents[2]
-    cases = checkout.parent / "shared" / "reference" / "agent_rl" / "validity.json.gz"
-    if not cases.is_file():
-        pytest.skip("no ../shared/reference/agent_rl/validity.json.gz beside the checkout")
-    command = [sys.executable, "-m", "tests.envs.reference_validity", str(cases)]
+    command = [sys.executable, "-m", "tests.envs.reference_validity", str(SHARED / VERDICTS)]
     ended = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from paw_hpc.experience import ACTION
+from tests.beside import SHARED, beside
 from tests.objective.reference_cases import ESTIMATORS, TOLERANCE, errors, load, planned, pool_of
 
-RECORDED = Path(__file__).parents[3] / "shared/reference/agent_rl/golden.json.gz"
-recorded = pytest.mark.skipif(not RECORDED.exists(), reason="the recorded batches are not here")
+RECORDED = "reference/agent_rl/golden.json.gz"
 
 
 def sample(episode: int, step: int, anchor: str, valid: bool = True, reward: float = 0.0, length: int = 1) -> dict[str, Any]:
@@ -115,8 +114,8 @@ def test_ppo_over_tokens_weighs_and_reports_by_token() -> None:
     torch.testing.assert_close(late, free - torch.tensor([1.0, 0.0, 0.0, 0.0]))
 
 
-@recorded
+@beside(RECORDED)
 def test_every_recorded_batch() -> None:
-    for number, case in enumerate(load(RECORDED)):
+    for number, case in enumerate(load(SHARED / RECORDED)):
         found = worst(case)
         assert max(found.values()) < TOLERANCE, (number, found)

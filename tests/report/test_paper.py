@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from paw_hpc.recipe import PROTOCOLS, QUESTION_SETS, ProtocolName, Recipe, load_
 from paw_hpc.recipe.shipped import protocol_recipe
 from paw_hpc.report import paper
 from paw_hpc.report.paper import paper_row
+from tests.beside import SHARED, beside
 
-SOURCE = Path(__file__).resolve().parents[3] / "shared" / "paper.md"
+SOURCE = SHARED / "paper.md"
 
 
 def recipe(model: str = "Qwen/Qwen2.5-1.5B-Instruct", **changes: Any) -> Recipe:
@@ -29,7 +29,7 @@ def rows_of(text: str, first_column_after: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines}
 
 
-@pytest.mark.skipif(not SOURCE.exists(), reason="the notes on the paper are not beside the checkout")
+@beside("paper.md")
 def test_every_number_is_the_papers() -> None:
     text = SOURCE.read_text()
     text = text[text.index("## 3.") : text.index("## 4.")]
@@ -87,7 +87,7 @@ def values(of: Recipe) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.skipif(not SOURCE.exists(), reason="the notes on the paper are not beside the checkout")
+@beside("paper.md")
 def test_the_set_up_is_the_papers() -> None:
     rows = rows_of(SOURCE.read_text(), "| | ALFWorld | WebShop")
     assert rows.keys() - SET_UP.keys() == {"PPO", "history in the prompt", "GPUs [T]"}  # the first two: below; GPUs change nothing that is computed
