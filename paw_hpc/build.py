@@ -20,6 +20,7 @@ from paw_hpc.envs.base import Task
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Group, Pool, Scores
+from paw_hpc.limits import allow_open_files
 from paw_hpc.policy.backend import Policy
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.policy.loading import load_model, resolve_device, tokenizer_key
@@ -66,6 +67,7 @@ class Machinery:
     """
 
     def __init__(self, recipe: Recipe, runner: EventLoop, workspace: Path | None = None):
+        allow_open_files(recipe)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.recipe, self._runner, self._workspace = recipe, runner, workspace
@@ -209,6 +211,7 @@ class Machinery:
             max_prompt_tokens=rollout.max_prompt_tokens,
             max_response_tokens=rollout.max_response_tokens,
             max_observation_tokens=self.recipe.wm.max_observation_tokens,
+            seeds="place" if purpose == "train" else self.recipe.eval.seeds,
         )
 
         def collector() -> Collector:

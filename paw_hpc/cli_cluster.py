@@ -122,7 +122,7 @@ def status(
     table = Table(box=None, pad_edge=False)
     for column in ("run", "job", "state", "nodes", "updates (saved)", "attempts", "note"):
         table.add_column(column, overflow="fold")
-    for row in status_of(find_runs(runs or [Path("runs")])):
+    for row in status_of(find_runs(runs or [Path("runs")]), complain=lambda said: typer.echo(f"paw: {said}", err=True)):
         progress = f"{row.played}/{row.wanted} ({row.saved})"
         table.add_row(*map(escape, (str(row.run), row.job, row.state, row.nodes, progress, str(row.attempts), row.note)))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -61,8 +61,8 @@ def evaluate(
     foreign: Sequence[Group] | None = None,
     leave: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Play a panel with the current weights. Seeds come from (recipe.seed, place in the panel, repeat) alone, so arms and worker counts can be
-    compared pairwise.
+    """Play a panel with the current weights. Seeds come from (recipe.seed, task id, repeat) alone (`eval.seeds`), so arms, worker counts and panels
+    that share tasks can be compared pairwise.
 
     Args:
         panel, temperature, repeats: default to the recipe's `eval` section.
@@ -140,6 +140,8 @@ def rules(recipe: Recipe) -> str:
     """What else decides how episodes of a panel go, for a reader. What is at its default is left out where it was not always a key."""
     env, rollout = recipe.env, recipe.rollout
     said = f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, {rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+    if recipe.eval.seeds == "task":  # the rule before it was a key was the other one
+        said += ", seeds by task"
     if env.prompt_template is not None:
         said += f", template {Path(env.prompt_template).name}"
     if env.validity != "admissible":

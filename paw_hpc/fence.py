@@ -15,6 +15,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from paw_hpc.cluster import slurm
 from paw_hpc.errors import CheckpointError, UserError
 from paw_hpc.storage import storage_errors, write_atomically
 
@@ -88,5 +89,5 @@ def current(run: Path) -> dict[str, Any]:
 
 
 def _self() -> str:
-    job = os.environ.get("SLURM_JOB_ID")
-    return f"{f'job {job}' if job else f'process {os.getpid()}'} on {socket.gethostname()}"
+    job = slurm.job_id()
+    return f"{f'job {slurm.job_name(job)}' if job else f'process {os.getpid()}'} on {socket.gethostname()}"

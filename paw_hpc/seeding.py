@@ -13,7 +13,11 @@ import numpy as np
 
 def derive_seed(run_seed: int, purpose: str, *indices: int) -> int:
     """A 63-bit seed that is a pure function of its arguments (BLAKE2b, so neighbouring indices share nothing)."""
-    name = "/".join([str(int(run_seed)), purpose, *(str(int(i)) for i in indices)])
+    return name_seed("/".join([str(int(run_seed)), purpose, *(str(int(i)) for i in indices)]))
+
+
+def name_seed(name: str) -> int:
+    """A 63-bit number for a name, for `derive_seed`'s indices: of a task, so that it is played alike wherever it stands."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 

@@ -82,6 +82,24 @@ def test_another_seed_plays_other_episodes_of_the_same_games(one_worker: Evaluat
     assert [e.steps for e in other.episodes] != [e.steps for e in one_worker.result.episodes] or other.episodes != one_worker.result.episodes
 
 
+def test_a_task_is_played_alike_in_every_panel_that_has_it(one_worker: Evaluation) -> None:
+    """Its place differs: the first game is left out. By the older rule, kept as a key, the seeds are those of places, and so of other games."""
+
+    def seeds(by: str, panel: str) -> dict[tuple[str, int], int]:
+        chosen = recipe()
+        chosen = chosen.model_copy(update={"eval": chosen.eval.model_copy(update={"seeds": by, "panel": panel})})
+        with EventLoop() as runner, Machinery(chosen, runner) as machinery:
+            whole = machinery.benchmark.panel(panel)
+            machinery.benchmark.panel = lambda _: dataclasses.replace(whole, tasks=whole.tasks[1:])  # type: ignore[method-assign]
+            part = evaluate(machinery, chosen, update=0, label="x").result
+        return {(e.task_id, e.repeat): e.seed for e in part.episodes}
+
+    whole = {(e.task_id, e.repeat): e.seed for e in one_worker.result.episodes}
+    by_task, by_place = seeds("task", PANEL), seeds("place", PANEL)
+    assert len(by_task) == 8 and by_task.items() < whole.items()
+    assert by_place.keys() == by_task.keys() and not set(by_place.values()) & set(by_task.values())
+
+
 def test_exact_means_what_greedy_decoding_says(one_worker: Evaluation) -> None:
     """Observations replaced by the model's own greedy ones are exact; one token changed, they are not; teacher forcing agrees."""
     with EventLoop() as runner, Machinery(recipe(), runner) as machinery:
@@ -170,7 +188,7 @@ def test_a_run_is_asked_about_its_own_play_and_that_of_its_start(tmp_path: Path)
         chosen = chosen.model_copy(update={"name": arm, "wm": chosen.wm.model_copy(update={"enabled": enabled})})
         train(chosen, tmp_path / arm, command="test")
         [stored] = [evaluate_path(str(tmp_path / arm), panel="valid_seen:2@0")] and read_evaluations(tmp_path / arm)
-        assert stored.update == 1 and stored.protocol == "4 steps, compact prompt, history 2, 512 + 12 tokens"
+        assert stored.update == 1 and stored.protocol == "4 steps, compact prompt, history 2, 512 + 12 tokens, seeds by task"
         foreign[arm] = {p.split: p for p in stored.predictions if p.source == "foreign"}
         assert {p.source for p in stored.predictions} == {"own", "foreign"}
     vanilla, paw = (foreign[arm]["all"] for arm in ("vanilla", "paw"))
@@ -191,6 +209,6 @@ def test_a_recipe_file_stands_for_the_policy_that_its_runs_begin_with(tmp_path: 
 def test_rules_tell_apart_what_must_not_be_compared(tmp_path: Path) -> None:
     """By the two protocols ALFWorld has the same steps, history and lengths: the prompt's words and what is valid are other rules all the same."""
     ours, own = load_recipe(protocol_recipe("alfworld", "ours")), tmp_path / "mine.j2"
-    assert rules(ours) == "50 steps, paper prompt, history 2, 2048 + 512 tokens"
+    assert rules(ours) == "50 steps, paper prompt, history 2, 2048 + 512 tokens, seeds by task"
     assert rules(load_recipe(protocol_recipe("alfworld", "reference"))) == f"{rules(ours)}, template reference, valid by format"
     assert rules(load_recipe(protocol_recipe("alfworld", "ours"), [f"env.prompt_template={own}"])) == f"{rules(ours)}, template mine.j2"

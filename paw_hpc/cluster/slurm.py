@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,6 +22,10 @@ _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection r
 
 class SlurmError(UserError):
     """A Slurm command that failed, with what it said."""
+
+    def last_words(self) -> str:
+        """The end of what it said: Slurm's commands name the reason last, after lines about every way that they tried."""
+        return re.split(r"\b\w+: (?:error|fatal): ", str(self))[-1].strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,12 @@ def job_id(environment: Mapping[str, str] = os.environ) -> int | None:
     """Of the allocation that this process runs in; None outside of one."""
     text = environment.get("SLURM_JOB_ID")
     return int(text) if text else None
+
+
+def job_name(job: int, environment: Mapping[str, str] = os.environ) -> str:
+    """As squeue and sacct show it: ARRAY_TASK for the task of an array that this process belongs to (its own id is another number), else the id."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task and environment.get("SLURM_JOB_ID") == str(job) else str(job)
 
 
 def in_batch() -> bool:
@@ -103,12 +114,12 @@ def cancel(job: str) -> None:
     ask("scancel", job)
 
 
-def states(jobs: Sequence[str]) -> dict[str, JobState]:
+def states(jobs: Sequence[str], *, retry: bool = True) -> dict[str, JobState]:
     """Of many jobs, by id (ARRAY_TASK for tasks of an array); those that neither squeue nor sacct knows are left out."""
     if not jobs:
         return {}
     found: dict[str, JobState] = {}
-    known = ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r")
+    known = ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", retry=retry)
     for line in known.splitlines():
         name, state, nodes, reason = line.strip().split("|", 3)
         if name in jobs:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from paw_hpc.errors import UserError
 from paw_hpc.metrics import RunDirectory, read_metrics
 
 POLL_S = 0.5
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +46,34 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def status_of(runs: Sequence[Path]) -> list[RunStatus]:
-    """Rows in the order of `runs`; Slurm is asked once."""
+def status_of(runs: Sequence[Path], complain: Callable[[str], None] = _log.warning) -> list[RunStatus]:
+    """Rows in the order of `runs`; Slurm is asked once.
+
+    Args:
+        complain: gets one line where Slurm does not answer; the rows are then of what the runs themselves wrote.
+    """
     submissions = {run: read_submission(run) for run in runs}
     jobs = [s.job for s in submissions.values() if s is not None and s.executor == "slurm"]
-    states = slurm.states(jobs) if jobs and slurm.available() else {}
+    states: dict[str, slurm.JobState] | None = {}
+    try:
+        states = slurm.states(jobs, retry=False) if jobs and slurm.available() else {}
+    except slurm.SlurmError as error:
+        states = None
+        complain(f"Slurm does not answer ({error.last_words()}); shown is what the runs themselves wrote")
     return [_row(run, submissions[run], states) for run in runs]
 
 
-def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobState]) -> RunStatus:
+def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobState] | None) -> RunStatus:
     recipe = RunDirectory(run).recipe()
     history = attempts.history(run)
     saved, played = attempts.saved_updates(run), len(read_metrics(run / "metrics.jsonl"))
-    state = states.get(submission.job) if submission is not None else None
+    state = states.get(submission.job) if submission is not None and states is not None else None
     if submission is None:
         shown = "not launched"
     elif submission.executor != "slurm":
         shown = submission.executor
     else:
-        shown = state.state if state is not None else "unknown to Slurm"
+        shown = state.state if state is not None else "unknown to Slurm" if states is not None else "?"
     if state is not None and state.state == "FAILED" and not history:
         log = next(iter(sorted(attempts.folder(run).glob("job-*.log"))), None)
         note = f"see {log}" if log else f"it ended before it could write: is {run} visible on {state.nodes}?"

@@ -139,8 +139,8 @@ def queued(launches: Sequence[Launchable]) -> dict[Path, str]:
 def run_here(launch: Launchable, executor: Literal["allocation", "local"]) -> int:
     """In this process: in the allocation that it is in, or as processes of this machine. Returns the exit status."""
     prepare(launch)
-    task = "_".join(os.environ[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ)
-    _record(launch, Submission("slurm" if slurm.in_batch() else executor, task or str(slurm.job_id() or ""), ""))
+    job = slurm.job_id()
+    _record(launch, Submission("slurm" if slurm.in_batch() else executor, slurm.job_name(job) if job else "", ""))
     if executor == "allocation":
         return main(launch.run)
     local = submitit.AutoExecutor(folder=attempts.folder(launch.run), cluster="local")

@@ -24,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 
 from paw_hpc import fence
-from paw_hpc.cluster import attempts
+from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
 from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, ended_file, started_file
 from paw_hpc.metrics import RunDirectory
@@ -91,7 +91,7 @@ class Supervisor:
         with self._signals():
             number = fence.claim(self.run)
             logs = self.run / f"attempt_{number}"
-            attempts.begin(self.run, number, str(self.job), list(self.machine.hosts))
+            attempts.begin(self.run, number, slurm.job_name(self.job), list(self.machine.hosts))
             _log.info("attempt %d of %s from update %d, on %s", number, self.run, attempts.saved_updates(self.run), ", ".join(self.machine.hosts))
             result = self._guarded(number, logs)
             attempts.end(self.run, number, result.how)

@@ -27,6 +27,9 @@ class EvalSection(Section):
     """Updates between evaluations; 0: never while training."""
     temperature: NonNegative = 0.4
     repeats: PositiveInt = 1
+    seeds: Literal["task", "place"] = "task"
+    """What names an episode's seed beside the run's and the repeat: the task's id, the same in every panel that has the task, or its place in the
+    panel, as evaluations before version 0.2 had it."""
 
 
 class CheckpointSection(Section):

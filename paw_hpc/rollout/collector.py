@@ -1,7 +1,7 @@
 """Plays groups of episodes against an engine, asynchronously per episode.
 
 Each episode is a coroutine: it asks the engine for a turn, gives the action to its environment, and goes on. No environment waits for another's turn
-unless the engine was told to (`rollout.batching: deterministic`). Seeds come from (run seed, purpose, update, group, member, step) alone.
+unless the engine was told to (`rollout.batching: deterministic`). Seeds come from (run seed, purpose, update, group or task, member, step) alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, Environm
 from paw_hpc.experience import Episode, Group, Ids, Transition
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
-from paw_hpc.seeding import derive_seed
+from paw_hpc.seeding import derive_seed, name_seed
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class PlaySettings:
     max_prompt_tokens: int
     max_response_tokens: int
     max_observation_tokens: int
+    seeds: Literal["place", "task"] = "place"
+    """What an episode's seed says of its task: the group's global index, or the task's id wherever it stands."""
 
 
 @dataclass(slots=True)
@@ -160,7 +163,8 @@ class Collector:
             stats.straggler_s = now - sorted(self._ends)[max(0, math.ceil(0.9 * len(self._ends)) - 1)]
 
     async def _group(self, task: Task, group: Group, members: int, index: int, stats: CollectStats) -> None:
-        seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, group.index, m) for m in range(members)]
+        place = group.index if self._settings.seeds == "place" else name_seed(task.task_id)
+        seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, place, m) for m in range(members)]
         group.episodes = [Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m]) for m in range(members)]
         sessions: Sequence[Session] = ()
         start = time.perf_counter()

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from paw_hpc import doctor
+from paw_hpc import cli_cluster, doctor, fence
 from paw_hpc.cluster import slurm
 from paw_hpc.cluster.layout import plan_layout
 from paw_hpc.cluster.settings import load_for_cluster
@@ -163,6 +164,46 @@ def test_status_of_a_waiting_run_says_why(fake_slurm: Path, tmp_path: Path) -> N
     submit(one)
     [row] = status_of([one.run])
     assert (row.job, row.state, row.saved, row.wanted, row.note) == ("101", "PENDING", 0, 5, "waits: Priority")
+
+
+NO_CONTROLLER = """import sys
+sys.exit('squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\\nsqueue: error: fetch_config: DNS SRV lookup failed\\n'
+         'squeue: error: _establish_config_source: failed to fetch config\\nsqueue: fatal: Could not establish a configuration source')
+"""
+
+
+def test_status_without_a_controller_is_one_line_and_what_the_runs_wrote(
+    fake_slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = launchable(tmp_path)
+    submit(one)
+    (fake_slurm / "squeue").write_text(f"#!/usr/bin/env python3\n{NO_CONTROLLER}")
+    said: list[str] = []
+    [row] = status_of([one.run], said.append)
+    assert said == ["Slurm does not answer (Could not establish a configuration source); shown is what the runs themselves wrote"]
+    assert (row.job, row.state, row.saved, row.wanted) == ("101", "?", 0, 5)
+    cli_cluster.status([one.run])
+    assert capsys.readouterr().err.strip() == f"paw: {said[0]}"
+
+
+def test_a_controller_that_is_away_is_not_waited_for(fake_slurm: Path, tmp_path: Path) -> None:
+    one = launchable(tmp_path)
+    submit(one)
+    away = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    (fake_slurm / "squeue").write_text(f"#!/usr/bin/env python3\nimport sys; sys.exit('{away}')\n")
+    said: list[str] = []
+    begun = time.monotonic()
+    assert [row.state for row in status_of([one.run], said.append)] == ["?"]
+    assert away in said[0] and time.monotonic() - begun < slurm.RETRY_FOR_S / 4
+
+
+def test_a_task_of_an_array_is_named_as_slurm_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = {"SLURM_JOB_ID": "4", "SLURM_ARRAY_JOB_ID": "2", "SLURM_ARRAY_TASK_ID": "1"}
+    assert slurm.job_name(4, inside) == "2_1"
+    assert slurm.job_name(9, inside) == "9" and slurm.job_name(4, {"SLURM_JOB_ID": "4"}) == "4"
+    for name, value in inside.items():
+        monkeypatch.setenv(name, value)
+    assert fence._self().startswith("job 2_1 on ")
 
 
 def test_the_user_file_wins_over_the_recipe_and_loses_to_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
