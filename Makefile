@@ -9,7 +9,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm run test test-all test-sglang test-slurm check check-resolution clean
+.PHONY: help setup setup-sglang setup-slurm run test test-all test-sglang test-slurm check check-resolution docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "a C++ compiler is missing (Fast Downward is compiled); for example: apt-get install g++" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,megatron,sglang,search,webshop,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,kernels,megatron,sglang,search,webshop,docs,dev]"
 	@touch $@
 
 setup-sglang: $(SGLANG_STAMP)  ## SGLang's own environment in .venv-sglang: real servers on a CPU, also for tests (3.4 GB)
@@ -67,6 +67,9 @@ check: setup  ## Lint and types only
 
 check-resolution: setup  ## That the plain package index has what setup asks for, on every supported Python (seconds; installs nothing)
 	PAW_REQUIRE_INDEX=1 $(BIN)/python -m pytest -rs tests/test_resolution.py
+
+docs: setup  ## The documentation as a site, in build/website/site (seconds)
+	$(BIN)/python website/build.py
 
 clean:  ## Remove the environments (runs are kept)
 	rm -rf $(VENV) $(SGLANG_VENV)

@@ -1,0 +1,82 @@
+"""The documentation builds strictly into a site that asks nobody else for anything, and whose links lead somewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import classes, references
+from website import build
+
+# What the theme's script fetches from elsewhere, it fetches for these; no page has one.
+FETCHING = {"mermaid", "glightbox", "pyodide", "asciinema"}
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build.stage(tmp_path_factory.mktemp("website") / "staged")
+
+
+@pytest.fixture(scope="module")
+def site(staged: Path) -> Path:
+    return build.render(staged)
+
+
+def test_every_page_of_the_navigation_is_there(site: Path) -> None:
+    assert (site / "index.html").is_file() and (site / "search.json").is_file() and len(list(site.rglob("*.html"))) > 10
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    found = list(references(site))
+    assert sum(one.loaded for one in found) > 100, "the check sees scripts, styles and images at all"
+    assert [one for one in found if one.loaded and one.foreign] == []
+    assert [(page.name, used) for page in site.rglob("*.html") if (used := FETCHING & classes(page))] == []
+
+
+def test_what_is_loaded_from_elsewhere_would_be_seen(tmp_path: Path) -> None:
+    """The control of the test above."""
+    (tmp_path / "a.html").write_text(
+        '<link rel="stylesheet" href="https://a.example/x.css"><link rel="preconnect" href="https://b.example">'
+        '<script src="//c.example/x.js"></script>'
+        '<img src="http://d.example/x.png"><style>@import url(https://e.example/x.css);</style><p style="background: url(\'https://f.example/x\')">'
+        '<a href="https://fine.example">a link is no asset</a><img src="x.png"><div class="mermaid">graph</div>'
+    )
+    (tmp_path / "a.css").write_text('@font-face { src: url("https://g.example/font.woff2") }')
+    hosts = {one.target.split("//")[1][0] for one in references(tmp_path) if one.loaded and one.foreign}
+    assert hosts == set("abcdefg") and classes(tmp_path / "a.html") & FETCHING == {"mermaid"}
+
+
+def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
+    broken = [(one.page.name, one.target) for one in references(site) if (file := one.file(site)) is not None and not file.exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize("wrong", ["[gone](gone.md)", "[nowhere](design.md#nowhere)", "::: paw_hpc.no.such.module", "[paw_hpc.loop.no_such][]"])
+def test_a_broken_page_ends_the_build(staged: Path, tmp_path: Path, wrong: str) -> None:
+    """The control: strict means strict, for links, anchors and objects."""
+    copy = build.stage(tmp_path / "staged")
+    with (copy / "docs" / "index.md").open("a") as page:
+        page.write(f"\n\n{wrong}\n")
+    with pytest.raises(SystemExit):
+        build.render(copy)
+
+
+def test_links_to_the_repository_lead_to_pages_that_show_its_files(tmp_path: Path) -> None:
+    docs, code = tmp_path / "docs", tmp_path / "code"
+    docs.mkdir(), code.mkdir()
+    (docs / "index.md").write_text("[a](../code/a.py), [b](../code/b.md#part), [c](../code), [d](https://d.example)\n\n    [e](../code/a.py)\n")
+    (code / "a.py").write_text('"""Says ```."""\n')
+    (code / "b.md").write_text("# B\n\n## Part\n\n[back](../docs/index.md)\n")
+    build.Stage(tmp_path, tmp_path / "out").run()
+    page = (tmp_path / "out" / "index.md").read_text()
+    assert page == "[a](repository/code/a.py.md), [b](repository/code/b.md#part), c, [d](https://d.example)\n\n    [e](../code/a.py)\n"
+    assert '````python\n"""Says ```."""\n````' in (tmp_path / "out" / "repository" / "code" / "a.py.md").read_text()
+    assert "[back](../../index.md)" in (tmp_path / "out" / "repository" / "code" / "b.md").read_text()
+
+
+def test_a_link_to_no_file_of_the_repository_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("![a](../gone.png)")
+    with pytest.raises(SystemExit, match=r"docs/index\.md: links to \.\./gone\.png, which does not exist"):
+        build.Stage(tmp_path, tmp_path / "out").run()
