@@ -15,6 +15,7 @@ from paw_hpc import __version__
 from paw_hpc.cli_cluster import Change
 from paw_hpc.cli_cluster import app as cluster
 from paw_hpc.cli_prompt import add_prompt
+from paw_hpc.cli_recipes import app as recipes
 from paw_hpc.cli_search import app as search
 from paw_hpc.cli_webshop import app as webshop
 from paw_hpc.errors import UserError
@@ -27,13 +28,14 @@ data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmark
 alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
 app.add_typer(cluster)  # launch, plan, status, logs, cancel
 app.add_typer(data, name="data")
+app.add_typer(recipes, name="recipes")
 data.add_typer(alfworld, name="alfworld")
 data.add_typer(webshop, name="webshop")
 data.add_typer(search, name="search")
 for benchmark, commands in (("alfworld", alfworld), ("webshop", webshop), ("search", search)):
     add_prompt(commands, benchmark)
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), or a name of `paw recipes list`.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides by dotted path, for example optimizer.lr=2e-6.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run is kept. Default: runs/NAME-sSEED.")]
 
@@ -89,8 +91,9 @@ def train(
 ) -> None:
     """Train a policy: the loop of the paper, from a recipe."""
     from paw_hpc.recipe import load_recipe
+    from paw_hpc.recipe.shipped import recipe_path
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_recipe(recipe_path(recipe), overrides or ())
     directory = run_dir or Path("runs") / f"{loaded.name}-s{loaded.seed}"
 
     from paw_hpc import distributed, processes
@@ -200,33 +203,36 @@ def warm_start(
 ) -> None:
     """Clone a small policy from expert play, as a start for RL where no pretrained weights can be had."""
     from paw_hpc import warmstart
+    from paw_hpc.recipe.shipped import recipe_path
 
-    print(warmstart.main(recipe, overrides or [], out))
+    print(warmstart.main(recipe_path(recipe), overrides or [], out))
 
 
 @app.command()
 def quickstart(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file.")] = Path("recipes/quickstart.yaml"),
+    recipe: RecipeArgument = Path("quickstart"),
     overrides: Overrides = None,
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Where its runs are kept.")] = Path("runs/quickstart"),
 ) -> None:
     """From the warm start, vanilla RL and RL with PaW on one machine, compared on a held-out panel."""
     from paw_hpc import quickstart as job
+    from paw_hpc.recipe.shipped import recipe_path
 
-    raise typer.Exit(0 if job.run(recipe, overrides or [], run_dir) else 1)
+    raise typer.Exit(0 if job.run(recipe_path(recipe), overrides or [], run_dir) else 1)
 
 
 @app.command()
 def study(
-    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="Sweep file: arms and seeds.")],
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="Sweep file (arms and seeds), or a name of `paw recipes list`.")],
     overrides: Overrides = None,
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Where its runs are kept.")] = Path("runs/study"),
     parallel: Annotated[int, typer.Option(min=1, help="Runs at a time, each on its share of the cores.")] = 2,
 ) -> None:
     """Train every run of a sweep on this machine, judge start and ends on one held-out panel, and report."""
     from paw_hpc import study as job
+    from paw_hpc.recipe.shipped import recipe_path
 
-    raise typer.Exit(0 if job.run_sweep(sweep, overrides or [], run_dir, parallel) else 1)
+    raise typer.Exit(0 if job.run_sweep(recipe_path(sweep), overrides or [], run_dir, parallel) else 1)
 
 
 @alfworld.command()

@@ -15,7 +15,10 @@ import typer
 from paw_hpc.errors import RecipeError, UserError
 
 app = typer.Typer()
-Arguments = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipe or sweep files, then overrides by dotted path.")]
+Arguments = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipes or sweeps (files, or names of `paw recipes list`), then overrides."),
+]
 Only = Annotated[str | None, typer.Option("--only", help="Of a sweep, the runs whose names match: '*1.5b*-paw'.")]
 Words = Annotated[
     list[str] | None, typer.Option("--words", help="Of a sweep, other words than its file's: AXIS=WORD[,WORD], for example protocol=ours.")
@@ -152,7 +155,9 @@ def cancel(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run director
 
 def _split(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """(files, overrides)."""
-    paths = [Path(item) for item in arguments if not _OVERRIDE.match(item)]
+    from paw_hpc.recipe.shipped import recipe_path
+
+    paths = [recipe_path(Path(item)) for item in arguments if not _OVERRIDE.match(item)]
     if not paths:
         raise RecipeError("no recipe file among the arguments; name at least one")
     return paths, [item for item in arguments if _OVERRIDE.match(item)]

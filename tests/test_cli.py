@@ -18,6 +18,7 @@ from paw_hpc import cli, doctor
 from paw_hpc.doctor import Check
 from paw_hpc.errors import TrainingError
 from paw_hpc.recipe import dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.shipped import shipped_recipes
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
 PUBLISHED = Path(__file__).parents[1] / "recipes" / "alfworld" / "qwen2.5-1.5b-grpo-paw.yaml"
@@ -165,7 +166,10 @@ def test_report_writes_and_prints(paw: Paw, tmp_path: Path) -> None:
     assert status == 2 and "no run here" in err and err.count("\n") == 1
 
 
-def test_warm_start_and_quickstart_hand_over(paw: Paw) -> None:
+def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("w.yaml", "q.yaml"):
+        Path(name).touch()
     paw.stand_in("warmstart", "main", Path("runs/w"))
     assert paw("warm-start", "w.yaml", "seed=1", "--out", "x")[:2] == (0, "runs/w\n")
     paw.stand_in("quickstart", "run", True)
@@ -173,12 +177,14 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw) -> None:
     assert paw("quickstart", "q.yaml", "updates=3", "--run-dir", "d")[0] == 0
     assert [call[0] for call in paw.calls] == [
         (Path("w.yaml"), ["seed=1"], Path("x")),
-        (Path("recipes/quickstart.yaml"), [], Path("runs/quickstart")),
+        (shipped_recipes() / "quickstart.yaml", [], Path("runs/quickstart")),
         (Path("q.yaml"), ["updates=3"], Path("d")),
     ]
 
 
-def test_study_hands_over_and_says_by_its_status_whether_it_is_complete(paw: Paw) -> None:
+def test_study_hands_over_and_says_by_its_status_whether_it_is_complete(paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").touch()
     paw.stand_in("study", "run_sweep", True)
     assert paw("study", "s.yaml")[0] == 0
     paw.stand_in("study", "run_sweep", False)

@@ -87,7 +87,7 @@ class TestRefusals:
             ("wm: {alhpa: 0.5}", "wm.alhpa: unknown key; did you mean 'wm.alpha'?"),
             ("optimiser: {lr: 1}", "optimiser: unknown key; did you mean 'optimizer'?"),
             ("model: {tokenizer: t, tiny: {head: 2}}", "model.tiny.head: unknown key; did you mean 'model.tiny.heads'?"),
-            ("eval: {zzz: 1}", "eval.zzz: unknown key; known keys here: panel, every, temperature, repeats"),
+            ("eval: {zzz: 1}", "eval.zzz: unknown key; known keys here: panel, every, temperature, repeats, seeds"),
             ("1: 2", "1: Keys should be strings, got 1"),
         ],
     )

@@ -13,7 +13,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are frozen, defaults are checked too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
