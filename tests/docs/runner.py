@@ -1,0 +1,174 @@
+"""Runs the documentation's commands in an empty folder that has the repository's recipes and whatever runs a command names."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from paw_hpc import cli
+from paw_hpc.cluster.sweep import load_sweep
+from paw_hpc.errors import UserError
+from paw_hpc.recipe import PANELS, load_recipe, split_panel_name
+from paw_hpc.referee import judged
+from tests.docs.commands import Block, Command, named_files, shows
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = [ROOT / "tests" / "report" / "stored" / name for name in ("vanilla", "paw")]
+STATUSES = {"doctor": (0, 1), "verify": (0, 1)}
+"""What a command may end with where it ends well: these two say by 1 that something is missing here."""
+
+
+class Wrong(Exception):
+    """What is wrong with a command, beside what the program itself says of it."""
+
+
+@dataclass(slots=True)
+class Understood:
+    """A `paw` command as click reads it."""
+
+    path: tuple[str, ...]
+    values: dict[str, Any]
+
+
+def understood(words: list[str], *, named: bool = False) -> Understood:
+    """Raises Wrong for an unknown command, option or value. Nothing of the command itself is run. A bare name of a command is enough in running text."""
+    command: Any = typer.main.get_command(cli.app)
+    path, rest = list[str](), words[1:]
+    while hasattr(command, "commands"):
+        if not rest or rest[0] not in command.commands:
+            if rest[:1] in (["--help"], ["--version"]):
+                return Understood((*path, rest[0]), {})
+            raise Wrong(f"no such command: {' '.join(['paw', *path, *rest[:1]])}")
+        path.append(rest.pop(0))
+        command = command.commands[path[-1]]
+    if named and not rest:
+        return Understood(tuple(path), {})
+    try:
+        return Understood(tuple(path), command.make_context(" ".join(path), rest).params)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise Wrong(error.format_message()) from None
+
+
+@dataclass(slots=True)
+class Runner:
+    """`paw` in this process, in a folder of its own."""
+
+    folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+    problems: list[str] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        shutil.copytree(ROOT / "recipes", self.folder / "recipes")
+        self.monkeypatch.chdir(self.folder)
+        self.monkeypatch.setenv("XDG_CONFIG_HOME", str(self.folder / "config"))
+        self.monkeypatch.setenv("PAW_CACHE", str(self.folder / "cache"))
+        self.monkeypatch.delenv("PAW_CLUSTER_CONFIG", raising=False)
+
+    def block(self, block: Block) -> None:
+        """Run or check every command of a block; what is wrong with any is added to `problems`."""
+        if block.file:
+            (self.folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / block.file).write_text(block.text)
+        for command in block.commands:
+            try:
+                self.check(command, run=block.reason is None)
+            except (UserError, Wrong, subprocess.CalledProcessError) as error:
+                self.problems.append(f"line {command.line}: {' '.join(command.words)}: {error}")
+
+    def check(self, command: Command, *, run: bool = True) -> None:
+        """Raises whatever is wrong with it. Not to be run: only whether it can be understood."""
+        words = command.words
+        for path in named_files(words):
+            if not (ROOT / path).exists():
+                raise Wrong(f"the repository has no {path}")
+        if words[0] == "paw":
+            how = understood(words)
+            if run:
+                self._paw(command, how)
+        elif words[0] == "make":
+            subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True, stdout=subprocess.DEVNULL)
+        elif run:
+            raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
+
+    def _paw(self, command: Command, how: Understood) -> None:
+        name = how.path[-1]
+        if name in LOADED:
+            LOADED[name](how.values)
+        elif name in RUN:
+            words = list(command.words[1:]) + (["--dry-run"] if name == "launch" and not how.values["dry_run"] else [])
+            self._run(command, words, name)
+        else:
+            raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
+
+    def _run(self, command: Command, words: list[str], name: str) -> None:
+        refused = any(line.startswith("paw: ") for line in command.shown)
+        status, printed = self.paw(*(self._runs(words) if name in ("report", "status") else words))
+        if status not in ((2,) if refused else STATUSES.get(name, (0,))):
+            raise Wrong(f"ended with status {status}: {printed[-500:]}")
+        if missing := shows(printed, command.shown):
+            raise Wrong(f"does not print {missing}; it prints\n{printed}")
+
+    def paw(self, *arguments: str) -> tuple[int, str]:
+        """(exit status, all that was printed)"""
+        self.monkeypatch.setattr(sys, "argv", ["paw", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        return status, "".join(self.capsys.readouterr())
+
+    def _runs(self, words: list[str]) -> list[str]:
+        """The words, with their patterns expanded as a shell does; run directories that they name are made of the two stored ones."""
+        stored = itertools.cycle(STORED)
+        named = [word for word in words[1:] if word.startswith("runs/") or word == "runs"]
+        for word in named:
+            path = self.folder / (word if word != "runs" else "runs/a").replace("*", "0")
+            if not path.exists():
+                shutil.copytree(next(stored), path)
+        return [found for word in words for found in (sorted(map(str, Path().glob(word))) if word in named else [word])]
+
+
+def _train(values: dict[str, Any]) -> None:
+    load_recipe(values["recipe"], values["overrides"] or ())
+
+
+def _study(values: dict[str, Any]) -> None:
+    for variant in load_sweep(values["sweep"]).variants:
+        load_recipe(variant.base, [*variant.changes, *(values["overrides"] or ())])
+
+
+def _eval(values: dict[str, Any]) -> None:
+    """A run need not be there; a recipe must be, and the panel must be one of its benchmark."""
+    target, panel = values["target"], values["panel"]
+    benchmarks = list(PANELS)
+    if not target.startswith("runs/"):
+        protocol = {name: values[name] for name in ("protocol", "benchmark")}
+        benchmarks = [judged(target, panel, **protocol, overrides=values["overrides"] or ()).recipe.env.name]
+    if not any(_has_panel(name, panel) for name in benchmarks):
+        raise Wrong(f"{panel} is no panel of {', '.join(benchmarks)}")
+
+
+def _has_panel(benchmark: str, panel: str) -> bool:
+    try:
+        return bool(split_panel_name(panel, benchmark))
+    except ValueError:
+        return False
+
+
+LOADED: dict[str, Callable[[dict[str, Any]], None]] = {"train": _train, "warm-start": _train, "quickstart": _train, "study": _study, "eval": _eval}
+"""Too long to be run: their arguments are read, and the recipes that they name are loaded with the overrides."""
+RUN = {"--version", "--help", "plan", "doctor", "launch", "report", "status", "verify", "list", "prompt", "generate"}
+"""Cheap enough to be run (`launch` as a dry run)."""
