@@ -1,9 +1,9 @@
 """The commands of the documentation: found on its pages, and each run, or checked as far as it can be without a GPU, a cluster or an hour.
 
-A command block is a fenced block of a shell language, or a fenced or indented one that begins with a program. Where a line begins with `$ ` the others
-are output, and what is shown must be what was printed (`...` stands for anything). A block may carry a mark, `<!-- not run: REASON -->`, on the line
-above it: then its commands are not run, but `paw` must still understand them, and the files of the repository that they name must exist. A block of
-YAML that is marked `<!-- file: NAME -->` is that file, for the commands below it.
+A command block is a fenced block of a shell language, or a fenced or indented one that begins with a program. Where a line begins with `$ ` the
+others are output, and what is shown must be what was printed (`...` stands for anything). A block may carry a mark, `<!-- not run: REASON -->`, above
+it: then its commands are not run, but `paw` must still understand them, and the files of the repository that they name must exist. A block that is
+marked `<!-- file: NAME -->` is that file, for the commands below it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Understood:
 
 
 def understood(words: list[str], *, named: bool = False) -> Understood:
-    """Raises Wrong for an unknown command, option or value. Nothing of the command itself is run. A bare name of a command is enough in running text."""
+    """Raises Wrong for an unknown command, option or value. Nothing of it is run. In running text (`named`) a bare name will do."""
     command: Any = typer.main.get_command(cli.app)
     path, rest = list[str](), words[1:]
     while hasattr(command, "commands"):
