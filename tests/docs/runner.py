@@ -18,13 +18,20 @@ from paw_hpc import cli
 from paw_hpc.cluster.sweep import load_sweep
 from paw_hpc.errors import UserError
 from paw_hpc.recipe import PANELS, load_recipe, split_panel_name
+from paw_hpc.recipe.shipped import recipe_path
 from paw_hpc.referee import judged
 from tests.docs.commands import Block, Command, named_files, shows
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = [ROOT / "tests" / "report" / "stored" / name for name in ("vanilla", "paw")]
-STATUSES = {"doctor": (0, 1), "verify": (0, 1)}
-"""What a command may end with where it ends well: these two say by 1 that something is missing here."""
+STATUSES = {"doctor": (0, 1)}
+"""What a command may end with where it ends well: this one says by 1 that something is missing here."""
+
+
+def _redirected(words: list[str]) -> tuple[list[str], str]:
+    """(the command, the file that its output goes to or nothing)"""
+    at = words.index(">") if ">" in words else len(words)
+    return words[:at], "".join(words[at + 1 :])
 
 
 class Wrong(Exception):
@@ -40,17 +47,20 @@ class Understood:
 
 
 def understood(words: list[str], *, named: bool = False) -> Understood:
-    """Raises Wrong for an unknown command, option or value. Nothing of it is run. In running text (`named`) a bare name will do."""
+    """Raises Wrong for an unknown command, option or value. Nothing of it is run. In running text (`named`) arguments may be missing."""
     command: Any = typer.main.get_command(cli.app)
     path, rest = list[str](), words[1:]
     while hasattr(command, "commands"):
+        if named and rest[:1] == ["BENCHMARK"]:
+            rest[0] = next(iter(PANELS))
         if not rest or rest[0] not in command.commands:
             if rest[:1] in (["--help"], ["--version"]):
                 return Understood((*path, rest[0]), {})
             raise Wrong(f"no such command: {' '.join(['paw', *path, *rest[:1]])}")
         path.append(rest.pop(0))
         command = command.commands[path[-1]]
-    if named and not rest:
+    if named:
+        _check_options(path, command, rest)
         return Understood(tuple(path), {})
     try:
         return Understood(tuple(path), command.make_context(" ".join(path), rest).params)
@@ -58,6 +68,13 @@ def understood(words: list[str], *, named: bool = False) -> Understood:
         if not hasattr(error, "format_message"):
             raise
         raise Wrong(error.format_message()) from None
+
+
+def _check_options(path: list[str], command: Any, words: list[str]) -> None:
+    known = {"--help"}.union(*(option.opts + option.secondary_opts for option in command.params))
+    for word in words:
+        if word.startswith("--") and word.partition("=")[0] not in known:
+            raise Wrong(f"paw {' '.join(path)} has no option {word}")
 
 
 @dataclass(slots=True)
@@ -89,36 +106,39 @@ class Runner:
 
     def check(self, command: Command, *, run: bool = True) -> None:
         """Raises whatever is wrong with it. Not to be run: only whether it can be understood."""
-        words = command.words
+        words, target = _redirected(command.words)
         for path in named_files(words):
             if not (ROOT / path).exists():
                 raise Wrong(f"the repository has no {path}")
         if words[0] == "paw":
             how = understood(words)
             if run:
-                self._paw(command, how)
+                self._paw(command, words, how, target)
         elif words[0] == "make":
             subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True, stdout=subprocess.DEVNULL)
         elif run:
             raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
 
-    def _paw(self, command: Command, how: Understood) -> None:
-        name = how.path[-1]
+    def _paw(self, command: Command, words: list[str], how: Understood, target: str) -> None:
+        name = " ".join(how.path)
         if name in LOADED:
             LOADED[name](how.values)
         elif name in RUN:
-            words = list(command.words[1:]) + (["--dry-run"] if name == "launch" and not how.values["dry_run"] else [])
-            self._run(command, words, name)
+            dry = ["--dry-run"] if name == "launch" and not how.values["dry_run"] else []
+            printed = self._run(command, [*words[1:], *dry], name)
+            if target:
+                (self.folder / target).write_text(printed)
         else:
             raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
 
-    def _run(self, command: Command, words: list[str], name: str) -> None:
+    def _run(self, command: Command, words: list[str], name: str) -> str:
         refused = any(line.startswith("paw: ") for line in command.shown)
         status, printed = self.paw(*(self._runs(words) if name in ("report", "status") else words))
         if status not in ((2,) if refused else STATUSES.get(name, (0,))):
             raise Wrong(f"ended with status {status}: {printed[-500:]}")
         if missing := shows(printed, command.shown):
             raise Wrong(f"does not print {missing}; it prints\n{printed}")
+        return printed
 
     def paw(self, *arguments: str) -> tuple[int, str]:
         """(exit status, all that was printed)"""
@@ -142,11 +162,11 @@ class Runner:
 
 
 def _train(values: dict[str, Any]) -> None:
-    load_recipe(values["recipe"], values["overrides"] or ())
+    load_recipe(recipe_path(values["recipe"]), values["overrides"] or ())
 
 
 def _study(values: dict[str, Any]) -> None:
-    for variant in load_sweep(values["sweep"]).variants:
+    for variant in load_sweep(recipe_path(values["sweep"])).variants:
         load_recipe(variant.base, [*variant.changes, *(values["overrides"] or ())])
 
 
@@ -170,5 +190,6 @@ def _has_panel(benchmark: str, panel: str) -> bool:
 
 LOADED: dict[str, Callable[[dict[str, Any]], None]] = {"train": _train, "warm-start": _train, "quickstart": _train, "study": _study, "eval": _eval}
 """Too long to be run: their arguments are read, and the recipes that they name are loaded with the overrides."""
-RUN = {"--version", "--help", "plan", "doctor", "launch", "report", "status", "verify", "list", "prompt", "generate"}
-"""Cheap enough to be run (`launch` as a dry run)."""
+RUN = {"--version", "--help", "plan", "doctor", "launch", "report", "status", "recipes list", "recipes show", "recipes copy", "recipes schema"}
+"""Cheap enough to be run (`launch` as a dry run), beside what shows and checks the data, and makes a small catalogue."""
+RUN |= {f"data {benchmark} {command}" for benchmark in PANELS for command in ("verify", "list", "prompt")} | {"data webshop generate"}

@@ -79,7 +79,8 @@ PLAN = "$ paw plan recipes/alfworld/qwen2.5-1.5b-grpo-paw.yaml"
         ("```console\n" + PLAN + "\npaw: cluster: too large\n```\n", "ended with status 0"),
         ("```console\n" + PLAN + " megatron.tensor_parallel=0\n```\n", "ended with status 2"),
         ("as `paw pln RECIPE` does\n", "no such command: paw pln"),
-        ("as `paw train RECIPE --resum` does\n", "No such option"),
+        ("as `paw train RECIPE --resum` does\n", "has no option --resum"),
+        ("as `paw data BENCHMARK promt` does\n", "no such command: paw data alfworld promt"),
     ],
 )
 def test_a_wrong_command_is_found(text: str, said: str, runner: Runner) -> None:
