@@ -42,7 +42,7 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SLURM_PACKAGES); fi
 
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven minutes on two cores)
-	$(CPU_THREADS) $(BIN)/paw quickstart recipes/quickstart.yaml
+	$(CPU_THREADS) $(BIN)/paw quickstart
 
 # Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.
 MANY := tests/rollout tests/cluster $(wildcard tests/policy/test_megatron_*.py)

@@ -210,7 +210,7 @@ def warm_start(
 
 @app.command()
 def quickstart(
-    recipe: RecipeArgument = Path("quickstart"),
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="Default: the quickstart for the games at hand.")] = None,
     overrides: Overrides = None,
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Where its runs are kept.")] = Path("runs/quickstart"),
 ) -> None:
@@ -218,7 +218,7 @@ def quickstart(
     from paw_hpc import quickstart as job
     from paw_hpc.recipe.shipped import recipe_path
 
-    raise typer.Exit(0 if job.run(recipe_path(recipe), overrides or [], run_dir) else 1)
+    raise typer.Exit(0 if job.run(recipe_path(recipe or job.for_the_games_at_hand()), overrides or [], run_dir) else 1)
 
 
 @app.command()

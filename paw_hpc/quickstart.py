@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,16 @@ from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import load_recipe
 
 ARMS = {"vanilla": False, "paw": True}
+
+
+def for_the_games_at_hand() -> Path:
+    """The quickstart's name: on official games where there are any, else on the generated ones that come with the package. Says so."""
+    from paw_hpc.envs.alfworld import official
+
+    found = official.find()
+    games = f"official games at {found.path}" if found else "no official games here: generated ones, and a policy that was cloned on such"
+    print(f"quickstart: {games}", file=sys.stderr)
+    return Path("quickstart" if found else "quickstart-generated")
 
 
 def run(recipe_path: str | Path, overrides: Sequence[str], directory: Path) -> bool:

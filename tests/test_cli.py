@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 import paw_hpc
-from paw_hpc import cli, doctor
+from paw_hpc import cli, doctor, quickstart
 from paw_hpc.doctor import Check
+from paw_hpc.envs.alfworld import official
 from paw_hpc.errors import TrainingError
 from paw_hpc.recipe import dump_recipe, load_recipe, parse_recipe
 from paw_hpc.recipe.shipped import shipped_recipes
@@ -172,11 +173,14 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypat
         Path(name).touch()
     paw.stand_in("warmstart", "main", Path("runs/w"))
     assert paw("warm-start", "w.yaml", "seed=1", "--out", "x")[:2] == (0, "runs/w\n")
-    paw.stand_in("quickstart", "run", True)
-    assert paw("quickstart")[0] == 0
+    monkeypatch.setattr(quickstart, "run", lambda *arguments: paw.calls.append((arguments, {})) or True)
+    for found in (None, official.Origin("folder", tmp_path)):
+        monkeypatch.setattr(official, "find", lambda found=found: found)
+        assert paw("quickstart")[0] == 0
     assert paw("quickstart", "q.yaml", "updates=3", "--run-dir", "d")[0] == 0
     assert [call[0] for call in paw.calls] == [
         (Path("w.yaml"), ["seed=1"], Path("x")),
+        (shipped_recipes() / "quickstart-generated.yaml", [], Path("runs/quickstart")),
         (shipped_recipes() / "quickstart.yaml", [], Path("runs/quickstart")),
         (Path("q.yaml"), ["updates=3"], Path("d")),
     ]

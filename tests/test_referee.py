@@ -53,7 +53,7 @@ def small_shop(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("benchmark", PLAYED)
 def test_a_folder_is_judged_on_every_benchmark(model: Path, tmp_path: Path, benchmark: str, name: ProtocolName) -> None:
     panel, own = PLAYED[benchmark]
-    result = evaluate_path(str(model), panel=panel, out=tmp_path, protocol=name, benchmark=benchmark, overrides=[*SMALL, *own])
+    result = evaluate_path(str(model), panel=panel, workers=1, out=tmp_path, protocol=name, benchmark=benchmark, overrides=[*SMALL, *own])
     rules = protocol(name, benchmark)
     assert result.games == int(panel.split(":")[1][0]) and 0 <= result.interval[0] <= result.success <= result.interval[1] <= 1
     assert result.temperature == rules.eval.temperature and result.update == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from paw_hpc.errors import CheckpointError, RecipeError
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of, read_architecture
-from paw_hpc.recipe import Recipe
+from paw_hpc.recipe import SHIPPED_POLICIES, Recipe
 
 _QWEN2 = partial(Architecture, model_type="qwen2", head_dim=128, qkv_bias=True, qk_norm=False, norm_eps=1e-6, max_positions=32768)
 _QWEN3 = partial(Architecture, model_type="qwen3", head_dim=128, qkv_bias=False, qk_norm=True, norm_eps=1e-6, max_positions=40960, vocabulary=151936)
@@ -67,11 +67,7 @@ def architecture_for(recipe: Recipe) -> Architecture:
 
 
 def _folder(path: str) -> Path:
-    if path != "warm-start":
-        return Path(path).expanduser()
-    from paw_hpc.policy.loading import WARM_START
-
-    return WARM_START
+    return SHIPPED_POLICIES.get(path) or Path(path).expanduser()
 
 
 def parameters(model: Architecture) -> int:

@@ -12,13 +12,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-import paw_hpc
 from paw_hpc.errors import RecipeError
 from paw_hpc.policy.tiny import build_tiny
-from paw_hpc.recipe import ModelSection, Recipe
+from paw_hpc.recipe import SHIPPED_POLICIES, ModelSection, Recipe
 
-WARM_START = Path(paw_hpc.__file__).parent / "assets" / "warm_start"
-"""The small policy that ships with the package: what `model.path: warm-start` means."""
+WARM_START = SHIPPED_POLICIES["warm-start"]
+"""What `model.path: warm-start` means."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 _PLAIN_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes whose tokenizer.json is the whole truth."""
@@ -114,10 +113,10 @@ def _load_pretrained(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _locate(key: str, source: str) -> Path | str:
     """A folder, or a hub name for `transformers` to find."""
-    if source == "warm-start":
-        if not WARM_START.is_dir():
-            raise RecipeError(f"{key}: the warm-start policy is missing from this installation; reinstall the package or give a model folder")
-        return WARM_START
+    if (shipped := SHIPPED_POLICIES.get(source)) is not None:
+        if not shipped.is_dir():
+            raise RecipeError(f"{key}: the {source} policy is missing from this installation; reinstall the package or give a model folder")
+        return shipped
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

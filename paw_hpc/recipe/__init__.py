@@ -31,7 +31,7 @@ from paw_hpc.recipe.env import (
 from paw_hpc.recipe.experiment import PROTOCOLS, CheckpointSection, EvalSection, ProtocolName, Recipe
 from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe, read_yaml
 from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
-from paw_hpc.recipe.policy import MegatronSection, ModelSection, OptimizerSection, PolicySection, TinyModel, WarmStartSection
+from paw_hpc.recipe.policy import SHIPPED_POLICIES, MegatronSection, ModelSection, OptimizerSection, PolicySection, TinyModel, WarmStartSection
 from paw_hpc.recipe.rollout import FleetSection, PublishSection, RolloutSection
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
 
@@ -40,6 +40,7 @@ __all__ = [
     "PANELS",
     "PROTOCOLS",
     "QUESTION_SETS",
+    "SHIPPED_POLICIES",
     "TASK_TYPES",
     "AlgorithmSection",
     "BenchmarkName",

@@ -11,8 +11,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
-WARM_START = "warm-start"
-"""`model.path` of the small policy that ships with the package."""
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+SHIPPED_POLICIES = {"warm-start": _ASSETS / "warm_start", "warm-start-generated": _ASSETS / "warm_start_generated"}
+"""`model.path` of the small policies that ship with the package, and their folders: cloned on official ALFWorld games, and then on generated ones."""
 
 
 class TinyModel(Section):
@@ -30,7 +31,7 @@ class ModelSection(Section):
     """Where the policy starts from."""
 
     path: str | None = None
-    """A Hugging Face folder or hub name; `warm-start` is the small policy that ships with the package."""
+    """A Hugging Face folder or hub name; `warm-start` and `warm-start-generated` are small policies that ship with the package."""
     tiny: TinyModel | None = None
     """From scratch instead of `path` (needs `tokenizer`)."""
     tokenizer: str | None = None
@@ -45,7 +46,7 @@ class ModelSection(Section):
     @classmethod
     def _whole_path(cls, named: str | None) -> str | None:
         """A stored recipe finds its folders from any other one. What is no folder here is a name of the package or of a hub, or still to be made."""
-        if named is None or named == WARM_START:
+        if named is None or named in SHIPPED_POLICIES:
             return named
         folder = Path(named).expanduser()
         return os.path.abspath(folder) if folder.is_dir() else named

@@ -20,7 +20,7 @@ from paw_hpc.envs.alfworld import games, generate, official, scenes
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.store import open_store
 from paw_hpc.errors import DataError
-from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.recipe import TASK_TYPES, TaskType
 
 OFFICIAL_SENTENCES = {
     "pick_and_place_simple": [r"put a (?P<o>\w+) in (?P<r>\w+)", r"put some (?P<o>\w+) on (?P<r>\w+)"],
@@ -193,6 +193,36 @@ class TestLikeTheOfficialGames:
             ours = [len(compose("train", task_type, index, seed=0)[1]["walkthrough"]) for index in range(60)]
             theirs = [len(games.load_game(task)["walkthrough"]) for task in games.tasks("train", task_types=[task_type])[::9]]
             assert statistics.mean(ours) == pytest.approx(statistics.mean(theirs), abs=1.0)
+
+
+class TestTheGamesThatComeWithThePackage:
+    TYPES: tuple[TaskType, ...] = ("pick_and_place_simple", "look_at_obj_in_light")
+
+    @pytest.mark.parametrize("split", ["train", "valid_seen", "valid_unseen"])
+    def test_are_those_that_the_generator_makes(self, split: str, nowhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        """A generator that was changed, or another release of ALFWorld, has other names: then they are made, and these would be no use."""
+        listed = games.tasks(split, "generated", self.TYPES)
+        assert "generating" not in capfd.readouterr().err
+        assert len(listed) == sum(generate.DEFAULT_COUNTS[split][task_type] for task_type in self.TYPES)
+        for task_type in self.TYPES:
+            count = generate.DEFAULT_COUNTS[split][task_type]
+            of_type = {task.task_id: task for task in listed if task.task_type == task_type}
+            for task_id, game in (compose(split, task_type, index, seed=0) for index in (0, count // 2, count - 1)):
+                assert games.load_game(of_type[task_id]) == game
+
+    def test_are_all_that_lies_there(self) -> None:
+        named = {
+            generate.Batch(split, t, generate.DEFAULT_COUNTS[split][t]).name()
+            for split in ("train", "valid_seen", "valid_unseen")
+            for t in self.TYPES
+        }
+        assert {path.name for path in generate.SHIPPED.iterdir()} == named
+
+    def test_of_another_generator_would_not_be_taken(self, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        batch = generate.Batch("train", "look_at_obj_in_light", 100)
+        assert batch.path().parent == generate.SHIPPED
+        monkeypatch.setattr(generate, "installed_logic", lambda: ("another domain", "another grammar"))
+        assert batch.path().parent != generate.SHIPPED
 
 
 def room_of(task_id: str) -> str:

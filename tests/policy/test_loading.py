@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from paw_hpc.errors import RecipeError
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.policy.loading import load_model, load_tokenizer
-from paw_hpc.recipe import Recipe
+from paw_hpc.recipe import SHIPPED_POLICIES, Recipe
 from tests.factories import tiny_recipe
 from tests.policy.models import model_folder, tokenizer_folder, word_tokenizer
 
@@ -129,7 +129,7 @@ def test_a_tokenizer_that_could_never_end_a_turn(tmp_path: Path) -> None:
 
 
 def test_the_shipped_policy_is_missing_where_it_was_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
-    monkeypatch.setattr("paw_hpc.policy.loading.WARM_START", tmp_path / "shipped")
+    monkeypatch.setitem(SHIPPED_POLICIES, "warm-start", tmp_path / "shipped")
     assert "reinstall" in message(recipe_of("warm-start"))
     shutil.copytree(folder, tmp_path / "shipped")
     load(recipe_of("warm-start"))
