@@ -1,6 +1,8 @@
 # Everything a person types. `make run` and `make test` do the set-up themselves; PYTHON picks the interpreter of the environment.
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
+# What `make run` gives to the quickstart: a recipe and overrides, for example QUICKSTART="quickstart-generated updates=2".
+QUICKSTART ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
@@ -42,7 +44,7 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SLURM_PACKAGES); fi
 
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven minutes on two cores)
-	$(CPU_THREADS) $(BIN)/paw quickstart
+	$(CPU_THREADS) $(BIN)/paw quickstart $(QUICKSTART)
 
 # Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.
 MANY := tests/rollout tests/cluster $(wildcard tests/policy/test_megatron_*.py)
