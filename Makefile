@@ -43,7 +43,7 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 	  echo "install these as root, with this system's package manager: $(SLURM_PACKAGES)" >&2; exit 1; \
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SLURM_PACKAGES); fi
 
-run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven minutes on two cores)
+run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven to nine minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart $(QUICKSTART)
 
 # Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.

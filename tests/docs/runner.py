@@ -162,7 +162,9 @@ class Runner:
 
 
 def _train(values: dict[str, Any]) -> None:
-    load_recipe(recipe_path(values["recipe"]), values["overrides"] or ())
+    """The quickstart needs no recipe: it takes the one for the games at hand."""
+    for recipe in [values["recipe"]] if values["recipe"] else [Path("quickstart"), Path("quickstart-generated")]:
+        load_recipe(recipe_path(recipe), values["overrides"] or ())
 
 
 def _study(values: dict[str, Any]) -> None:
