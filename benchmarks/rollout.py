@@ -53,8 +53,8 @@ from paw_hpc.rollout.collector import Collector, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.fleet import Fleet
-from paw_hpc.rollout.publish import FleetPublisher
 from paw_hpc.rollout.publish.buckets import Weights
+from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher
 from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
 
 MEMBERS = 8

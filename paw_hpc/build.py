@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -30,13 +30,16 @@ from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.copied import CopyPublisher
 from paw_hpc.rollout.engines.local import LocalEngine
-from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.players import Players
-from paw_hpc.rollout.publish import FollowingPublisher, LivePublisher, Publisher
+from paw_hpc.rollout.publish import LivePublisher, Publisher
 from paw_hpc.rollout.publish.buckets import Weights, shares, weights_of
-from paw_hpc.rollout.publish.stages import Stages
-from paw_hpc.rollout.serving import Serving, following
+
+if TYPE_CHECKING:  # what servers need is an extra of the package, and is imported where a recipe asks for them
+    from paw_hpc.rollout.engines.sglang import SGLangEngine
+    from paw_hpc.rollout.publish.passes import FollowingPublisher
+    from paw_hpc.rollout.publish.stages import Stages
+    from paw_hpc.rollout.serving import Serving
 
 T = TypeVar("T")
 
@@ -109,6 +112,8 @@ class Machinery:
             gather_bytes, send_bytes = shares(self.recipe.rollout.publish.bucket_mib << 20)
             weights = Weights(partial(policy.whole_tensors, gather_bytes), policy.whole_bytes)
             own = Weights(partial(policy.whole_tensors, gather_bytes, own_stage=True), policy.whole_bytes)
+            from paw_hpc.rollout.publish.stages import Stages
+
             stages = Stages(own, policy.layout.senders) if policy.layout.pipeline > 1 and self.recipe.rollout.publish.path == "broadcast" else None
             self._serve(policy.hf_config, policy.tokenizer, weights, send_bytes, stages)
             return policy.hf_config
@@ -125,6 +130,8 @@ class Machinery:
         self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, weights: Weights, bucket_bytes: int, stages: Stages | None = None
     ) -> None:
         """The first rank plays, on servers, and publishes to them; the others take part in passes over the weights."""
+        from paw_hpc.rollout.serving import Serving, following
+
         made: list[Serving] = []
         serving = (weights, bucket_bytes, stages)
         distributed.on_main(lambda: made.append(Serving(self.recipe, self._runner, self._workspace, config, tokenizer, *serving)))

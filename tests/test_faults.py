@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -145,6 +146,45 @@ def test_the_table_of_packages_is_that_of_the_project() -> None:
     for module, extra in EXTRAS.items():
         required = " ".join(project["optional-dependencies"][extra.name])
         assert re.search(rf"(^| ){re.escape(names.get(module, module))}\b", required), (module, extra.name)
+
+
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv = ["paw", *{arguments}]
+from paw_hpc.cli import main
+main()
+"""
+
+
+def without(modules: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(missing=sorted(modules), arguments=arguments)
+    return subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(("benchmark", "name"), [("alfworld", "quickstart"), ("webshop", "webshop/quickstart")])
+def test_a_run_needs_the_extras_of_what_it_uses_alone(tmp_path: Path, benchmark: str, name: str) -> None:
+    """Training in process, evaluated and reported, where every other optional package is missing."""
+    core = {"regex", "httpx"}  # which transformers and huggingface_hub bring with them
+    others = {module for module, extra in EXTRAS.items() if extra.name != benchmark} - core
+    small = ["updates=1", "rollout.groups=1", "rollout.group_size=2", "env.max_steps=2", "wm.enabled=true", "env.train_games=1"]
+    start = ["model.path=warm-start", "rollout.max_prompt_tokens=4096"]
+    run = str(tmp_path / "run")
+    for arguments in (["train", name, *small, *start, "--run-dir", run], ["report", run]):
+        ended = without(others, *arguments)
+        assert ended.returncode == 0, ended.stderr
+    assert "aiohttp" in others
+    refused = without(
+        others, "train", name, *small, *start, "rollout.engine=sglang", "algorithm.old_logp=recompute", "--run-dir", str(tmp_path / "served")
+    )
+    assert refused.returncode == 2 and "pip install 'paw-hpc[sglang]'" in refused.stderr and refused.stderr.count("paw: ") == 1, refused.stderr
 
 
 @pytest.mark.parametrize("betas", [[1, 1], [0.9, 1.0], [1.0, 0.9]])

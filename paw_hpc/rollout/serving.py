@@ -17,9 +17,9 @@ from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.fleet import Fleet
 from paw_hpc.rollout.launch import make_launch
-from paw_hpc.rollout.publish import FleetPublisher, FollowingPublisher
 from paw_hpc.rollout.publish.buckets import Weights
-from paw_hpc.rollout.publish.passes import Ended, Word
+from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher
+from paw_hpc.rollout.publish.passes import Ended, FollowingPublisher, Word
 from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
 from paw_hpc.rollout.publish.stages import StagedBroadcast, Stages
 

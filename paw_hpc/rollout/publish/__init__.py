@@ -1,13 +1,8 @@
-"""Weights from the policy to the engines that play the next episodes."""
+"""Weights from the policy to the engines that play the next episodes. Without servers nothing of this needs more than the core's own packages."""
 
 from __future__ import annotations
 
 from typing import Protocol
-
-from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher, PublishError
-from paw_hpc.rollout.publish.passes import FollowingPublisher
-
-__all__ = ["FleetPublisher", "FollowingPublisher", "LivePublisher", "PublishError", "Publisher"]
 
 
 class Publisher(Protocol):
