@@ -125,7 +125,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
 
     monkeypatch.setattr(quickstart, "run", lacking)
-    assert run_paw(monkeypatch, "quickstart") == 2
+    assert run_paw(monkeypatch, "quickstart", "quickstart") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and module.split(".")[0] in said and "pip install 'paw-hpc[" in said
 
