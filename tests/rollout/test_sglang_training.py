@@ -57,7 +57,7 @@ def train(site: Site, folder: Path, *overrides: str) -> list[dict[str, float]]:
 
 @pytest.fixture
 def played_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer goes on when the episodes that are played ahead are over: else, on a busy machine, none of them might begin before its next weights."""
+    """The trainer goes on when what is played ahead is over: else, on a busy machine, no episode of it might begin before the next weights."""
     begin = Machinery.collect_ahead
 
     def whole(self: Machinery, tasks: Sequence[Task], members: int, update: int) -> None:
