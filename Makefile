@@ -71,7 +71,7 @@ check-resolution: setup  ## That the plain package index has what setup asks for
 	PAW_REQUIRE_INDEX=1 $(BIN)/python -m pytest -rs tests/test_resolution.py
 
 docs: setup  ## The documentation as a site, in build/website/site (seconds)
-	$(BIN)/python website/build.py
+	$(BIN)/python -m website.build
 
 clean:  ## Remove the environments (runs are kept)
 	rm -rf $(VENV) $(SGLANG_VENV)

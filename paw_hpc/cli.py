@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from paw_hpc import __version__
-from paw_hpc.cli_cluster import Change
+from paw_hpc.cli_cluster import OVERRIDE, Change
 from paw_hpc.cli_cluster import app as cluster
 from paw_hpc.cli_prompt import add_prompt
 from paw_hpc.cli_recipes import app as recipes
@@ -218,6 +218,8 @@ def quickstart(
     from paw_hpc import quickstart as job
     from paw_hpc.recipe.shipped import recipe_path
 
+    if recipe is not None and OVERRIDE.match(str(recipe)):  # no recipe was named: the first word is an override
+        recipe, overrides = None, [str(recipe), *(overrides or [])]
     raise typer.Exit(0 if job.run(recipe_path(recipe or job.for_the_games_at_hand()), overrides or [], run_dir) else 1)
 
 

@@ -32,7 +32,7 @@ Change = Annotated[
         help="Of a run that goes on: let this key differ from now on, although it changes what is computed.",
     ),
 ]
-_OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
+OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,10 @@ def _split(arguments: list[str]) -> tuple[list[Path], list[str]]:
     """(files, overrides)."""
     from paw_hpc.recipe.shipped import recipe_path
 
-    paths = [recipe_path(Path(item)) for item in arguments if not _OVERRIDE.match(item)]
+    paths = [recipe_path(Path(item)) for item in arguments if not OVERRIDE.match(item)]
     if not paths:
         raise RecipeError("no recipe file among the arguments; name at least one")
-    return paths, [item for item in arguments if _OVERRIDE.match(item)]
+    return paths, [item for item in arguments if OVERRIDE.match(item)]
 
 
 def _wanted(arguments: list[str], seeds: str | None, only: str | None, words: Sequence[str], run_dir: Path | None) -> list[_Wanted]:

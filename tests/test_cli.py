@@ -178,11 +178,13 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypat
         monkeypatch.setattr(official, "find", lambda found=found: found)
         assert paw("quickstart")[0] == 0
     assert paw("quickstart", "q.yaml", "updates=3", "--run-dir", "d")[0] == 0
+    assert paw("quickstart", "updates=4", "eval.repeats=1")[0] == 0  # no recipe: the first word is an override
     assert [call[0] for call in paw.calls] == [
         (Path("w.yaml"), ["seed=1"], Path("x")),
         (shipped_recipes() / "quickstart-generated.yaml", [], Path("runs/quickstart")),
         (shipped_recipes() / "quickstart.yaml", [], Path("runs/quickstart")),
         (Path("q.yaml"), ["updates=3"], Path("d")),
+        (shipped_recipes() / "quickstart.yaml", ["updates=4", "eval.repeats=1"], Path("runs/quickstart")),
     ]
 
 

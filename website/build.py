@@ -1,13 +1,15 @@
-"""The documentation as a site: `make docs`, or `python website/build.py [FOLDER]` (default: build/website; the site is FOLDER/site).
+"""The documentation as a site: `make docs`, or `python -m website.build [FOLDER]` (default: build/website; the site is FOLDER/site).
 
 Pages are written for two readers: the repository's web view, where links to code are relative links to files, and the site, which has no code beside
 it and knows no address of the repository. So the pages of `docs/` are staged: a Markdown file outside of it that a page links to becomes a page, any
-other file a page that shows it, and a link to a folder leads to its README or is left as plain text. Then Zensical builds the staged pages
-strictly: a link or an anchor that leads nowhere, or an object without a docstring to show, ends the build.
+other file a page that shows it, and a link to a folder leads to its README or is left as plain text. A line `<!-- keys of SECTION -->` becomes the
+table of a recipe's keys. Then Zensical builds the staged pages strictly: a link or an anchor that leads nowhere, or an object that does not exist,
+ends the build.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -16,12 +18,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from website.keys import tables
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # pages that stand elsewhere in the repository, by custom, and where they are in the site; all others from outside of docs/ are below `repository/`
 PLACES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
 LINK = re.compile(r"(?P<open>\[(?P<text>[^\[\]]*)\]\()(?P<target>[^()\s]+)\)")
+KEYS = re.compile(r"^<!-- keys of (?P<section>[\w.]+) -->$", re.MULTILINE)
 FENCE = re.compile(r"^ {0,3}(```|~~~)")
 
 
@@ -76,11 +81,13 @@ class Stage:
 
     def page(self, source: str) -> str:
         """The text of a page, its links leading to where their targets are in the site."""
-        lines, inside = [], False
-        for line in (self.root / source).read_text().splitlines():
-            inside ^= bool(FENCE.match(line))
-            lines.append(line if inside or line.startswith("    ") else LINK.sub(lambda found: self._link(source, found), line))
-        return "\n".join(lines) + "\n"
+        done = []
+        for code, lines in itertools.groupby(_marked((self.root / source).read_text()), key=lambda marked: marked[0]):
+            text = "\n".join(line for _, line in lines)
+            if not code:
+                text = KEYS.sub(lambda found: tables()[found["section"]], LINK.sub(lambda found: self._link(source, found), text))
+            done.append(text)
+        return "\n".join(done) + "\n"
 
     def _link(self, source: str, found: re.Match[str]) -> str:
         target, hash_sign, anchor = found["target"].partition("#")
@@ -96,6 +103,15 @@ class Stage:
                 raise SystemExit(f"{source}: links to {target}, which does not exist")
             self.pages[wanted] = f"repository/{wanted}" if wanted.endswith((".md", ".png", ".svg")) else f"repository/{wanted}.md"
         return f"{found['open']}{os.path.relpath(self.pages[wanted], PurePosixPath(self.pages[source]).parent)}{hash_sign}{anchor})"
+
+
+def _marked(text: str) -> Iterator[tuple[bool, str]]:
+    """(whether it is code, line): fences, what is in them, and what is indented like code."""
+    inside = False
+    for line in text.splitlines():
+        fence = bool(FENCE.match(line))
+        yield inside or fence or line.startswith("    "), line
+        inside ^= fence
 
 
 def listing(source: str, text: str) -> str:

@@ -37,7 +37,7 @@ def after_thought(response: str, opened: bool) -> tuple[str, bool]:
 
 
 def only_action(response: str, opened: bool = False) -> tuple[str | None, bool]:
-    """(what the only <action> outside of the thoughts holds, or None where there is none or more than one; whether there is a closed <think>)."""
+    """(what the only `<action>` outside of the thoughts holds, or None where there is none or more than one; whether there is a closed `<think>`)."""
     thought, actions = False, list[str]()
     for match in _THOUGHT_OR_ACTION.finditer(OPEN_THOUGHT + response if opened else response):
         if match[1] is None:

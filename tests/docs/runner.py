@@ -107,6 +107,12 @@ class Runner:
     def check(self, command: Command, *, run: bool = True) -> None:
         """Raises whatever is wrong with it. Not to be run: only whether it can be understood."""
         words, target = _redirected(command.words)
+        with pytest.MonkeyPatch.context() as settings:
+            while "=" in words[0]:
+                settings.setenv(*words.pop(0).split("=", 1))
+            self._check(command, words, target, run)
+
+    def _check(self, command: Command, words: list[str], target: str, run: bool) -> None:
         for path in named_files(words):
             if not (ROOT / path).exists():
                 raise Wrong(f"the repository has no {path}")
@@ -121,9 +127,9 @@ class Runner:
 
     def _paw(self, command: Command, words: list[str], how: Understood, target: str) -> None:
         name = " ".join(how.path)
-        if name in LOADED:
+        if name in LOADED and not _refusals(command):
             LOADED[name](how.values)
-        elif name in RUN:
+        elif name in RUN or name in LOADED:  # a training that is shown to be refused is run: it must end so
             dry = ["--dry-run"] if name == "launch" and not how.values["dry_run"] else []
             printed = self._run(command, [*words[1:], *dry], name)
             if target:
@@ -132,9 +138,8 @@ class Runner:
             raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
 
     def _run(self, command: Command, words: list[str], name: str) -> str:
-        refused = any(line.startswith("paw: ") for line in command.shown)
         status, printed = self.paw(*(self._runs(words) if name in ("report", "status") else words))
-        if status not in ((2,) if refused else STATUSES.get(name, (0,))):
+        if status not in ((2,) if _refusals(command) else STATUSES.get(name, (0,))):
             raise Wrong(f"ended with status {status}: {printed[-500:]}")
         if missing := shows(printed, command.shown):
             raise Wrong(f"does not print {missing}; it prints\n{printed}")
@@ -161,10 +166,17 @@ class Runner:
         return [found for word in words for found in (sorted(map(str, Path().glob(word))) if word in named else [word])]
 
 
+def _refusals(command: Command) -> list[str]:
+    return [line for line in command.shown if line.startswith("paw: ")]
+
+
 def _train(values: dict[str, Any]) -> None:
     """The quickstart needs no recipe: it takes the one for the games at hand."""
-    for recipe in [values["recipe"]] if values["recipe"] else [Path("quickstart"), Path("quickstart-generated")]:
-        load_recipe(recipe_path(recipe), values["overrides"] or ())
+    recipe, overrides = values["recipe"], list(values["overrides"] or ())
+    if recipe is not None and cli.OVERRIDE.match(str(recipe)):
+        recipe, overrides = None, [str(recipe), *overrides]
+    for one in [recipe] if recipe else [Path("quickstart"), Path("quickstart-generated")]:
+        load_recipe(recipe_path(one), overrides)
 
 
 def _study(values: dict[str, Any]) -> None:

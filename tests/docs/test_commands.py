@@ -77,6 +77,8 @@ PLAN = "$ paw plan recipes/alfworld/qwen2.5-1.5b-grpo-paw.yaml"
         ("<!-- not run: hours -->\n    paw train recipes/quickstart.yaml --sed 1\n", "No such option"),
         ("```console\n" + PLAN + "\nalfworld-reference-qwen2.5-1.5b-grpo-paw: 1.64B parameters\n```\n", "does not print"),
         ("```console\n" + PLAN + "\npaw: cluster: too large\n```\n", "ended with status 0"),
+        ("```console\n$ paw train quickstart updates=0\npaw: ...: updates: too few\n```\n", "does not print"),
+        ("```console\n$ PAW_DATA=recipes paw data search verify --data generated\npaw: PAW_DATA: none\n```\n", "ended with status 0"),
         ("```console\n" + PLAN + " megatron.tensor_parallel=0\n```\n", "ended with status 2"),
         ("as `paw pln RECIPE` does\n", "no such command: paw pln"),
         ("as `paw train RECIPE --resum` does\n", "has no option --resum"),

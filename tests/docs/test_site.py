@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.docs.pages import classes, references
+from tests.recipe_values import leaves
 from website import build
+from website.keys import tables
 
 # What the theme's script fetches from elsewhere, it fetches for these; no page has one.
 FETCHING = {"mermaid", "glightbox", "pyodide", "asciinema"}
@@ -65,12 +70,16 @@ def test_a_broken_page_ends_the_build(staged: Path, tmp_path: Path, wrong: str) 
 def test_links_to_the_repository_lead_to_pages_that_show_its_files(tmp_path: Path) -> None:
     docs, code = tmp_path / "docs", tmp_path / "code"
     docs.mkdir(), code.mkdir()
-    (docs / "index.md").write_text("[a](../code/a.py), [b](../code/b.md#part), [c](../code), [d](https://d.example)\n\n    [e](../code/a.py)\n")
+    code_block = "\n    [e](../code/a.py)\n"
+    (docs / "index.md").write_text(
+        f"[a](../code/a.py), [b](../code/b.md#part), [c](../code), [d](https://d.example), [two\nlines](../code/a.py)\n{code_block}"
+    )
     (code / "a.py").write_text('"""Says ```."""\n')
     (code / "b.md").write_text("# B\n\n## Part\n\n[back](../docs/index.md)\n")
     build.Stage(tmp_path, tmp_path / "out").run()
     page = (tmp_path / "out" / "index.md").read_text()
-    assert page == "[a](repository/code/a.py.md), [b](repository/code/b.md#part), c, [d](https://d.example)\n\n    [e](../code/a.py)\n"
+    links = "[a](repository/code/a.py.md), [b](repository/code/b.md#part), c, [d](https://d.example), [two\nlines](repository/code/a.py.md)\n"
+    assert page == links + code_block
     assert '````python\n"""Says ```."""\n````' in (tmp_path / "out" / "repository" / "code" / "a.py.md").read_text()
     assert "[back](../../index.md)" in (tmp_path / "out" / "repository" / "code" / "b.md").read_text()
 
@@ -80,3 +89,37 @@ def test_a_link_to_no_file_of_the_repository_is_refused_by_name(tmp_path: Path) 
     (tmp_path / "docs" / "index.md").write_text("![a](../gone.png)")
     with pytest.raises(SystemExit, match=r"docs/index\.md: links to \.\./gone\.png, which does not exist"):
         build.Stage(tmp_path, tmp_path / "out").run()
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md"])
+def test_examples_of_code_are_the_code(page: str) -> None:
+    """A page that shows code of this repository shows it as it is."""
+    shown = re.findall(r"^```python\n(.*?)^```$", (build.ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    there = [path.read_text() for folder in ("paw_hpc", "tests") for path in (build.ROOT / folder).rglob("*.py")]
+    assert shown and [text for text in shown if not any(text in code for code in there)] == []
+
+
+def test_every_key_of_a_recipe_is_on_its_page(site: Path) -> None:
+    page = (site / "api" / "recipe.html").read_text()
+    keys = [key for key, _ in leaves()]
+    assert tables().keys() == {key.rpartition(".")[0] or "recipe" for key in keys}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        assert f"| `{name}` |" in tables()[section or "recipe"] and f"<code>{name}</code>" in page, key
+
+
+def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
+    nav = tomllib.loads((build.HERE / "zensical.toml").read_text())["project"]["nav"]
+    listed = set(re.findall(r"[\w/-]+\.md", str(nav)))
+    assert listed == {page for source, page in build.Stage(build.ROOT, site).pages.items() if source.endswith(".md")}
+
+
+def test_figures_are_drawings_that_say_what_they_show() -> None:
+    figures = sorted((build.ROOT / "docs" / "figures").glob("*.svg"))
+    styles, pages = set(), " ".join(path.read_text() for path in (build.ROOT / "docs").rglob("*.md"))
+    for path in figures:
+        root = ElementTree.parse(path).getroot()
+        found = {name: root.findtext(f"{{http://www.w3.org/2000/svg}}{name}") for name in ("title", "desc", "style")}
+        assert found["title"] and found["desc"] and f"figures/{path.name})" in pages, path.name
+        styles.add(found["style"])
+    assert len(figures) > 8 and len(styles) == 1 and "prefers-color-scheme: dark" in str(styles.pop())
