@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from paw_hpc.recipe import Recipe
 
 
+@functools.cache
 def tables() -> dict[str, str]:
     """Section -> its table in Markdown; `recipe` are the keys that stand in no section, `rollout.fleet` is a section within another."""
     schema = Recipe.model_json_schema()

@@ -98,6 +98,9 @@ class Runner:
         if block.file:
             (self.folder / block.file).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / block.file).write_text(block.text)
+        for path in named_files((block.reason or "").split()):
+            if not (ROOT / path).exists():
+                self.problems.append(f"line {block.line}: its mark names {path}, which does not exist")
         for command in block.commands:
             try:
                 self.check(command, run=block.reason is None)

@@ -74,6 +74,7 @@ PLAN = "$ paw plan recipes/alfworld/qwen2.5-1.5b-grpo-paw.yaml"
         ("    pip install paw-hpc\n", "neither run nor marked"),
         ("    make no-such-target\n", "no-such-target"),
         ("<!-- not run: hours -->\n    paw train recipes/none.yaml\n", "the repository has no recipes/none.yaml"),
+        ("<!-- not run: tests/test_none.py does -->\n    pip install paw-hpc\n", "its mark names tests/test_none.py"),
         ("<!-- not run: hours -->\n    paw train recipes/quickstart.yaml --sed 1\n", "No such option"),
         ("```console\n" + PLAN + "\nalfworld-reference-qwen2.5-1.5b-grpo-paw: 1.64B parameters\n```\n", "does not print"),
         ("```console\n" + PLAN + "\npaw: cluster: too large\n```\n", "ended with status 0"),

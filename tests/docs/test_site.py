@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,14 +58,25 @@ def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("wrong", ["[gone](gone.md)", "[nowhere](design.md#nowhere)", "::: paw_hpc.no.such.module", "[paw_hpc.loop.no_such][]"])
-def test_a_broken_page_ends_the_build(staged: Path, tmp_path: Path, wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [
+        ("[there](b.md#there), ::: is words\n\n::: paw_hpc.errors\n", True),
+        ("[gone](gone.md)", False),
+        ("[nowhere](b.md#nowhere)", False),
+        ("::: paw_hpc.no.such.module", False),
+        ("[paw_hpc.loop.no_such][]", False),
+    ],
+)
+def test_a_broken_page_ends_the_build(tmp_path: Path, text: str, fine: bool) -> None:
     """The control: strict means strict, for links, anchors and objects."""
-    copy = build.stage(tmp_path / "staged")
-    with (copy / "docs" / "index.md").open("a") as page:
-        page.write(f"\n\n{wrong}\n")
-    with pytest.raises(SystemExit):
-        build.render(copy)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# A\n\n{text}\n")
+    (tmp_path / "docs" / "b.md").write_text("# B\n\n## There\n")
+    settings = (build.HERE / "zensical.toml").read_text()
+    (tmp_path / "zensical.toml").write_text(re.sub(r"(?ms)^nav = \[.*?^\]$", "", settings))
+    with nullcontext() if fine else pytest.raises(SystemExit):
+        build.render(tmp_path)
 
 
 def test_links_to_the_repository_lead_to_pages_that_show_its_files(tmp_path: Path) -> None:
