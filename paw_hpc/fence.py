@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paw_hpc.cluster import slurm
 from paw_hpc.errors import CheckpointError, UserError
 from paw_hpc.storage import storage_errors, write_atomically
 
@@ -88,6 +88,12 @@ def current(run: Path) -> dict[str, Any]:
         raise CheckpointError(f"{run / FILE}: not what paw wrote; remove it when nobody writes this run") from None
 
 
+def job_name(job: int, environment: Mapping[str, str] = os.environ) -> str:
+    """As squeue and sacct show it: ARRAY_TASK for the task of an array that this process belongs to (its own id is another number), else the id."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task and environment.get("SLURM_JOB_ID") == str(job) else str(job)
+
+
 def _self() -> str:
-    job = slurm.job_id()
-    return f"{f'job {slurm.job_name(job)}' if job else f'process {os.getpid()}'} on {socket.gethostname()}"
+    job = os.environ.get("SLURM_JOB_ID")
+    return f"{f'job {job_name(int(job))}' if job else f'process {os.getpid()}'} on {socket.gethostname()}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paw_hpc.errors import UserError
+from paw_hpc.fence import job_name as job_name
 
 COMMAND_TIMEOUT_S = 60.0
 RETRY_FOR_S = 180.0
@@ -48,12 +49,6 @@ def job_id(environment: Mapping[str, str] = os.environ) -> int | None:
     """Of the allocation that this process runs in; None outside of one."""
     text = environment.get("SLURM_JOB_ID")
     return int(text) if text else None
-
-
-def job_name(job: int, environment: Mapping[str, str] = os.environ) -> str:
-    """As squeue and sacct show it: ARRAY_TASK for the task of an array that this process belongs to (its own id is another number), else the id."""
-    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task and environment.get("SLURM_JOB_ID") == str(job) else str(job)
 
 
 def in_batch() -> bool:
