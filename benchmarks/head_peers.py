@@ -7,8 +7,12 @@ there, or cannot run on this machine, is listed with the reason.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -44,8 +48,8 @@ class Contender:
     """Matrix products that the result needs: 3 with gradients, 1 without."""
     share: float = 1.0
     """Of the rows that are scored."""
-    needs: str | None = None
-    """Module that must be importable."""
+    needs: str | Callable[[], object] | None = None
+    """Module that must be importable, or what must be possible."""
     cuda_only: str | None = None
     """Why it needs a GPU, if it does."""
 
@@ -54,10 +58,12 @@ class Contender:
         if self.cuda_only and device.type != "cuda":
             return self.cuda_only
         try:
-            if self.needs:
+            if callable(self.needs):
+                self.needs()
+            elif self.needs:
                 importlib.import_module(self.needs)
         except Exception as error:  # what a peer's import raises is its own affair: it is reported
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else self.needs}"
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else self.name}"
         return None
 
 
@@ -158,9 +164,28 @@ def cut_cross_entropy(case: Case) -> Outcome:
 
 
 def verl(case: Case) -> Outcome:
-    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
-
+    linear_cross_entropy = verl_kernel().linear_cross_entropy
     return _backward(case, *linear_cross_entropy(*case.leaves, case.target, 1.0, "none", None))
+
+
+def verl_kernel() -> ModuleType:
+    """The module of verl's head by itself: it needs torch and Triton only, its package also Ray."""
+    name = "verl.utils.kernel.linear_cross_entropy"
+    if name not in sys.modules:
+        found = importlib.util.find_spec("verl")
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError("No module named 'verl'")
+        for package in ("verl", "verl.utils", "verl.utils.kernel"):
+            bare = ModuleType(package)
+            bare.__path__ = [str(Path(found.origin).parents[1].joinpath(*package.split(".")))]
+            sys.modules[package] = bare
+    return importlib.import_module(name)
+
+
+def torch_scalar(case: Case) -> Outcome:
+    total = torch.nn.functional.linear_cross_entropy(*case.leaves, case.target, reduction="sum", options=torch.nn.LinearCrossEntropyOptions())
+    torch.autograd.grad(total, case.leaves)
+    return {}
 
 
 def quack_scalar(case: Case) -> Outcome:
@@ -178,7 +203,8 @@ CONTENDERS = [
     Contender("PyTorch, logits materialised", materialised),
     Contender("torch.compile, logits materialised", compiled),
     Contender("liger-kernel, scaled cross-entropy", liger, needs="liger_kernel.ops.fused_linear_scaled_cross_entropy"),
-    Contender("verl, Triton head", verl, needs="verl.utils.kernel.linear_cross_entropy", cuda_only="its Triton kernels need a GPU"),
+    Contender("verl, Triton head", verl, needs=verl_kernel, cuda_only="its Triton kernels need a GPU"),
+    Contender("PyTorch, linear_cross_entropy", torch_scalar, "sum of logp", needs=lambda: torch.nn.functional.linear_cross_entropy),
     Contender("cut-cross-entropy", cut_cross_entropy, "logp", needs="cut_cross_entropy"),
     Contender("liger-kernel, cross-entropy", liger_scalar, "sum of logp", needs="liger_kernel.ops", cuda_only="its Triton kernels need a GPU"),
     Contender("quack-kernels", quack_scalar, "sum of logp", needs="quack.linear_cross_entropy", cuda_only="its kernels need a Hopper or newer GPU"),

@@ -1,0 +1,76 @@
+"""Where the head's time goes: seconds by kernel, and by the rows of a chunk."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu.common import device, markdown, median_s, options, write
+from paw_hpc.kernels import linear_row_loss
+
+SIZES = {True: [(64, 16, 300)], False: [(8192, 1536, 151936), (8192, 4096, 151936)]}
+CHUNKS = {True: [None, 16], False: [None, 512, 1024, 2048, 4096]}
+
+
+class Call:
+    """One forward and backward of `linear_row_loss` on random rows; the gradient of the weight goes into a float32 `main_grad`."""
+
+    def __init__(self, rows: int, features: int, vocabulary: int) -> None:
+        where = device()
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+        self.hidden = torch.randn(rows, features, device=where).to(dtype).requires_grad_()
+        self.weight = (torch.randn(vocabulary, features, device=where) * 2 / features**0.5).to(dtype).requires_grad_()
+        self.weight.main_grad = torch.zeros(vocabulary, features, device=where)  # type: ignore[attr-defined]
+        self.target = torch.randint(vocabulary, (rows,), device=where)
+        self.a, self.b = torch.randn(2, rows, device=where)
+
+    def run(self, chunk_rows: int | None) -> None:
+        def row_loss(logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return self.a[rows] * logp + self.b[rows] * entropy
+
+        result = linear_row_loss(self.hidden, self.weight, self.target, row_loss, chunk_rows=chunk_rows)
+        torch.autograd.grad(result.loss, (self.hidden, self.weight))
+
+    def floor(self) -> None:
+        """The three bare products."""
+        hidden, weight = self.hidden.detach(), self.weight.detach()
+        z = hidden @ weight.T
+        _ = z @ weight
+        _ = z.T @ hidden
+
+
+def by_kernel(call: Call) -> list[list[object]]:
+    """[kernel, milliseconds, calls] of one call, the longest first."""
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]) as record:
+        call.run(None)
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in record.events():
+        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_gpu or not torch.cuda.is_available():
+            seconds[event.name] += event.device_time_total if on_gpu else event.self_cpu_time_total
+            calls[event.name] += 1
+    return [[name.replace("|", " ")[:90], f"{us / 1e3:.2f}", calls[name]] for name, us in seconds.most_common(14)]
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    body = []
+    for rows, features, vocabulary in SIZES[chosen.toy]:
+        call = Call(rows, features, vocabulary)
+        floor = median_s(call.floor, 5)
+        chunks = []
+        for chunk in CHUNKS[chosen.toy]:
+            seconds = median_s(lambda chunk=chunk: call.run(chunk), 5)  # type: ignore[misc]
+            chunks.append([chunk or "as it chooses", f"{1e3 * seconds:.2f}", f"{seconds / floor:.2f}"])
+        body.append(f"## {rows} rows x {features}, V = {vocabulary}; three bare products: {1e3 * floor:.2f} ms")
+        body.append(markdown(["rows of a chunk", "ms", "x products"], chunks))
+        body.append(markdown(["kernel", "ms", "calls"], by_kernel(call)))
+        del call
+    write(chosen.out, "inside", "Inside the head", body)
+
+
+if __name__ == "__main__":
+    main()
