@@ -39,7 +39,7 @@ def _python(*words: str | Path) -> list[str]:
 
 
 def _kernels(toy: bool, out: Path) -> list[str]:
-    return _python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_reference.py" if toy else "tests/kernels")
+    return _python("-m", "pytest", "-q", "-p", "no:cacheprovider", *(["tests/kernels/test_reference.py"] if toy else ["tests/kernels", "tests/policy/test_packed.py"]))
 
 
 def _head(toy: bool, out: Path) -> list[str]:

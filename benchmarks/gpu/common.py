@@ -9,10 +9,12 @@ import platform
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.__main__ import SKIPPED
 
@@ -67,6 +69,26 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def by_kernel(run: Callable[[], object], most: int = 12, calls: int = 1) -> str:
+    """Where `run` spends the device's time (on a CPU: this process's), per one of the `calls` that it makes."""
+    on_gpu = torch.cuda.is_available()
+    synchronize()
+    started = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as record:
+        run()
+        synchronize()
+    wall = time.perf_counter() - started
+    seconds: Counter[str] = Counter()
+    times: Counter[str] = Counter()
+    for event in record.events():
+        if (event.device_type == torch.autograd.DeviceType.CUDA) == on_gpu:
+            seconds[event.name] += (event.device_time_total if on_gpu else event.self_cpu_time_total) * 1e-6
+            times[event.name] += 1
+    rows = [[name.replace("|", " ")[:90], f"{1e3 * s / calls:.3f}", f"{times[name] / calls:g}"] for name, s in seconds.most_common(most)]
+    said = f"Under the profiler {1e3 * wall / calls:.1f} ms of wall clock, {1e3 * sum(seconds.values()) / calls:.1f} ms in kernels."
+    return f"{said}\n\n{markdown(['kernel', 'ms', 'calls'], rows)}"
 
 
 def median_s(run: Callable[[], object], repeats: int) -> float:

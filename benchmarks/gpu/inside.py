@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.common import device, markdown, median_s, options, write
+from benchmarks.gpu.common import by_kernel, device, markdown, median_s, options, write
 from paw_hpc.kernels import linear_row_loss
 
 SIZES = {True: [(64, 16, 300)], False: [(8192, 1536, 151936), (8192, 4096, 151936)]}
@@ -41,20 +38,6 @@ class Call:
         _ = z.T @ hidden
 
 
-def by_kernel(call: Call) -> list[list[object]]:
-    """[kernel, milliseconds, calls] of one call, the longest first."""
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]) as record:
-        call.run(None)
-    seconds: Counter[str] = Counter()
-    calls: Counter[str] = Counter()
-    for event in record.events():
-        on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
-        if on_gpu or not torch.cuda.is_available():
-            seconds[event.name] += event.device_time_total if on_gpu else event.self_cpu_time_total
-            calls[event.name] += 1
-    return [[name.replace("|", " ")[:90], f"{us / 1e3:.2f}", calls[name]] for name, us in seconds.most_common(14)]
-
-
 def main() -> None:
     chosen = options(__doc__)
     body = []
@@ -67,7 +50,7 @@ def main() -> None:
             chunks.append([chunk or "as it chooses", f"{1e3 * seconds:.2f}", f"{seconds / floor:.2f}"])
         body.append(f"## {rows} rows x {features}, V = {vocabulary}; three bare products: {1e3 * floor:.2f} ms")
         body.append(markdown(["rows of a chunk", "ms", "x products"], chunks))
-        body.append(markdown(["kernel", "ms", "calls"], by_kernel(call)))
+        body.append(by_kernel(lambda: call.run(None)))  # noqa: B023  (runs at once)
         del call
     write(chosen.out, "inside", "Inside the head", body)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.gpu.common import device, markdown, options, skip, synchronize, write
+from benchmarks.gpu.common import by_kernel, device, markdown, options, skip, synchronize, write
 from benchmarks.gpu.synthetic import LENGTHS, QWEN_1_5B, TOY, TOY_LENGTHS, Lengths, model_folder, pool
 from benchmarks.policy import make_policy
 from paw_hpc.build import processes_of
@@ -73,6 +73,12 @@ def measure(policy: Policy, arms: dict[str, Recipe], lengths: Lengths, chosen: a
     return found
 
 
+def profiled(policy: Policy, recipe: Recipe, lengths: Lengths, chosen: argparse.Namespace) -> str:
+    experience = pool(lengths, max(16, chosen.samples // 4), (TOY if chosen.toy else QWEN_1_5B)["vocab_size"])
+    batch = plan(experience, policy.score(experience), recipe, 0).batch
+    return by_kernel(lambda: policy.update(batch, 0), most=16)
+
+
 def table(found: dict[str, Found]) -> list[str]:
     columns = ["score_s", "plan_s", "update_s", "total_s", "tokens", "rows", "tokens_per_s", "mfu", "memory_peak_bytes"]
     names = ["score s", "plan s", "update s", "all s", "tokens", "rows", "tokens/s of the update", "MFU", "peak GiB"]
@@ -122,6 +128,7 @@ def main() -> None:
                 lengths = TOY_LENGTHS if chosen.toy else LENGTHS[benchmark]
                 body.append(f"## {benchmark}: prompts of {lengths.prompt}, responses of {lengths.response}, observations of {lengths.observation} tokens")
                 body += table(measure(policy, arms[benchmark], lengths, chosen))
+                body.append(f"Where the update of a quarter of them goes. {profiled(policy, arms[benchmark]['PaW'], lengths, chosen)}")
                 name = "megatron" if chosen.backend == "megatron" else "update"
                 title = f"One update of {chosen.samples} transitions, {policy.describe()}, backend {chosen.backend}, on {device()}"
                 write(chosen.out, name + ("" if chosen.checkpointing else "-all-activations"), title, body)

@@ -224,6 +224,7 @@ class HuggingFacePolicy:
     def _accumulate(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
         total = torch.zeros((), device=self.device)
+        self.optimizer.collect_directly(_head(self.model))
         for part, on_device in self._parts(mini):
             if not part.num_rows:
                 continue
@@ -249,7 +250,7 @@ class HuggingFacePolicy:
         return total
 
 
-def _head(model: PreTrainedModel) -> torch.Tensor:
+def _head(model: PreTrainedModel) -> nn.Parameter:
     """[V, H]."""
     return model.get_output_embeddings().weight
 

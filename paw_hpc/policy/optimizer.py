@@ -36,6 +36,16 @@ class Optimizer:
         """Linear warm-up over `warmup_updates`: update 0 already learns."""
         return self.lr * min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else self.lr
 
+    def collect_directly(self, parameter: nn.Parameter) -> None:
+        """Let the LM head add its gradient of this parameter to the master's, in float32 (`main_grad`, see `kernels.linear_row_loss`), until the next
+        step. Nothing to do for a parameter that is its own master."""
+        master = next(self.masters[name] for name, own in self.parameters.items() if own is parameter)
+        if master is parameter:
+            return
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        parameter.main_grad = master.grad  # type: ignore[attr-defined]
+
     def step(self, loss: torch.Tensor, update: int) -> tuple[float, bool]:
         """Apply the accumulated gradients and drop them.
 
@@ -54,8 +64,9 @@ class Optimizer:
                 group["lr"] = self.learning_rate(update)
             self.adamw.step()
             self._publish()
-        for master in self.masters.values():
+        for name, master in self.masters.items():
             master.grad = None
+            self.parameters[name].main_grad = None  # type: ignore[attr-defined]
         return float(norm), applied
 
     @torch.no_grad()

@@ -191,6 +191,8 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     Raises:
         UserError: the architecture has layers, masks or a head that packed attention would get wrong.
     """
+    # On a GPU cuDNN's attention is built anew for every shape, and almost every decoding step has a shape of its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     name = type(model).__name__
     foreign = set(getattr(model.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if foreign:
