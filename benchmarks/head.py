@@ -193,7 +193,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--features", type=int, nargs="+")
     parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--only", help="contenders whose name holds this")
+    parser.add_argument("--only", nargs="+", help="contenders whose name holds one of these")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, help="folder for head-<device>.md")
@@ -208,7 +208,7 @@ def main() -> None:
     chosen = arguments()
     device = torch.device(chosen.device)
     torch.set_num_threads(chosen.threads)
-    contenders = [c for c in CONTENDERS if chosen.only is None or chosen.only in c.name]
+    contenders = [c for c in CONTENDERS if chosen.only is None or any(part in c.name for part in chosen.only)]
     text = [f"# The head, {environment(device)}"]
     print(text[0], flush=True)
     for features in chosen.features:

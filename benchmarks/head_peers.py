@@ -86,7 +86,7 @@ def _row_loss(case: Case, rows_of: torch.Tensor | None = None) -> Callable[..., 
 
 def one_pass(case: Case) -> Outcome:
     result = linear_row_loss(*case.leaves, case.target, _row_loss(case))
-    hidden, _ = torch.autograd.grad(result.loss, case.leaves)
+    hidden, _ = torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
     return {"logp": result.logp, "entropy": result.entropy, "hidden": hidden}
 
 
@@ -110,7 +110,7 @@ def one_pass_selected(case: Case) -> Outcome:
 def _selected(case: Case) -> Outcome:
     hidden = case.hidden.index_select(0, case.selected)
     result = linear_row_loss(hidden, case.weight, case.target[case.selected], _row_loss(case, case.selected))
-    torch.autograd.grad(result.loss, case.leaves)
+    torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
     return {}
 
 

@@ -28,7 +28,7 @@ class Call:
             return self.a[rows] * logp + self.b[rows] * entropy
 
         result = linear_row_loss(self.hidden, self.weight, self.target, row_loss, chunk_rows=chunk_rows)
-        torch.autograd.grad(result.loss, (self.hidden, self.weight))
+        torch.autograd.grad(result.loss, (self.hidden, self.weight), allow_unused=True)
 
     def floor(self) -> None:
         """The three bare products."""

@@ -106,7 +106,8 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
     master = nn.Parameter(parameter.detach().float())
 
     def collect(source: torch.Tensor) -> None:
-        assert source.grad is not None
+        if source.grad is None:  # the LM head has added its gradient to the master's already
+            return
         grad = source.grad.float()
         master.grad = grad if master.grad is None else master.grad.add_(grad)
         source.grad = None

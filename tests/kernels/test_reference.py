@@ -194,6 +194,8 @@ def test_the_weight_gradient_is_added_to_main_grad(buffer: torch.dtype, rtol: fl
     for _ in range(2):
         linear_row_loss(*p.leaves, p.target, both_terms(10), chunk_rows=3).loss.backward()
     assert p.weight.grad_added_to_main_grad and not p.weight.grad.any(), "hooks on the gradient run, and have nothing to add"
+    if DEVICE == "cuda":  # where the gradient of 16-bit logits is itself of 16 bits
+        rtol, atol = max(rtol, 2**-7), max(atol, 2**-7 * float(exact.abs().max()))
     torch.testing.assert_close(p.weight.main_grad.double(), 2 * exact, rtol=rtol, atol=atol)
 
 
