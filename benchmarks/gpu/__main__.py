@@ -39,12 +39,13 @@ def _python(*words: str | Path) -> list[str]:
 
 
 def _kernels(toy: bool, out: Path) -> list[str]:
-    return _python("-m", "pytest", "-q", "-p", "no:cacheprovider", *(["tests/kernels/test_reference.py"] if toy else ["tests/kernels", "tests/policy/test_packed.py"]))
+    tests = ["tests/kernels/test_reference.py"] if toy else ["tests/kernels", "tests/policy/test_packed.py"]
+    return _python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
 
 
 def _head(toy: bool, out: Path) -> list[str]:
-    toys = "--rows 64 --features 16 --vocabulary 300 --repeats 1 --only ours".split()
-    sizes = "--rows 8192 32768 --features 1536 4096 --repeats 5".split()
+    toys = ["--rows", "64", "--features", "16", "--vocabulary", "300", "--repeats", "1", "--only", "ours"]
+    sizes = ["--rows", "8192", "32768", "--features", "1536", "4096", "--repeats", "5"]
     return _python("benchmarks/head.py", *(toys if toy else sizes), "--out", out)
 
 

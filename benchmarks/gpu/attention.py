@@ -1,4 +1,4 @@
-"""Packed attention on torch's variable-length kernel beside padded attention in buckets: the largest difference of outputs and gradients, and time."""
+"""Packed attention on torch's variable-length kernel beside padded attention in buckets: errors of outputs and gradients, and time."""
 
 from __future__ import annotations
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from benchmarks.gpu.common import by_kernel, device, markdown, median_s, options, write
 from paw_hpc.kernels import linear_row_loss
 
 SIZES = {True: [(64, 16, 300)], False: [(8192, 1536, 151936), (8192, 4096, 151936)]}
-CHUNKS = {True: [None, 16], False: [None, 512, 1024, 2048, 4096]}
+CHUNKS: dict[bool, list[int | None]] = {True: [None, 16], False: [None, 512, 1024, 2048, 4096]}
 
 
 class Call:
@@ -38,20 +40,21 @@ class Call:
         _ = z.T @ hidden
 
 
+def tables(call: Call, chunk_rows: list[int | None]) -> list[str]:
+    """By chunk size, and by kernel."""
+    floor, chunks = median_s(call.floor, 5), []
+    for chunk in chunk_rows:
+        seconds = median_s(functools.partial(call.run, chunk), 5)
+        chunks.append([chunk or "as it chooses", f"{1e3 * seconds:.2f}", f"{seconds / floor:.2f}"])
+    said = f"Three bare products: {1e3 * floor:.2f} ms."
+    return [said, markdown(["rows of a chunk", "ms", "x products"], chunks), by_kernel(functools.partial(call.run, None))]
+
+
 def main() -> None:
     chosen = options(__doc__)
     body = []
     for rows, features, vocabulary in SIZES[chosen.toy]:
-        call = Call(rows, features, vocabulary)
-        floor = median_s(call.floor, 5)
-        chunks = []
-        for chunk in CHUNKS[chosen.toy]:
-            seconds = median_s(lambda chunk=chunk: call.run(chunk), 5)  # type: ignore[misc]
-            chunks.append([chunk or "as it chooses", f"{1e3 * seconds:.2f}", f"{seconds / floor:.2f}"])
-        body.append(f"## {rows} rows x {features}, V = {vocabulary}; three bare products: {1e3 * floor:.2f} ms")
-        body.append(markdown(["rows of a chunk", "ms", "x products"], chunks))
-        body.append(by_kernel(lambda: call.run(None)))  # noqa: B023  (runs at once)
-        del call
+        body += [f"## {rows} rows x {features}, V = {vocabulary}", *tables(Call(rows, features, vocabulary), CHUNKS[chosen.toy])]
     write(chosen.out, "inside", "Inside the head", body)
 
 

@@ -1,7 +1,7 @@
 """A real run: a pretrained model is cloned from a scripted expert, then trained by vanilla GRPO and by GRPO+PaW side by side, and judged.
 
-Takes the recipes of recipes/smollm2: `paw data model smollm2` makes the model; `--model FOLDER` names another. Both arms share the GPU, so their seconds
-say nothing about overhead (that is what the step `update` is for); what they learn is what counts here.
+Takes the recipes of recipes/smollm2: `paw data model smollm2` makes the model; `--model FOLDER` names another. Both arms share the GPU, so their
+seconds say nothing about overhead (that is what the step `update` is for); what they learn is what counts here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,14 @@ def main() -> None:
         except UserError as error:
             skip(str(error))
         start, runs = Path(scratch) / "clone", chosen.out / f"learn-{chosen.benchmark}"
-        cloned = paw("warm-start", str(recipes / f"{chosen.benchmark}-clone.yaml"), f"model.path={model}", *(TOY_CLONE if chosen.toy else []), "--out", str(start))
+        cloned = paw(
+            "warm-start",
+            str(recipes / f"{chosen.benchmark}-clone.yaml"),
+            f"model.path={model}",
+            *(TOY_CLONE if chosen.toy else []),
+            "--out",
+            str(start),
+        )
         words = [f"model.path={start}", f"updates={1 if chosen.toy else chosen.updates}", *([*TOY, "model.dtype=float32"] if chosen.toy else [])]
         trained = paw("quickstart", str(recipes / f"{chosen.benchmark}-paw.yaml"), *words, "--run-dir", str(runs))
     header = ["arm", "updates", "s per update, both at once", "success while training, a fifth of the updates each, %"]

@@ -126,7 +126,9 @@ def main() -> None:
             body = []
             for benchmark in chosen.benchmarks:
                 lengths = TOY_LENGTHS if chosen.toy else LENGTHS[benchmark]
-                body.append(f"## {benchmark}: prompts of {lengths.prompt}, responses of {lengths.response}, observations of {lengths.observation} tokens")
+                body.append(
+                    f"## {benchmark}: prompts of {lengths.prompt}, responses of {lengths.response}, observations of {lengths.observation} tokens"
+                )
                 body += table(measure(policy, arms[benchmark], lengths, chosen))
                 body.append(f"Where the update of a quarter of them goes. {profiled(policy, arms[benchmark]['PaW'], lengths, chosen)}")
                 name = "megatron" if chosen.backend == "megatron" else "update"

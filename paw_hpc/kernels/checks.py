@@ -22,7 +22,7 @@ def check_head(
     group: dist.ProcessGroup | None,
     vocab_size: int | None,
 ) -> Shard:
-    """The shard of this rank, after all checks. On one GPU nothing waits for the device; under tensor parallelism one all-gather of nine integers does.
+    """The shard of this rank, after all checks. On one GPU nothing waits for the device; tensor-parallel ranks gather nine integers.
 
     Raises:
         ValueError: on every rank of the group, also on those whose own input is right.

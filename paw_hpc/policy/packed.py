@@ -123,7 +123,7 @@ class Packing:
         if use_varlen(query):
             cu, longest = self.cu_seqlens, self.max_length
             # torch 2.11 shares key heads among query heads without being told.
-            grouped = {"enable_gqa": gqa} if "enable_gqa" in _VARLEN_OPTIONS else {}
+            grouped: dict[str, Any] = {"enable_gqa": gqa} if "enable_gqa" in _VARLEN_OPTIONS else {}
             packed = varlen.varlen_attn(query, key, value, cu, cu, longest, longest, window_size=(-1, 0), scale=scale, **grouped)
             return cast(torch.Tensor, packed)
         sizes = [bucket.samples * bucket.length for bucket in self.buckets]
