@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,9 @@ class Optimizer:
         """
         grads = [m.grad for m in self.masters.values() if m.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-        applied = bool(torch.isfinite(norm) & torch.isfinite(loss.to(norm.device)))
+        # The one moment of a step at which the host waits for a GPU.
+        norm_value, loss_value = torch.stack([norm, loss.to(norm)]).tolist()
+        applied = math.isfinite(norm_value) and math.isfinite(loss_value)
         if applied and grads:
             torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.clip_grad, norm)
             for group in self.adamw.param_groups:
@@ -67,7 +70,7 @@ class Optimizer:
         for name, master in self.masters.items():
             master.grad = None
             self.parameters[name].main_grad = None  # type: ignore[attr-defined]
-        return float(norm), applied
+        return norm_value, applied
 
     @torch.no_grad()
     def _publish(self) -> None:
