@@ -25,6 +25,8 @@ CHECKSUMS = "SHA256SUMS"
 _UNPACKED: dict[str, Any] = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
 """Newer versions of `transformers` may keep the file's blocks as they are."""
 _MAGIC = b"GGUF"
+_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+"""What a GGUF file calls these tokens; some versions of `transformers` (5.17, say) take one for another."""
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -110,6 +112,9 @@ def _refuse_rotary_scaling(file: Path, facts: Mapping[str, Any], tensors: set[st
 
 def _tokenizer(file: Path, facts: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for name, key in _SPECIAL.items():
+        if (index := facts.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(index)))
     if facts.get("tokenizer.ggml.model") == "gpt2":
         kind = facts.get("tokenizer.ggml.pre", "default")
         words = _word_splitter(kind)
