@@ -7,8 +7,12 @@ there, or cannot run on this machine, is listed with the reason.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -42,10 +46,12 @@ class Contender:
     computes: str = "logp, entropy"
     products: int = 3
     """Matrix products that the result needs: 3 with gradients, 1 without."""
+    returns: int = 2
+    """Gradients in new memory: hidden's, and the weight's where that is not added to a buffer that is there."""
     share: float = 1.0
     """Of the rows that are scored."""
-    needs: str | None = None
-    """Module that must be importable."""
+    needs: str | Callable[[], object] | None = None
+    """Module that must be importable, or what must be possible."""
     cuda_only: str | None = None
     """Why it needs a GPU, if it does."""
 
@@ -54,10 +60,12 @@ class Contender:
         if self.cuda_only and device.type != "cuda":
             return self.cuda_only
         try:
-            if self.needs:
+            if callable(self.needs):
+                self.needs()
+            elif self.needs:
                 importlib.import_module(self.needs)
         except Exception as error:  # what a peer's import raises is its own affair: it is reported
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else self.needs}"
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else self.name}"
         return None
 
 
@@ -78,7 +86,7 @@ def _row_loss(case: Case, rows_of: torch.Tensor | None = None) -> Callable[..., 
 
 def one_pass(case: Case) -> Outcome:
     result = linear_row_loss(*case.leaves, case.target, _row_loss(case))
-    hidden, _ = torch.autograd.grad(result.loss, case.leaves)
+    hidden, _ = torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
     return {"logp": result.logp, "entropy": result.entropy, "hidden": hidden}
 
 
@@ -91,9 +99,18 @@ def one_pass_main_grad(case: Case) -> Outcome:
 
 
 def one_pass_selected(case: Case) -> Outcome:
+    """25 % of the rows, into main_grad."""
+    case.weight.main_grad = case.main_grad  # type: ignore[attr-defined]
+    try:
+        return _selected(case)
+    finally:
+        del case.weight.main_grad  # type: ignore[attr-defined]
+
+
+def _selected(case: Case) -> Outcome:
     hidden = case.hidden.index_select(0, case.selected)
     result = linear_row_loss(hidden, case.weight, case.target[case.selected], _row_loss(case, case.selected))
-    torch.autograd.grad(result.loss, case.leaves)
+    torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
     return {}
 
 
@@ -158,9 +175,28 @@ def cut_cross_entropy(case: Case) -> Outcome:
 
 
 def verl(case: Case) -> Outcome:
-    from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
-
+    linear_cross_entropy = verl_kernel().linear_cross_entropy
     return _backward(case, *linear_cross_entropy(*case.leaves, case.target, 1.0, "none", None))
+
+
+def verl_kernel() -> ModuleType:
+    """The module of verl's head by itself: it needs torch and Triton only, its package also Ray."""
+    name = "verl.utils.kernel.linear_cross_entropy"
+    if name not in sys.modules:
+        found = importlib.util.find_spec("verl")
+        if found is None or found.origin is None:
+            raise ModuleNotFoundError("No module named 'verl'")
+        for package in ("verl", "verl.utils", "verl.utils.kernel"):
+            bare = ModuleType(package)
+            bare.__path__ = [str(Path(found.origin).parents[1].joinpath(*package.split(".")))]
+            sys.modules[package] = bare
+    return importlib.import_module(name)
+
+
+def torch_scalar(case: Case) -> Outcome:
+    total = torch.nn.functional.linear_cross_entropy(*case.leaves, case.target, reduction="sum", options=torch.nn.LinearCrossEntropyOptions())
+    torch.autograd.grad(total, case.leaves)
+    return {}
 
 
 def quack_scalar(case: Case) -> Outcome:
@@ -172,13 +208,14 @@ def quack_scalar(case: Case) -> Outcome:
 
 CONTENDERS = [
     Contender("ours, one pass", one_pass),
-    Contender("ours, one pass, into main_grad", one_pass_main_grad),
-    Contender("ours, one pass, 25 % of the rows", one_pass_selected, share=0.25),
+    Contender("ours, one pass, into main_grad", one_pass_main_grad, returns=1),
+    Contender("ours, 25 % of the rows, into main_grad", one_pass_selected, returns=1, share=0.25),
     Contender("ours, two passes", two_pass),
     Contender("PyTorch, logits materialised", materialised),
     Contender("torch.compile, logits materialised", compiled),
     Contender("liger-kernel, scaled cross-entropy", liger, needs="liger_kernel.ops.fused_linear_scaled_cross_entropy"),
-    Contender("verl, Triton head", verl, needs="verl.utils.kernel.linear_cross_entropy", cuda_only="its Triton kernels need a GPU"),
+    Contender("verl, Triton head", verl, needs=verl_kernel, cuda_only="its Triton kernels need a GPU"),
+    Contender("PyTorch, linear_cross_entropy", torch_scalar, "sum of logp", needs=lambda: torch.nn.functional.linear_cross_entropy),
     Contender("cut-cross-entropy", cut_cross_entropy, "logp", needs="cut_cross_entropy"),
     Contender("liger-kernel, cross-entropy", liger_scalar, "sum of logp", needs="liger_kernel.ops", cuda_only="its Triton kernels need a GPU"),
     Contender("quack-kernels", quack_scalar, "sum of logp", needs="quack.linear_cross_entropy", cuda_only="its kernels need a Hopper or newer GPU"),

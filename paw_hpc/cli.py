@@ -14,6 +14,7 @@ import typer
 from paw_hpc import __version__
 from paw_hpc.cli_cluster import OVERRIDE, Change
 from paw_hpc.cli_cluster import app as cluster
+from paw_hpc.cli_model import add_model
 from paw_hpc.cli_prompt import add_prompt
 from paw_hpc.cli_recipes import app as recipes
 from paw_hpc.cli_search import app as search
@@ -24,7 +25,7 @@ from paw_hpc.extras import explained
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Policy and world-model co-training of language agents."
 )
-data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmarks' data.")
+data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmarks' data, and a model.")
 alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
 app.add_typer(cluster)  # launch, plan, status, logs, cancel
 app.add_typer(data, name="data")
@@ -32,6 +33,7 @@ app.add_typer(recipes, name="recipes")
 data.add_typer(alfworld, name="alfworld")
 data.add_typer(webshop, name="webshop")
 data.add_typer(search, name="search")
+add_model(data)
 for benchmark, commands in (("alfworld", alfworld), ("webshop", webshop), ("search", search)):
     add_prompt(commands, benchmark)
 

@@ -24,6 +24,7 @@ EXTRAS: Mapping[str, Extra] = {
     "textworld": _ALFWORLD,
     "triton": Extra("kernels", "the fused LM head on GPUs"),
     "megatron": Extra("megatron", "tensor, pipeline and data parallel training"),
+    **dict.fromkeys(("gguf", "accelerate"), Extra("gguf", "reading GGUF files")),
     "aiohttp": Extra("sglang", "generation by SGLang servers"),
     **dict.fromkeys(("textblob", "nltk", "rapidfuzz", "regex"), _WEBSHOP),
     **dict.fromkeys(("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH),

@@ -10,7 +10,7 @@ from pathlib import Path
 from paw_hpc.errors import UserError
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.protocols import judged_as
-from paw_hpc.recipe import PANELS, PROTOCOLS, SHIPPED_POLICIES, Recipe, load_recipe
+from paw_hpc.recipe import PANELS, PROTOCOLS, Recipe, load_recipe, policy_folder
 from paw_hpc.recipe.shipped import protocol_recipe
 
 _ALONE = ("algorithm.kl_coefficient=0.0", "wm.enabled=false")
@@ -55,7 +55,7 @@ def judged(target: str, panel: str, *, protocol: str | None = None, benchmark: s
     if protocol is not None:
         rules = protocol_recipe(benchmark or _benchmark_of(panel), protocol)
         return Case(load_recipe(rules, [named, *_ALONE, *overrides]), None)
-    own = (SHIPPED_POLICIES.get(target) or Path(target)) / "recipe.yaml"
+    own = (policy_folder(target) or Path(target)) / "recipe.yaml"
     if not own.is_file():
         raise UserError(f"{target}: no recipe.yaml in it says by which rules it is judged; give --protocol reference, or --protocol ours")
     return Case(load_recipe(own, [named, *overrides]), None)

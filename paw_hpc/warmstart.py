@@ -1,8 +1,9 @@
-"""A small policy from scratch: tokenizer, behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start RECIPE`).
+"""A start for RL: behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start RECIPE`).
 
-RL needs a start that wins now and then. Where no pretrained weights can be had, this makes one: the scripted expert plays training games (with
-detours, so that the policy also sees states an expert avoids), and a tiny Qwen2-architecture model (`model.tiny`, or one that was cloned before,
-`model.path`) is trained to give the expert's command after the compact prompt. Expert play is cached by content; no validation game is touched.
+RL needs a start that wins now and then. The scripted expert plays training games (with detours, so that the policy also sees states an expert
+avoids), and a model is trained to give the expert's command after the recipe's prompt: a tiny Qwen2-architecture model from scratch with a tokenizer
+of its own (`model.tiny`), or a pretrained one, or one that was cloned before (`model.path`). Expert play is cached by content; no validation game is
+touched.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 from transformers import PreTrainedModel
 
 from paw_hpc.data_paths import atomic_file, cache_dir
 from paw_hpc.envs.alfworld import games
-from paw_hpc.envs.alfworld.prompt import NOTHING, AlfworldView, split_intro
+from paw_hpc.envs.alfworld.benchmark import Alfworld
+from paw_hpc.envs.alfworld.prompt import NOTHING, split_intro
 from paw_hpc.envs.alfworld.scenes import ROOMS
 from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
 from paw_hpc.envs.base import Demonstration, EnvironmentState, Task
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.experience import Ids
 from paw_hpc.kernels import linear_row_loss
-from paw_hpc.policy.loading import initial_folder, load_model, load_tokenizer, tokenizer_key
+from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device, tokenizer_key
+from paw_hpc.policy.optimizer import Optimizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
-from paw_hpc.recipe import Recipe, WarmStartSection, dump_recipe, load_recipe
+from paw_hpc.recipe import OptimizerSection, Recipe, WarmStartSection, dump_recipe, load_recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.seeding import derive_seed, generator
 
@@ -72,12 +76,13 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe, tokenizer)
     if recipe.model.tiny is None:
-        shutil.copytree(initial_folder(recipe, tokenizer, building), building, ignore=shutil.ignore_patterns("README.md"))
+        tokenizer.save_pretrained(building)
+    nn.Module.to(model, resolve_device(recipe.model))
     use_packed_attention(model)
     samples = list(lessons.samples(ChatFormat(tokenizer, tokenizer_key(recipe.model))))
     console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
     clone(model, samples, recipe, console)
-    _export(model, recipe, building)
+    _export(model, recipe, building, out)
     shutil.rmtree(out, ignore_errors=True)
     building.rename(out)
     return out
@@ -184,11 +189,12 @@ def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _samples(transcripts: Sequence[dict[str, Any]], chat: ChatFormat, recipe: Recipe) -> Iterator[Sample]:
     ends: dict[str, Ids] = {}
+    benchmark = Alfworld(recipe.env)
     said = sorted({step["label"] for transcript in transcripts for step in transcript["steps"]})
     for number, transcript in enumerate(transcripts):
         rng = generator(recipe.seed, "fumble", number)
         task = Task(transcript["task_id"], transcript["task_type"], "")
-        view = AlfworldView(task, style=recipe.env.prompt, history=recipe.env.history, seed=derive_seed(recipe.seed, "clone-view", number))
+        view = benchmark.view(task, derive_seed(recipe.seed, "clone-view", number))
         before = None
         for step in transcript["steps"]:
             state = EnvironmentState(step["observation"], tuple(step["admissible"]))
@@ -201,25 +207,23 @@ def _samples(transcripts: Sequence[dict[str, Any]], chat: ChatFormat, recipe: Re
                 view.observe(wrong, dataclasses.replace(state, observation=NOTHING))
             before = step["played"]
             if step["label"] not in ends:
-                ends[step["label"]] = chat.answer(step["label"])
+                ends[step["label"]] = chat.answer(view.answer(step["label"]))
             yield Sample(chat.prompt(view.messages()), ends[step["label"]])
 
 
 def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, console: Console | None = None) -> float:
     """Behaviour cloning on packed batches; returns the answer's mean cross-entropy (nats per token) over the last tenth of the steps."""
     section, weight = recipe.warm_start, model.get_output_embeddings().weight
-    optimizer = torch.optim.AdamW(model.parameters(), lr=section.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = Optimizer(model, section.lr, OptimizerSection(betas=(0.9, 0.98), weight_decay=0.05))
     batches, recent, start = _batches(samples, section.batch_tokens, recipe.seed), [], time.perf_counter()
     for step in range(section.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = section.lr * min(1.0, (step + 1) / 100) * max(0.05, 0.5 * (1 + math.cos(math.pi * step / section.steps)))
-        tokens, positions, cu, row_position, row_weight, answer = _packed(next(batches), section.prompt_weight)
-        hidden = hidden_states(model, tokens, positions, Packing.of(cu))
+        optimizer.lr = section.lr * min(1.0, (step + 1) / 100) * max(0.05, 0.5 * (1 + math.cos(math.pi * step / section.steps)))
+        packed = _packed(next(batches), section.prompt_weight)
+        tokens, positions, cu, row_position, row_weight, answer = (part.to(weight.device) for part in packed)
+        hidden = hidden_states(model, tokens, positions, Packing.of(cu, weight.device))
         rows = linear_row_loss(hidden[row_position], weight, tokens[row_position + 1], functools.partial(_weighted_nll, row_weight))
-        optimizer.zero_grad(set_to_none=True)
         rows.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(rows.loss.detach(), step)
         if step >= section.steps * 0.9:
             recent.append(float(-rows.logp[answer].mean()))
         if console and (step + 1) % 100 == 0:
@@ -264,9 +268,9 @@ def _packed(batch: Sequence[Sample], prompt_weight: float) -> tuple[torch.Tensor
     return tokens, positions, cu, row_position, weight.float(), answer
 
 
-def _export(model: PreTrainedModel, recipe: Recipe, folder: Path) -> None:
-    """Weights in half precision (half the size; they are trained in float32 again after loading) and the recipe of the policy's own play."""
+def _export(model: PreTrainedModel, recipe: Recipe, folder: Path, name: Path) -> None:
+    """Weights in 16 bits (half the size; they are trained in float32 again after loading) and the recipe of the policy's own play, from `name`."""
     model.set_attn_implementation("sdpa")
-    model.half().save_pretrained(folder)
-    played = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": "warm-start", "tiny": None, "tokenizer": None})})
+    (model.half() if recipe.model.dtype == "float32" else model).save_pretrained(folder)
+    played = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": str(name), "tiny": None, "tokenizer": None})})
     (folder / "recipe.yaml").write_text(dump_recipe(played), encoding="utf-8")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from paw_hpc.errors import CheckpointError, RecipeError
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of, read_architecture
-from paw_hpc.recipe import SHIPPED_POLICIES, Recipe
+from paw_hpc.recipe import Recipe, policy_folder
 
 _QWEN2 = partial(Architecture, model_type="qwen2", head_dim=128, qkv_bias=True, qk_norm=False, norm_eps=1e-6, max_positions=32768)
 _QWEN3 = partial(Architecture, model_type="qwen3", head_dim=128, qkv_bias=False, qk_norm=True, norm_eps=1e-6, max_positions=40960, vocabulary=151936)
 _LLAMA = partial(Architecture, model_type="llama", qkv_bias=False, qk_norm=False, norm_eps=1e-5, max_positions=131072, vocabulary=128256, tied=True)
+_SMOLLM2 = _LLAMA(layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, ffn_hidden=1536, vocabulary=49152, max_positions=8192)
 
 _LOCAL = ("runs/", "./", "../", "/", "~")
 """How the path of a folder begins; anything else may be a name on the hub."""
@@ -35,6 +36,7 @@ PUBLISHED: dict[str, Architecture] = {
     "Qwen3-32B": _QWEN3(layers=64, hidden=5120, heads=64, kv_heads=8, ffn_hidden=25600, tied=False),
     "Llama-3.2-1B": _LLAMA(layers=16, hidden=2048, heads=32, kv_heads=8, head_dim=64, ffn_hidden=8192),
     "Llama-3.2-3B": _LLAMA(layers=28, hidden=3072, heads=24, kv_heads=8, head_dim=128, ffn_hidden=8192),
+    **dict.fromkeys(("SmolLM2-135M", "smollm2"), _SMOLLM2),
 }
 
 
@@ -67,7 +69,7 @@ def architecture_for(recipe: Recipe) -> Architecture:
 
 
 def _folder(path: str) -> Path:
-    return SHIPPED_POLICIES.get(path) or Path(path).expanduser()
+    return policy_folder(path) or Path(path).expanduser()
 
 
 def parameters(model: Architecture) -> int:

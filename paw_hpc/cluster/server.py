@@ -28,7 +28,7 @@ from paw_hpc.errors import UserError
 from paw_hpc.keys import INHERITED_KEY, read_key
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.policy.loading import initial_folder, load_tokenizer
-from paw_hpc.recipe import SHIPPED_POLICIES, Recipe
+from paw_hpc.recipe import Recipe, policy_folder
 from paw_hpc.rollout.launch import SUPERVISOR, Launch, make_launch
 from paw_hpc.seeding import derive_seed
 
@@ -86,7 +86,7 @@ def _model(recipe: Recipe) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer; weights come from the trainer."""
     tokenizer = load_tokenizer(recipe.model)
     if recipe.model.path is not None:
-        return AutoConfig.from_pretrained(SHIPPED_POLICIES.get(recipe.model.path, recipe.model.path)), tokenizer
+        return AutoConfig.from_pretrained(policy_folder(recipe.model.path) or recipe.model.path), tokenizer
     with tempfile.TemporaryDirectory() as scratch:
         return AutoConfig.from_pretrained(initial_folder(recipe, tokenizer, Path(scratch))), tokenizer
 

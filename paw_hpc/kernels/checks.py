@@ -22,7 +22,7 @@ def check_head(
     group: dist.ProcessGroup | None,
     vocab_size: int | None,
 ) -> Shard:
-    """The shard of this rank, after all checks. One host synchronisation; under tensor parallelism also one all-gather of nine integers.
+    """The shard of this rank, after all checks. Tensor-parallel ranks gather nine integers; on a GPU the host waits for those of the first call.
 
     Raises:
         ValueError: on every rank of the group, also on those whose own input is right.
@@ -97,26 +97,46 @@ def _settle(
         if problem:
             raise ValueError(problem)
         columns = _real_columns(width, 0, vocab_size)
-        if len(target):
-            low, high = torch.stack(torch.aminmax(target)).tolist()
-            _check_target_range(low, high, columns)
+        _check_targets(target, columns)
         return Shard(None, 0, columns, columns)
     fixed = [1, 0, 0, 0, 0, 0] if problem else [0, len(rows), features, FLOATING.index(rows.dtype), chunk_rows or 0, width]
     facts = _gather_facts(fixed, target, rows.device, group)
     if problem:
         raise ValueError(problem)
-    return _agree(facts, group, vocab_size)
+    key = (group, width, vocab_size)
+    if not rows.is_cuda or key not in _KNOWN:
+        _KNOWN[key] = _agree(facts.tolist(), group, vocab_size)
+        return _KNOWN[key]
+    # Who has which columns is known from the first call; that all is well is left to the device, for which the host does not wait.
+    torch._assert_async(
+        well(facts, facts[:, WIDTH].sum() if vocab_size is None else vocab_size), "tensor-parallel ranks disagree: replicate the rows"
+    )
+    return _KNOWN[key]
 
 
-def _gather_facts(fixed: list[int], target: torch.Tensor, device: torch.device, group: dist.ProcessGroup) -> list[list[int]]:
-    """Of every rank: failed, rows, features, dtype, chunk size, columns (`fixed`), and minimum, maximum and sum of the targets."""
-    facts = torch.tensor([*fixed, 0, -1, 0], dtype=torch.int64, device=device)
+_KNOWN: dict[tuple[dist.ProcessGroup, int, int | None], Shard] = {}
+"""By group, columns of this rank, and true vocabulary size."""
+FAILED, ROWS, WIDTH, LOW, HIGH = 0, 1, 5, 6, 7
+"""Places among a rank's facts."""
+
+
+def well(facts: torch.Tensor, vocabulary: torch.Tensor | int) -> torch.Tensor:
+    """bool scalar on the device: what `_agree` asks, of the facts int64[ranks, 9], but for the widths, which may differ."""
+    same = facts == facts[0]
+    same[:, WIDTH] = True
+    inside = (facts[0, ROWS] == 0) | ((facts[0, LOW] >= 0) & (facts[0, HIGH] < vocabulary))
+    return same.all() & inside & (facts[:, FAILED] == 0).all()
+
+
+def _gather_facts(fixed: list[int], target: torch.Tensor, device: torch.device, group: dist.ProcessGroup) -> torch.Tensor:
+    """int64[ranks, 9]: failed, rows, features, dtype, chunk size, columns (`fixed`), and minimum, maximum and sum of the targets."""
+    facts = torch.tensor([*fixed, 0, -1, 0], dtype=torch.int64).to(device, non_blocking=True)
     if not fixed[0] and len(target):
         facts[6:8] = torch.stack(torch.aminmax(target))
         facts[8] = target.sum()
     everyone = [torch.empty_like(facts) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, facts, group=group)
-    return torch.stack(everyone).tolist()
+    return torch.stack(everyone)
 
 
 def _agree(facts: list[list[int]], group: dist.ProcessGroup, vocab_size: int | None) -> Shard:
@@ -147,6 +167,17 @@ def _agree(facts: list[list[int]], group: dist.ProcessGroup, vocab_size: int | N
 def _real_columns(width: int, offset: int, vocab_size: int | None) -> int:
     """Columns of a shard that are real: padding behind `vocab_size` is never computed."""
     return width if vocab_size is None else max(0, min(width, vocab_size - offset))
+
+
+def _check_targets(target: torch.Tensor, vocabulary: int) -> None:
+    """On the CPU a ValueError. On a GPU the device stops before a row pass reads beyond its row, and the host does not wait to be told."""
+    if not len(target):
+        return
+    low, high = torch.aminmax(target)
+    if target.is_cuda:
+        torch._assert_async((low >= 0) & (high < vocabulary), f"a target lies outside the vocabulary [0, {vocabulary})")
+    else:
+        _check_target_range(int(low), int(high), vocabulary)
 
 
 def _check_target_range(low: int, high: int, vocabulary: int) -> None:

@@ -272,14 +272,15 @@ def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor
     return None if gradient is None else gradient * factor.to(gradient.dtype)
 
 
-def _main_grad_placeholder(weight: torch.Tensor, grad_loss: torch.Tensor) -> torch.Tensor:
-    """Zeros, so that hooks on the weight's gradient still run; what they would have added is already in `main_grad`."""
+def _main_grad_placeholder(weight: torch.Tensor, grad_loss: torch.Tensor) -> torch.Tensor | None:
+    """What autograd gets for a gradient that is already in `main_grad`: zeros where Megatron's hooks on the weight wait for one, else nothing."""
     if grad_loss.device.type == "cpu" and grad_loss.item() != 1:
         raise ValueError(f"the weight gradient is already in main_grad, so the loss needs factor 1, not {grad_loss.item()}: use grad_scale")
     if grad_loss.device.type != "cpu":
         torch._assert_async(grad_loss == 1)
-    if hasattr(weight, "grad_added_to_main_grad"):
-        weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    if not hasattr(weight, "grad_added_to_main_grad"):
+        return None
+    weight.grad_added_to_main_grad = True
     return torch.zeros_like(weight)
 
 

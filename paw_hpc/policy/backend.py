@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,3 +73,16 @@ class Policy(Protocol):
     def export(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer as a Hugging Face folder that `transformers` loads."""
         ...
+
+
+def fetched(parts: Sequence[torch.Tensor], order: Sequence[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+    """What micro-batches found, put where it belongs: fetched from the device once, at the end, so that a GPU does not stand still between them.
+
+    Args:
+        parts: float32[n, rows of a micro-batch] on the device.
+        order: int64[rows of a micro-batch] on the CPU, the places of these rows.
+        out: float32[n, R] on the CPU, filled and returned; places that no micro-batch has keep their value.
+    """
+    if parts:
+        out[:, torch.cat(list(order))] = torch.cat(list(parts), dim=1).float().cpu()
+    return out

@@ -23,7 +23,7 @@ from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
-from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.backend import Metrics, fetched
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
 from paw_hpc.policy.critic import Critic, critic_batch
@@ -198,14 +198,14 @@ class HuggingFacePolicy:
 
     def _rows(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logp, entropy), float32[R] on the CPU, of every row of a batch in its own order."""
-        logp, entropy = torch.empty(batch.num_rows), torch.empty(batch.num_rows)
+        found, order = [], []
         for part, on_device in self._parts(batch):
             if not part.num_rows:
                 continue
             hidden = self._hidden_rows(model, part, on_device)
-            rows = batch.rows_of(part.transition)
-            found = linear_logprob_entropy(hidden, _head(model), on_device.row_target, **self._head_options)
-            logp[rows], entropy[rows] = found[0].float().cpu(), found[1].float().cpu()
+            found.append(torch.stack(linear_logprob_entropy(hidden, _head(model), on_device.row_target, **self._head_options)).float())
+            order.append(batch.rows_of(part.transition))
+        logp, entropy = fetched(found, order, torch.empty(2, batch.num_rows))
         return logp, entropy
 
     def _critic_batch(self, batch: Batch) -> Batch:
@@ -213,10 +213,11 @@ class HuggingFacePolicy:
 
     def _values(self, critic: Critic, batch: Batch) -> torch.Tensor:
         """float32[R] on the CPU: the critic's value at every row of a batch of the whole pool."""
-        values = torch.empty(batch.num_rows)
+        found, order = [], []
         for part, on_device in self._parts(batch):
-            values[batch.rows_of(part.transition)] = self._part_values(critic, part, on_device).cpu()
-        return values
+            found.append(self._part_values(critic, part, on_device)[None])
+            order.append(batch.rows_of(part.transition))
+        return fetched(found, order, torch.empty(1, batch.num_rows))[0]
 
     def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
         return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
@@ -224,6 +225,7 @@ class HuggingFacePolicy:
     def _accumulate(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
         total = torch.zeros((), device=self.device)
+        self.optimizer.collect_directly(_head(self.model))
         for part, on_device in self._parts(mini):
             if not part.num_rows:
                 continue
@@ -249,7 +251,7 @@ class HuggingFacePolicy:
         return total
 
 
-def _head(model: PreTrainedModel) -> torch.Tensor:
+def _head(model: PreTrainedModel) -> nn.Parameter:
     """[V, H]."""
     return model.get_output_embeddings().weight
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from paw_hpc.errors import RecipeError
 from paw_hpc.policy.tiny import build_tiny
-from paw_hpc.recipe import SHIPPED_POLICIES, ModelSection, Recipe
+from paw_hpc.recipe import FETCHED_POLICIES, SHIPPED_POLICIES, ModelSection, Recipe, policy_folder
 
 WARM_START = SHIPPED_POLICIES["warm-start"]
 """What `model.path: warm-start` means."""
@@ -113,13 +113,17 @@ def _load_pretrained(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _locate(key: str, source: str) -> Path | str:
     """A folder, or a hub name for `transformers` to find."""
-    if (shipped := SHIPPED_POLICIES.get(source)) is not None:
-        if not shipped.is_dir():
+    if (named := policy_folder(source)) is not None:
+        if not named.is_dir() and source in FETCHED_POLICIES:
+            raise RecipeError(f"{key}: {source} is not in the cache yet ({named}); paw data model {source} brings it there")
+        if not named.is_dir():
             raise RecipeError(f"{key}: the {source} policy is missing from this installation; reinstall the package or give a model folder")
-        return shipped
+        return named
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    if source.endswith(".gguf"):
+        raise RecipeError(f"{key}: '{source}' is one file; paw data model {source} makes a folder of it and prints what {key} is to be")
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise RecipeError(f"{key}: no folder '{source}'; give a Hugging Face folder, a hub name such as Qwen/Qwen2.5-1.5B-Instruct, or warm-start")
     return source

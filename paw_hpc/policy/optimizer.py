@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,16 @@ class Optimizer:
         """Linear warm-up over `warmup_updates`: update 0 already learns."""
         return self.lr * min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else self.lr
 
+    def collect_directly(self, parameter: nn.Parameter) -> None:
+        """Let the LM head add its gradient of this parameter to the master's, in float32 (`main_grad`, see `kernels.linear_row_loss`), until the next
+        step. Nothing to do for a parameter that is its own master."""
+        master = next(self.masters[name] for name, own in self.parameters.items() if own is parameter)
+        if master is parameter:
+            return
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        parameter.main_grad = master.grad  # type: ignore[attr-defined]
+
     def step(self, loss: torch.Tensor, update: int) -> tuple[float, bool]:
         """Apply the accumulated gradients and drop them.
 
@@ -47,16 +58,19 @@ class Optimizer:
         """
         grads = [m.grad for m in self.masters.values() if m.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-        applied = bool(torch.isfinite(norm) & torch.isfinite(loss.to(norm.device)))
+        # The one moment of a step at which the host waits for a GPU.
+        norm_value, loss_value = torch.stack([norm, loss.to(norm)]).tolist()
+        applied = math.isfinite(norm_value) and math.isfinite(loss_value)
         if applied and grads:
             torch.nn.utils.clip_grads_with_norm_(list(self.masters.values()), self.clip_grad, norm)
             for group in self.adamw.param_groups:
                 group["lr"] = self.learning_rate(update)
             self.adamw.step()
             self._publish()
-        for master in self.masters.values():
+        for name, master in self.masters.items():
             master.grad = None
-        return float(norm), applied
+            self.parameters[name].main_grad = None  # type: ignore[attr-defined]
+        return norm_value, applied
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -95,7 +109,8 @@ def _master(parameter: nn.Parameter) -> nn.Parameter:
     master = nn.Parameter(parameter.detach().float())
 
     def collect(source: torch.Tensor) -> None:
-        assert source.grad is not None
+        if source.grad is None:  # the LM head has added its gradient to the master's already
+            return
         grad = source.grad.float()
         master.grad = grad if master.grad is None else master.grad.add_(grad)
         source.grad = None

@@ -26,7 +26,8 @@ try:
     from torch.nn.attention import varlen
 except ImportError:  # torch without a variable-length kernel
     varlen = None  # type: ignore[assignment]
-_VARLEN = varlen is not None and {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen.varlen_attn).parameters)
+_VARLEN_OPTIONS = frozenset() if varlen is None else frozenset(inspect.signature(varlen.varlen_attn).parameters)
+_VARLEN = {"window_size", "scale"} <= _VARLEN_OPTIONS
 
 
 class SlotCache:
@@ -121,7 +122,9 @@ class Packing:
         gqa = query.shape[1] != key.shape[1]
         if use_varlen(query):
             cu, longest = self.cu_seqlens, self.max_length
-            packed = varlen.varlen_attn(query, key, value, cu, cu, longest, longest, window_size=(-1, 0), scale=scale, enable_gqa=gqa)
+            # torch 2.11 shares key heads among query heads without being told.
+            grouped: dict[str, Any] = {"enable_gqa": gqa} if "enable_gqa" in _VARLEN_OPTIONS else {}
+            packed = varlen.varlen_attn(query, key, value, cu, cu, longest, longest, window_size=(-1, 0), scale=scale, **grouped)
             return cast(torch.Tensor, packed)
         sizes = [bucket.samples * bucket.length for bucket in self.buckets]
         parts = [(x if self.take is None else x.index_select(0, self.take)).split(sizes) for x in (query, key, value)]
@@ -188,6 +191,8 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     Raises:
         UserError: the architecture has layers, masks or a head that packed attention would get wrong.
     """
+    # On a GPU cuDNN's attention is built anew for every shape, and almost every decoding step has a shape of its own.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     name = type(model).__name__
     foreign = set(getattr(model.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
     if foreign:

@@ -31,11 +31,22 @@ from paw_hpc.recipe.env import (
 from paw_hpc.recipe.experiment import PROTOCOLS, CheckpointSection, EvalSection, ProtocolName, Recipe
 from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe, read_yaml
 from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
-from paw_hpc.recipe.policy import SHIPPED_POLICIES, MegatronSection, ModelSection, OptimizerSection, PolicySection, TinyModel, WarmStartSection
+from paw_hpc.recipe.policy import (
+    FETCHED_POLICIES,
+    SHIPPED_POLICIES,
+    MegatronSection,
+    ModelSection,
+    OptimizerSection,
+    PolicySection,
+    TinyModel,
+    WarmStartSection,
+    policy_folder,
+)
 from paw_hpc.recipe.rollout import FleetSection, PublishSection, RolloutSection
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
 
 __all__ = [
+    "FETCHED_POLICIES",
     "IN_DOMAIN_SETS",
     "PANELS",
     "PROTOCOLS",
@@ -71,6 +82,7 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "parse_recipe",
+    "policy_folder",
     "read_yaml",
     "split_panel_name",
 ]

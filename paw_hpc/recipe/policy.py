@@ -8,12 +8,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from paw_hpc.data_paths import cache_root
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SHIPPED_POLICIES = {"warm-start": _ASSETS / "warm_start", "warm-start-generated": _ASSETS / "warm_start_generated"}
 """`model.path` of the small policies that ship with the package, and their folders: cloned on official ALFWorld games, and then on generated ones."""
+FETCHED_POLICIES = ("smollm2",)
+"""`model.path` of the pretrained models that `paw data model NAME` brings into the cache."""
+
+
+def policy_folder(named: str) -> Path | None:
+    """The folder, there or not, of a policy that has a name of its own here; None for anything else."""
+    return cache_root() / "models" / named if named in FETCHED_POLICIES else SHIPPED_POLICIES.get(named)
 
 
 class TinyModel(Section):
@@ -31,7 +39,8 @@ class ModelSection(Section):
     """Where the policy starts from."""
 
     path: str | None = None
-    """A Hugging Face folder or hub name; `warm-start` and `warm-start-generated` are small policies that ship with the package."""
+    """A Hugging Face folder or hub name; `warm-start` and `warm-start-generated` are small policies that ship with the package; `smollm2` is
+    the pretrained SmolLM2-135M-Instruct, once `paw data model smollm2` has fetched it."""
     tiny: TinyModel | None = None
     """From scratch instead of `path` (needs `tokenizer`)."""
     tokenizer: str | None = None
@@ -46,7 +55,7 @@ class ModelSection(Section):
     @classmethod
     def _whole_path(cls, named: str | None) -> str | None:
         """A stored recipe finds its folders from any other one. What is no folder here is a name of the package or of a hub, or still to be made."""
-        if named is None or named in SHIPPED_POLICIES:
+        if named is None or policy_folder(named) is not None:
             return named
         folder = Path(named).expanduser()
         return os.path.abspath(folder) if folder.is_dir() else named

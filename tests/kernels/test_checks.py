@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss, logits_logprob_entropy
+from paw_hpc.kernels import checks, linear_logprob_entropy, linear_row_loss, logits_logprob_entropy
 from paw_hpc.kernels.dispatch import ReferenceHead, ReferenceRows
 
 HIDDEN, WEIGHT, TARGET = torch.zeros(3, 4), torch.zeros(10, 4), torch.tensor([0, 9, 1])
@@ -90,3 +90,27 @@ def test_triton_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="needs a GPU"):
         linear_logprob_entropy(HIDDEN, WEIGHT, TARGET, backend="triton")
+
+
+def test_what_ranks_ask_of_each_other_is_asked_on_the_device_too() -> None:
+    def facts(**changed: tuple[int, int]) -> torch.Tensor:
+        """Of two ranks: 5 rows of 8 features, bfloat16, 20 and 21 columns, targets from 3 to 40."""
+        table = torch.tensor([[0, 5, 8, 2, 0, 20, 3, 40, 77], [0, 5, 8, 2, 0, 21, 3, 40, 77]])
+        for column, values in changed.items():
+            table[:, int(column.removeprefix("c"))] = torch.tensor(values)
+        return table
+
+    assert checks.well(facts(), 41)
+    assert checks.well(facts(c1=(0, 0), c6=(0, 0), c7=(-1, -1)), 41), "no rows have no targets"
+    for column, values in {
+        "c0": (0, 1),
+        "c1": (5, 6),
+        "c2": (8, 9),
+        "c3": (2, 1),
+        "c4": (0, 4),
+        "c6": (3, 2),
+        "c7": (40, 39),
+        "c8": (77, 78),
+    }.items():
+        assert not checks.well(facts(**{column: values}), 41), column
+    assert not checks.well(facts(), 40) and not checks.well(facts(c6=(-1, -1)), 41)

@@ -87,6 +87,10 @@ class AlfworldView:
         action = " ".join(said.lower().split())
         return action, thought and action in self._admissible
 
+    def answer(self, command: str) -> str:
+        """What the agent has to say for this command to be taken (for demonstrations)."""
+        return command if self._style == "compact" else f"<think>The next step is {command}.</think><action>{command}</action>"
+
     def anchor(self) -> str:
         """What GiGPO may call the same state: the observation. With the admissible commands it tells the place and what is held, too."""
         return self._observation

@@ -29,14 +29,15 @@ def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:
     `warm_start.habit` that of searches in whose place a guess (another question's answer) is said, which is what is cloned there; it then searches.
     """
     benchmark = SearchQA(recipe.env)
-    questions = [benchmark.question(task) for task in benchmark.tasks("train")]
-    order = generator(recipe.seed, "teacher-order").permutation(len(questions))[: recipe.warm_start.games]
-    chosen = [questions[int(i)] for i in order]
+    tasks = benchmark.tasks("train")
+    order = generator(recipe.seed, "teacher-order").permutation(len(tasks))[: recipe.warm_start.games]
+    chosen = [tasks[int(i)] for i in order]
+    questions = [benchmark.question(task) for task in chosen]
     desk = _Desk(make_retriever(recipe.env), recipe)
-    for number, question in enumerate(chosen):
+    for number, question in enumerate(questions):
         for repeat in range(len(recipe.warm_start.hints)):
             rng = generator(recipe.seed, "teacher", number, repeat)
-            yield from _play(question, chosen, desk, recipe, rng)
+            yield from _play(question, questions, benchmark.view(chosen[number], 0), desk, recipe, rng)
     desk.close()
 
 
@@ -63,9 +64,10 @@ class _Desk:
         self._retriever.close()
 
 
-def _play(question: Question, others: Sequence[Question], desk: _Desk, recipe: Recipe, rng: np.random.Generator) -> Iterator[Demonstration]:
+def _play(
+    question: Question, others: Sequence[Question], view: SearchView, desk: _Desk, recipe: Recipe, rng: np.random.Generator
+) -> Iterator[Demonstration]:
     env, style = recipe.env, recipe.env.prompt
-    view = SearchView(question.question, style=style, history=env.history, max_steps=env.max_steps)
     view.start(EnvironmentState(question.question, ()))
     ahead, read = list(question.searches or (question.question,)), ""
     for _ in range(env.max_steps):

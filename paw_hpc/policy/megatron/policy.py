@@ -22,7 +22,7 @@ from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
-from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.backend import Metrics, fetched
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
@@ -230,14 +230,17 @@ class MegatronPolicy:
 
     def _rows(self, chunks: Sequence[torch.nn.Module], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(logp, entropy), float32[R] on the CPU, of every row of a batch in its own order, on all ranks."""
-        found = torch.zeros(2, batch.num_rows)
         head = _last(chunks)
+        parts: list[torch.Tensor] = []
+        order: list[torch.Tensor] = []
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
             scores = linear_logprob_entropy(hidden, head.head_weight, part.batch.row_target, **self._head_options)
-            found[:, part.row_index] = torch.stack(scores).float().cpu()
+            parts.append(torch.stack(scores).float())
+            order.append(part.row_index)
 
         run(chunks, self._parts(batch), finish, backward=False)
+        found = fetched(parts, order, torch.zeros(2, batch.num_rows))
         self._share(found)
         return found[0], found[1]
 
@@ -246,13 +249,16 @@ class MegatronPolicy:
 
     def _values(self, critic: TrainedModel, batch: Batch) -> torch.Tensor:
         """float32[R]: the critic's value at every row of a batch of the whole pool, on all ranks."""
-        found = torch.zeros(batch.num_rows)
         head = _last(critic.chunks)
+        parts: list[torch.Tensor] = []
+        order: list[torch.Tensor] = []
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
-            found[part.row_index] = head.values(hidden).cpu()
+            parts.append(head.values(hidden)[None])
+            order.append(part.row_index)
 
         run(critic.chunks, self._parts(batch), finish, backward=False)
+        found = fetched(parts, order, torch.zeros(1, batch.num_rows))[0]
         self._share(found)
         return found
 

@@ -16,6 +16,8 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 
+STAND_IN = torch.device("cpu")
+"""What CUDA means without a GPU."""
 _CUDA_TYPES = {f"torch.{name}": f"torch.cuda.{name}" for name in ("FloatTensor", "BFloat16Tensor", "HalfTensor")}
 
 
@@ -36,9 +38,8 @@ def quiet_imports() -> Iterator[None]:
 def _on_cpu() -> Iterator[None]:
     from megatron.core.tensor_parallel import random
 
-    cpu = torch.device("cpu")
     patches: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
-        (torch.cuda, "current_device", lambda: cpu),
+        (torch.cuda, "current_device", lambda: STAND_IN),
         (torch.cuda, "synchronize", lambda *_, **__: None),
         (random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()),
         (random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state)),
@@ -57,7 +58,7 @@ class _CudaMeansCpu(TorchFunctionMode):
             return args[0]
         device = kwargs.get("device")
         if device is not None and not isinstance(device, int) and str(device).startswith("cuda"):
-            kwargs = {**kwargs, "device": "cpu"}
+            kwargs = {**kwargs, "device": STAND_IN}
         result = function(*args, **kwargs)
         # Tensor.type() without an argument asks; the optimizer knows only the names of CUDA's types.
         return _CUDA_TYPES.get(result, result) if function is torch.Tensor.type and isinstance(result, str) else result

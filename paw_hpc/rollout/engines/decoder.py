@@ -14,13 +14,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from paw_hpc.errors import NOT_FINITE, RecipeError, TrainingError
-from paw_hpc.policy.packed import Decoding, Packing, SlotCache, hidden_states
+from paw_hpc.policy.packed import Packing, SlotCache, hidden_states
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
+from paw_hpc.rollout.engines.graphs import SLOTS_STEP, DecodingSteps
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Prompt tokens of one forward pass: bounds its activations, and on a CPU keeps them in the cache."""
-SLOTS_STEP, CAPACITY_STEP = 16, 64
-"""Slots and positions per slot are rounded up to multiples of these."""
+CAPACITY_STEP = 64
+"""Positions per slot are rounded up to a multiple of this."""
 
 
 @dataclass(slots=True)
@@ -50,10 +51,12 @@ class Decoder:
         self.stop = StopStrings(tokenizer, stop)
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
         self.weight_version = 0
+        self._steps = DecodingSteps(model)
         self.release()
 
     def release(self) -> None:
         """Drop the cache and whatever was running."""
+        self._steps.forget()
         self._cache = SlotCache(0, 0)
         self._running: list[_Running] = []
         self._lengths = np.zeros(self.slots, dtype=np.int64)  # positions in the cache, per slot
@@ -94,11 +97,9 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Completion]]:
         """One more token for every running sample. Returns (key, completion) of those that this ends."""
-        size, device = self.live, self.model.device
-        positions = self._lengths[:size]
-        on_device = torch.from_numpy(positions.copy()).to(device)
-        decoding = Decoding(self._cache, on_device, int(positions.max()) + 1)
-        hidden = hidden_states(self.model, torch.from_numpy(self._last[:size].copy()).to(device), on_device, decoding)
+        size = self.live
+        positions = torch.from_numpy(self._lengths[:size].copy())
+        hidden = self._steps.hidden(self._cache, torch.from_numpy(self._last[:size].copy()), positions, int(positions.max()) + 1)
         self._lengths[:size] += 1
         return self._extend(hidden, 0)
 
@@ -110,6 +111,7 @@ class Decoder:
         if slots > self._cache.slots or positions > self._cache.capacity:
             slots = min(max(-(-slots // SLOTS_STEP) * SLOTS_STEP, self._cache.slots), self.slots)
             capacity = min(max(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._cache.capacity), self.context)
+            self._steps.forget()
             self._cache.grow(slots, capacity, self.live, int(self._lengths[: self.live].max(initial=0)))
 
     def _prefill(self, chunk: Sequence[tuple[int, GenerationRequest]]) -> list[tuple[int, Completion]]:
