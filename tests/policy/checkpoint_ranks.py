@@ -125,6 +125,22 @@ def another_layout_goes_on(rank: int, folder: Path) -> None:
         layout.close()
 
 
+def uneven_stages_go_on_in_other_layouts(rank: int, folder: Path) -> None:
+    """Two ranks, five layers in FOLDER/model."""
+    uneven = Layout(pipeline=2)
+    trained = policy(uneven, folder)
+    update(trained, 0)
+    update(trained, 1)
+    save(trained, folder / "from uneven", 2)
+    expected = [update(trained, number) for number in (2, 3)]
+    uneven.close()
+    for layout in (uneven, Layout(pipeline=2, virtual=2), Layout(tensor=2)):
+        resumed = policy(layout, folder, **{"megatron.tensor_parallel": layout.tensor})
+        assert resumed.resume(folder / "from uneven") == 2
+        assert_close([update(resumed, number) for number in (2, 3)], expected)
+        layout.close()
+
+
 def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     """Of the first update, which a resumed run has not changed yet: within 1e-6. Of the second, which it has: within 1e-5."""
     for ours, theirs, tolerance in zip(found, expected, (1e-6, 1e-5), strict=True):

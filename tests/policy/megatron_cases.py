@@ -50,6 +50,7 @@ LLAMA3 = {
 MODELS = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**FOUR_LAYERS, tie_word_embeddings=True)),
     "qwen2-untied": lambda: Qwen2ForCausalLM(Qwen2Config(**FOUR_LAYERS, tie_word_embeddings=False)),
+    "qwen2-five": lambda: Qwen2ForCausalLM(Qwen2Config(**FOUR_LAYERS | {"num_hidden_layers": 5}, tie_word_embeddings=True)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**FOUR_LAYERS, head_dim=16, tie_word_embeddings=True)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**FOUR_LAYERS, rope_parameters=LLAMA3, tie_word_embeddings=False)),
 }
@@ -221,6 +222,12 @@ def pipeline_parallel_tied_and_untied(rank: int, folder: Path) -> None:
 def interleaved_pipeline(rank: int, folder: Path) -> None:
     for name in ("qwen2", "llama"):
         assert_equal(folder, name, Layout(pipeline=2, virtual=2), pipeline_parallel=2, virtual_pipeline=2)
+
+
+def uneven_pipeline(rank: int, folder: Path) -> None:
+    """Five layers: three and two, and one, two, one, one."""
+    assert_equal(folder, "qwen2-five", Layout(pipeline=2), pipeline_parallel=2)
+    assert_equal(folder, "qwen2-five", Layout(pipeline=2, virtual=2), pipeline_parallel=2, virtual_pipeline=2)
 
 
 def data_parallel(rank: int, folder: Path) -> None:

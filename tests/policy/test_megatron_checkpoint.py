@@ -67,6 +67,11 @@ def test_one_process_goes_on_from_four(folder: Path) -> None:
     layout.close()
 
 
+def test_stages_of_unlike_size(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", layers=5)
+    run_ranks(2, [checkpoint_ranks.uneven_stages_go_on_in_other_layouts], tmp_path)
+
+
 @pytest.mark.usefixtures("one_process")
 def test_a_kill_between_the_two_writes_loses_nothing(tmp_path: Path) -> None:
     write_model(tmp_path / "model")

@@ -42,8 +42,8 @@ QWEN_1_5B = Architecture(
     [
         (Layout(tensor=8), r"tensor_parallel: 8 does not divide the model's 12 attention heads"),
         (Layout(tensor=4), r"tensor_parallel: 4 does not divide the model's 2 key-value heads"),
-        (Layout(pipeline=3), r"pipeline_parallel: 3 does not divide the model's 28 layers"),
-        (Layout(pipeline=2, virtual=4), r"virtual_pipeline: 4 x pipeline_parallel 2 does not divide the model's 28 layers"),
+        (Layout(pipeline=29), r"pipeline_parallel: 29 makes more stages than the model has layers, which are 28"),
+        (Layout(pipeline=4, virtual=8), r"virtual_pipeline: 8 x pipeline_parallel 4 makes more stages than the model has layers, which are 28"),
         (Layout(context=2), r"context_parallel: 2 is not supported, only 1"),
     ],
 )
@@ -62,6 +62,18 @@ def test_layouts_that_fit_pass_and_any_vocabulary_is_padded() -> None:
         layout.check(QWEN_1_5B)
     assert [Layout(tensor=2).padded_vocabulary(size) for size in (231, 232)] == [232, 232]
     assert Layout(tensor=4).padded_vocabulary(151936) == 151936
+
+
+def test_layers_that_are_left_over_go_to_the_middle_and_never_to_the_head() -> None:
+    assert Layout(pipeline=4).stages(28) == [7, 7, 7, 7]
+    assert Layout(pipeline=4).stages(30) == [7, 8, 8, 7]
+    assert Layout(pipeline=4).stages(31) == [8, 8, 8, 7]
+    assert Layout(pipeline=2).stages(5) == [3, 2]
+    assert Layout(pipeline=2, virtual=2).stages(5) == [1, 2, 1, 1]
+    for pipeline in range(1, 31):
+        stages = Layout(pipeline=pipeline).stages(30)
+        assert sum(stages) == 30 and len(stages) == pipeline and max(stages) - min(stages) <= 1 and stages[-1] == min(stages)
+        Layout(pipeline=pipeline).check(replace(QWEN_1_5B, layers=30))
 
 
 def test_processes_make_up_the_replicas() -> None:

@@ -31,7 +31,7 @@ def test_one_rank(folder: Path) -> None:
 
 
 def test_two_ranks(folder: Path) -> None:
-    pipelines = (cases.pipeline_parallel_tied_and_untied, cases.interleaved_pipeline)
+    pipelines = (cases.pipeline_parallel_tied_and_untied, cases.interleaved_pipeline, cases.uneven_pipeline)
     _run(2, folder, cases.tensor_parallel, cases.sequence_parallel, *pipelines, cases.data_parallel)
 
 

@@ -69,19 +69,29 @@ class Layout:
             ("tensor_parallel", self.tensor, "attention heads", model.heads),
             ("tensor_parallel", self.tensor, "key-value heads", model.kv_heads),
             ("tensor_parallel", self.tensor, "features of the feed-forward layer", model.ffn_hidden),
-            ("pipeline_parallel", self.pipeline, "layers", model.layers),
-            ("virtual_pipeline", self.pipeline * self.chunks, "layers", model.layers),
         ):
             if count % size:
-                times = f" x pipeline_parallel {self.pipeline}" if key == "virtual_pipeline" else ""
-                value = self.chunks if key == "virtual_pipeline" else size
-                raise RecipeError(f"megatron.{key}: {value}{times} does not divide the model's {count} {what}")
+                raise RecipeError(f"megatron.{key}: {size} does not divide the model's {count} {what}")
+        if model.layers < self.pipeline * self.chunks:
+            key = f"virtual_pipeline: {self.chunks} x pipeline_parallel" if self.virtual else "pipeline_parallel:"
+            raise RecipeError(f"megatron.{key} {self.pipeline} makes more stages than the model has layers, which are {model.layers}")
         if self.sequence and model.hidden % self.tensor:
             raise RecipeError(f"megatron.tensor_parallel: {self.tensor} does not divide the model's {model.hidden} hidden features")
         if self.context > 1:
             raise RecipeError(
                 f"megatron.context_parallel: {self.context} is not supported, only 1; for long samples raise tensor_parallel, with sequence_parallel"
             )
+
+    def stages(self, layers: int) -> list[int]:
+        """How many of a model's layers each stage holds, in the model's order: stage i is chunk i // pipeline of rank i % pipeline.
+
+        What is left over goes to the stages in the middle first, then to the first, whose embedding costs little, and never to the last, which has
+        the head.
+        """
+        count = self.pipeline * self.chunks
+        each, left = divmod(layers, count)
+        takers = [*range(1, count - 1), 0][:left]
+        return [each + (stage in takers) for stage in range(count)]
 
     def padded_vocabulary(self, size: int) -> int:
         """Rows of the embedding in Megatron's layout: the next multiple of the tensor-parallel size. Rows from `size` on are never read."""

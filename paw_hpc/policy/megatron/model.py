@@ -128,6 +128,10 @@ def transformer_config(model: Architecture, layout: Layout, recipe: Recipe) -> A
     if layout.virtual:
         # The interleaved schedule with two stages and batched communication mixes up what it receives (losses off by 0.4).
         options |= {"virtual_pipeline_model_parallel_size": layout.virtual, "overlap_p2p_comm": True, "batch_p2p_comm": False}
+    stages = layout.stages(model.layers)
+    if len(set(stages)) > 1:
+        parts = [["decoder"] * layers for layers in stages]
+        options["pipeline_model_parallel_layout"] = [["embedding", *parts[0]], *parts[1:-1], [*parts[-1], "loss"]]
     if section.recompute == "selective":
         options |= {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
     elif section.recompute == "full":
