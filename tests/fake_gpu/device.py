@@ -115,7 +115,7 @@ class FakeGPU(TorchFunctionMode):
         frame = sys._getframe(2)
         while frame is not None:
             path = Path(frame.f_code.co_filename)
-            if path.is_relative_to(ROOT / "paw_hpc") and path.name != "shim.py":
+            if path.is_relative_to(ROOT / "paw_hpc") and path.name != "shim.py" and not frame.f_code.co_name.startswith("<"):
                 self.waits[f"{path.relative_to(ROOT / 'paw_hpc')}:{frame.f_code.co_name}"] += 1
                 return
             frame = frame.f_back  # type: ignore[assignment]

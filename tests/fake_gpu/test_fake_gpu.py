@@ -19,10 +19,10 @@ ALLOWED = {
     "policy/backend.py:fetched": "once per pass over a pool: what all its micro-batches found",
     "policy/optimizer.py:step": "once per optimizer step: a step that is not finite must not be made",
     "objective/policy_loss.py:finalize": "once per update: its metrics, in one transfer",
-    "policy/optimizer.py:<dictcomp>": "a checkpoint's weights",
+    "policy/optimizer.py:state": "a checkpoint's weights",
     "policy/optimizer.py:_copied": "a checkpoint's moments",
     "policy/megatron/optimizer.py:step": "once per optimizer step; Megatron-core's own norm without its fused kernels reads tensor by tensor",
-    "policy/megatron/policy.py:<dictcomp>": "once per update: metrics that ranks exchange over the host",
+    "policy/megatron/policy.py:_gathered": "once per update: metrics that ranks exchange over the host",
     "rollout/engines/decoder.py:sample": "once per decoding step: the sampled ids decide what runs on",
 }
 ONCE_PER_PASS = {
