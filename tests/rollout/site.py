@@ -62,8 +62,8 @@ def recipe_for_servers(**rollout: object) -> Recipe:
 class Site:
     """Servers, and a model whose weights tests change and publish."""
 
-    def __init__(self, folder: Path):
-        self.recipe = recipe_for_servers()
+    def __init__(self, folder: Path, recipe: dict[str, object] | None = None):
+        self.recipe = recipe_for_servers() if recipe is None else parse_recipe(recipe)
         self.loop = EventLoop()
         self.tokenizer = load_tokenizer(self.recipe.model)
         self.model = load_model(self.recipe, self.tokenizer).eval()
