@@ -1,6 +1,6 @@
 """What a server does with published weights, without an engine: takes the bytes by each path and copies them into parameters of its own.
 
-    python benchmarks/receiver.py MEGABYTES        prints its address
+    python benchmarks/receiver.py MEGABYTES KEY_FILE        prints its address; who calls must know the key
 
 It speaks the part of SGLang's interface that a publication uses, so that the time of `benchmarks/rollout.py` is that of the real publisher and its
 transport, at sizes for which no engine would fit on a small machine.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime
+import hmac
 import json
 import pickle
 import socket
@@ -24,6 +25,7 @@ from aiohttp import web
 from safetensors import safe_open
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
+from paw_hpc.keys import bearer, read_key
 from paw_hpc.rollout.publish.checks import cpu_checksum
 
 ROWS = 4 << 20
@@ -39,7 +41,8 @@ def tensors(megabytes: int) -> dict[str, torch.Tensor]:
 class Receiver:
     """The endpoints, by path."""
 
-    def __init__(self, megabytes: int):
+    def __init__(self, megabytes: int, key: str):
+        self._carried = bearer(key)["Authorization"]
         self.parameters = {f"model.layers.{i}.mlp.down_proj.weight": torch.zeros(1024, ROWS // 1024) for i in range(max(1, megabytes // 16))}
         self.version = "none"
         self.groups: dict[str, Any] = {}
@@ -85,6 +88,8 @@ class Receiver:
 
     async def answer(self, request: web.Request) -> web.Response:
         name = request.path.strip("/")
+        if not hmac.compare_digest(request.headers.get("Authorization", ""), self._carried):  # it unpickles what it is sent
+            return web.Response(status=401)
         order = await request.json() if request.can_read_body else {}
         found = await asyncio.to_thread(getattr(self, name), order) if hasattr(self, name) else None
         self.version = order.get("weight_version") or self.version
@@ -94,7 +99,7 @@ class Receiver:
 
 def main() -> None:
     torch.set_num_threads(1)
-    receiver = Receiver(int(sys.argv[1]))
+    receiver = Receiver(int(sys.argv[1]), read_key(sys.argv[2], "KEY_FILE"))
     application = web.Application(client_max_size=1 << 30)
     application.router.add_route("*", "/{path}", receiver.answer)
     listening = socket.socket()

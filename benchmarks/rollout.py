@@ -46,6 +46,7 @@ from transformers import Qwen2Config
 from benchmarks.receiver import tensors
 from paw_hpc.envs.alfworld.prompt import AlfworldView
 from paw_hpc.envs.base import EnvironmentState, Task
+from paw_hpc.keys import new_key, write_secret
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import FleetSection, ModelSection, PublishSection
 from paw_hpc.rollout.chat import ChatFormat
@@ -235,9 +236,9 @@ TARGET_BYTES = 1 << 30
 
 
 @contextmanager
-def receiver(megabytes: int) -> Iterator[tuple[str, int]]:
+def receiver(megabytes: int, key_file: Path) -> Iterator[tuple[str, int]]:
     """Its address and its process."""
-    command = [sys.executable, "-m", "benchmarks.receiver", str(megabytes)]
+    command = [sys.executable, "-m", "benchmarks.receiver", str(megabytes), str(key_file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     assert process.stdout is not None
     try:
@@ -253,13 +254,15 @@ def publish(
     """Print the table; one row per size and path."""
     rows: list[dict[str, Any]] = []
     torch.set_num_threads(1)
+    key, key_file = new_key(), folder / "key"
+    write_secret(key_file, key)
     for megabytes in sizes:
         weights = tensors(megabytes)
         total = sum(t.nbytes for t in weights.values())
         target = torch.zeros(min(TARGET_BYTES, total) // 4)
         source = Weights(lambda held=weights: iter(held.items()), total)  # type: ignore[misc]
-        with receiver(megabytes) as (address, pid), EventLoop() as loop:
-            fleet = Fleet(FleetSection(addresses=(address,), device="cpu"), None)
+        with receiver(megabytes, key_file) as (address, pid), EventLoop() as loop:
+            fleet = Fleet(FleetSection(addresses=(address,), device="cpu"), None, key)
             loop.run(fleet.start())
             limit, config = bucket_mib << 20, Qwen2Config()
             paths: dict[str, PublishPath] = {

@@ -72,7 +72,7 @@ def test_the_client_of_rollout_servers(url: str) -> None:
     from paw_hpc.rollout.server import ServerClient, ServerFault, http_session
 
     async def ask() -> None:
-        async with http_session() as session:
+        async with http_session(None) as session:
             await ServerClient("server 3", url, session).post("/generate", {}, DEADLINE_S)
 
     error = ended(lambda: asyncio.run(ask()))

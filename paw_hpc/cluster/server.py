@@ -25,6 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from paw_hpc import fence
 from paw_hpc.cluster.layout import port
 from paw_hpc.errors import UserError
+from paw_hpc.keys import INHERITED_KEY, read_key
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.policy.loading import initial_folder, load_tokenizer
 from paw_hpc.recipe import Recipe, policy_folder
@@ -43,16 +44,20 @@ def main(path: str) -> int:
     try:
         recipe = RunDirectory(run).recipe()
         place = _Place.of_environment()
-        launch = make_launch(recipe, _workspace(run, place), *_model(recipe))
+        key = read_key(os.environ[INHERITED_KEY], INHERITED_KEY)
+        launch = make_launch(recipe, _workspace(run, place), *_model(recipe), key)
     except UserError as error:
         print(f"paw: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
-    for restart in range(recipe.rollout.fleet.max_restarts + 1):
-        status = _serve(launch, place, restart)
-        if status is None:
-            return 0
-        print(f"paw: the server on {place.host} ended with status {status} (start {restart + 1})", file=sys.stderr, flush=True)
-    return status or 1
+    try:
+        for restart in range(recipe.rollout.fleet.max_restarts + 1):
+            status = _serve(launch, place, restart)
+            if status is None:
+                return 0
+            print(f"paw: the server on {place.host} ended with status {status} (start {restart + 1})", file=sys.stderr, flush=True)
+        return status or 1
+    finally:
+        launch.forget_key()
 
 
 class _Place:
@@ -88,14 +93,10 @@ def _model(recipe: Recipe) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
 
 def _serve(launch: Launch, place: _Place, restart: int) -> int | None:
     """One life of the server: its exit status, or None when it was let go."""
-    first = port(place.job, "server", place.index)
-    gpu = ["--base-gpu-id", str(place.index * launch.gpus)] if launch.gpus else []
+    first, seed = port(place.job, "server", place.index), derive_seed(launch.seed, "server", place.rank, restart)
     order = {
-        "arguments": [*launch.arguments, *gpu, "--random-seed", str(derive_seed(launch.seed, "server", place.rank, restart) % 2**31)],
-        "host": place.host,
+        **launch.order(place.host, seed, place.index * launch.gpus, "/dev/stderr"),  # the group's log, by node
         "ports": [first, first + 1],
-        "log": "/dev/stderr",  # the group's log, by node
-        "environment": launch.environment,
         "patience_s": 0.0,  # it would not hear that it is asked
     }
     command = [launch.python, str(SUPERVISOR), json.dumps(order)]

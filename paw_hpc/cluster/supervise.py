@@ -27,6 +27,7 @@ from paw_hpc import fence
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
 from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, ended_file, started_file
+from paw_hpc.keys import INHERITED_KEY, KEY_FILE, new_key, write_secret
 from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe
 
@@ -100,6 +101,7 @@ class Supervisor:
 
     def _guarded(self, number: int, logs: Path) -> Result:
         groups: list[Group] = []
+        write_secret(logs / KEY_FILE, new_key())
         try:
             for role in reversed(self.layout.roles):  # servers first: they take longest to come up
                 groups.append(self.machine.start(role, self._command(role), self._environment(number), logs))
@@ -109,6 +111,7 @@ class Supervisor:
             trainer_ended = any(group.role.name == "trainer" and group.poll() is not None for group in groups)
             for group in reversed(groups):  # the trainer before what it talks to
                 group.end(at_once=group.role.name == "retriever" or (group.role.name == "trainer" and not trainer_ended))
+            (logs / KEY_FILE).unlink(missing_ok=True)  # it opens nothing any more
 
     def _watch(self, groups: list[Group], logs: Path) -> Group:
         """The first group to end; a stop is passed on meanwhile."""
@@ -163,6 +166,7 @@ class Supervisor:
         hosts = self.machine.hosts
         variables = {
             **fence.variable(self.run, number),
+            INHERITED_KEY: str(self.run / f"attempt_{number}" / KEY_FILE),
             "MASTER_ADDR": hosts[0],
             "MASTER_PORT": str(port(self.job, "meeting")),
             "PAW_JOB": str(self.job),

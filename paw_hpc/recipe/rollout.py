@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from paw_hpc.recipe.section import Section
+
+_OPENING = {
+    "--api-key": "would be seen by every user of the node in its list of processes, and the run gives its servers a key by itself",
+    "--admin-api-key": "would be seen by every user of the node in its list of processes, and the run gives its servers a key by itself",
+    "--config": "names the file in which the run gives its servers their key, and SGLang takes one such file only",
+    "--tokenizer-worker-num": "makes SGLang ask for no key at all",
+}
+"""Arguments of sglang.launch_server that would undo the key of a run's servers."""
 
 
 class FleetSection(Section):
@@ -16,6 +24,9 @@ class FleetSection(Section):
     """How many servers the run starts (and ends)."""
     addresses: tuple[str, ...] = ()
     """Use these servers instead, such as http://node7:30000; somebody else starts and ends them."""
+    key_file: str | None = None
+    """With `addresses`: a file with the key that these servers were started with (--api-key), which only you can read. Servers that the run starts
+    have a key of their own."""
     hosts: tuple[str, ...] = ()
     """Nodes of the allocation on which srun starts the servers, in turn; `allocation` stands for all of its nodes. Empty: this machine."""
     python: str = ".venv-sglang/bin/python"
@@ -48,6 +59,16 @@ class FleetSection(Section):
     """Longest wait for one turn."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
     """Of one server in a row, each within start_timeout_s of its being healthy; then it is given up."""
+
+    @model_validator(mode="after")
+    def _closed(self) -> FleetSection:
+        if self.key_file is not None and not self.addresses:
+            raise ValueError("key_file: it goes with addresses; servers that the run starts get a key of their own")
+        for argument in self.arguments:
+            name = argument.partition("=")[0].replace("_", "-")
+            if name in _OPENING:
+                raise ValueError(f"arguments: {name} {_OPENING[name]}; leave it out")
+        return self
 
 
 class PublishSection(Section):

@@ -27,10 +27,11 @@ class Fleet:
     Args:
         settings: the recipe's `rollout.fleet`.
         launch: how to start servers; None with `settings.addresses`.
+        key: of the servers; None: they have none.
     """
 
-    def __init__(self, settings: FleetSection, launch: Launch | None):
-        self.settings = settings
+    def __init__(self, settings: FleetSection, launch: Launch | None, key: str | None = None):
+        self.settings, self._key = settings, key
         names = settings.addresses or [f"server {i}" for i in range(settings.servers)]
         self.servers = [Server(i, name, ranks=settings.tensor_parallel, device=device_of(settings)) for i, name in enumerate(names)]
         self._common = Common(settings, launch, self.servers)
@@ -55,7 +56,7 @@ class Fleet:
 
     async def start(self) -> None:
         """Begin to start all servers; `healthy` waits for them."""
-        self._common.session = http_session()
+        self._common.session = http_session(self._key)
         self._since = time.perf_counter()
         self._keepers = [asyncio.create_task(Keeper(server, self._common).keep(), name=server.name) for server in self.servers]
 

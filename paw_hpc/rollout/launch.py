@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import paw_hpc
 from paw_hpc.errors import RecipeError
+from paw_hpc.keys import write_secret
 from paw_hpc.recipe import FleetSection, Recipe
 from paw_hpc.seeding import derive_seed
 
@@ -43,13 +44,36 @@ class Launch:
     seed: int
     gpus: int
     """GPUs of one server; 0: it runs on a CPU."""
+    key_config: Path | None = None
+    """A file of arguments that only this user can read, with the servers' key. None: they ask for none."""
+
+    def order(self, host: str, seed: int, gpu: int, log: Path | str) -> dict[str, Any]:
+        """What the supervisor (serve.py) is told, in the sight of every user of the node: the key is named by its file alone.
+
+        Args:
+            gpu: the first of the server's, where it has any.
+        """
+        first = ["--base-gpu-id", str(gpu)] if self.gpus else []
+        return {
+            "arguments": [*self.arguments, *first, "--random-seed", str(seed % 2**31)],
+            "key_config": None if self.key_config is None else str(self.key_config),
+            "host": host,
+            "log": str(log),
+            "environment": self.environment,
+        }
+
+    def forget_key(self) -> None:
+        """Once no server is left, the key opens nothing and need not lie about."""
+        if self.key_config is not None:
+            self.key_config.unlink(missing_ok=True)
 
     def log(self, index: int) -> Path:
         return self.logs / f"server-{index}.log"
 
 
-def make_launch(recipe: Recipe, workspace: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> Launch:
-    """Write what servers start from to `workspace`/base (no weights: they get those by publication, so that no server ever plays with others).
+def make_launch(recipe: Recipe, workspace: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> Launch:
+    """Write what servers start from to `workspace`/base (no weights: they get those by publication, so that no server ever plays with others), and
+    their key beside it.
 
     Raises:
         RecipeError: there is no such interpreter.
@@ -69,7 +93,11 @@ def make_launch(recipe: Recipe, workspace: Path, config: PreTrainedConfig, token
     else:
         arguments += ["--skip-tokenizer-init"]
     device = device_of(fleet)
-    arguments += [*_device_arguments(recipe, device), "--enable-metrics", "--skip-server-warmup", *fleet.arguments]
+    # The time to the first token comes with the metrics. These are for everybody, and name the model: by default, with its path.
+    arguments += [*_device_arguments(recipe, device), "--enable-metrics", "--served-model-name", "policy"]
+    arguments += ["--skip-server-warmup", *fleet.arguments]
+    key_config = workspace / "key.yaml"
+    write_secret(key_config, json.dumps({"api-key": key}) + "\n")  # which is YAML, too
     return Launch(
         python=str(Path(fleet.python).absolute()),  # not resolved: the link in a virtual environment is what makes it one
         arguments=tuple(arguments),
@@ -78,6 +106,7 @@ def make_launch(recipe: Recipe, workspace: Path, config: PreTrainedConfig, token
         logs=workspace,
         seed=recipe.seed,
         gpus=fleet.tensor_parallel if device == "cuda" else 0,
+        key_config=key_config.resolve(),
     )
 
 
@@ -135,14 +164,9 @@ class ServerProcess:
         host = launch.hosts[index % len(launch.hosts)] if launch.hosts else "127.0.0.1"
         log = launch.log(index)
         begins = log.stat().st_size if log.exists() else 0
-        gpu = ["--base-gpu-id", str(index // max(1, len(launch.hosts)) * launch.gpus)] if launch.gpus else []
-        order = {
-            # Servers that draw from equal seeds would play equal episodes.
-            "arguments": [*launch.arguments, *gpu, "--random-seed", str(derive_seed(launch.seed, "server", index, attempt) % 2**31)],
-            "host": host,
-            "log": str(log.resolve()),
-            "environment": launch.environment,
-        }
+        gpu = index // max(1, len(launch.hosts)) * launch.gpus
+        # Servers that draw from equal seeds would play equal episodes.
+        order = launch.order(host, derive_seed(launch.seed, "server", index, attempt), gpu, log.resolve())
         step = ["srun", "--nodes=1", "--ntasks=1", "--overlap", "--unbuffered", f"--nodelist={host}"] if launch.hosts else []
         process = await asyncio.create_subprocess_exec(
             *step,

@@ -19,7 +19,7 @@ import aiohttp
 from paw_hpc.errors import UserError
 from paw_hpc.recipe import FleetSection
 from paw_hpc.rollout.launch import Launch, ServerProcess
-from paw_hpc.rollout.server import ServerClient, ServerFault, each
+from paw_hpc.rollout.server import Locked, ServerClient, ServerFault, each
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -139,13 +139,16 @@ class Keeper:
                     await self._watch()
                 except ServerFault as fault:
                     await self.lose(fault)
+            except FleetError as error:
+                self._common.failure = error
+                self._common.become(server, "gone")
             except Exception as error:
                 _log.exception("%s: its keeper failed", server.name)
                 self._common.failure = FleetError(f"{server.name}: {type(error).__name__}: {error}")
                 self._common.become(server, "gone")
 
     async def _begin(self) -> None:
-        """Start it (again), and wait until it is healthy. Raises ServerFault."""
+        """Start it (again), and wait until it is healthy. Raises ServerFault, and FleetError where waiting is of no use."""
         server, session = self._server, self._common.session
         assert session is not None
         server.version, server.failed, server.starts = None, asyncio.Event(), server.starts + 1
@@ -153,7 +156,7 @@ class Keeper:
         if self._common.launch is None:
             server.client = ServerClient(server.name, server.name, session)
             with contextlib.suppress(ServerFault):  # a trainer that died in a publication left it paused, and a paused server is not healthy
-                await server.http.resume(self._settings.health_timeout_s)
+                await self._with_key(server.http.resume(self._settings.health_timeout_s))
         else:
             await self._start_process(self._common.launch, session)
         while True:
@@ -161,11 +164,20 @@ class Keeper:
                 raise ServerFault(server.name, f"ended with status {server.process.status} while it started:\n{server.process.last_words()}")
             with contextlib.suppress(ServerFault):
                 if await server.http.healthy(timeout_s=min(30.0, self._settings.health_timeout_s)):
+                    if self._common.launch is None:  # everybody may ask for a server's health: that says nothing of the key
+                        await self._with_key(server.http.weight_version(self._settings.health_timeout_s))
                     return
             if time.monotonic() > deadline:
                 words = f":\n{server.process.last_words()}" if server.process else ""
                 raise ServerFault(server.name, f"not healthy {self._settings.start_timeout_s:g} s after its start{words}")
             await asyncio.sleep(POLL_S)
+
+    async def _with_key(self, asked: Awaitable[Any]) -> None:
+        """Of a server that somebody else started: ask it. Raises ServerFault, and FleetError where it wants another key."""
+        try:
+            await asked
+        except Locked as fault:
+            raise FleetError(str(fault)) from None
 
     async def _start_process(self, launch: Launch, session: aiohttp.ClientSession) -> None:
         server = self._server

@@ -1,11 +1,14 @@
 """Runs one SGLang server and ends it with its owner. A script of its own, standard library only: it runs in SGLang's environment, perhaps on another
 node.
 
-    python serve.py '{"arguments": [...], "host": "127.0.0.1", "log": PATH, "environment": {...}}'
+    python serve.py '{"arguments": [...], "key_config": PATH, "host": "127.0.0.1", "log": PATH, "environment": {...}}'
 
 It picks free ports (unless `ports` names two), starts `sglang.launch_server` in a process group of its own, and says where it is in one line of
 JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first,
 then killed (`patience_s` later), which also ends a frozen one. It ends itself, with the server's status, when the server does.
+
+`key_config` names a file of arguments with the server's key, {"api-key": KEY}: a command line is everybody's to read. SGLang writes all of its
+arguments into its log; what it says passes through here, and the key is taken out of it.
 """
 
 from __future__ import annotations
@@ -19,11 +22,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from pathlib import Path
+from typing import BinaryIO
 
 GRACE_S = 5.0
 POLL_S = 0.2
+LAST_WORDS_S = 5.0
+"""How long an ended server's last words may take to come through."""
+LONGEST_FOLDER = 60
+"""Characters of the folder of temporary files: the system takes a socket's path of 107, and SGLang's own names come behind."""
 _PR_SET_PDEATHSIG = 1
+_PIECE_BYTES = 1 << 16
 
 
 def main() -> int:
@@ -31,28 +43,64 @@ def main() -> int:
     host = order["host"]
     port, internal = order.get("ports") or free_ports(host, 2)
     arguments = [*order["arguments"], "--host", host, "--port", str(port), "--nccl-port", str(internal)]
+    secret = b""
+    if order.get("key_config") is not None:
+        arguments += ["--config", order["key_config"]]
+        secret = json.loads(Path(order["key_config"]).read_text())["api-key"].encode()
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the owner's to obey
-    with open(order["log"], "ab") as log:
+    with open(order["log"], "ab", buffering=0) as log, own_folder() as folder:
         server = subprocess.Popen(
             [sys.executable, "-m", "sglang.launch_server", *arguments],
-            env={**os.environ, **order["environment"]},
+            env={**os.environ, **order["environment"], "TMPDIR": folder},
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=0o077,
             preexec_fn=_die_with_parent,
         )
-    try:
-        print(json.dumps({"host": host, "port": port, "pid": server.pid}), flush=True)
-        while server.poll() is None and not asked:
-            ready, _, _ = select.select([0], [], [], POLL_S)
-            if ready and not os.read(0, 4096):
-                break
-    finally:
-        end_group(server, order.get("patience_s", GRACE_S))
+        assert server.stdout is not None
+        writing = threading.Thread(target=pass_on, args=(server.stdout, log, secret), daemon=True)
+        writing.start()
+        try:
+            print(json.dumps({"host": host, "port": port, "pid": server.pid}), flush=True)
+            while server.poll() is None and not asked:
+                ready, _, _ = select.select([0], [], [], POLL_S)
+                if ready and not os.read(0, 4096):
+                    break
+        finally:
+            end_group(server, order.get("patience_s", GRACE_S))
+            writing.join(LAST_WORDS_S)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
+
+
+def own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the server's processes meet: what they say to each other is pickled, so nobody else may reach their sockets."""
+    usual = tempfile.gettempdir()
+    return tempfile.TemporaryDirectory(prefix="paw-server-", dir=usual if len(usual) <= LONGEST_FOLDER else "/tmp", ignore_cleanup_errors=True)
+
+
+def pass_on(said: BinaryIO, log: BinaryIO, secret: bytes) -> None:
+    """Write what a server says into its log, as it comes and to its end, with stars in the place of the secret, which may come in two pieces."""
+    rest = b""
+    while piece := os.read(said.fileno(), _PIECE_BYTES):
+        rest += piece
+        if secret:
+            rest = rest.replace(secret, b"*****")
+        whole = len(rest) - beginning(rest, secret)
+        # A full disk must not stop the server, which would wait for its words to be taken.
+        with contextlib.suppress(OSError):
+            log.write(rest[:whole])
+        rest = rest[whole:]
+    with contextlib.suppress(OSError):
+        log.write(rest)
+
+
+def beginning(text: bytes, secret: bytes) -> int:
+    """How many bytes at the end of the text may be the beginning of the secret."""
+    return next((n for n in range(min(len(text), len(secret) - 1), 0, -1) if secret.startswith(text[-n:])), 0)
 
 
 def free_ports(host: str, count: int) -> list[int]:

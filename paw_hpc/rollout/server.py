@@ -13,6 +13,7 @@ import numpy as np
 
 from paw_hpc.errors import UserError
 from paw_hpc.experience import Floats, Ids
+from paw_hpc.keys import bearer
 
 CONTROL_TIMEOUT_S = 60.0
 """Of endpoints that move no weights."""
@@ -24,6 +25,10 @@ class ServerFault(Exception):
     def __init__(self, server: str, reason: str):
         super().__init__(f"{server}: {reason}")
         self.server, self.reason = server, reason
+
+
+class Locked(ServerFault):
+    """A server that does not take this run's key: it was started with another one, or another program listens at its port."""
 
 
 class Refused(UserError):
@@ -139,13 +144,16 @@ class ServerClient:
         return body
 
     def _accept(self, path: str, status: int, body: Any) -> None:
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise Locked(self.name, f"it does not take this run's key ({path}: status {status}); see rollout.fleet.key_file")
         if status != HTTPStatus.OK or (isinstance(body, dict) and body.get("success") is False):
             raise ServerFault(self.name, f"{path} was refused with status {status}: {_message(body)}")
 
     async def _ask(self, method: str, path: str, payload: Any, timeout_s: float) -> tuple[int, Any]:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._http.request(method, self.url + path, json=payload, timeout=timeout) as response:
+            # A server sends nobody elsewhere; whoever does shall not be followed with the key.
+            async with self._http.request(method, self.url + path, json=payload, timeout=timeout, allow_redirects=False) as response:
                 kind = response.content_type
                 return response.status, await (response.json() if kind == "application/json" else response.text())
         except TimeoutError:
@@ -154,10 +162,15 @@ class ServerClient:
             raise ServerFault(self.name, f"{path.partition('?')[0]}: {type(error).__name__}: {error}") from None
 
 
-def http_session() -> aiohttp.ClientSession:
-    """For as many requests at once as there are episodes (the fleet bounds them). Made inside the event loop."""
+def http_session(key: str | None) -> aiohttp.ClientSession:
+    """For as many requests at once as there are episodes (the fleet bounds them). Made inside the event loop.
+
+    Args:
+        key: of the servers, carried by every request; None: they have none.
+    """
     # Servers close connections that were idle for 5 s. One that is closed under a request would look like a dead server: ours are given up before.
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=2.0))
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=2.0)
+    return aiohttp.ClientSession(connector=connector, headers=bearer(key))
 
 
 def _piece(server: str, reply: Any) -> Piece:

@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paw_hpc import distributed
+from paw_hpc.keys import INHERITED_KEY, new_key, read_key
 from paw_hpc.recipe import FleetSection, Recipe
 from paw_hpc.rollout.engines.decoder import StopStrings
 from paw_hpc.rollout.engines.sglang import SGLangEngine
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.fleet import Fleet
-from paw_hpc.rollout.launch import make_launch
+from paw_hpc.rollout.launch import Launch, make_launch
 from paw_hpc.rollout.publish.buckets import Weights
 from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher
 from paw_hpc.rollout.publish.passes import Ended, FollowingPublisher, Word
@@ -36,6 +37,7 @@ class Serving:
 
     Raises:
         RecipeError: no such interpreter for SGLang.
+        UserError: the file with the servers' key cannot be used.
     """
 
     def __init__(
@@ -55,12 +57,18 @@ class Serving:
         folder = workspace / "servers" if workspace is not None else self._temporary
         assert folder is not None
         settings = _fleet_of_job(rollout.fleet)
-        self.fleet = Fleet(settings, None if settings.addresses else make_launch(recipe, folder, config, tokenizer))
+        self._launch: Launch | None = None
+        if settings.addresses:
+            key = None if settings.key_file is None else read_key(settings.key_file, "rollout.fleet.key_file")
+        else:
+            key = new_key()
+            self._launch = make_launch(recipe, folder, config, tokenizer, key)
+        self.fleet = Fleet(settings, self._launch, key)
         self.engine = SGLangEngine(self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop))
         self.publisher = FleetPublisher(
             loop,
             self.fleet,
-            _path(recipe, loop, folder, config, bucket_bytes, stages),
+            _path(recipe, loop, folder, config, bucket_bytes, stages, key),
             weights,
             rollout.publish,
             dtype=getattr(torch, recipe.model.dtype),
@@ -78,6 +86,8 @@ class Serving:
     def close(self) -> None:
         self.publisher.close()
         self._loop.run(self.fleet.close())
+        if self._launch is not None:
+            self._launch.forget_key()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -85,7 +95,9 @@ class Serving:
 def _fleet_of_job(settings: FleetSection) -> FleetSection:
     """Servers that the surrounding job has started beside the trainer (see cluster/supervise.py) stand in for those of the recipe."""
     started = os.environ.get("PAW_SERVERS")
-    return settings.model_copy(update={"addresses": tuple(started.split(","))}) if started else settings
+    if not started:
+        return settings
+    return settings.model_copy(update={"addresses": tuple(started.split(",")), "key_file": os.environ.get(INHERITED_KEY)})
 
 
 def _ends(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -109,12 +121,14 @@ def following(recipe: Recipe, loop: EventLoop, weights: Weights, bucket_bytes: i
     return FollowingPublisher(weights, _hear, sender)
 
 
-def _path(recipe: Recipe, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, stages: Stages | None) -> PublishPath:
+def _path(
+    recipe: Recipe, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, stages: Stages | None, key: str | None
+) -> PublishPath:
     settings = recipe.rollout.publish
     if settings.path == "disk":
         return DiskPath(loop, folder / "weights", config, bucket_bytes, settings.timeout_s)
     if settings.path == "tensor":
         return TensorPath(loop, bucket_bytes, settings.timeout_s)
     if stages is not None:
-        return StagedBroadcast(loop, bucket_bytes, settings.timeout_s, stages)
+        return StagedBroadcast(loop, bucket_bytes, settings.timeout_s, stages, key)
     return BroadcastPath(loop, bucket_bytes, settings.timeout_s)

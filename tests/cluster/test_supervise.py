@@ -25,6 +25,7 @@ from paw_hpc.cluster.steps import LocalGroup, LocalMachine
 from paw_hpc.cluster.supervise import Ending, Supervisor
 from paw_hpc.envs.search.benchmark import make_retriever
 from paw_hpc.errors import RecipeError
+from paw_hpc.keys import write_secret
 from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.policy import checkpoint
 from tests.cluster.runs import TINY, paw, processes_naming, recipe, stream, wait_until, write
@@ -192,6 +193,27 @@ def test_the_local_executor_runs_the_same_job(tmp_path: Path) -> None:
     assert "update 2/2" in paw("logs", run) and not processes_naming(str(run))
 
 
+SHOWS_ITS_KEY = """
+key = pathlib.Path(os.environ['PAW_KEY_FILE'])
+(RUN / f'seen-{LOGS.name}').write_text(f'{key.relative_to(LOGS)} {key.stat().st_mode & 0o777:o} {key.read_text()}')
+assert key.read_text() not in ' '.join([*os.environ.values(), *sys.argv])
+"""
+
+
+def test_every_attempt_has_a_key_of_its_own_for_as_long_as_it_lasts(tmp_path: Path) -> None:
+    run, seen = tmp_path / "run", []
+    write(recipe(updates=5), run / "recipe.yaml")
+    for number, end in enumerate(("sys.exit(1)", FINISHES), start=1):
+        Supervisor(run, Scripted({"trainer": SHOWS_ITS_KEY + end}, run), job=1).attempt()
+        name, mode, key = (run / f"seen-attempt_{number}").read_text().split()
+        assert (name, mode, len(key)) == (".key", "600", 64)
+        seen.append(key)
+        assert not (run / f"attempt_{number}" / ".key").exists()
+    assert seen[0] != seen[1]
+    for file in run.rglob("*"):
+        assert file.is_dir() or file.name.startswith("seen") or not any(key in file.read_text(errors="replace") for key in seen), file
+
+
 SERVER = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -207,8 +229,10 @@ def test_servers_outlive_sigterm_until_they_are_let_go(tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     fleet = {"python": sys.executable, "device": "cpu"}
     write(recipe(rollout={**SERVED["rollout"], "fleet": fleet}, cluster=SERVED["cluster"]), run / "recipe.yaml")
+    write_secret(run / "key", "0123")
     with open(log, "wb") as file:
-        command, place = [sys.executable, "-m", "paw_hpc.cluster.server", str(run)], {"PAW_JOB": "7", "RANK": "0"}
+        command = [sys.executable, "-m", "paw_hpc.cluster.server", str(run)]
+        place = {"PAW_JOB": "7", "RANK": "0", "PAW_KEY_FILE": str(run / "key")}
         owner = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **place}, stdin=subprocess.PIPE, stdout=file, stderr=file)
     try:
         wait_until(lambda: "serving" in log.read_text(), log.read_text)
@@ -221,6 +245,7 @@ def test_servers_outlive_sigterm_until_they_are_let_go(tmp_path: Path) -> None:
         assert owner.stdin is not None
         owner.stdin.close()
         assert owner.wait(180) == 0
+        assert not list(run.rglob("key.yaml")), "what its servers took their key from"
         assert not psutil.wait_procs(everybody[1:], timeout=10)[1]
     finally:
         owner.kill()

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from paw_hpc.experience import Floats, Ids
+from paw_hpc.keys import write_secret
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.rollout.chat import ChatFormat
@@ -71,6 +72,10 @@ class Site:
         self.folder, self.version = folder, 100
         self.serving = Serving(self.recipe, self.loop, folder, self.model.config, self.tokenizer, weights_of(self.model), 1 << 30)
         self.fleet, self.engine, self.publisher = self.serving.fleet, self.serving.engine, self.serving.publisher
+        self.key = self.fleet._key or ""
+        self.key_file = folder / "key"
+        """For whoever names these servers by their addresses."""
+        write_secret(self.key_file, self.key)
 
     def close(self) -> None:
         self.serving.close()

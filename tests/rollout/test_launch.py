@@ -170,7 +170,7 @@ def command(tmp_path: Path, stop: tuple[str, ...] = (), **fleet: object) -> list
         {"model": {"path": "warm-start"}, "rollout": {"engine": "sglang", "stop": stop, "fleet": {"python": sys.executable, **fleet}}}
     )
     tokenizer = load_tokenizer(recipe.model)
-    return list(make_launch(recipe, tmp_path, load_model(recipe, tokenizer).config, tokenizer).arguments)
+    return list(make_launch(recipe, tmp_path, load_model(recipe, tokenizer).config, tokenizer, "0123").arguments)
 
 
 def after(words: list[str], name: str) -> str:

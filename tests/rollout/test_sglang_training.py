@@ -50,8 +50,8 @@ SMALL = [
 
 
 def train(site: Site, folder: Path, *overrides: str) -> list[dict[str, float]]:
-    addresses = f"rollout.fleet.addresses=[{','.join(site.urls)}]"
-    loop.train(load_recipe(RECIPE, [*SMALL, addresses, *overrides]), folder, command="test")
+    servers = (f"rollout.fleet.addresses=[{','.join(site.urls)}]", f"rollout.fleet.key_file={site.key_file}")
+    loop.train(load_recipe(RECIPE, [*SMALL, *servers, *overrides]), folder, command="test")
     return read_metrics(folder / "metrics.jsonl")
 
 
@@ -108,7 +108,8 @@ def of_two_processes(
 ) -> Iterator[tuple[Recipe, Machinery, EventLoop]]:
     """A run's parts on each of two ranks, beside the servers of the site."""
     data = recipe_for_servers(**rollout).model_dump(mode="json")
-    data["rollout"]["fleet"] |= {"addresses": json.loads((folder / "site.json").read_text())["urls"], **fleet}
+    servers = json.loads((folder / "site.json").read_text())
+    data["rollout"]["fleet"] |= {"addresses": servers["urls"], "key_file": servers["key_file"], **fleet}
     recipe = parse_recipe(data | {"policy": {"backend": "megatron"}, "megatron": {**megatron, "timeout_s": 600.0}, "threads": 1})
     with EventLoop() as event_loop, Machinery(recipe, event_loop, folder / f"run-{time.time_ns()}") as machinery:
         yield recipe, machinery, event_loop
@@ -285,7 +286,7 @@ def _fails_at_the_second_stage(rank: int, own: StagedBroadcast, machinery: Machi
 def test_weights_of_two_processes_become_whole_on_the_servers(site: Site, tmp_path: Path) -> None:
     pytest.importorskip("megatron.core")
     weights = site.publisher._path.folder(site.version)  # type: ignore[attr-defined]
-    (tmp_path / "site.json").write_text(json.dumps({"urls": site.urls, "weights": str(weights.resolve())}))
+    (tmp_path / "site.json").write_text(json.dumps({"urls": site.urls, "key_file": str(site.key_file), "weights": str(weights.resolve())}))
     cases = [
         publishes_its_shards,
         goes_on_when_its_last_server_is_lost_and_comes_back,

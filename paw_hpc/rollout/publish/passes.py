@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from paw_hpc import distributed
@@ -38,6 +38,8 @@ class StagePass:
 
     servers: tuple[Address, ...]
     sample: Sample
+    key: str | None = field(default=None, repr=False)
+    """Of the servers."""
 
 
 @dataclass(frozen=True, slots=True)

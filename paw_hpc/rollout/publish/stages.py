@@ -47,16 +47,19 @@ class StagedBroadcast(BroadcastPath):
 
     Servers load one bucket at a time, in the order of their requests: stages send one after the other, so that no two servers can wait for different
     stages. While one sends, each later one gathers its first bucket; within a stage, the next bucket is gathered while one is under way.
+
+    Args:
+        key: of the servers, which the other processes hear with every order; None: they have none, or this is another process.
     """
 
-    def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float, stages: Stages):
+    def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float, stages: Stages, key: str | None = None):
         super().__init__(loop, bucket_bytes, timeout_s)
-        self._stages = stages
+        self._stages, self._key = stages, key
         self._http: aiohttp.ClientSession | None = None
 
     def follow(self, order: StagePass) -> None:
         """The part of a process that is not the first; that one says what went wrong."""
-        self._take_part(self._servers(order.servers), order.sample)
+        self._take_part(self._servers(order.servers, order.key), order.sample)
 
     def close(self) -> None:
         super().close()
@@ -66,7 +69,7 @@ class StagedBroadcast(BroadcastPath):
 
     def _send_all(self, servers: Sequence[Server], passes: Passes) -> NamedTensor:
         assert passes.tell is not None, "a pipeline has several processes"
-        passes.tell(StagePass(tuple(map(Address.of, servers)), passes.sample))
+        passes.tell(StagePass(tuple(map(Address.of, servers)), passes.sample, self._key))
         smallest, parts = self._take_part(servers, passes.sample)
         for part in parts:
             if part.error:
@@ -112,15 +115,15 @@ class StagedBroadcast(BroadcastPath):
             if after is not None:
                 _say(well, after)
 
-    def _servers(self, addresses: Sequence[Address]) -> list[Server]:
+    def _servers(self, addresses: Sequence[Address], key: str | None) -> list[Server]:
         """Servers of the first process's fleet, seen from here."""
         if self._http is None:
-            self._http = self._loop.run(_session())
+            self._http = self._loop.run(_session(key))
         return [Server(i, a.name, client=ServerClient(a.name, a.url, self._http), ranks=a.ranks, device=a.device) for i, a in enumerate(addresses)]
 
 
-async def _session() -> aiohttp.ClientSession:
-    return http_session()
+async def _session(key: str | None) -> aiohttp.ClientSession:
+    return http_session(key)
 
 
 def _say(well: bool, rank: int) -> None:
