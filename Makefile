@@ -57,7 +57,7 @@ test: setup check  ## Lint, types and all tests; those of servers and of Slurm a
 	$(BIN)/python -m pytest $(MANY)
 
 test-all: setup-sglang setup-slurm setup-pretrained  ## The same, and SGLang and Slurm must be here (root); a pretrained model where it can be had
-	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_SLURM=1 $(MAKE) test
+	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test
 
 test-sglang: setup setup-sglang  ## The tests against real SGLang servers (five minutes)
 	PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/rollout
