@@ -133,7 +133,7 @@ def _cluster() -> list[Check]:
     found = shutil.which("sbatch")
     checks = [Check("Slurm", True if found else None, found or "sbatch is not found", "" if found else "paw launch --executor local runs jobs here")]
     versions = Path(__file__).parents[1] / "containers" / "versions.txt"
-    if not versions.is_file() or "PAW_IMAGE" not in os.environ:
+    if not versions.is_file() or os.environ.get("PAW_IMAGE", "cpu") == "cpu":  # an image for CPUs has the versions of constraints.txt
         return checks
     pinned = re.findall(r"^([\w-]+)==(\S+)$", versions.read_text(encoding="utf-8").partition("[server]")[0], flags=re.MULTILINE)
     differing = [f"{name} {installed} (pinned {wanted})" for name, wanted in pinned if (installed := _version(name)) not in (None, wanted)]

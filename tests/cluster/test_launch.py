@@ -236,7 +236,9 @@ def test_the_image_has_one_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trainer["torch"] == server["torch"]
     monkeypatch.delenv("PAW_IMAGE", raising=False)
     assert not [check for check in doctor._cluster() if "image" in check.name]
-    monkeypatch.setenv("PAW_IMAGE", "1")
+    monkeypatch.setenv("PAW_IMAGE", "cpu")
+    assert not [check for check in doctor._cluster() if "image" in check.name]
+    monkeypatch.setenv("PAW_IMAGE", "cuda")
     monkeypatch.setattr(doctor, "_version", lambda name: {**trainer, "triton": "1.0"}[name])
     [check] = [check for check in doctor._cluster() if "image" in check.name]
     assert check.ok is None and check.found == f"triton 1.0 (pinned {trainer['triton']})"

@@ -1,0 +1,57 @@
+"""The container file as buildah reads it: its base image and its device are arguments. Building the whole of it takes minutes and an index."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import REPOSITORY
+
+CONTAINER_FILE = REPOSITORY / "containers" / "Dockerfile"
+pytestmark = [
+    pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed (apt-get install buildah)"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can build without user namespaces"),
+]
+
+
+def build(folder: Path, text: str, *arguments: str, context: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Builds the container file `text` from nothing that is not on this machine, in a storage of its own."""
+    (file := folder / "Dockerfile").write_text(text)
+    environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
+    # vfs leaves no mounts behind; said as a flag, for the variable STORAGE_DRIVER does not count beside --root
+    storage = [f"--root={folder / 'storage'}", f"--runroot={folder / 'run'}", "--storage-driver=vfs"]
+    command = ["buildah", *storage, "build", "--pull-never", *arguments, f"--file={file}", str(context or folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def head() -> str:
+    """The container file up to its first step in the base image."""
+    return CONTAINER_FILE.read_text().partition("\nRUN ")[0] + "\n"
+
+
+def test_the_base_is_an_argument(tmp_path: Path) -> None:
+    done = build(tmp_path, head(), "--build-arg=BASE=scratch")
+    assert done.returncode == 0, done.stderr
+    done = build(tmp_path, head().replace("ARG BASE=", "ARG OTHER="), "--build-arg=BASE=scratch")
+    assert done.returncode != 0, "a file without the argument must not build"
+
+
+def test_the_default_base_is_named_in_full(tmp_path: Path) -> None:
+    """Without the argument buildah looks for the CUDA image, and does not find it here."""
+    done = build(tmp_path, head())
+    assert done.returncode != 0 and "docker.io/nvidia/cuda:" in done.stderr
+
+
+def test_every_step_but_those_that_run_something(tmp_path: Path) -> None:
+    """What is copied is there, variables and folders are set: on an empty base, which has no shell for the RUN steps."""
+    without = re.sub(r"^RUN (?:.*\\\n)*.*\n", "", CONTAINER_FILE.read_text(), flags=re.MULTILINE)
+    assert "RUN " not in without and "COPY . ." in without
+    done = build(tmp_path, without, "--build-arg=BASE=scratch", context=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    done = build(tmp_path, without + "COPPY . .\n", "--build-arg=BASE=scratch", context=REPOSITORY)
+    assert done.returncode != 0 and "COPPY" in done.stderr.upper(), done.stderr
