@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -90,27 +91,26 @@ def one_pass(case: Case) -> Outcome:
     return {"logp": result.logp, "entropy": result.entropy, "hidden": hidden}
 
 
-def one_pass_main_grad(case: Case) -> Outcome:
+@contextmanager
+def into_main_grad(case: Case) -> Iterator[None]:
     case.weight.main_grad = case.main_grad  # type: ignore[attr-defined]
     try:
-        return one_pass(case)
+        yield
     finally:
         del case.weight.main_grad  # type: ignore[attr-defined]
+
+
+def one_pass_main_grad(case: Case) -> Outcome:
+    with into_main_grad(case):
+        return one_pass(case)
 
 
 def one_pass_selected(case: Case) -> Outcome:
     """25 % of the rows, into main_grad."""
-    case.weight.main_grad = case.main_grad  # type: ignore[attr-defined]
-    try:
-        return _selected(case)
-    finally:
-        del case.weight.main_grad  # type: ignore[attr-defined]
-
-
-def _selected(case: Case) -> Outcome:
-    hidden = case.hidden.index_select(0, case.selected)
-    result = linear_row_loss(hidden, case.weight, case.target[case.selected], _row_loss(case, case.selected))
-    torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
+    with into_main_grad(case):
+        hidden = case.hidden.index_select(0, case.selected)
+        result = linear_row_loss(hidden, case.weight, case.target[case.selected], _row_loss(case, case.selected))
+        torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
     return {}
 
 

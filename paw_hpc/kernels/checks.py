@@ -103,14 +103,14 @@ def _settle(
     facts = _gather_facts(fixed, target, rows.device, group)
     if problem:
         raise ValueError(problem)
+    if not rows.is_cuda:
+        return _agree(facts.tolist(), group, vocab_size)
     key = (group, width, vocab_size)
-    if not rows.is_cuda or key not in _KNOWN:
+    if key not in _KNOWN:
         _KNOWN[key] = _agree(facts.tolist(), group, vocab_size)
         return _KNOWN[key]
     # Who has which columns is known from the first call; that all is well is left to the device, for which the host does not wait.
-    torch._assert_async(
-        well(facts, facts[:, WIDTH].sum() if vocab_size is None else vocab_size), "tensor-parallel ranks disagree: replicate the rows"
-    )
+    torch._assert_async(well(facts, vocab_size), "tensor-parallel ranks disagree: replicate the rows")
     return _KNOWN[key]
 
 
@@ -120,8 +120,10 @@ FAILED, ROWS, WIDTH, LOW, HIGH = 0, 1, 5, 6, 7
 """Places among a rank's facts."""
 
 
-def well(facts: torch.Tensor, vocabulary: torch.Tensor | int) -> torch.Tensor:
+def well(facts: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
     """bool scalar on the device: what `_agree` asks, of the facts int64[ranks, 9], but for the widths, which may differ."""
+    width = facts[:, WIDTH].sum()
+    vocabulary = width if vocab_size is None else width.clamp(max=vocab_size)
     same = facts == facts[0]
     same[:, WIDTH] = True
     inside = (facts[0, ROWS] == 0) | ((facts[0, LOW] >= 0) & (facts[0, HIGH] < vocabulary))

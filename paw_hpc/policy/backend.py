@@ -75,7 +75,7 @@ class Policy(Protocol):
         ...
 
 
-def fetched(parts: Sequence[torch.Tensor], order: Sequence[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+def rows_from_device(parts: Sequence[torch.Tensor], order: Sequence[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
     """What micro-batches found, put where it belongs: fetched from the device once, at the end, so that a GPU does not stand still between them.
 
     Args:

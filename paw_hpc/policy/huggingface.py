@@ -23,7 +23,7 @@ from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
-from paw_hpc.policy.backend import Metrics, fetched
+from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
 from paw_hpc.policy.critic import Critic, critic_batch
@@ -205,7 +205,7 @@ class HuggingFacePolicy:
             hidden = self._hidden_rows(model, part, on_device)
             found.append(torch.stack(linear_logprob_entropy(hidden, _head(model), on_device.row_target, **self._head_options)).float())
             order.append(batch.rows_of(part.transition))
-        logp, entropy = fetched(found, order, torch.empty(2, batch.num_rows))
+        logp, entropy = rows_from_device(found, order, torch.empty(2, batch.num_rows))
         return logp, entropy
 
     def _critic_batch(self, batch: Batch) -> Batch:
@@ -217,7 +217,7 @@ class HuggingFacePolicy:
         for part, on_device in self._parts(batch):
             found.append(self._part_values(critic, part, on_device)[None])
             order.append(batch.rows_of(part.transition))
-        return fetched(found, order, torch.empty(1, batch.num_rows))[0]
+        return rows_from_device(found, order, torch.empty(1, batch.num_rows))[0]
 
     def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
         return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
@@ -225,10 +225,10 @@ class HuggingFacePolicy:
     def _accumulate(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
         total = torch.zeros((), device=self.device)
-        self.optimizer.collect_directly(_head(self.model))
         for part, on_device in self._parts(mini):
             if not part.num_rows:
                 continue
+            self.optimizer.collect_directly(_head(self.model))
             hidden = self._hidden_rows(self.model, part, on_device)
             row_loss = make_row_loss(on_device, self.recipe)
             result = linear_row_loss(hidden, _head(self.model), on_device.row_target, row_loss, **self._head_options)

@@ -16,7 +16,7 @@ PATHS = ["head", "triton_head", "grpo_paw", "ppo", "megatron", "generation", "pu
 ALLOWED = {
     "policy/packed.py:use_packed_attention": "once, when a policy is made: whether packing changes what the model says",
     "policy/fingerprint.py:fingerprint": "once, when a policy is made: weights are hashed on the host",
-    "policy/backend.py:fetched": "once per pass over a pool: what all its micro-batches found",
+    "policy/backend.py:rows_from_device": "once per pass over a pool: what all its micro-batches found",
     "policy/optimizer.py:step": "once per optimizer step: a step that is not finite must not be made",
     "objective/policy_loss.py:finalize": "once per update: its metrics, in one transfer",
     "policy/optimizer.py:state": "a checkpoint's weights",
@@ -26,7 +26,7 @@ ALLOWED = {
     "rollout/engines/decoder.py:sample": "once per decoding step: the sampled ids decide what runs on",
 }
 ONCE_PER_PASS = {
-    "policy/backend.py:fetched": {"grpo_paw": 3, "ppo": 4, "megatron": 2},
+    "policy/backend.py:rows_from_device": {"grpo_paw": 3, "ppo": 4, "megatron": 2},
     "objective/policy_loss.py:finalize": {"grpo_paw": 1, "ppo": 1},
 }
 """Scores, reference, diagnosis; with PPO values and no reference; Megatron's scores and reference: however many micro-batches there are."""

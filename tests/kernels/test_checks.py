@@ -100,7 +100,7 @@ def test_what_ranks_ask_of_each_other_is_asked_on_the_device_too() -> None:
             table[:, int(column.removeprefix("c"))] = torch.tensor(values)
         return table
 
-    assert checks.well(facts(), 41)
+    assert checks.well(facts(), 41) and checks.well(facts(), None) and not checks.well(facts(c7=(41, 41)), None)
     assert checks.well(facts(c1=(0, 0), c6=(0, 0), c7=(-1, -1)), 41), "no rows have no targets"
     for column, values in {
         "c0": (0, 1),

@@ -22,7 +22,7 @@ from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
-from paw_hpc.policy.backend import Metrics, fetched
+from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
@@ -240,7 +240,7 @@ class MegatronPolicy:
             order.append(part.row_index)
 
         run(chunks, self._parts(batch), finish, backward=False)
-        found = fetched(parts, order, torch.zeros(2, batch.num_rows))
+        found = rows_from_device(parts, order, torch.zeros(2, batch.num_rows))
         self._share(found)
         return found[0], found[1]
 
@@ -258,7 +258,7 @@ class MegatronPolicy:
             order.append(part.row_index)
 
         run(critic.chunks, self._parts(batch), finish, backward=False)
-        found = fetched(parts, order, torch.zeros(1, batch.num_rows))[0]
+        found = rows_from_device(parts, order, torch.zeros(1, batch.num_rows))[0]
         self._share(found)
         return found
 
