@@ -26,6 +26,7 @@ TOGETHER: dict[str, Mapping[str, Any]] = {
     "algorithm.token_lambda": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
     "model.tiny": {"model": {"path": None, "tokenizer": "words"}},
     "rollout.staleness": {"rollout": {"engine": "sglang"}, "algorithm": {"truncated_importance": 2.0}},
+    "rollout.fleet.key_file": {"rollout": {"engine": "sglang", "fleet": {"addresses": ["http://a:1"]}}},
     "megatron.sequence_parallel": {"megatron": {"tensor_parallel": 2}},
     "megatron.virtual_pipeline": {"megatron": {"pipeline_parallel": 2}},
     "megatron.overlap_param_gather": {"megatron": {"overlap_grad_reduce": True}},
