@@ -23,15 +23,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from paw_hpc import distributed
 from paw_hpc.build import processes_of
 from paw_hpc.experience import Episode, Group, Pool, Transition
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.backend import Policy
 from paw_hpc.policy.throughput import memory_peak_bytes
-from paw_hpc.processes import run_here
 from paw_hpc.recipe import Recipe, load_recipe
-from paw_hpc.seeding import generator
+from paw_hpc.system import distributed
+from paw_hpc.system.processes import run_here
+from paw_hpc.system.seeding import generator
 
 HUGGINGFACE = "huggingface"
 COLUMNS = ("score_s", "update_s", "forward_backward_s", "gradient_reduction_s", "optimizer_s", "packing_s")

@@ -25,8 +25,8 @@ from aiohttp import web
 from safetensors import safe_open
 from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
 
-from paw_hpc.keys import bearer, read_key
-from paw_hpc.rollout.publish.checks import cpu_checksum
+from paw_hpc.rollout.sglang.publish.checks import cpu_checksum
+from paw_hpc.system.keys import bearer, read_key
 
 ROWS = 4 << 20
 """Elements of one tensor: 16 MiB of float32."""

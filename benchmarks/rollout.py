@@ -46,17 +46,17 @@ from transformers import Qwen2Config
 from benchmarks.receiver import tensors
 from paw_hpc.envs.alfworld.prompt import AlfworldView
 from paw_hpc.envs.base import EnvironmentState, Task
-from paw_hpc.keys import new_key, write_secret
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import FleetSection, ModelSection, PublishSection
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.fleet import Fleet
-from paw_hpc.rollout.publish.buckets import Weights
-from paw_hpc.rollout.publish.fleet_publisher import FleetPublisher
-from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
+from paw_hpc.rollout.sglang.fleet import Fleet
+from paw_hpc.rollout.sglang.publish.buckets import Weights
+from paw_hpc.rollout.sglang.publish.fleet_publisher import FleetPublisher
+from paw_hpc.rollout.sglang.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
+from paw_hpc.system.keys import new_key, write_secret
 
 MEMBERS = 8
 TURN_S, STEP_S = 1.0, 0.1

@@ -24,8 +24,8 @@ from paw_hpc.envs.search.metrics import contains_answer
 from paw_hpc.envs.search.protocol import Action
 from paw_hpc.envs.search.questions import is_in_domain
 from paw_hpc.envs.search.retriever import DENSE_META
+from paw_hpc.evaluation.statistics import success_interval
 from paw_hpc.recipe import EnvSection, SearchSection
-from paw_hpc.statistics import success_interval
 
 PLAYERS = ("copy", "title")
 

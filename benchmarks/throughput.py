@@ -37,6 +37,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paw_hpc.build import Machinery
+from paw_hpc.evaluation.statistics import ratio_interval
 from paw_hpc.experience import Batch, Pool
 from paw_hpc.loop import one_update, tasks_of
 from paw_hpc.objective.plan import plan
@@ -45,7 +46,6 @@ from paw_hpc.recipe import Recipe, load_recipe
 from paw_hpc.rollout.collector import Collector, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.statistics import ratio_interval
 
 ARMS = {"vanilla": "wm.enabled=false", "PaW": "wm.enabled=true"}
 PHASES = ("collect", "score", "plan", "train", "publish", "update")

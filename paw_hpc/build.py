@@ -15,12 +15,9 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from paw_hpc import distributed
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.benchmarks import make_benchmark
-from paw_hpc.errors import RecipeError
 from paw_hpc.experience import Group, Pool, Scores
-from paw_hpc.limits import allow_open_files
 from paw_hpc.policy.backend import Policy
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.policy.loading import load_model, resolve_device, tokenizer_key
@@ -28,18 +25,21 @@ from paw_hpc.policy.packed import use_packed_attention
 from paw_hpc.recipe import Recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
-from paw_hpc.rollout.engines.copied import CopyPublisher
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.engines.weight_copy import CopyPublisher
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.players import Players
-from paw_hpc.rollout.publish import LivePublisher, Publisher
-from paw_hpc.rollout.publish.buckets import Weights, shares, weights_of
+from paw_hpc.rollout.sglang.publish import LivePublisher, Publisher
+from paw_hpc.rollout.sglang.publish.buckets import Weights, shares, weights_of
+from paw_hpc.run.limits import allow_open_files
+from paw_hpc.system import distributed
+from paw_hpc.system.errors import RecipeError
 
 if TYPE_CHECKING:  # what servers need is an extra of the package, and is imported where a recipe asks for them
-    from paw_hpc.rollout.engines.sglang import SGLangEngine
-    from paw_hpc.rollout.publish.passes import FollowingPublisher
-    from paw_hpc.rollout.publish.stages import Stages
-    from paw_hpc.rollout.serving import Serving
+    from paw_hpc.rollout.sglang.engine import SGLangEngine
+    from paw_hpc.rollout.sglang.publish.pipeline_stages import Stages
+    from paw_hpc.rollout.sglang.publish.traversal import FollowingPublisher
+    from paw_hpc.rollout.sglang.serving import Serving
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class Machinery:
             gather_bytes, send_bytes = shares(self.recipe.rollout.publish.bucket_mib << 20)
             weights = Weights(partial(policy.whole_tensors, gather_bytes), policy.whole_bytes)
             own = Weights(partial(policy.whole_tensors, gather_bytes, own_stage=True), policy.whole_bytes)
-            from paw_hpc.rollout.publish.stages import Stages
+            from paw_hpc.rollout.sglang.publish.pipeline_stages import Stages
 
             stages = Stages(own, policy.layout.senders) if policy.layout.pipeline > 1 and self.recipe.rollout.publish.path == "broadcast" else None
             self._serve(policy.hf_config, policy.tokenizer, weights, send_bytes, stages)
@@ -130,7 +130,7 @@ class Machinery:
         self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, weights: Weights, bucket_bytes: int, stages: Stages | None = None
     ) -> None:
         """The first rank plays, on servers, and publishes to them; the others take part in passes over the weights."""
-        from paw_hpc.rollout.serving import Serving, following
+        from paw_hpc.rollout.sglang.serving import Serving, following
 
         made: list[Serving] = []
         serving = (weights, bucket_bytes, stages)

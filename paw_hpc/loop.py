@@ -11,24 +11,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from paw_hpc import distributed
 from paw_hpc.build import Machinery, processes_of
-from paw_hpc.changes import begin as begin_changes
-from paw_hpc.changes import read_changes
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import CheckpointError, TrainingError, UserError
-from paw_hpc.evaluation import evaluate
+from paw_hpc.evaluation.panel import evaluate
+from paw_hpc.evaluation.results import write_evaluation
 from paw_hpc.experience import Pool
-from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.checkpoint_folder import ever_saved
-from paw_hpc.progress import Progress
 from paw_hpc.recipe import Recipe
-from paw_hpc.results import write_evaluation
 from paw_hpc.rollout.collector import CollectStats
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.seeding import generator
-from paw_hpc.signals import EvaluationLeft, StopRequest
+from paw_hpc.run.changes import begin as begin_changes
+from paw_hpc.run.changes import read_changes
+from paw_hpc.run.metrics import MetricsWriter, RunDirectory
+from paw_hpc.run.progress import Progress
+from paw_hpc.run.signals import EvaluationLeft, StopRequest
+from paw_hpc.system import distributed
+from paw_hpc.system.errors import CheckpointError, TrainingError, UserError
+from paw_hpc.system.seeding import generator
 
 SKIPPED_UPDATES_ALLOWED = 2
 """Updates in a row whose every step had a loss that was not finite; one more stops the run."""
@@ -260,7 +260,7 @@ _WORLD_MODEL = {
 
 
 def public_names(planned: dict[str, float], trained: dict[str, float]) -> dict[str, float]:
-    """Plan and policy metrics under the names that metrics.py documents."""
+    """Plan and policy metrics under the names that run/metrics.py documents."""
     names = {name: _PLAN_NAMES.get(name, f"wm/{name[3:]}" if name.startswith("wm_") else f"train/{name}") for name in planned}
     named = {k: k if "/" in k else _WORLD_MODEL.get(k, f"policy/{k}") for k in trained}
     return {names[k]: v for k, v in planned.items()} | {named[k]: v for k, v in trained.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paw_hpc.cluster.sweep import is_sweep
+from paw_hpc.study.sweep import is_sweep
 
 ROOT = Path(__file__).resolve().parents[1] / "recipes"
 CHOICES = ROOT / "paper" / "choices.yaml"

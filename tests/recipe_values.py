@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.system.errors import RecipeError
 
 NASTY = (
     "${VAR}", "${HOME:-/x} $USER $(date) ${#a[@]} ${a.b}", "\\${x}", "\\\\${x}\\", "${", "a\\", "???", "null", "yes", "1e5", "0x1f", "~", " x ", "",

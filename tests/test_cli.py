@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import pytest
 from rich.console import Console
 
 import paw_hpc
-from paw_hpc import cli, doctor, quickstart
-from paw_hpc.doctor import Check
+from paw_hpc.cli import doctor
+from paw_hpc.cli import main as cli
+from paw_hpc.cli.doctor import Check
 from paw_hpc.envs.alfworld import official
-from paw_hpc.errors import TrainingError
 from paw_hpc.recipe import dump_recipe, load_recipe, parse_recipe
 from paw_hpc.recipe.shipped import shipped_recipes
+from paw_hpc.study import quickstart
+from paw_hpc.system.errors import TrainingError
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
 PUBLISHED = Path(__file__).parents[1] / "recipes" / "alfworld" / "qwen2.5-1.5b-grpo-paw.yaml"
@@ -42,7 +45,8 @@ class Paw:
         fake = ModuleType(f"paw_hpc.{module}")
         setattr(fake, function, called)
         self.monkeypatch.setitem(sys.modules, fake.__name__, fake)
-        self.monkeypatch.setattr(paw_hpc, module, fake, raising=False)
+        parent, _, name = fake.__name__.rpartition(".")
+        self.monkeypatch.setattr(importlib.import_module(parent), name, fake, raising=False)
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """(exit status, standard output, standard error)"""
@@ -75,7 +79,7 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_answers_of_a_login_node_load_no_torch(arguments: list[str], tmp_path: Path) -> None:
     program = (
-        f"import sys\nsys.argv = ['paw', *{arguments}]\nfrom paw_hpc import cli\n"
+        f"import sys\nsys.argv = ['paw', *{arguments}]\nfrom paw_hpc.cli import main as cli\n"
         "try: cli.main()\nexcept SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'transformers', 'scipy', 'matplotlib', 'textworld'} & set(sys.modules)\nassert not heavy, heavy"
     )
@@ -146,7 +150,7 @@ def test_resume_and_fresh_are_handed_over(paw: Paw, recipe_file: Path) -> None:
 
 
 def test_eval_passes_its_options_and_prints_the_result(paw: Paw) -> None:
-    paw.stand_in("evaluation", "evaluate_path", evaluation(draw(0, 12, 0.5), update=3, ce=0.5))
+    paw.stand_in("evaluation.panel", "evaluate_path", evaluation(draw(0, 12, 0.5), update=3, ce=0.5))
     status, out, _ = paw("eval", "runs/x", "--panel", "valid_seen:40@1", "--repeats", "2", "--temperature", "0.7", "--workers", "4")
     assert status == 0 and "pick_and_place_simple" in out
     by_its_own = {"protocol": None, "benchmark": None, "overrides": ()}
@@ -171,7 +175,7 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name in ("w.yaml", "q.yaml"):
         Path(name).touch()
-    paw.stand_in("warmstart", "main", Path("runs/w"))
+    paw.stand_in("study.warmstart", "main", Path("runs/w"))
     assert paw("warm-start", "w.yaml", "seed=1", "--out", "x")[:2] == (0, "runs/w\n")
     monkeypatch.setattr(quickstart, "run", lambda *arguments: paw.calls.append((arguments, {})) or True)
     for found in (None, official.Origin("folder", tmp_path)):
@@ -191,9 +195,9 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypat
 def test_study_hands_over_and_says_by_its_status_whether_it_is_complete(paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").touch()
-    paw.stand_in("study", "run_sweep", True)
+    paw.stand_in("study.local", "run_sweep", True)
     assert paw("study", "s.yaml")[0] == 0
-    paw.stand_in("study", "run_sweep", False)
+    paw.stand_in("study.local", "run_sweep", False)
     assert paw("study", "s.yaml", "updates=3", "--run-dir", "d", "--parallel", "4")[0] == 1
     assert paw.calls[0][0] == (Path("s.yaml"), [], Path("runs/study"), 2)
     assert paw.calls[1][0] == (Path("s.yaml"), ["updates=3"], Path("d"), 4)
@@ -261,10 +265,10 @@ def test_doctor_says_what_to_do_about_data_that_cannot_be_read(monkeypatch: pyte
     ("module", "function", "arguments", "options"),
     [
         ("loop", "train", 2, ("command",)),
-        ("evaluation", "evaluate_path", 1, ("panel", "repeats", "temperature", "workers", "out", "protocol", "benchmark", "overrides")),
-        ("warmstart", "main", 3, ()),
-        ("quickstart", "run", 3, ()),
-        ("study", "run_sweep", 4, ()),
+        ("evaluation.panel", "evaluate_path", 1, ("panel", "repeats", "temperature", "workers", "out", "protocol", "benchmark", "overrides")),
+        ("study.warmstart", "main", 3, ()),
+        ("study.quickstart", "run", 3, ()),
+        ("study.local", "run_sweep", 4, ()),
     ],
 )
 def test_the_functions_behind_the_commands_take_what_is_handed_over(module: str, function: str, arguments: int, options: tuple[str, ...]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc import data_paths
-from paw_hpc.errors import DataError
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
 
 
 def test_paw_data_comes_before_the_shared_folder_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

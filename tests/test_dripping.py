@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc import downloads
 from paw_hpc.envs.search import load_test
 from paw_hpc.envs.search.remote import HttpRetriever
 from paw_hpc.envs.search.retriever import RetrieverFailure
-from paw_hpc.errors import DataError
+from paw_hpc.system import downloads
+from paw_hpc.system.errors import DataError
 from tests.dripping import FORMS, dripping_server
 
 DEADLINE_S, SOON_S = 1.0, 20.0
@@ -69,7 +69,7 @@ def test_the_load_test(url: str) -> None:
 
 def test_the_client_of_rollout_servers(url: str) -> None:
     pytest.importorskip("aiohttp")
-    from paw_hpc.rollout.server import ServerClient, ServerFault, http_session
+    from paw_hpc.rollout.sglang.client import ServerClient, ServerFault, http_session
 
     async def ask() -> None:
         async with http_session(None) as session:

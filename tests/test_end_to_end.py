@@ -9,7 +9,7 @@ import pytest
 
 from paw_hpc.build import Machinery
 from paw_hpc.envs.alfworld import official
-from paw_hpc.evaluation import observation_cross_entropy
+from paw_hpc.evaluation.panel import observation_cross_entropy
 from paw_hpc.loop import one_update
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.rollout.event_loop import EventLoop

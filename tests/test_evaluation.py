@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from paw_hpc import diagnostics
 from paw_hpc.build import Machinery
-from paw_hpc.diagnostics import Copier, Seen, copied, observe, predictions
-from paw_hpc.evaluation import Evaluation, evaluate, evaluate_path, rules
+from paw_hpc.evaluation import diagnostics
+from paw_hpc.evaluation.diagnostics import Copier, Seen, copied, observe, predictions
+from paw_hpc.evaluation.panel import Evaluation, evaluate, evaluate_path, rules
+from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.experience import Group
 from paw_hpc.loop import train
 from paw_hpc.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from paw_hpc.recipe.shipped import protocol_recipe
-from paw_hpc.results import read_evaluations
 from paw_hpc.rollout.event_loop import EventLoop
 from tests.factories import random_groups
 

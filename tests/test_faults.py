@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc import cli, evaluation, quickstart, storage
+from paw_hpc.cli import main as cli
 from paw_hpc.cluster import attempts, job
-from paw_hpc.errors import RecipeError, StorageError
-from paw_hpc.extras import EXTRAS
+from paw_hpc.evaluation import panel as evaluation
+from paw_hpc.evaluation.results import write_evaluation
 from paw_hpc.policy.loading import WARM_START
 from paw_hpc.recipe import dump_recipe, load_recipe, parse_recipe
-from paw_hpc.report import write_report
-from paw_hpc.results import write_evaluation
-from paw_hpc.storage import check_writable, write_atomically
+from paw_hpc.study import quickstart
+from paw_hpc.study.report import write_report
+from paw_hpc.system import storage
+from paw_hpc.system.errors import RecipeError, StorageError
+from paw_hpc.system.extras import EXTRAS
+from paw_hpc.system.storage import check_writable, write_atomically
 from tests.report.synthetic import draw, recipe, training_metrics, write_run
 from tests.report.synthetic import evaluation as played
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc.errors import UserError
-from paw_hpc.keys import bearer, new_key, read_key, write_secret
 from paw_hpc.recipe import load_recipe, parse_recipe
-from paw_hpc.rollout.serve import beginning
+from paw_hpc.rollout.sglang.serve import beginning
+from paw_hpc.system.errors import UserError
+from paw_hpc.system.keys import bearer, new_key, read_key, write_secret
 from tests.second_user import somebody_else
 
 
@@ -126,7 +126,7 @@ def test_what_a_server_says_goes_into_its_log_without_its_key(tmp_path: Path) ->
         "log": str(tmp_path / "log"),
         "environment": {"PYTHONPATH": str(tmp_path)},
     }
-    serve = [sys.executable, "paw_hpc/rollout/serve.py", json.dumps(order)]
+    serve = [sys.executable, "paw_hpc/rollout/sglang/serve.py", json.dumps(order)]
     kept, held = os.pipe()  # it would end the server once its standard input closes
     done = subprocess.run(serve, stdin=kept, capture_output=True, text=True, timeout=60)
     os.close(kept), os.close(held)
@@ -145,6 +145,6 @@ def test_the_beginning_of_a_key_is_kept_back_and_nothing_else() -> None:
 
 
 def test_python_shows_no_key_where_it_shows_an_order() -> None:
-    from paw_hpc.rollout.publish.passes import StagePass
+    from paw_hpc.rollout.sglang.publish.traversal import StagePass
 
     assert "0123" not in repr(StagePass((), None, "0123"))  # type: ignore[arg-type]

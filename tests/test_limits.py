@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc.limits import allow_open_files, files_of_episodes
-from paw_hpc.metrics import read_metrics
 from paw_hpc.recipe import parse_recipe
+from paw_hpc.run.limits import allow_open_files, files_of_episodes
+from paw_hpc.run.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 PLAYED = [
@@ -31,7 +31,7 @@ def limited(soft: int, hard: int) -> Callable[[], None]:
 
 
 def train(folder: Path, soft: int, hard: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "paw_hpc.cli", "train", str(ROOT / "recipes/quickstart.yaml"), *PLAYED, "--run-dir", str(folder)]
+    command = [sys.executable, "-m", "paw_hpc.cli.main", "train", str(ROOT / "recipes/quickstart.yaml"), *PLAYED, "--run-dir", str(folder)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limited(soft, hard), timeout=300)
 
 

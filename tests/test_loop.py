@@ -20,15 +20,15 @@ from rich.console import Console
 
 from paw_hpc import loop
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import CheckpointError, StorageError, TrainingError
-from paw_hpc.evaluation import evaluate_path
-from paw_hpc.metrics import MetricsWriter, RunDirectory, read_metrics
+from paw_hpc.evaluation.panel import evaluate_path
+from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.recipe import Recipe, dump_recipe, parse_recipe
-from paw_hpc.report import print_evaluation
-from paw_hpc.results import read_evaluations
 from paw_hpc.rollout.collector import Collector
+from paw_hpc.run.metrics import MetricsWriter, RunDirectory, read_metrics
+from paw_hpc.study.report import print_evaluation
+from paw_hpc.system.errors import CheckpointError, StorageError, TrainingError
 
 SMALL = {
     "name": "small",
@@ -116,7 +116,7 @@ def test_fresh_sets_aside_resume_demands_and_the_default_goes_on(tmp_path: Path,
 def _start(recipe: Recipe, run: Path) -> subprocess.Popen[bytes]:
     path = run.with_suffix(".yaml")
     path.write_text(dump_recipe(recipe))
-    command = [sys.executable, "-m", "paw_hpc.cli", "train", str(path), "--run-dir", str(run)]
+    command = [sys.executable, "-m", "paw_hpc.cli.main", "train", str(path), "--run-dir", str(run)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

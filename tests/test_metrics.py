@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from paw_hpc import metrics as metrics_module
-from paw_hpc.errors import CheckpointError, DataError, StorageError
-from paw_hpc.metrics import MetricsWriter, RunDirectory, read_metrics
-from paw_hpc.progress import Progress
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
 from paw_hpc.recipe.resume import differing_keys
+from paw_hpc.run import metrics as metrics_module
+from paw_hpc.run.metrics import MetricsWriter, RunDirectory, read_metrics
+from paw_hpc.run.progress import Progress
+from paw_hpc.system.errors import CheckpointError, DataError, StorageError
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paw_hpc.noise import NoiseShares, noise_shares, noisy_tokens
-from paw_hpc.report import write_report
-from paw_hpc.results import read_evaluations, write_evaluation
+from paw_hpc.evaluation.noise import NoiseShares, noise_shares, noisy_tokens
+from paw_hpc.evaluation.results import read_evaluations, write_evaluation
+from paw_hpc.study.report import write_report
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from paw_hpc import distributed, processes
-from paw_hpc.distributed import Process
+from paw_hpc.system import distributed, processes
+from paw_hpc.system.distributed import Process
 
 
 def _python(code: str) -> list[str]:
@@ -78,7 +78,7 @@ while not got: time.sleep(0.01)
 time.sleep(0.3)
 open(mine, "w").write(str(len(got)))
 """
-    launcher = f"import sys; from paw_hpc.processes import run_here; sys.exit(run_here(2, {_python(rank)!r}))"
+    launcher = f"import sys; from paw_hpc.system.processes import run_here; sys.exit(run_here(2, {_python(rank)!r}))"
     process = subprocess.Popen(_python(launcher))
     deadline = time.monotonic() + 120
     while not all((tmp_path / str(n)).exists() for n in (0, 1)):
@@ -94,7 +94,7 @@ open(mine, "w").write(str(len(got)))
 def test_ranks_are_asked_to_stop_when_their_parent_dies(tmp_path: Path) -> None:
     rank = f"""
 import os, signal, time
-from paw_hpc.processes import end_with_parent
+from paw_hpc.system.processes import end_with_parent
 got = []
 signal.signal(signal.SIGTERM, lambda *_: got.append(1))
 end_with_parent()
@@ -103,7 +103,7 @@ open(mine, "w").close()
 while not got: time.sleep(0.01)
 open(mine + "-ended", "w").close()
 """
-    launcher = f"from paw_hpc.processes import run_here; run_here(1, {_python(rank)!r})"
+    launcher = f"from paw_hpc.system.processes import run_here; run_here(1, {_python(rank)!r})"
     process = subprocess.Popen(_python(launcher))
     deadline = time.monotonic() + 120
     while not (tmp_path / "0").exists():

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from paw_hpc.cluster.sweep import Variant, load_sweep
 from paw_hpc.envs.webshop.benchmark import TEST_GOALS
-from paw_hpc.protocols import departures, protocol, standing
 from paw_hpc.recipe import Recipe, load_recipe
+from paw_hpc.recipe.protocols import departures, protocol, standing
+from paw_hpc.study.sweep import Variant, load_sweep
 from tests.beside import SHARED, beside
 from tests.recipe_files import CHOICES
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from paw_hpc.envs.panels import parse_name
-from paw_hpc.errors import DataError, RecipeError
 from paw_hpc.recipe import PANELS, TASK_TYPES, EnvSection, Recipe, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.system.errors import DataError, RecipeError
 from tests.recipe_files import RECIPES, ROOT
 
 MODEL = "model: {path: some/model}\n"

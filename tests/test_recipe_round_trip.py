@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from paw_hpc.cluster.settings import load_for_cluster
-from paw_hpc.errors import RecipeError
-from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import dump_recipe, load_recipe, parse_recipe
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system.errors import RecipeError
 from tests.recipe_values import KEYS, NASTY, random_recipe, set_key, together
 
 SETUP = ["module load cuda/${CUDA:-12.4}", "export PATH=${HOME}/bin:$PATH", "echo ${#names[@]} ${name} \\${x} '${'"]

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from paw_hpc.cli import app
+from paw_hpc.cli.main import app
 from paw_hpc.cluster.plan import Plan, make_plan
 from paw_hpc.cluster.submit import Launchable, alike, array_script
-from paw_hpc.cluster.sweep import Sweep, Variant, load_sweep
-from paw_hpc.protocols import departures
 from paw_hpc.recipe import PROTOCOLS, ProtocolName, Recipe, load_recipe
+from paw_hpc.recipe.protocols import departures
 from paw_hpc.recipe.resume import known_verdict
-from paw_hpc.report import paper
-from paw_hpc.report.paper import paper_row
+from paw_hpc.study.report import paper
+from paw_hpc.study.report.paper import paper_row
+from paw_hpc.study.sweep import Sweep, Variant, load_sweep
 from tests.recipe_files import CHOICES, RECIPES, ROOT, SWEEPS
 
 PAPER = [path for path in SWEEPS if path.parent == CHOICES.parent]

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from paw_hpc.envs.webshop import data, teacher
-from paw_hpc.errors import RecipeError, UserError
-from paw_hpc.evaluation import evaluate_path
-from paw_hpc.metrics import RunDirectory
+from paw_hpc.evaluation.panel import evaluate_path
+from paw_hpc.evaluation.referee import judged
+from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.policy.tiny import build_tiny
-from paw_hpc.protocols import departures, judged_as, judged_by, protocol, standing
 from paw_hpc.recipe import PROTOCOLS, ProtocolName, TinyModel, load_recipe, parse_recipe
+from paw_hpc.recipe.protocols import departures, judged_as, judged_by, protocol, standing
 from paw_hpc.recipe.shipped import shipped_recipes
-from paw_hpc.referee import judged
-from paw_hpc.results import read_evaluations
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system.errors import RecipeError, UserError
 from tests.recipe_files import ROOT
 
 BY_PROTOCOL = pytest.mark.parametrize("name", PROTOCOLS)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc.errors import DataError
-from paw_hpc.results import EvaluatedEpisode, EvaluationResult, Prediction, TypeResult, read_evaluations, write_evaluation
-from paw_hpc.statistics import cluster_interval, wilson_interval
+from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult, Prediction, TypeResult, read_evaluations, write_evaluation
+from paw_hpc.evaluation.statistics import cluster_interval, wilson_interval
+from paw_hpc.system.errors import DataError
 
 WON = {"a": (True, False), "b": (True, True), "c": (False, False)}
 

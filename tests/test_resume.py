@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from paw_hpc import loop, metrics
-from paw_hpc.changes import Change, begin, read_changes, record
+from paw_hpc import loop
 from paw_hpc.cluster.submit import Launchable, prepare
-from paw_hpc.errors import CheckpointError
-from paw_hpc.evaluation import evaluate_path
-from paw_hpc.metrics import RunDirectory, read_metrics
+from paw_hpc.evaluation.panel import evaluate_path
 from paw_hpc.policy.loading import WARM_START
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
 from paw_hpc.recipe.resume import differences, known_verdict
-from paw_hpc.report import write_report
+from paw_hpc.run import metrics
+from paw_hpc.run.changes import Change, begin, read_changes, record
+from paw_hpc.run.metrics import RunDirectory, read_metrics
+from paw_hpc.study.report import write_report
+from paw_hpc.system.errors import CheckpointError
 from tests.recipe_values import KEYS, changed, get_key
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "resuming.md"
@@ -195,7 +196,7 @@ def test_launched_runs_are_changed_alike(tmp_path: Path) -> None:
 
 
 def test_the_command_line_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paw_hpc.cli import app
+    from paw_hpc.cli.main import app
 
     called: dict[str, Any] = {}
     monkeypatch.setattr(loop, "train", lambda *_, **options: called.update(options))

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from paw_hpc.seeding import derive_seed, generator
+from paw_hpc.system.seeding import derive_seed, generator
 
 PINNED = {
     (0, "train"): 8791238859303715374,
@@ -47,7 +47,7 @@ def test_are_spread_evenly() -> None:
 
 
 def test_do_not_change_with_the_hash_seed_of_the_process() -> None:
-    program = "from paw_hpc.seeding import derive_seed, generator; print(derive_seed(3, 'x', 1), generator(3, 'x', 1).integers(10**9))"
+    program = "from paw_hpc.system.seeding import derive_seed, generator; print(derive_seed(3, 'x', 1), generator(3, 'x', 1).integers(10**9))"
     said = {
         subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
         for seed in ("1", "2")

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc.cluster.sweep import load_sweep
-from paw_hpc.errors import RecipeError, UserError
 from paw_hpc.recipe import load_recipe
 from paw_hpc.recipe.shipped import copy, find_shipped, recipe_path, shipped_files
+from paw_hpc.study.sweep import load_sweep
+from paw_hpc.system.errors import RecipeError, UserError
 from tests.recipe_files import RECIPES, ROOT, SWEEPS
 
 CHECKOUT = ROOT.parent
 
 
 def paw(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "paw_hpc.cli", *arguments]
+    command = [sys.executable, "-m", "paw_hpc.cli.main", *arguments]
     return subprocess.run(command, cwd=cwd, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True, text=True)
 
 
@@ -94,7 +94,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_has_everything(unpacked: Path) -> None:
     package = unpacked / "paw_hpc"
-    for folder in ("recipes", "assets", "rollout/cpu_shim"):
+    for folder in ("recipes", "envs/prompts", "envs/alfworld/shipped_games", "policy/shipped", "rollout/sglang/cpu_shim"):
         source = CHECKOUT / folder if folder == "recipes" else CHECKOUT / "paw_hpc" / folder
         wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
         assert wanted == {path.relative_to(package / folder) for path in (package / folder).rglob("*") if path.is_file()}

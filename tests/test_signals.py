@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from paw_hpc.signals import StopRequest
+from paw_hpc.run.signals import StopRequest
 
 
 def send(number: signal.Signals) -> None:

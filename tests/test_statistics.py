@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from paw_hpc import statistics
-from paw_hpc.statistics import (
+from paw_hpc.evaluation import statistics
+from paw_hpc.evaluation.statistics import (
     cluster_interval,
     crossed_mean,
     crossed_rate,

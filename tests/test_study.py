@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import study
-from paw_hpc.errors import RecipeError
+from paw_hpc.evaluation.results import EvaluationResult, read_evaluations
 from paw_hpc.recipe import Recipe
-from paw_hpc.results import EvaluationResult, read_evaluations
+from paw_hpc.study import local
+from paw_hpc.system.errors import RecipeError
 from tests.report.synthetic import draw, evaluation
 
 SWEEP = """
@@ -48,29 +48,29 @@ def sweep(tmp_path: Path) -> Path:
 def test_runs_that_do_not_share_the_panel_or_the_start_are_refused(sweep: Path) -> None:
     sweep.write_text(SWEEP.replace("[vanilla, paw]", "[vanilla, other]"))
     with pytest.raises(RecipeError, match=r"recipe\.yaml: env: g-other-s3 differs from g-vanilla-s3"):
-        study.run_sweep(sweep, [], sweep.parent / "out", 2)
+        local.run_sweep(sweep, [], sweep.parent / "out", 2)
     assert not (sweep.parent / "out").exists()
 
 
 def test_runs_may_differ_in_what_training_calls_invalid(sweep: Path) -> None:
-    def planned(label: str, *changes: str) -> study.PlannedRun:
-        return study.PlannedRun(label, sweep.parent / "recipe.yaml", changes, sweep.parent / label)
+    def planned(label: str, *changes: str) -> local.PlannedRun:
+        return local.PlannedRun(label, sweep.parent / "recipe.yaml", changes, sweep.parent / label)
 
     alike = [planned("a"), planned("b", "env.validity=format"), planned("c", "env.invalid_penalty=1.5")]
-    study._check_alike(alike, {one.label: one.recipe for one in alike})
+    local._check_alike(alike, {one.label: one.recipe for one in alike})
     other = [planned("a"), planned("b", "env.validity=format", "env.max_steps=7")]
     with pytest.raises(RecipeError, match="env: b differs from a"):
-        study._check_alike(other, {one.label: one.recipe for one in other})
+        local._check_alike(other, {one.label: one.recipe for one in other})
 
 
 def test_a_run_that_fails_ends_the_study(sweep: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert not study.run_sweep(sweep, ["rollout.max_prompt_tokens=3"], sweep.parent / "out", 2)
+    assert not local.run_sweep(sweep, ["rollout.max_prompt_tokens=3"], sweep.parent / "out", 2)
     assert "max_prompt_tokens" in capfd.readouterr().err
 
 
 def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_again(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = sweep.parent / "out"
-    assert study.run_sweep(sweep, [], out, 2)
+    assert local.run_sweep(sweep, [], out, 2)
     results = {arm: read_evaluations(out / f"g-{arm}-s3") for arm in ("vanilla", "paw")}
     for before, after in results.values():
         assert (before.label, before.update, after.label, after.update) == ("start", 0, "end", 1)
@@ -82,9 +82,9 @@ def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_aga
     assert starts[1].observation_ce != ends[1].observation_ce != ends[0].observation_ce
     assert "g-paw" in (out / "report" / "report.md").read_text()
 
-    monkeypatch.setattr(study, "_judge", None)
-    monkeypatch.setattr(study.processes, "run_together", None)
-    assert study.run_sweep(sweep, [], out, 2)
+    monkeypatch.setattr(local, "_judge", None)
+    monkeypatch.setattr(local.processes, "run_together", None)
+    assert local.run_sweep(sweep, [], out, 2)
 
 
 class Inline:
@@ -111,16 +111,16 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Pa
         log.append(("judged", recipe.seed, run and run.name, observed))
         return evaluation(draw(0, 2, 0.5), update=0 if run is None else 1), None if observed else f"play of seed {recipe.seed}"
 
-    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(study, "_judge", judge)
-    monkeypatch.setattr(study, "_train", lambda runs, *_: log.append(("trained", *(planned.label for planned in runs))) or True)
-    monkeypatch.setattr(study, "read_evaluations", lambda directory: done.get(directory.name, []))
-    monkeypatch.setattr(study, "write_evaluation", lambda directory, result: log.append(("written", directory.name)))
-    monkeypatch.setattr(study, "write_report", lambda *_: None)
-    monkeypatch.setattr(study, "print_report", lambda _: None)
+    monkeypatch.setattr(local, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(local, "_judge", judge)
+    monkeypatch.setattr(local, "_train", lambda runs, *_: log.append(("trained", *(planned.label for planned in runs))) or True)
+    monkeypatch.setattr(local, "read_evaluations", lambda directory: done.get(directory.name, []))
+    monkeypatch.setattr(local, "write_evaluation", lambda directory, result: log.append(("written", directory.name)))
+    monkeypatch.setattr(local, "write_report", lambda *_: None)
+    monkeypatch.setattr(local, "print_report", lambda _: None)
     sweep.write_text(SWEEP.replace("[3]", "[3, 4]"))
     done: dict[str, list[Any]] = {}
-    study.run_sweep(sweep, [], sweep.parent / "out", 2)
+    local.run_sweep(sweep, [], sweep.parent / "out", 2)
     of_3 = [("trained", "g-vanilla-s3", "g-paw-s3"), ("judged", 3, None, None)]
     of_3 += [("judged", 3, name, "play of seed 3") for name in ("g-vanilla-s3", "g-paw-s3")]
     of_4 = [("judged", 4, None, "play of seed 3"), *(("judged", 4, name, "play of seed 3") for name in ("g-vanilla-s4", "g-paw-s4"))]
@@ -129,7 +129,7 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Pa
     log.clear()
     before, after = (dataclasses.replace(evaluation(draw(0, 2, 0.5), update=update), label=label) for update, label in ((0, "start"), (1, "end")))
     done |= {name: [before, after] for name in ("g-vanilla-s3", "g-paw-s3")}
-    study.run_sweep(sweep, [], sweep.parent / "out", 2)
+    local.run_sweep(sweep, [], sweep.parent / "out", 2)
     assert [entry for entry in log if entry[0] == "judged"] == [("judged", 3, None, None), *of_4]
     assert {entry[1] for entry in log if entry[0] == "written"} == {"g-vanilla-s4", "g-paw-s4"}
 

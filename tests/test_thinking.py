@@ -12,16 +12,16 @@ from transformers import PreTrainedTokenizerBase
 
 from paw_hpc import loop
 from paw_hpc.build import Machinery
-from paw_hpc.errors import DataError
+from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.experience import Transition
-from paw_hpc.metrics import read_metrics
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import ModelSection, Recipe, TinyModel, parse_recipe
-from paw_hpc.results import read_evaluations
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector
 from paw_hpc.rollout.event_loop import EventLoop
+from paw_hpc.run.metrics import read_metrics
+from paw_hpc.system.errors import DataError
 from tests.rollout.chat_templates import OPENS, TEMPLATES, save
 
 SAYS = "<think>here</think><action>look</action>"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from benchmarks.gpu.common import markdown, options, skip, write
 from benchmarks.gpu.synthetic import model_folder
-from paw_hpc.errors import UserError
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import load_recipe
+from paw_hpc.system.errors import UserError
 
 TOY = ["rollout.groups=2", "rollout.group_size=2", "rollout.max_response_tokens=8", "rollout.max_prompt_tokens=2048", "eval.panel=test:4@0"]
 TOY_CLONE = ["warm_start.games=8", "warm_start.steps=2", "warm_start.batch_tokens=2048"]
@@ -27,7 +27,7 @@ TOY_CLONE = ["warm_start.games=8", "warm_start.steps=2", "warm_start.batch_token
 def paw(*words: str) -> float:
     """Runs the command of this checkout; seconds. Ends this step where it fails."""
     started = time.perf_counter()
-    status = subprocess.run([sys.executable, "-c", "from paw_hpc.cli import main; main()", *words]).returncode
+    status = subprocess.run([sys.executable, "-c", "from paw_hpc.cli.main import main; main()", *words]).returncode
     if status:
         sys.exit(f"paw {' '.join(words)} ended with status {status}")
     return time.perf_counter() - started

@@ -21,11 +21,11 @@ from benchmarks.gpu.common import by_kernel, device, markdown, options, skip, sy
 from benchmarks.gpu.synthetic import LENGTHS, QWEN_1_5B, TOY, TOY_LENGTHS, Lengths, model_folder, pool
 from benchmarks.policy import make_policy
 from paw_hpc.build import processes_of
+from paw_hpc.evaluation.statistics import ratio_interval
 from paw_hpc.experience import Pool
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.backend import Policy
 from paw_hpc.recipe import Recipe, load_recipe
-from paw_hpc.statistics import ratio_interval
 
 ARMS = {"vanilla": "wm.enabled=false", "PaW": "wm.enabled=true"}
 Found = dict[str, list[float]]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paw_hpc.errors import UserError
 from paw_hpc.policy.checkpoint_folder import MANIFEST, checkpoints
-from paw_hpc.storage import storage_errors, write_atomically
+from paw_hpc.system.errors import UserError
+from paw_hpc.system.storage import storage_errors, write_atomically
 
 _STATUS = "exit-status"
 CUT_OFF = "cut off (killed by Slurm, or its node died)"

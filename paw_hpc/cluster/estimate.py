@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.memory import kv_bytes_per_token
 from paw_hpc.cluster.models import parameters
-from paw_hpc.gpus import BYTES_PER_S, PEAK_FLOPS
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.recipe import Recipe
+from paw_hpc.system.gpus import BYTES_PER_S, PEAK_FLOPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.layout import plan_layout
 from paw_hpc.cluster.steps import LocalMachine, SlurmMachine
 from paw_hpc.cluster.supervise import Ending, Result, Supervisor
-from paw_hpc.errors import UserError
-from paw_hpc.metrics import RunDirectory
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system.errors import UserError
 
 _log = logging.getLogger("paw_hpc.cluster")
 END_WITHIN_S = 120.0

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import Recipe
+from paw_hpc.system.errors import RecipeError
 
 RoleName = Literal["trainer", "rollout", "retriever"]
 Shape = Literal["in process", "disaggregated", "single node", "colocated"]

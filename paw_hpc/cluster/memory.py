@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.models import layer_parameters, parameters
-from paw_hpc.gpus import GIB, GPU_BYTES
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.recipe import Recipe
+from paw_hpc.system.gpus import GIB, GPU_BYTES
 
 OTHER_BYTES = 4 * GIB
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from paw_hpc.errors import CheckpointError, RecipeError
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of, read_architecture
 from paw_hpc.recipe import Recipe, policy_folder
+from paw_hpc.system.errors import CheckpointError, RecipeError
 
 _QWEN2 = partial(Architecture, model_type="qwen2", head_dim=128, qkv_bias=True, qk_norm=False, norm_eps=1e-6, max_positions=32768)
 _QWEN3 = partial(Architecture, model_type="qwen3", head_dim=128, qkv_bias=False, qk_norm=True, norm_eps=1e-6, max_positions=40960, vocabulary=151936)

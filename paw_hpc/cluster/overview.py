@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paw_hpc.cluster.plan import Plan
-from paw_hpc.gpus import GIB
+from paw_hpc.system.gpus import GIB
 
 _HEADER = ("run", "nodes x GPUs", "GiB/GPU", "s/update", "h/run", "seeds", "GPU h")
 

@@ -10,12 +10,12 @@ from paw_hpc.cluster.estimate import Assumptions, StepTime, step_time
 from paw_hpc.cluster.layout import ClusterLayout, plan_layout
 from paw_hpc.cluster.memory import ServerMemory, TrainerMemory, server_memory, too_much, trainer_memory
 from paw_hpc.cluster.models import NotMadeYet, architecture_for, parameters
-from paw_hpc.cluster.nearest import nearest_that_fits
-from paw_hpc.errors import RecipeError
-from paw_hpc.gpus import GIB, GPU_BYTES
+from paw_hpc.cluster.suggestion import nearest_that_fits
 from paw_hpc.policy.convert.architecture import Architecture, parameter_count
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.recipe import Recipe
+from paw_hpc.system.errors import RecipeError
+from paw_hpc.system.gpus import GIB, GPU_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,15 +22,15 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from paw_hpc import fence
 from paw_hpc.cluster.layout import port
-from paw_hpc.errors import UserError
-from paw_hpc.keys import INHERITED_KEY, read_key
-from paw_hpc.metrics import RunDirectory
 from paw_hpc.policy.loading import initial_folder, load_tokenizer
 from paw_hpc.recipe import Recipe, policy_folder
-from paw_hpc.rollout.launch import SUPERVISOR, Launch, make_launch
-from paw_hpc.seeding import derive_seed
+from paw_hpc.rollout.sglang.process import SUPERVISOR, Launch, make_launch
+from paw_hpc.run import fence
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system.errors import UserError
+from paw_hpc.system.keys import INHERITED_KEY, read_key
+from paw_hpc.system.seeding import derive_seed
 
 POLL_S = 0.2
 ENDING_S = 15.0

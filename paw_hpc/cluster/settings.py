@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import ClusterSection, Recipe, load_recipe, read_yaml
+from paw_hpc.system.errors import RecipeError
 
 
 def user_file() -> Path:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from paw_hpc.errors import UserError
-from paw_hpc.fence import job_name as job_name
+from paw_hpc.run.fence import job_name as job_name
+from paw_hpc.system.errors import UserError
 
 COMMAND_TIMEOUT_S = 60.0
 RETRY_FOR_S = 180.0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.submit import Submission, read_submission
-from paw_hpc.errors import UserError
-from paw_hpc.metrics import RunDirectory, read_metrics
+from paw_hpc.run.metrics import RunDirectory, read_metrics
+from paw_hpc.system.errors import UserError
 
 POLL_S = 0.5
 _log = logging.getLogger(__name__)

@@ -17,17 +17,17 @@ from unittest import mock
 
 import submitit
 
-from paw_hpc import changes
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.job import Job, main
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.models import architecture_for
 from paw_hpc.cluster.plan import make_plan
-from paw_hpc.errors import RecipeError, UserError
-from paw_hpc.metrics import RunDirectory, revision
 from paw_hpc.recipe import Recipe, dump_recipe
 from paw_hpc.recipe.resume import Difference
-from paw_hpc.storage import storage_errors, write_atomically
+from paw_hpc.run import changes
+from paw_hpc.run.metrics import RunDirectory, revision
+from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.storage import storage_errors, write_atomically
 
 Executor = Literal["auto", "slurm", "allocation", "local"]
 _ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "SIGNALING", "STAGE_OUT")

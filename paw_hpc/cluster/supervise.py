@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from paw_hpc import fence
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
 from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, ended_file, started_file
-from paw_hpc.keys import INHERITED_KEY, KEY_FILE, new_key, write_secret
-from paw_hpc.metrics import RunDirectory
 from paw_hpc.recipe import Recipe
+from paw_hpc.run import fence
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system.keys import INHERITED_KEY, KEY_FILE, new_key, write_secret
 
 _log = logging.getLogger(__name__)
 POLL_S = 0.1
@@ -158,7 +158,7 @@ class Supervisor:
         if role.name == "retriever":
             search, local = self.recipe.env.search, self.machine.hosts[role.first_node] == LOOPBACK
             where = ["--host", LOOPBACK if local else "0.0.0.0", "--port", str(port(self.job, "retriever")), "--data", search.data]
-            return [self.python, "-m", "paw_hpc.cli", "data", "search", "serve", *([search.index] if search.index else []), *where]
+            return [self.python, "-m", "paw_hpc.cli.main", "data", "search", "serve", *([search.index] if search.index else []), *where]
         module = "paw_hpc.cluster.worker" if role.name == "trainer" else "paw_hpc.cluster.server"
         return [self.python, "-u", "-m", module, str(self.run)]
 

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from paw_hpc import fence
 from paw_hpc.cluster.steps import RETRIEVER, ended_file, started_file
-from paw_hpc.distributed import Process
-from paw_hpc.errors import UserError
-from paw_hpc.metrics import RunDirectory
-from paw_hpc.signals import StopRequest
-from paw_hpc.storage import write_atomically
+from paw_hpc.run import fence
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.run.signals import StopRequest
+from paw_hpc.system.distributed import Process
+from paw_hpc.system.errors import UserError
+from paw_hpc.system.storage import write_atomically
 
 _RETRIEVER_READY_S = 3600.0
 _SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.sampling import proportional_shares
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import split_panel_name
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.seeding import derive_seed
 
 
 def parse_name(name: str, benchmark: str = "alfworld") -> tuple[str, int | None, int]:

@@ -1,6 +1,6 @@
 """The wording of prompts as data: Jinja2 files, read once, checked when they are read.
 
-A template is a file of the package (`assets/prompts/BENCHMARK/NAME.j2`, with NAME `default` or `reference`) or of the user. It runs in a sandbox,
+A template is a file of the package (`envs/prompts/BENCHMARK/NAME.j2`, with NAME `default` or `reference`) or of the user. It runs in a sandbox,
 sees the variables of its benchmark (docs/prompts.md) and nothing else, and writes them as they are: what an environment said is a value and is never
 read as a template. Its text is a function of its variables, so the random parts of Jinja are taken out.
 
@@ -18,12 +18,12 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import BenchmarkName
+from paw_hpc.system.errors import RecipeError
 
 SHIPPED = ("default", "reference")
 KEY = "env.prompt_template"
-_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "prompts"
+_FOLDER = Path(__file__).resolve().parent / "prompts"
 _COMMON = ("task", "step", "steps_taken", "max_steps", "history")
 VARIABLES: Mapping[str, tuple[str, ...]] = {
     "alfworld": (*_COMMON, "observation", "opening", "actions"),

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paw_hpc.errors import TrainingError
 from paw_hpc.experience import ACTION, OBSERVATION, Batch, Ids, Pool, Scores
 from paw_hpc.objective import world_model
 from paw_hpc.objective.batching import micro_batches, mini_batches
 from paw_hpc.objective.credit import Credit, assign_credit
 from paw_hpc.recipe import Recipe, WorldModelSection
-from paw_hpc.seeding import generator
+from paw_hpc.system.errors import TrainingError
+from paw_hpc.system.seeding import generator
 
 __all__ = ["Plan", "last_prompt_tokens", "micro_batches", "mini_batches", "pack", "plan", "world_model_scale"]
 

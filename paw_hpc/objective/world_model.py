@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from paw_hpc.seeding import generator
+from paw_hpc.system.seeding import generator
 
 # ---------------------------------------------------------------------------------------------------------------- eq. 4: what is selected
 

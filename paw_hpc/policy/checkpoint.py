@@ -18,10 +18,10 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.policy.checkpoint_folder import begin, check_content, check_recipe, checkpoints, commit, none_whole, read_manifest, write_manifest
 from paw_hpc.recipe import Recipe
-from paw_hpc.storage import storage_errors
+from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.storage import storage_errors
 
 FORMAT = "paw_hpc checkpoint 1"
 _ARRAY = "__numpy__"

@@ -19,11 +19,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from paw_hpc import fence
-from paw_hpc.errors import CheckpointError
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.recipe.resume import differences
-from paw_hpc.storage import sync_folder
+from paw_hpc.run import fence
+from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.storage import sync_folder
 
 MANIFEST = "manifest.json"
 _SAVED = ".saved"

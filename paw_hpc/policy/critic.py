@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from paw_hpc.experience import ACTION, Batch
 from paw_hpc.policy.packed import Packing, hidden_states
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.seeding import derive_seed
 
 HEAD_STD = 0.02
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from paw_hpc.data_paths import cache_dir, locked
-from paw_hpc.errors import DataError
 from paw_hpc.policy import gguf_file
 from paw_hpc.recipe import FETCHED_POLICIES, policy_folder
-from paw_hpc.storage import storage_errors, sync_folder
+from paw_hpc.system.data_paths import cache_dir, locked
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.storage import storage_errors, sync_folder
 
 _PIP_PATIENCE_S = 1800
 

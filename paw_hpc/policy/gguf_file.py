@@ -17,8 +17,8 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from paw_hpc.errors import DataError
-from paw_hpc.storage import storage_errors, sync_file
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.storage import storage_errors, sync_file
 
 CHECKSUMS = "SHA256SUMS"
 """The file of a folder that says what its other files hold, in the form that `sha256sum --check` reads."""

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, micro_batches, mini_batches, pack
@@ -33,7 +32,8 @@ from paw_hpc.policy.optimizer import Optimizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.policy.throughput import ModelCost, memory_peak_bytes, peak_flops, rates
 from paw_hpc.recipe import Recipe
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.seeding import derive_seed
 
 NO_IDS = np.empty(0, dtype=np.int32)
 

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import FETCHED_POLICIES, SHIPPED_POLICIES, ModelSection, Recipe, policy_folder
+from paw_hpc.system.errors import RecipeError
 
 WARM_START = SHIPPED_POLICIES["warm-start"]
 """What `model.path: warm-start` means."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.recipe import OptimizerSection
+from paw_hpc.system.errors import CheckpointError
 
 SETTINGS = ("betas", "eps", "weight_decay")
 """What a parameter group has from the recipe, beside the learning rate, which every step sets."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from paw_hpc.errors import UserError
+from paw_hpc.system.errors import UserError
 
 NAME = "paw_packed"
 MAX_PADDING = 1.25

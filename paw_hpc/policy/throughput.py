@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from paw_hpc.experience import Batch
-from paw_hpc.gpus import PEAK_FLOPS
+from paw_hpc.system.gpus import PEAK_FLOPS
 
 
 class PhaseClock:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import TinyModel
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.errors import RecipeError
+from paw_hpc.system.seeding import derive_seed
 
 CONTEXT_TOKENS = 32768
 """Rotary positions cost nothing, so the context is that of Qwen2."""

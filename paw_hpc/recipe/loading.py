@@ -19,8 +19,8 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe.experiment import Recipe
+from paw_hpc.system.errors import RecipeError
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

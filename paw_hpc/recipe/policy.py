@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from paw_hpc.data_paths import cache_root
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
+from paw_hpc.system.data_paths import cache_root
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
-_ASSETS = Path(__file__).resolve().parents[1] / "assets"
-SHIPPED_POLICIES = {"warm-start": _ASSETS / "warm_start", "warm-start-generated": _ASSETS / "warm_start_generated"}
+_SHIPPED = Path(__file__).resolve().parents[1] / "policy" / "shipped"
+SHIPPED_POLICIES = {"warm-start": _SHIPPED / "warm_start", "warm-start-generated": _SHIPPED / "warm_start_generated"}
 """`model.path` of the small policies that ship with the package, and their folders: cloned on official ALFWorld games, and then on generated ones."""
 FETCHED_POLICIES = ("smollm2",)
 """`model.path` of the pretrained models that `paw data model NAME` brings into the cache."""
@@ -62,7 +62,7 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    """How `paw warm-start` clones a small policy from expert play (see warmstart.py); training never reads it."""
+    """How `paw warm-start` clones a small policy from expert play (see study/warmstart.py); training never reads it."""
 
     games: PositiveInt = 1600
     """Training games (a seeded choice, in proportion to their task types)."""

@@ -1,7 +1,7 @@
 """What may be different when a run goes on: a verdict on every key of a recipe.
 
     free       it does not change what an update computes (beyond the order in which floating-point numbers are added)
-    by name    it does, and is let through when it is asked for (`--change KEY`), which is recorded (see changes.py)
+    by name    it does, and is let through when it is asked for (`--change KEY`), which is recorded (see run/changes.py)
     checksum   where the same model stands: the weights that the run began with are compared with those there
     never      it would be another run, or the checkpoint could not be read
 

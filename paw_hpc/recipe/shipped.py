@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from paw_hpc.errors import DataError, RecipeError, UserError
 from paw_hpc.recipe.loading import read_yaml
-from paw_hpc.storage import write_atomically
+from paw_hpc.system.errors import DataError, RecipeError, UserError
+from paw_hpc.system.storage import write_atomically
 
 _KNOWN_BY = Path("paper") / "choices.yaml"
 """A file that tells this folder from any other of the name."""

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from paw_hpc.envs.answers import CLOSE_THOUGHT, OPEN_THOUGHT
 from paw_hpc.envs.base import Message
-from paw_hpc.errors import DataError
 from paw_hpc.experience import Ids
 from paw_hpc.rollout.chat_template import ChatTemplate
+from paw_hpc.system.errors import DataError
 
 _log = logging.getLogger(__name__)
 _FIRST, _ANSWER, _NEXT = "aaaa", "bbbb", "cccc"

@@ -9,7 +9,7 @@ from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from paw_hpc.envs.base import Message
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 """What a template is told when it asks for the date or the time (midnight): a run must not change overnight. It is the date that Llama 3's template

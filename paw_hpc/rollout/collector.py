@@ -20,7 +20,7 @@ from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, Environm
 from paw_hpc.experience import Episode, Group, Ids, Transition
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
-from paw_hpc.seeding import derive_seed, name_seed
+from paw_hpc.system.seeding import derive_seed, name_seed
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
-from paw_hpc.signals import EvaluationLeft
+from paw_hpc.run.signals import EvaluationLeft
 
 T = TypeVar("T")
 _POLL_S = 0.5

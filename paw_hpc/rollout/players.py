@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from paw_hpc import distributed
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import UserError
 from paw_hpc.experience import Group
 from paw_hpc.rollout.collector import CollectStats
-from paw_hpc.signals import EvaluationLeft
+from paw_hpc.run.signals import EvaluationLeft
+from paw_hpc.system import distributed
+from paw_hpc.system.errors import UserError
 
 Played = tuple[list[Group], CollectStats]
 Play = Callable[[Sequence[Task], int], Played]

@@ -12,9 +12,9 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from paw_hpc.cli import app
-from paw_hpc.metrics import read_metrics
+from paw_hpc.cli.main import app
 from paw_hpc.recipe import Recipe, dump_recipe, parse_recipe
+from paw_hpc.run.metrics import read_metrics
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "checkpoint": {"every": 1},
     "cluster": {"cpus_per_node": 2, "time_min": 20},
 }
-PAW = [sys.executable, "-m", "paw_hpc.cli"]
+PAW = [sys.executable, "-m", "paw_hpc.cli.main"]
 
 
 def recipe(base: dict[str, Any] = TINY, **sections: Any) -> Recipe:

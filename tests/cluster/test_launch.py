@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc import cli_cluster, doctor, fence
+from paw_hpc.cli import cluster as cli_cluster
+from paw_hpc.cli import doctor
 from paw_hpc.cluster import slurm
 from paw_hpc.cluster.layout import plan_layout
 from paw_hpc.cluster.settings import load_for_cluster
 from paw_hpc.cluster.status import status_of
 from paw_hpc.cluster.steps import SlurmMachine
 from paw_hpc.cluster.submit import Launchable, array_script, resolve_executor, script, submit, submit_array
-from paw_hpc.errors import RecipeError, UserError
 from paw_hpc.recipe import load_recipe
+from paw_hpc.run import fence
+from paw_hpc.system.errors import RecipeError, UserError
 from tests.cluster.runs import recipe, write
 from tests.recipe_files import RECIPES
 
@@ -86,7 +88,7 @@ def test_every_key_reaches_the_script(tmp_path: Path) -> None:
 def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
-    from paw_hpc.cli import app
+    from paw_hpc.cli.main import app
 
     path, run = write(recipe(), tmp_path / "tiny.yaml"), tmp_path / "run"
     printed = CliRunner().invoke(app, ["launch", str(path), "--run-dir", str(run), "--dry-run"])

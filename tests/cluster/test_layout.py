@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from paw_hpc.cluster.layout import PORTS, plan_layout, port
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.system.errors import RecipeError
 
 
 def recipe(cluster: dict[str, Any], rollout: dict[str, Any] | None = None, **sections: Any) -> Recipe:

@@ -10,11 +10,11 @@ import pytest
 from paw_hpc.cluster.layout import plan_layout
 from paw_hpc.cluster.memory import server_memory, trainer_memory
 from paw_hpc.cluster.models import PUBLISHED, architecture_for, parameters
-from paw_hpc.cluster.nearest import apply_overrides
 from paw_hpc.cluster.plan import make_plan, plan_lines
-from paw_hpc.errors import RecipeError
-from paw_hpc.gpus import GIB, GPU_BYTES
+from paw_hpc.cluster.suggestion import apply_overrides
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
+from paw_hpc.system.errors import RecipeError
+from paw_hpc.system.gpus import GIB, GPU_BYTES
 from tests.recipe_files import RECIPES
 
 

@@ -18,16 +18,16 @@ import psutil
 import pytest
 import torch
 
-from paw_hpc import fence
 from paw_hpc.cluster import attempts, worker
 from paw_hpc.cluster.layout import Role, port
 from paw_hpc.cluster.steps import LocalGroup, LocalMachine
 from paw_hpc.cluster.supervise import Ending, Supervisor
 from paw_hpc.envs.search.benchmark import make_retriever
-from paw_hpc.errors import RecipeError
-from paw_hpc.keys import write_secret
-from paw_hpc.metrics import MetricsWriter, RunDirectory
 from paw_hpc.policy import checkpoint
+from paw_hpc.run import fence
+from paw_hpc.run.metrics import MetricsWriter, RunDirectory
+from paw_hpc.system.errors import RecipeError
+from paw_hpc.system.keys import write_secret
 from tests.cluster.runs import TINY, paw, processes_naming, recipe, stream, wait_until, write
 
 SERVED: dict[str, Any] = {"rollout": {"engine": "sglang"}, "cluster": {"rollout_nodes": 1}}
@@ -163,7 +163,7 @@ def test_only_the_latest_attempt_writes(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.open(recipe(), "test") == 1
     stale = MetricsWriter(run)
     stale.write(0, {"a": 1.0})
-    code = f"from pathlib import Path\nfrom paw_hpc import fence\nprint(fence.claim(Path({str(run.path)!r})))"
+    code = f"from pathlib import Path\nfrom paw_hpc.run import fence\nprint(fence.claim(Path({str(run.path)!r})))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "2"
     for write_something in (lambda: stale.write(1, {"a": 2.0}), lambda: checkpoint.save(run.checkpoints, 1, {}, {})):
         with pytest.raises(fence.StaleAttempt, match=r"attempt 2 .* has taken over; attempt 1 ends"):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from paw_hpc.cli import app
-from paw_hpc.cluster.sweep import is_sweep, load_sweep
-from paw_hpc.errors import RecipeError
+from paw_hpc.cli.main import app
 from paw_hpc.recipe import load_recipe
+from paw_hpc.study.sweep import is_sweep, load_sweep
+from paw_hpc.system.errors import RecipeError
 
 
 class TestQueue:

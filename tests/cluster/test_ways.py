@@ -12,7 +12,7 @@ import pytest
 
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.layout import port
-from paw_hpc.results import read_evaluations
+from paw_hpc.evaluation.results import read_evaluations
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.runs import PAW, explain, job_state, paw, processes_naming, recipe, wait_until, write
 from tests.cluster.test_faults import launched

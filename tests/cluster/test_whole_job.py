@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paw_hpc.cluster import attempts
-from paw_hpc.results import read_evaluations
+from paw_hpc.evaluation.results import read_evaluations
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.runs import TINY, explain, paw, processes_naming, recipe, slurm, stream, wait_until
 from tests.cluster.test_faults import ASKED, Launched, bring_back, launched, stop_daemon

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import typer.main
 
-from paw_hpc import cli
-from paw_hpc.cluster.sweep import load_sweep
-from paw_hpc.errors import UserError
+from paw_hpc.cli import main as cli
+from paw_hpc.evaluation.referee import judged
 from paw_hpc.recipe import PANELS, load_recipe, split_panel_name
 from paw_hpc.recipe.shipped import recipe_path
-from paw_hpc.referee import judged
+from paw_hpc.study.sweep import load_sweep
+from paw_hpc.system.errors import UserError
 from tests.docs.commands import Block, Command, named_files, shows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -61,7 +61,7 @@ def test_every_link_leads_to_a_file_of_the_site(site: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fine"),
     [
-        ("[there](b.md#there), ::: is words\n\n::: paw_hpc.errors\n", True),
+        ("[there](b.md#there), ::: is words\n\n::: paw_hpc.system.errors\n", True),
         ("[gone](gone.md)", False),
         ("[nowhere](b.md#nowhere)", False),
         ("::: paw_hpc.no.such.module", False),

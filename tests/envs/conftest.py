@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import data_paths
 from paw_hpc.envs.alfworld import games, official
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.system import data_paths
 
 
 @pytest.fixture(scope="session")

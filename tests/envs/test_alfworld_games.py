@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import data_paths
 from paw_hpc.envs.alfworld import games, official, store
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
 from tests.envs.conftest import all_splits, old_release
 
 Games = dict[str, dict[str, Any]]

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import data_paths
 from paw_hpc.envs.alfworld import games, generate, official, scenes
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.store import open_store
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES, TaskType
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
 
 OFFICIAL_SENTENCES = {
     "pick_and_place_simple": [r"put a (?P<o>\w+) in (?P<r>\w+)", r"put some (?P<o>\w+) on (?P<r>\w+)"],

@@ -13,8 +13,8 @@ from paw_hpc.envs.alfworld import games, generate, official
 from paw_hpc.envs.alfworld.panels import panel as alfworld_panel
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.sampling import proportional_shares
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.system.errors import DataError
 
 EXPECTED_PART = [
     "valid_unseen/look_at_obj_in_light-Pencil-None-DeskLamp-308/trial_T20190908_220656_510400",

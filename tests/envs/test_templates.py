@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from paw_hpc.cli import app
+from paw_hpc.cli.main import app
 from paw_hpc.envs.alfworld.prompt import AlfworldView
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.envs.examples import example_prompts
 from paw_hpc.envs.search.prompt import SearchView
 from paw_hpc.envs.templates import SHIPPED, VARIABLES, PromptTemplate, load_template, shipped_template
-from paw_hpc.errors import RecipeError
 from paw_hpc.recipe import BenchmarkName, EnvSection, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.system.errors import RecipeError
 from tests.envs.prompt_cases import ROOM, cases
 
 BENCHMARKS: tuple[BenchmarkName, ...] = ("alfworld", "webshop", "search")

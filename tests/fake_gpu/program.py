@@ -24,7 +24,7 @@ from paw_hpc.policy import huggingface, throughput
 from paw_hpc.rollout.engines import decoder as decoding
 from paw_hpc.rollout.engines.base import GenerationRequest
 from paw_hpc.rollout.engines.graphs import DecodingSteps, Recorded
-from paw_hpc.rollout.publish.buckets import weights_of
+from paw_hpc.rollout.sglang.publish.buckets import weights_of
 from tests.factories import random_pool, tiny_recipe
 from tests.fake_gpu import device
 from tests.policy.models import VOCABULARY, model_folder, random_model, word_tokenizer
@@ -77,9 +77,9 @@ def policy(dtype: str, **dotted: Any) -> None:
 
 def megatron(dtype: str) -> None:
     """As `grpo_paw`, by Megatron-core on one rank, without state (its checkpoints are files)."""
-    from paw_hpc import distributed
     from paw_hpc.policy.megatron import shim
     from paw_hpc.policy.megatron.policy import MegatronPolicy
+    from paw_hpc.system import distributed
 
     shim.STAND_IN = GPU
     with shim.megatron():
@@ -155,7 +155,7 @@ def generation(dtype: str) -> None:
 
 def publication(dtype: str) -> None:
     """Buckets of the live weights."""
-    from paw_hpc.rollout.publish.buckets import buckets, in_turn
+    from paw_hpc.rollout.sglang.publish.buckets import buckets, in_turn
 
     model = device.moved(random_model("qwen2 tied").to(getattr(torch, dtype)))
     memory = in_turn(2, lambda size, place: torch.empty(size, dtype=torch.uint8, device=place))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from paw_hpc.errors import TrainingError
 from paw_hpc.experience import ACTION, OBSERVATION, Pool, Scores
 from paw_hpc.objective.plan import micro_batches, plan, world_model_scale
+from paw_hpc.system.errors import TrainingError
 from tests.factories import random_groups, random_pool, random_scores, tiny_recipe
 from tests.objective import slow
 from tests.objective.rows import attach_logp, by_transition, identical, row_losses, total

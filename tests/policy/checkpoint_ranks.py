@@ -14,12 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from paw_hpc.errors import CheckpointError, StorageError
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.megatron import checkpoint, states
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.policy import MegatronPolicy
 from paw_hpc.recipe import Recipe
+from paw_hpc.system.errors import CheckpointError, StorageError
 from tests.factories import random_pool, tiny_recipe
 
 LAYOUTS = {

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from paw_hpc.errors import CheckpointError, UserError
 from paw_hpc.policy.convert import names, transfer
 from paw_hpc.policy.convert.architecture import read_architecture
 from paw_hpc.policy.convert.transfer import export_hf, hf_tensors, load_hf, named_parameters
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.model import PackedGPT, build_model
+from paw_hpc.system.errors import CheckpointError, UserError
 from tests.factories import tiny_recipe
 from tests.policy.models import word_tokenizer
 

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from paw_hpc.errors import CheckpointError, StorageError
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.checkpoint import latest, load, save
 from paw_hpc.policy.checkpoint_folder import ever_saved
 from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.system.errors import CheckpointError, StorageError
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -11,12 +11,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from paw_hpc.errors import CheckpointError, StorageError
 from paw_hpc.policy.convert import folder as folders
 from paw_hpc.policy.convert.architecture import read_architecture
 from paw_hpc.policy.convert.folder import FolderReader, FolderWriter
 from paw_hpc.policy.convert.names import Piece, hf_shapes
 from paw_hpc.policy.convert.transfer import _buckets, _Entry, _offsets
+from paw_hpc.system.errors import CheckpointError, StorageError
 from tests.policy import convert_ranks
 from tests.policy.models import SIZES, sharpen
 from tests.policy.test_convert_names import CONFIGS

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from paw_hpc.errors import CheckpointError, RecipeError
 from paw_hpc.policy.convert.transfer import load_hf
 from paw_hpc.policy.megatron.conversion import Target, convert
+from paw_hpc.system.errors import CheckpointError, RecipeError
 from tests.policy.convert_ranks import tensors_of
 from tests.policy.models import model_folder, word_tokenizer
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.policy.convert import names
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
 from paw_hpc.policy.convert.names import EMBEDDING, OUTPUT, hf_shapes, interleaved_qkv, local_name, parameters, share
+from paw_hpc.system.errors import CheckpointError
 from tests.policy.models import SIZES
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.experience import Batch, Pool, Scores
 from paw_hpc.objective.plan import pack, plan
 from paw_hpc.objective.policy_loss import make_row_loss
 from paw_hpc.policy.huggingface import NO_IDS, HuggingFacePolicy
+from paw_hpc.system.errors import CheckpointError
 from tests.factories import random_pool
 from tests.policy.models import MODELS, model_folder, policy_from
 

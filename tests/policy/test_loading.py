@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.recipe import SHIPPED_POLICIES, Recipe
+from paw_hpc.system.errors import RecipeError
 from tests.factories import tiny_recipe
 from tests.policy.models import model_folder, tokenizer_folder, word_tokenizer
 

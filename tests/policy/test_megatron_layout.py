@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from paw_hpc.errors import CheckpointError, RecipeError
 from paw_hpc.objective.plan import pack
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
 from paw_hpc.policy.megatron.layout import Layout, has_transformer_engine
@@ -17,6 +16,7 @@ from paw_hpc.policy.megatron.microbatches import micro_batches, partition
 from paw_hpc.policy.megatron.model import transformer_engine_wanted
 from paw_hpc.policy.throughput import ModelCost
 from paw_hpc.recipe import MegatronSection
+from paw_hpc.system.errors import CheckpointError, RecipeError
 from tests.factories import random_pool, tiny_recipe
 from tests.policy.models import random_model
 

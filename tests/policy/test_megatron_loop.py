@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from paw_hpc import loop
-from paw_hpc.metrics import read_metrics
 from paw_hpc.recipe import load_recipe
+from paw_hpc.run.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks compute on the CPU")
 
@@ -36,7 +36,7 @@ NOT_OF_THE_UPDATE = ("time/", "system/", "policy/seconds", "policy/padding_share
 
 
 def _command(run: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "paw_hpc.cli", "train", RECIPE, *SMALL, *overrides, "--run-dir", str(run)]
+    return [sys.executable, "-m", "paw_hpc.cli.main", "train", RECIPE, *SMALL, *overrides, "--run-dir", str(run)]
 
 
 def _train(run: Path, *overrides: str) -> str:

@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from paw_hpc.errors import UserError
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention, use_varlen
+from paw_hpc.system.errors import UserError
 from tests.policy.models import MODELS, SIZES, VOCABULARY, random_model
 
 LENGTHS = {"mixed": [7, 1, 40, 12, 41, 3], "equal": [9, 9, 9], "single": [17]}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paw_hpc import loop, warmstart
-from paw_hpc.metrics import read_metrics
+from paw_hpc import loop
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import ModelSection, load_recipe
+from paw_hpc.run.metrics import read_metrics
+from paw_hpc.study import warmstart
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "smollm2"
 SMALL = ["env.max_steps=2", "rollout.groups=1", "rollout.group_size=2", "rollout.max_response_tokens=24", "optimizer.max_tokens_per_micro_batch=1024"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from paw_hpc.metrics import MetricsWriter, RunDirectory
+from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult, write_evaluation
 from paw_hpc.recipe import TASK_TYPES, Recipe, parse_recipe
-from paw_hpc.results import EvaluatedEpisode, EvaluationResult, write_evaluation
+from paw_hpc.run.metrics import MetricsWriter, RunDirectory
 
 
 def recipe(name: str, *, seed: int = 0, wm: bool = True, **changes: Any) -> Recipe:

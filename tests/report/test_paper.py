@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.protocols import protocol, standing
 from paw_hpc.recipe import PROTOCOLS, QUESTION_SETS, ProtocolName, Recipe, load_recipe, parse_recipe
+from paw_hpc.recipe.protocols import protocol, standing
 from paw_hpc.recipe.shipped import protocol_recipe
-from paw_hpc.report import paper
-from paw_hpc.report.paper import paper_row
+from paw_hpc.study.report import paper
+from paw_hpc.study.report.paper import paper_row
 from tests.beside import SHARED, beside
 
 SOURCE = SHARED / "paper.md"

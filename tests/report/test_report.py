@@ -13,14 +13,14 @@ import pytest
 from matplotlib import colors, image
 from rich.console import Console
 
-from paw_hpc.errors import CheckpointError, DataError
-from paw_hpc.protocols import protocol
+from paw_hpc.evaluation.results import Prediction, write_evaluation
+from paw_hpc.evaluation.statistics import crossed_mean, paired_difference, success_interval
 from paw_hpc.recipe import parse_recipe
-from paw_hpc.report import compare, plots, predictions, print_evaluation, print_report, write_report
-from paw_hpc.report.document import TableBlock
-from paw_hpc.report.runs import panels, phase_seconds, read_arms
-from paw_hpc.results import Prediction, write_evaluation
-from paw_hpc.statistics import crossed_mean, paired_difference, success_interval
+from paw_hpc.recipe.protocols import protocol
+from paw_hpc.study.report import compare, plots, predictions, print_evaluation, print_report, write_report
+from paw_hpc.study.report.document import TableBlock
+from paw_hpc.study.report.runs import panels, phase_seconds, read_arms
+from paw_hpc.system.errors import CheckpointError, DataError
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
 START = draw(0, 30, 0.4, repeats=2)

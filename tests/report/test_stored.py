@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc.report import write_report
+from paw_hpc.study.report import write_report
 
 STORED = Path(__file__).parent / "stored"
 ARMS = ("vanilla", "paw")

@@ -13,16 +13,16 @@ import torch
 from transformers import PreTrainedModel
 
 from paw_hpc.experience import Floats, Ids
-from paw_hpc.keys import write_secret
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.places import Server
-from paw_hpc.rollout.publish.buckets import weights_of
-from paw_hpc.rollout.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
-from paw_hpc.rollout.serving import Serving
+from paw_hpc.rollout.sglang.lifecycle import Server
+from paw_hpc.rollout.sglang.publish.buckets import weights_of
+from paw_hpc.rollout.sglang.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
+from paw_hpc.rollout.sglang.serving import Serving
+from paw_hpc.system.keys import write_secret
 
 PYTHON = Path(__file__).parents[2] / ".venv-sglang" / "bin" / "python"
 REQUIRED = os.environ.get("PAW_REQUIRE_SGLANG") == "1"

@@ -10,9 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, build_tokenizer
-from paw_hpc.errors import DataError
 from paw_hpc.experience import Ids
 from paw_hpc.rollout.chat import ChatFormat
+from paw_hpc.system.errors import DataError
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"

@@ -12,11 +12,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from paw_hpc.errors import DataError
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.chat_template import FIXED_DATE
 from paw_hpc.rollout.collector import Collector, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
+from paw_hpc.system.errors import DataError
 from tests.rollout.chat_templates import CLOCK, NO_SYSTEM, OPENS, STRIPS, TEMPLATES, thinker
 from tests.rollout.desks import World
 from tests.rollout.test_chat import CHATML

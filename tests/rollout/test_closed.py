@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from paw_hpc.keys import bearer
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.rollout.engines.base import GenerationRequest
-from paw_hpc.rollout.launch import ServerProcess, make_launch
+from paw_hpc.rollout.sglang.process import ServerProcess, make_launch
+from paw_hpc.system.keys import bearer
 from tests.rollout.site import PATIENCE_S, PYTHON, Site, recipe_for_servers
 from tests.second_user import somebody_else
 
@@ -34,7 +34,7 @@ Route = tuple[str, str]
 
 def routes(url: str, key: str) -> list[Route]:
     """Every route of the program, those among them that it leaves out of its own description, and those that the running server describes."""
-    environment = {"PYTHONPATH": str(Path("paw_hpc/rollout/cpu_shim").resolve()), "SGLANG_USE_CPU_ENGINE": "1", "HOME": str(Path.home())}
+    environment = {"PYTHONPATH": str(Path("paw_hpc/rollout/sglang/cpu_shim").resolve()), "SGLANG_USE_CPU_ENGINE": "1", "HOME": str(Path.home())}
     listed = subprocess.run([str(PYTHON), "-c", LIST_ROUTES], env=environment, capture_output=True, text=True, check=True, timeout=300)
     found = {(method, path) for path, methods in json.loads(listed.stdout.splitlines()[-1]) for method in methods}
     described = json.loads(subprocess.run(["curl", "-s", "-H", f"Authorization: Bearer {key}", f"{url}/openapi.json"], capture_output=True).stdout)

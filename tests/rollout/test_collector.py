@@ -25,8 +25,8 @@ from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.local import LocalEngine
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.publish import LivePublisher
-from paw_hpc.seeding import derive_seed
+from paw_hpc.rollout.sglang.publish import LivePublisher
+from paw_hpc.system.seeding import derive_seed
 from tests.rollout.desks import CHAT, SETTINGS, TOKENIZER, Delay, Desk, Parrot, World
 
 

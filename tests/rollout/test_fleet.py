@@ -17,12 +17,12 @@ from paw_hpc.experience import Group
 from paw_hpc.recipe import FleetSection
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import GenerationRequest
-from paw_hpc.rollout.fleet import Fleet
-from paw_hpc.rollout.places import FleetError, Keeper, Server
-from paw_hpc.rollout.publish.buckets import NamedTensors, Weights
-from paw_hpc.rollout.publish.checks import Sample, cpu_checksum
-from paw_hpc.rollout.publish.passes import Passes
-from paw_hpc.rollout.server import ServerClient, ServerFault
+from paw_hpc.rollout.sglang.client import ServerClient, ServerFault
+from paw_hpc.rollout.sglang.fleet import Fleet
+from paw_hpc.rollout.sglang.lifecycle import FleetError, Keeper, Server
+from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, Weights
+from paw_hpc.rollout.sglang.publish.checks import Sample, cpu_checksum
+from paw_hpc.rollout.sglang.publish.traversal import Passes
 from tests.rollout.desks import World
 from tests.rollout.site import PATIENCE_S, Site
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from paw_hpc.recipe import FleetSection
-from paw_hpc.rollout.fleet import Fleet
-from paw_hpc.rollout.places import FleetError
-from paw_hpc.rollout.server import Locked, ServerClient, ServerFault, http_session
+from paw_hpc.rollout.sglang.client import Locked, ServerClient, ServerFault, http_session
+from paw_hpc.rollout.sglang.fleet import Fleet
+from paw_hpc.rollout.sglang.lifecycle import FleetError
 
 KEY = "the-right-one"
 

@@ -17,7 +17,7 @@ import pytest
 
 from paw_hpc.policy.loading import load_model, load_tokenizer
 from paw_hpc.recipe import Recipe, parse_recipe
-from paw_hpc.rollout.launch import Launch, ServerProcess, make_launch
+from paw_hpc.rollout.sglang.process import Launch, ServerProcess, make_launch
 
 STAND_IN = """
 import http.server, os, signal, subprocess, sys, time
@@ -103,7 +103,7 @@ class TestAServer:
 
     def test_dies_with_a_trainer_that_is_killed(self, launch: Launch, tmp_path: Path) -> None:
         program = (
-            "import asyncio, sys, time\nfrom pathlib import Path\nfrom paw_hpc.rollout.launch import Launch, ServerProcess\n"
+            "import asyncio, sys, time\nfrom pathlib import Path\nfrom paw_hpc.rollout.sglang.process import Launch, ServerProcess\n"
             f"launch = Launch(sys.executable, {launch.arguments!r}, {launch.environment!r}, (), Path({str(tmp_path)!r}), 0, 0)\n"
             "async def main():\n    p = await ServerProcess.start(launch, 0, 0)\n    print(p.pid, p.url, flush=True)\n    await asyncio.sleep(600)\n"
             "asyncio.run(main())\n"

@@ -14,7 +14,6 @@ import torch
 from scipy.stats import chisquare
 from transformers import PreTrainedModel
 
-from paw_hpc.errors import TrainingError
 from paw_hpc.kernels import linear_logprob_entropy
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
@@ -22,6 +21,7 @@ from paw_hpc.recipe import RolloutSection
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.decoder import Decoder, StopStrings, sample
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.system.errors import TrainingError
 from tests.factories import random_pool
 from tests.policy.models import MODELS, VOCABULARY, model_folder, policy_from, random_model, word_tokenizer
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import TinyModel
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
-from paw_hpc.rollout.places import Server
-from paw_hpc.rollout.publish.buckets import NamedTensors, buckets, in_turn, weights_of
-from paw_hpc.rollout.publish.checks import Sample, cpu_checksum
-from paw_hpc.rollout.publish.files import WeightFiles
-from paw_hpc.rollout.publish.fleet_publisher import PublishError
-from paw_hpc.rollout.publish.passes import Passes
-from paw_hpc.rollout.publish.paths import _handle, _shared_buffer
+from paw_hpc.rollout.sglang.lifecycle import Server
+from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, buckets, in_turn, weights_of
+from paw_hpc.rollout.sglang.publish.checks import Sample, cpu_checksum
+from paw_hpc.rollout.sglang.publish.files import WeightFiles
+from paw_hpc.rollout.sglang.publish.fleet_publisher import PublishError
+from paw_hpc.rollout.sglang.publish.paths import _handle, _shared_buffer
+from paw_hpc.rollout.sglang.publish.traversal import Passes
 from tests.rollout.desks import TOKENIZER
 from tests.rollout.site import Site, reference_greedy, reference_logprobs
 

@@ -15,13 +15,13 @@ import torch
 from paw_hpc.recipe import parse_recipe
 from paw_hpc.rollout.engines.base import GenerationRequest
 from paw_hpc.rollout.engines.decoder import StopStrings
-from paw_hpc.rollout.engines.sglang import SGLangEngine, check_limits
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.places import FleetError
-from paw_hpc.rollout.publish.buckets import weights_of
-from paw_hpc.rollout.publish.checks import gpu_checksum
-from paw_hpc.rollout.server import Refused
-from paw_hpc.rollout.serving import Serving
+from paw_hpc.rollout.sglang.client import Refused
+from paw_hpc.rollout.sglang.engine import SGLangEngine, check_limits
+from paw_hpc.rollout.sglang.lifecycle import FleetError
+from paw_hpc.rollout.sglang.publish.buckets import weights_of
+from paw_hpc.rollout.sglang.publish.checks import gpu_checksum
+from paw_hpc.rollout.sglang.serving import Serving
 from tests.rollout.site import PYTHON, REQUIRED, Site, recipe_for_servers, reference_greedy, reference_logprobs
 
 TOLERANCE = 1e-5

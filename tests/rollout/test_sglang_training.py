@@ -15,12 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from paw_hpc import distributed, loop
+from paw_hpc import loop
 from paw_hpc.build import Machinery
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import RecipeError, TrainingError
 from paw_hpc.experience import Group
-from paw_hpc.metrics import read_metrics
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.convert import transfer
 from paw_hpc.policy.loading import load_model, load_tokenizer
@@ -28,10 +26,13 @@ from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
 from paw_hpc.rollout.collector import CollectStats
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.places import FleetError
-from paw_hpc.rollout.publish.paths import BroadcastPath, PublishPath, TensorPath
-from paw_hpc.rollout.publish.stages import StagedBroadcast
-from paw_hpc.rollout.server import ServerFault
+from paw_hpc.rollout.sglang.client import ServerFault
+from paw_hpc.rollout.sglang.lifecycle import FleetError
+from paw_hpc.rollout.sglang.publish.paths import BroadcastPath, PublishPath, TensorPath
+from paw_hpc.rollout.sglang.publish.pipeline_stages import StagedBroadcast
+from paw_hpc.run.metrics import read_metrics
+from paw_hpc.system import distributed
+from paw_hpc.system.errors import RecipeError, TrainingError
 from tests.processes import run_ranks
 from tests.rollout.site import PYTHON, Site, recipe_for_servers, reference_greedy, reference_logprobs
 

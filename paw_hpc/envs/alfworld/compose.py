@@ -19,7 +19,7 @@ from alfworld.gen.goal_library import gdict
 
 from paw_hpc.envs.alfworld.official import installed_logic
 from paw_hpc.envs.alfworld.scenes import ROOMS, Dice, Receptacle, furniture, has_objects, scenes, thing_name, weights
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.seeding import derive_seed
 
 LAMP = "DeskLamp"
 TREATMENTS = {

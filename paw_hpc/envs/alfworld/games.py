@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from paw_hpc import data_paths, downloads
 from paw_hpc.envs.alfworld import official
 from paw_hpc.envs.alfworld.store import Store, open_store, write_store
 from paw_hpc.envs.base import Task
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.system import data_paths, downloads
+from paw_hpc.system.errors import DataError
 
 GamesSource = Literal["auto", "official", "generated"]
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paw_hpc import data_paths
 from paw_hpc.envs.alfworld.official import installed_logic
 from paw_hpc.envs.alfworld.store import Store, open_store, write_store
 from paw_hpc.envs.sampling import proportional_shares
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
 
 _COUNTS = {
     "train": (200, 100, 120, 90, 90, 150),
@@ -34,7 +34,7 @@ _COUNTS = {
 }
 DEFAULT_COUNTS: dict[str, dict[str, int]] = {split: dict(zip(TASK_TYPES, counts, strict=True)) for split, counts in _COUNTS.items()}
 """Games per split and task type. Validation splits have the official ones' numbers; training sets stay small enough to be made while one waits."""
-SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "games"
+SHIPPED = Path(__file__).resolve().parent / "shipped_games"
 """The games that the quickstart trains on and is judged on, as the generator made them: 300 games take minutes, and no one should wait for them."""
 CHUNK = 16
 """Games per process: TextWorld's memory grows with each game, so a process is retired after this many."""
@@ -55,9 +55,12 @@ class Batch:
         return shipped if shipped.is_file() else data_paths.cache_dir("alfworld") / self.name()
 
     def name(self) -> str:
-        """Covers the generator's own text, ALFWorld's release and this order: no other games are mistaken for these, shipped ones neither."""
-        here = Path(__file__).parent
-        parts = [*((here / name).read_text() for name in ("scenes.py", "compose.py")), *installed_logic(), importlib.metadata.version("alfworld")]
+        """Covers the generator's own text (but for its imports), ALFWorld's release and this order: no other games are mistaken for these, shipped
+        ones neither.
+        """
+        texts = [(Path(__file__).parent / name).read_text().splitlines() for name in ("scenes.py", "compose.py")]
+        own = ["\n".join(line for line in text if not line.startswith("from paw_hpc")) for text in texts]
+        parts = [*own, *installed_logic(), importlib.metadata.version("alfworld")]
         key = hashlib.sha256(json.dumps([*parts, self.split, self.task_type, self.count, self.seed]).encode()).hexdigest()[:16]
         return f"generated-{self.split}-{self.task_type}-{key}.zip"
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from paw_hpc import data_paths
 from paw_hpc.envs.alfworld.store import GAME_KEYS
-from paw_hpc.errors import DataError
-from paw_hpc.text import require_text
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.text import require_text
 
 GAME_FILE = "game.tw-pddl"
 FOLDER, RELEASE, ARCHIVE = "json_2.1.1", "json_2.1.2_tw-pddl.zip", "games.jsonl.xz"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.base import Panel, Task
 from paw_hpc.envs.panels import parse_name, sub_panel
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import TASK_TYPES
+from paw_hpc.system.errors import DataError
 
 
 def panel(name: str, task_types: Sequence[str] = TASK_TYPES, source: games.GamesSource = "auto") -> Panel:

@@ -13,7 +13,7 @@ import numpy as np
 from paw_hpc.envs.answers import after_thought, first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message, Task
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
-from paw_hpc.seeding import generator
+from paw_hpc.system.seeding import generator
 
 NOTHING = "Nothing happens."
 _TAIL = 30

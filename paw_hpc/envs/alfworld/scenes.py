@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.seeding import derive_seed
 
 T = TypeVar("T")
 

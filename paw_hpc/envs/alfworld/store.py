@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paw_hpc.data_paths import atomic_file
-from paw_hpc.errors import DataError
+from paw_hpc.system.data_paths import atomic_file
+from paw_hpc.system.errors import DataError
 
 FORMAT = 1
 TASK_SENTENCE = re.compile(r'"rhs":\s*"(Your task is to:(?:[^"\\]|\\.)*)"')

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from paw_hpc.data_paths import locked
 from paw_hpc.envs.base import EnvironmentFailure, EnvironmentState, Panel, Session, Task
 from paw_hpc.envs.panels import parse_name, sub_panel
 from paw_hpc.envs.search import bm25, data
@@ -18,8 +17,9 @@ from paw_hpc.envs.search.protocol import INVALID, NO_RESULTS, Action, exact_acti
 from paw_hpc.envs.search.questions import Question, checksum, is_in_domain
 from paw_hpc.envs.search.retriever import DENSE_META, Retriever, RetrieverFailure
 from paw_hpc.envs.templates import load_template
-from paw_hpc.errors import DataError, RecipeError
 from paw_hpc.recipe import EnvSection
+from paw_hpc.system.data_paths import locked
+from paw_hpc.system.errors import DataError, RecipeError
 
 CALLS = {"bm25": 1, "dense": 1, "http": 8}
 """Retriever calls under way at once: a server batches on its own side and profits from several."""

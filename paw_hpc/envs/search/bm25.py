@@ -23,7 +23,7 @@ from paw_hpc.envs.search import corpus as corpora
 from paw_hpc.envs.search.corpus import Corpus
 from paw_hpc.envs.search.retriever import BM25_META, Hit
 from paw_hpc.envs.search.words import terms
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 K1, B = 0.9, 0.4
 """As the widely used Lucene baselines over Wikipedia passages (Anserini's defaults)."""

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paw_hpc.data_paths import atomic_file
-from paw_hpc.errors import DataError
-from paw_hpc.text import require_text
+from paw_hpc.system.data_paths import atomic_file
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.text import require_text
 
 OFFSETS, IDENTITY = "offsets.npy", "corpus.json"
 _BLOCK_BYTES = 1 << 24

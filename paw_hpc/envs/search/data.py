@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from paw_hpc import data_paths
 from paw_hpc.envs.search.generate import generated_folder
 from paw_hpc.envs.search.questions import Question, read_questions, without_overlap
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.seeding import derive_seed
 
 _log = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from paw_hpc.data_paths import atomic_file
 from paw_hpc.envs.search import corpus as corpora
 from paw_hpc.envs.search.bm25 import Say
 from paw_hpc.envs.search.corpus import Corpus, Identity
 from paw_hpc.envs.search.encoder import Encoder, EncoderSettings
 from paw_hpc.envs.search.retriever import DENSE_META, Hit
-from paw_hpc.errors import DataError
+from paw_hpc.system.data_paths import atomic_file
+from paw_hpc.system.errors import DataError
 
 INDEX, VECTORS, PROGRESS = "index.faiss", "vectors.npy", "vectors.json"
 CHUNK_PASSAGES = 8192

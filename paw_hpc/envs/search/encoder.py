@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 Vectors = npt.NDArray[np.float32]
 

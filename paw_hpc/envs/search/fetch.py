@@ -13,10 +13,10 @@ from typing import IO, cast
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from paw_hpc.data_paths import atomic_file, cache_dir
 from paw_hpc.envs.search import data
 from paw_hpc.envs.search.questions import read_questions
-from paw_hpc.errors import DataError
+from paw_hpc.system.data_paths import atomic_file, cache_dir
+from paw_hpc.system.errors import DataError
 
 QUESTIONS_REPOSITORY = "RUC-NLPIR/FlashRAG_datasets"
 CORPUS_REPOSITORY, CORPUS_REVISION, CORPUS_FILE = "PeterJinGo/wiki-18-corpus", "69c1c00ffe7c5554c68d8548355cb22e46aabc51", "wiki-18.jsonl.gz"

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from paw_hpc.data_paths import atomic_file, cache_dir, locked
-from paw_hpc.seeding import generator
+from paw_hpc.system.data_paths import atomic_file, cache_dir, locked
+from paw_hpc.system.seeding import generator
 
 PEOPLE, COMPANIES = 1500, 500
 TEST_SHARE = 5

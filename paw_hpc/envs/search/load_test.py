@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

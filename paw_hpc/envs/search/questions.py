@@ -12,9 +12,9 @@ from typing import Any
 
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.search.metrics import normalize_answer
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
-from paw_hpc.text import require_text
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.text import require_text
 
 _FIELDS = ("id", "question", "golden_answers", "data_source", "split", "searches")
 """What is read of a line."""

@@ -14,7 +14,7 @@ import tenacity
 
 from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.retriever import Hit, RetrieverFailure
-from paw_hpc.text import well_formed
+from paw_hpc.system.text import well_formed
 
 _log = logging.getLogger(__name__)
 

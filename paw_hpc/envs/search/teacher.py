@@ -19,7 +19,7 @@ from paw_hpc.envs.search.protocol import INVALID, Action, passages_text
 from paw_hpc.envs.search.questions import Question
 from paw_hpc.envs.search.retriever import Retriever
 from paw_hpc.recipe import Recipe
-from paw_hpc.seeding import generator
+from paw_hpc.system.seeding import generator
 
 
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:

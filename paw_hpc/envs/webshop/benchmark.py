@@ -21,9 +21,9 @@ from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR, Game
 from paw_hpc.envs.webshop.goals import Goal, Goals
 from paw_hpc.envs.webshop.prompt import WebshopView
 from paw_hpc.envs.webshop.reward import Tagger, make_tagger
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import EnvSection
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.seeding import derive_seed
 
 TEST_GOALS = 500
 """The first goals of the global order are for testing (the paper's protocol), the rest for training."""

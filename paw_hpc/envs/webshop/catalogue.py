@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from paw_hpc import data_paths
 from paw_hpc.envs.webshop import goals as goal_files
 from paw_hpc.envs.webshop.goals import GoalKind, Goals
 from paw_hpc.envs.webshop.index import IndexBuilder, SearchIndex
 from paw_hpc.envs.webshop.records import RecordFile, RecordWriter
 from paw_hpc.envs.webshop.source import Product, read_attributes, read_human_instructions, read_products
-from paw_hpc.errors import DataError
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
 
 FORMAT = 1
 """Raise it when the content of a store changes: stores of an older format are then built anew."""

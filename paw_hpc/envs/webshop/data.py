@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from paw_hpc import data_paths, downloads
 from paw_hpc.envs.webshop.catalogue import Catalogue, Files, open_catalogue
 from paw_hpc.envs.webshop.generate import DEFAULT_PRODUCTS, VERSION, generate_files
 from paw_hpc.envs.webshop.goals import Goals
-from paw_hpc.errors import DataError
+from paw_hpc.system import data_paths, downloads
+from paw_hpc.system.errors import DataError
 
 CatalogueName = Literal["auto", "small", "full", "generated"]
 HUMAN = "items_human_ins.json"

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from paw_hpc import data_paths
+from paw_hpc.system import data_paths
 
 DEFAULT_PRODUCTS = 1000
 VERSION = 1

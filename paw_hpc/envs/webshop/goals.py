@@ -19,7 +19,7 @@ import numpy as np
 
 from paw_hpc.envs.webshop.records import RecordFile, RecordWriter
 from paw_hpc.envs.webshop.source import Product
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 GoalKind = Literal["synthetic", "human"]
 PRICE_SEED = 42

@@ -18,7 +18,7 @@ from paw_hpc.envs.webshop.catalogue import Catalogue
 from paw_hpc.envs.webshop.game import Game
 from paw_hpc.envs.webshop.goals import GoalKind
 from paw_hpc.envs.webshop.reward import Tagger
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 FIELDS = ("observation", "available", "reward", "done")
 SHOWN_DIFFERENCES = 5

@@ -17,7 +17,7 @@ from rapidfuzz import fuzz, utils
 
 from paw_hpc.envs.webshop.goals import Goal
 from paw_hpc.envs.webshop.source import Product
-from paw_hpc.errors import DataError, RecipeError
+from paw_hpc.system.errors import DataError, RecipeError
 
 TaggerName = Literal["auto", "spacy", "textblob"]
 Tagger = Callable[[str], tuple[str, ...]]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from paw_hpc.errors import DataError
-from paw_hpc.text import require_text
+from paw_hpc.system.errors import DataError
+from paw_hpc.system.text import require_text
 
 DEFAULT_PRICE = 100.0
 """Of a product without one."""

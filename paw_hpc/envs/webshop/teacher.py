@@ -17,7 +17,7 @@ from paw_hpc.envs.webshop import agents
 from paw_hpc.envs.webshop.benchmark import Webshop
 from paw_hpc.envs.webshop.game import Game
 from paw_hpc.recipe import Recipe
-from paw_hpc.seeding import derive_seed, generator
+from paw_hpc.system.seeding import derive_seed, generator
 
 VOCABULARY = 1500
 SPECIAL = ("<pad>", "<|user|>", "<|assistant|>", "<|end|>")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw_hpc.errors import CheckpointError
+from paw_hpc.system.errors import CheckpointError
 
 if TYPE_CHECKING:  # it imports torch, which `paw launch` can do without
     from transformers import PreTrainedConfig

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.policy.convert.architecture import KNOWN
 from paw_hpc.policy.convert.names import Piece
-from paw_hpc.storage import storage_errors, sync_file, sync_folder
+from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.storage import storage_errors, sync_file, sync_folder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

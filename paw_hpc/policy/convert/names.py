@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.policy.convert.architecture import Architecture
+from paw_hpc.system.errors import CheckpointError
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"

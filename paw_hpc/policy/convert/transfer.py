@@ -15,11 +15,11 @@ import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from paw_hpc.errors import CheckpointError, UserError
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.policy.convert.folder import MAX_FILE_BYTES, FolderReader, FolderWriter
 from paw_hpc.policy.convert.names import EMBEDDING, OUTPUT, Share, hf_shapes, local_name, parameters, share
 from paw_hpc.policy.megatron.layout import Layout
+from paw_hpc.system.errors import CheckpointError, UserError
 
 BUCKET_BYTES = 256 << 20
 VALUE_HEAD = "value_head."

@@ -26,8 +26,6 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from paw_hpc.distributed import on_main
-from paw_hpc.errors import CheckpointError, StorageError
 from paw_hpc.policy.checkpoint_folder import (
     OTHER_WEIGHTS,
     begin,
@@ -49,7 +47,9 @@ from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.shim import megatron, quiet_imports
 from paw_hpc.policy.megatron.writing import ShardWriter, bytes_to_write
 from paw_hpc.recipe import Recipe
-from paw_hpc.storage import storage_errors, sync_file
+from paw_hpc.system.distributed import on_main
+from paw_hpc.system.errors import CheckpointError, StorageError
+from paw_hpc.system.storage import storage_errors, sync_file
 
 with quiet_imports():
     from megatron.core import dist_checkpointing

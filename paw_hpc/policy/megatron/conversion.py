@@ -12,9 +12,6 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from paw_hpc.distributed import joined
-from paw_hpc.errors import CheckpointError, RecipeError
-from paw_hpc.metrics import RunDirectory
 from paw_hpc.policy.checkpoint_folder import MANIFEST, checkpoints
 from paw_hpc.policy.convert.architecture import architecture_of, read_architecture
 from paw_hpc.policy.convert.folder import FolderReader
@@ -27,6 +24,9 @@ from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.model import PackedGPT, build_model
 from paw_hpc.policy.megatron.shim import megatron
 from paw_hpc.recipe import ModelSection, Recipe
+from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system.distributed import joined
+from paw_hpc.system.errors import CheckpointError, RecipeError
 
 TIMEOUT_S = 1800.0
 

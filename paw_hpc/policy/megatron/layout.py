@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.recipe import MegatronSection
+from paw_hpc.system.errors import RecipeError
 
 if TYPE_CHECKING:  # checking a layout (`paw plan`, `paw launch`) needs no torch
     import torch.distributed as dist

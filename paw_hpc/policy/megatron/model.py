@@ -36,12 +36,12 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from transformers import PreTrainedConfig
 
-from paw_hpc.errors import RecipeError
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
 from paw_hpc.policy.megatron.attention import PackedAttention, PackedSamples, RMSNorm, Rotary
 from paw_hpc.policy.megatron.layout import Layout, has_transformer_engine
 from paw_hpc.policy.megatron.shim import megatron
 from paw_hpc.recipe import Recipe
+from paw_hpc.system.errors import RecipeError
 
 HeadKind = Literal["vocabulary", "value"]
 

@@ -38,7 +38,7 @@ from paw_hpc.policy.megatron.reference import Reference
 from paw_hpc.policy.megatron.schedule import Finish, run
 from paw_hpc.policy.throughput import ModelCost, PhaseClock, memory_peak_bytes, peak_flops, rates
 from paw_hpc.recipe import Recipe
-from paw_hpc.seeding import derive_seed
+from paw_hpc.system.seeding import derive_seed
 
 NO_IDS = np.empty(0, dtype=np.int32)
 

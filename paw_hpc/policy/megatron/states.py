@@ -18,12 +18,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from paw_hpc.errors import CheckpointError
 from paw_hpc.policy.checkpoint import decode, encode
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.shim import quiet_imports
 from paw_hpc.policy.optimizer import SETTINGS
+from paw_hpc.system.errors import CheckpointError
 
 with quiet_imports():
     from megatron.core import parallel_state

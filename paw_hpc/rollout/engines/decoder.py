@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from paw_hpc.errors import NOT_FINITE, RecipeError, TrainingError
 from paw_hpc.policy.packed import Packing, SlotCache, hidden_states
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.graphs import SLOTS_STEP, DecodingSteps
+from paw_hpc.system.errors import NOT_FINITE, RecipeError, TrainingError
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Prompt tokens of one forward pass: bounds its activations, and on a CPU keeps them in the cache."""

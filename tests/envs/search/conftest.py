@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import data_paths
 from paw_hpc.envs.search import bm25, data
-from paw_hpc.errors import DataError
+from paw_hpc.system import data_paths
+from paw_hpc.system.errors import DataError
 
 PASSAGES = [
     ("Oslo", "Oslo is the capital of Norway. It lies at the head of the Oslofjord."),

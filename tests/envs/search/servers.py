@@ -27,7 +27,7 @@ def free_port() -> int:
 @contextmanager
 def own_server(index: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """`paw data search serve INDEX`, up and healthy; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "paw_hpc.cli", "data", "search", "serve", str(index), "--port", str(port)]
+    command = [sys.executable, "-m", "paw_hpc.cli.main", "data", "search", "serve", str(index), "--port", str(port)]
     with _running(command, port) as process:
         yield process
 

@@ -16,10 +16,10 @@ from paw_hpc.envs.search import data
 from paw_hpc.envs.search.benchmark import SearchQA
 from paw_hpc.envs.search.protocol import INVALID, NO_RESULTS
 from paw_hpc.envs.search.questions import is_in_domain
-from paw_hpc.errors import DataError, RecipeError
 from paw_hpc.experience import Group, Pool
 from paw_hpc.recipe import QUESTION_SETS, Recipe, parse_recipe
 from paw_hpc.rollout.collector import Collector, CollectStats
+from paw_hpc.system.errors import DataError, RecipeError
 from tests.envs.search.conftest import QUESTIONS, write_corpus, write_lines
 from tests.envs.search.players import CHAT, SETTINGS, Scripted
 from tests.envs.search.servers import free_port, own_server, strange_server

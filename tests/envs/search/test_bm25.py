@@ -15,7 +15,7 @@ from paw_hpc.envs.search.data import SearchData
 from paw_hpc.envs.search.generate import make_world
 from paw_hpc.envs.search.retriever import Hit
 from paw_hpc.envs.search.words import terms
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 from tests.envs.search.conftest import write_corpus, write_lines
 
 WORLD_QUERIES = ["Ada Abel", "where was Max Wolf born?", "painter violin Oslo", "a company that was founded by Greta Roth", "Norway"]

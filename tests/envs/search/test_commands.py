@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from paw_hpc.cli import app
+from paw_hpc.cli.main import app
 from paw_hpc.envs.search.bm25 import Bm25Retriever
-from paw_hpc.errors import DataError, UserError
+from paw_hpc.system.errors import DataError, UserError
 from tests.envs.search.conftest import QUESTIONS, write_corpus, write_lines
 from tests.envs.search.encoders import save_encoder
 

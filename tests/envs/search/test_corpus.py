@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paw_hpc.envs.search.corpus import Corpus, Passage, index_corpus
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 from tests.envs.search.conftest import PASSAGES, write_corpus
 
 

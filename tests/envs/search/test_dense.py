@@ -16,7 +16,7 @@ from paw_hpc.envs.search.corpus import Corpus
 from paw_hpc.envs.search.dense import DenseRetriever, build_dense
 from paw_hpc.envs.search.encoder import Encoder, EncoderSettings
 from paw_hpc.envs.search.generate import make_world
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 from tests.envs.search.conftest import PASSAGES, write_lines
 from tests.envs.search.encoders import save_encoder
 

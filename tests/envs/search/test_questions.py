@@ -12,8 +12,8 @@ from paw_hpc.envs.search import data, fetch
 from paw_hpc.envs.search.corpus import index_corpus
 from paw_hpc.envs.search.metrics import normalize_answer
 from paw_hpc.envs.search.questions import Question, checksum, read_questions, without_overlap
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
+from paw_hpc.system.errors import DataError
 from tests.envs.search.conftest import QUESTIONS, write_corpus, write_lines
 
 

@@ -14,7 +14,7 @@ from paw_hpc.envs.search import load_test
 from paw_hpc.envs.search.bm25 import Bm25Retriever
 from paw_hpc.envs.search.remote import HttpRetriever
 from paw_hpc.envs.search.retriever import RetrieverFailure
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 from tests.envs.search.servers import free_port, own_server, strange_server
 
 QUERIES = ["capital of Norway", "zzzz", "who wrote Peer Gynt?"]

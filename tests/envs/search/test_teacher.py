@@ -10,10 +10,10 @@ from paw_hpc.envs.alfworld.tokenizer import build_tokenizer
 from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.search import data, teacher
 from paw_hpc.envs.search.prompt import SearchView
-from paw_hpc.protocols import standing
 from paw_hpc.recipe import Recipe, load_recipe
-from paw_hpc.report.paper import paper_row
+from paw_hpc.recipe.protocols import standing
 from paw_hpc.rollout.chat import ChatFormat
+from paw_hpc.study.report.paper import paper_row
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "search"
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import data_paths
 from paw_hpc.envs.webshop import data
 from paw_hpc.envs.webshop.catalogue import Catalogue, Files, open_catalogue
 from paw_hpc.envs.webshop.reward import Tagger, make_tagger
+from paw_hpc.system import data_paths
 
 
 @pytest.fixture(scope="session")

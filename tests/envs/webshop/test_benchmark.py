@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from paw_hpc import cli
+from paw_hpc.cli import main as cli
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.envs.webshop import agents
@@ -20,8 +20,8 @@ from paw_hpc.envs.webshop.catalogue import Catalogue
 from paw_hpc.envs.webshop.game import SEARCH_ENTRY, Game
 from paw_hpc.envs.webshop.prompt import WebshopView
 from paw_hpc.envs.webshop.reward import Tagger
-from paw_hpc.errors import DataError
 from paw_hpc.recipe import EnvSection, parse_recipe
+from paw_hpc.system.errors import DataError
 from tests.envs.webshop.test_game import GOAL
 
 

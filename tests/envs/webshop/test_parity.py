@@ -13,7 +13,7 @@ from paw_hpc.envs.webshop.catalogue import Catalogue
 from paw_hpc.envs.webshop.data import SMALL_INSTRUCTIONS, instruction_digest
 from paw_hpc.envs.webshop.replay import replay
 from paw_hpc.envs.webshop.reward import Tagger
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 
 
 def test_recorded_episodes_replay_exactly(small: Catalogue, recorded: Path, tagger: Tagger) -> None:

@@ -11,7 +11,7 @@ from paw_hpc.envs.webshop import reward
 from paw_hpc.envs.webshop.goals import Goal
 from paw_hpc.envs.webshop.reward import COLORS, attributes_met, kind_factor, make_tagger, options_met, score
 from paw_hpc.envs.webshop.source import Product
-from paw_hpc.errors import DataError, RecipeError
+from paw_hpc.system.errors import DataError, RecipeError
 
 GOAL = Goal(
     "A",

@@ -11,7 +11,7 @@ import pytest
 from paw_hpc.envs.webshop import data, source
 from paw_hpc.envs.webshop.catalogue import Files, open_catalogue
 from paw_hpc.envs.webshop.source import read_products
-from paw_hpc.errors import DataError
+from paw_hpc.system.errors import DataError
 from tests.envs.webshop.conftest import LAMP_ATTRIBUTES, LAMPS, WriteFiles, entry, options
 
 
@@ -175,7 +175,7 @@ class TestBadInput:
 
 
 def test_without_any_data_a_catalogue_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paw_hpc import data_paths
+    from paw_hpc.system import data_paths
 
     monkeypatch.setattr(data_paths, "_checkouts", list)
     monkeypatch.setattr(data, "DEFAULT_PRODUCTS", 5)

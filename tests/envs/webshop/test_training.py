@@ -14,15 +14,15 @@ import torch
 from paw_hpc import loop
 from paw_hpc.envs.webshop import data, teacher
 from paw_hpc.envs.webshop.benchmark import Webshop
-from paw_hpc.evaluation import measure_noise
+from paw_hpc.evaluation.panel import measure_noise
+from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.experience import Group
-from paw_hpc.metrics import read_metrics
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import Recipe, parse_recipe
-from paw_hpc.results import read_evaluations
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
+from paw_hpc.run.metrics import read_metrics
 
 TINY = {"hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
 

@@ -1,0 +1,275 @@
+"""Run directories, read, and grouped into arms: runs of one recipe that differ in their seed alone.
+
+A folder that holds evaluations and no run (`paw eval MODEL --out FOLDER`) is the common start: its evaluations stand before the first update of every
+run that has none of its own on that panel.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from paw_hpc.evaluation.results import EvaluationResult, mean_score, read_evaluations
+from paw_hpc.evaluation.statistics import Interval, crossed_rate, crossed_table, stratified_mean, success_interval
+from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection
+from paw_hpc.recipe.resume import differing_keys
+from paw_hpc.run.changes import Change, read_changes
+from paw_hpc.run.metrics import RunDirectory, read_metrics
+from paw_hpc.system.errors import DataError
+
+PanelKey = tuple[str, str, float, str]
+"""(panel, checksum, temperature, protocol): evaluations that may be compared."""
+PHASES = ("collect", "score", "plan", "train", "publish")
+"""`time/PHASE_s`: the parts of `time/update_s` that follow each other."""
+Outcomes = dict[int, dict[str, list[float]]]
+"""Seed -> task -> outcomes (0, 1) of its repeats."""
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run directory."""
+
+    path: Path
+    recipe: Recipe
+    metrics: list[dict[str, float]]
+    evaluations: list[EvaluationResult]
+    changes: tuple[Change, ...] = ()
+    """What was changed on its way."""
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(updates int64[n], values float64[n]) of one metric, where it was logged and is a number."""
+        points = [(m["update"], m[name]) for m in self.metrics if name in m and np.isfinite(m[name])]
+        updates, values = zip(*points, strict=True) if points else ((), ())
+        return np.array(updates, dtype=np.int64), np.array(values, dtype=np.float64)
+
+    def last_evaluation(self, key: PanelKey) -> EvaluationResult | None:
+        """The one after most updates; of several, that of most episodes."""
+        of_panel = [e for e in self.evaluations if panel_key(e) == key]
+        return max(of_panel, key=lambda e: (e.update, len(e.episodes)), default=None)
+
+    def start_evaluation(self, key: PanelKey) -> EvaluationResult | None:
+        """The one before the first update, where there is also a later one."""
+        of_panel = [e for e in self.evaluations if panel_key(e) == key]
+        if not any(e.update > 0 for e in of_panel):
+            return None
+        return max((e for e in of_panel if e.update == 0), key=lambda e: len(e.episodes), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Runs of one recipe (seeds), changed alike on their way where they were changed."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.runs[0].recipe
+
+    @property
+    def title(self) -> str:
+        """The label, with the number of seeds where there are several."""
+        return self.label if len(self.runs) == 1 else f"{self.label} ({len(self.runs)} seeds)"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({run.recipe.seed for run in self.runs}))
+
+    def outcomes(self, key: PanelKey, task_type: str | None = None) -> Outcomes:
+        """At the end of training. Runs that repeat a seed are one seed."""
+        return outcomes_of([(run.recipe.seed, e) for run in self.runs if (e := run.last_evaluation(key))], task_type)
+
+    def start_outcomes(self, key: PanelKey) -> Outcomes:
+        """Before training; where all runs share one evaluation of one start, that once (there is nothing of seeds in it)."""
+        found = [(run.recipe.seed, e) for run in self.runs if (e := run.start_evaluation(key))]
+        return outcomes_of(found[:1] if len({id(e) for _, e in found}) == 1 else found)
+
+    def last(self, key: PanelKey) -> list[EvaluationResult]:
+        return [e for run in self.runs if (e := run.last_evaluation(key))]
+
+    def start(self, key: PanelKey) -> list[EvaluationResult]:
+        return [e for run in self.runs if (e := run.start_evaluation(key))]
+
+
+def panel_key(evaluation: EvaluationResult) -> PanelKey:
+    return evaluation.panel, evaluation.panel_checksum, evaluation.temperature, evaluation.protocol
+
+
+def read_arms(paths: Sequence[Path]) -> list[Arm]:
+    """The arms: vanilla ones first, then in the order given. A folder that is no run itself stands for the runs in it, or for the common start.
+
+    Raises:
+        DataError: a path without a run, or a damaged file.
+        CheckpointError: a recipe.yaml that this version cannot read.
+    """
+    folders = [path for given in paths for path in _run_folders(given)]
+    starts = [e for path in folders if not RunDirectory(path).exists for e in _read_start(path)]
+    runs = [_with_start(_read_run(path), starts) for path in folders if RunDirectory(path).exists]
+    if not runs:
+        raise DataError(f"{', '.join(map(str, paths))}: evaluations only; give the runs that they belong to as well")
+    _check_starts(starts, runs)
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if group[0].changes == run.changes and not differing_keys(_identity(group[0].recipe), _identity(run.recipe)):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    groups.sort(key=lambda group: group[0].recipe.wm.enabled)  # stable
+    names = [group[0].recipe.name for group in groups]
+    labels = [name if names.count(name) == 1 else f"{name} ({group[0].path.name})" for name, group in zip(names, groups, strict=True)]
+    return [Arm(label, tuple(group)) for label, group in zip(labels, groups, strict=True)]
+
+
+def reference_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """What an arm is compared with: the vanilla arm of its set-up, or the first arm where there is none; None for that one itself."""
+    vanilla = [other for other in arms if not other.recipe.wm.enabled and not differing_keys(_set_up(other.recipe), _set_up(arm.recipe))]
+    reference = vanilla[0] if vanilla else arms[0]
+    return None if reference is arm or (vanilla and not arm.recipe.wm.enabled) else reference
+
+
+def controls_of(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
+    """The arms that are this one with the observations of other transitions as targets (`wm.target: shuffled`)."""
+    if not arm.recipe.wm.enabled or arm.recipe.wm.target == "shuffled":
+        return []
+    shuffled = _identity(arm.recipe).model_copy(update={"wm": arm.recipe.wm.model_copy(update={"target": "shuffled"})})
+    return [other for other in arms if not differing_keys(_identity(other.recipe), shuffled)]
+
+
+def elsewhere_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """The first arm with the same start and world model in another set-up (another protocol, say); None where it is the first itself."""
+    for other in arms:
+        if other.recipe.wm == arm.recipe.wm and other.recipe.model == arm.recipe.model:
+            return other if other is not arm and differing_keys(_set_up(other.recipe), _set_up(arm.recipe)) else None
+    return None
+
+
+def outcomes_of(found: Sequence[tuple[int, EvaluationResult]], task_type: str | None = None) -> Outcomes:
+    """Of (seed of the run, evaluation) pairs, all task types or one."""
+    outcomes: Outcomes = {}
+    for seed, result in found:
+        for episode in result.episodes:
+            if task_type in (None, episode.task_type):
+                outcomes.setdefault(seed, {}).setdefault(episode.task_id, []).append(float(episode.success))
+    return outcomes
+
+
+def rate(outcomes: Outcomes) -> tuple[float, Interval] | None:
+    """Success with its interval: over seeds and games where there are several seeds, else over games; None: nothing was played."""
+    if not outcomes:
+        return None
+    values = [v for of_seed in outcomes.values() for of_task in of_seed.values() for v in of_task]
+    if min(crossed_table(outcomes).shape) >= 2:
+        return sum(values) / len(values), crossed_rate(outcomes)
+    tasks = [task for of_seed in outcomes.values() for task, of_task in of_seed.items() for _ in of_task]
+    return sum(values) / len(values), success_interval([v > 0.5 for v in values], tasks)
+
+
+def panels(arms: Sequence[Arm]) -> list[PanelKey]:
+    """Every panel on which a run was evaluated, those of most runs first."""
+    keys = [panel_key(e) for arm in arms for run in arm.runs for e in {panel_key(e): e for e in run.evaluations}.values()]
+    return sorted(dict.fromkeys(keys), key=lambda key: (-keys.count(key), key))
+
+
+def task_types(arms: Sequence[Arm], key: PanelKey) -> list[str]:
+    """The task types of a panel, in the benchmark's order."""
+    found = {name for arm in arms for result in arm.last(key) for name in result.per_task_type}
+    known = (*TASK_TYPES, *QUESTION_SETS)
+    return [name for name in known if name in found] + sorted(found - set(known))
+
+
+def mean_of_sets(evaluations: Sequence[EvaluationResult]) -> tuple[float, Interval] | None:
+    """The unweighted mean of the success rates on the sets of search QA (the paper's average), with its interval over questions; None where there are
+    fewer than two sets."""
+    episodes = [e for result in evaluations for e in result.episodes if e.task_type in QUESTION_SETS]
+    if len({e.task_type for e in episodes}) < 2:
+        return None
+    return stratified_mean([float(e.success) for e in episodes], [e.task_type for e in episodes], [e.task_id for e in episodes])
+
+
+def pooled_score(evaluations: Sequence[EvaluationResult]) -> tuple[float, Interval] | None:
+    """The benchmark's own score over the episodes of several evaluations of one panel; None where it says no more than success."""
+    if not any(result.scored for result in evaluations):
+        return None
+    return mean_score([e for result in evaluations for e in result.episodes])
+
+
+def phase_seconds(arm: Arm) -> dict[str, float]:
+    """Mean seconds per update and phase over an arm's runs, and `other`, what `time/update_s` holds beyond them. A phase that
+    was not logged is absent."""
+    means = {phase: _mean(arm, f"time/{phase}_s") for phase in PHASES}
+    logged = {phase: seconds for phase, seconds in means.items() if seconds is not None}
+    whole = _mean(arm, "time/update_s")
+    if whole is not None:
+        other = whole - sum(logged.values())
+        if other > 0.01 * whole:
+            logged["other"] = other
+    return logged
+
+
+def _mean(arm: Arm, metric: str) -> float | None:
+    values = np.concatenate([run.series(metric)[1] for run in arm.runs])
+    return float(values.mean()) if values.size else None
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if RunDirectory(path).exists or _only_evaluations(path):
+        return [path]
+    inside = sorted(p for p in path.glob("*/") if ".old-" not in p.name and (RunDirectory(p).exists or _only_evaluations(p)))
+    for folder in [p for p in inside if not RunDirectory(p).exists and any(e.update > 0 for e in read_evaluations(p))]:
+        _log.warning("%s: left out: evaluations of a trained policy without its run (paw eval --out), which belong to no arm", folder)
+        inside.remove(folder)
+    if not any(RunDirectory(p).exists for p in inside):
+        raise DataError(f"{path}: no run here (no recipe.yaml in it, nor in a folder in it)")
+    return inside
+
+
+def _only_evaluations(path: Path) -> bool:
+    return not RunDirectory(path).exists and any(RunDirectory(path).evaluations.glob("*.json"))
+
+
+def _read_run(path: Path) -> Run:
+    run = RunDirectory(path)
+    return Run(path, run.recipe(), read_metrics(run.metrics_path), read_evaluations(path), tuple(read_changes(path)))
+
+
+def _read_start(path: Path) -> list[EvaluationResult]:
+    found = read_evaluations(path)
+    if trained := [e.label for e in found if e.update > 0]:
+        raise DataError(f"{path}: {', '.join(trained)}: evaluations of a trained policy without its run; evaluate it with its run as the target")
+    return found
+
+
+def _check_starts(starts: Sequence[EvaluationResult], runs: Sequence[Run]) -> None:
+    """Raises DataError for a start that was played by other rules than every run's evaluations on its panel."""
+    played = {panel_key(e) for run in runs for e in run.evaluations if e.update > 0}
+    for e in starts:
+        others = sorted({key[3] for key in played if key[:3] == panel_key(e)[:3]})
+        if others and e.protocol not in others:
+            raise DataError(
+                f"evaluation {e.label} of the start was played with {e.protocol or 'unknown rules'}, those of the runs with {' / '.join(others)}; "
+                "evaluate it by the runs' recipe: paw eval RECIPE.yaml --out FOLDER"
+            )
+
+
+def _with_start(run: Run, starts: Sequence[EvaluationResult]) -> Run:
+    own = {panel_key(e) for e in run.evaluations if e.update == 0}
+    common = [e for e in starts if panel_key(e) not in own and any(panel_key(e) == panel_key(o) for o in run.evaluations)]
+    return replace(run, evaluations=sorted([*common, *run.evaluations], key=lambda e: e.update)) if common else run
+
+
+def _identity(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"seed": 0, "name": "run"})
+
+
+def _set_up(recipe: Recipe) -> Recipe:
+    """All but the world model's part."""
+    return _identity(recipe).model_copy(update={"wm": WorldModelSection()})

@@ -1,0 +1,41 @@
+"""Optional packages: which extra of paw-hpc brings each, and what it is for. The command line says so in one line where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paw_hpc.system.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """`pip install 'paw-hpc[name]'`."""
+
+    name: str
+    use: str
+
+
+_SEARCH = Extra("search", "search-augmented QA")
+_WEBSHOP = Extra("webshop", "WebShop")
+_ALFWORLD = Extra("alfworld", "ALFWorld (builds with a C++ compiler)")
+EXTRAS: Mapping[str, Extra] = {
+    "alfworld": _ALFWORLD,
+    "textworld": _ALFWORLD,
+    "triton": Extra("kernels", "the fused LM head on GPUs"),
+    "megatron": Extra("megatron", "tensor, pipeline and data parallel training"),
+    **dict.fromkeys(("gguf", "accelerate"), Extra("gguf", "reading GGUF files")),
+    "aiohttp": Extra("sglang", "generation by SGLang servers"),
+    **dict.fromkeys(("textblob", "nltk", "rapidfuzz", "regex"), _WEBSHOP),
+    **dict.fromkeys(("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH),
+}
+"""Top-level module -> the extra that installs it. The same as in pyproject.toml (tested)."""
+
+
+def explained(error: ModuleNotFoundError) -> UserError | None:
+    """What to tell a user of a module that is not there; None where no extra brings it."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(module)
+    if extra is None:
+        return None
+    return UserError(f"the package {module} is missing, which {extra.use} needs; pip install 'paw-hpc[{extra.name}]'")
