@@ -57,7 +57,7 @@ class HuggingFacePolicy:
         # The reference is the policy before any update. Model folders and seeds give it again after a resume, so checkpoints need not hold it.
         self.reference = _frozen(self.model) if recipe.algorithm.kl_coefficient > 0 else None
         self.initial_fingerprint = fingerprint(self.model.named_parameters())
-        self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.name == "ppo" else None
+        self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.values is not None else None
         self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer, recipe.warmup_updates)
         self.critic_optimizer = (
             None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer, recipe.warmup_updates)

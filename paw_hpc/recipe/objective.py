@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from paw_hpc.recipe.doors import ALGORITHMS, WORLD_MODEL_LOSSES, Choice, Values, check_options
 from paw_hpc.recipe.section import Fraction, NonNegative, Section
 
 
 class AlgorithmSection(Section):
     """The RL loss."""
 
-    name: Literal["grpo", "gigpo", "rloo", "ppo"] = "grpo"
+    name: Annotated[str, Choice(ALGORITHMS)] = "grpo"
+    """How rewards become advantages; one more is brought by `plugins`."""
+    options: dict[str, Any] = Field(default={})
+    """Keys of an algorithm that a plugin brings."""
     normalize_std: bool = True
     """Divide group-relative advantages by the group's standard deviation."""
     penalty: Literal["episode", "sample", "after_normalization"] = "episode"
@@ -57,15 +61,21 @@ class AlgorithmSection(Section):
     value_coefficient: NonNegative = 1.0
 
     @property
+    def values(self) -> Values | None:
+        """What the critic gives a value to: every step, or every response token; None: there is no critic."""
+        return ALGORITHMS.find(self.name).values(self)
+
+    @property
     def per_token_values(self) -> bool:
         """Whether the critic gives a value per response token instead of one per step."""
-        return self.name == "ppo" and self.ppo_advantages == "tokens"
+        return self.values == "tokens"
 
     @model_validator(mode="after")
     def _consistent(self) -> AlgorithmSection:
         for key in ("token_gamma", "token_lambda"):
             if getattr(self, key) != 1.0 and self.ppo_advantages != "tokens":
                 raise ValueError(f"{key}: nothing runs over tokens with ppo_advantages=steps; use gamma and gae_lambda, or ppo_advantages=tokens")
+        check_options(ALGORITHMS, self.name, self.options)
         return self
 
 
@@ -73,7 +83,10 @@ class WorldModelSection(Section):
     """The world-model loss (paper, section 3; arms and controls of its section 4 are values of these keys)."""
 
     enabled: bool = True
-    loss: Literal["clipped_mae", "mae", "cross_entropy"] = "clipped_mae"
+    loss: Annotated[str, Choice(WORLD_MODEL_LOSSES)] = "clipped_mae"
+    """Of an observation token; one more is brought by `plugins`."""
+    options: dict[str, Any] = Field(default={})
+    """Keys of a loss that a plugin brings."""
     rho: Fraction = 0.2
     """Clipped MAE: tokens whose probability is already above rho carry no loss (eq. 9)."""
     selection: Literal["entropy", "random"] = "entropy"
@@ -94,3 +107,8 @@ class WorldModelSection(Section):
     every: PositiveInt = 1
     """Use the world-model loss in every k-th update only."""
     max_observation_tokens: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _options(self) -> WorldModelSection:
+        check_options(WORLD_MODEL_LOSSES, self.loss, self.options)
+        return self

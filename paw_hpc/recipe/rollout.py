@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from paw_hpc.recipe.doors import ENGINES, Choice, check_options
 from paw_hpc.recipe.section import Section
 
 _OPENING = {
@@ -90,8 +91,10 @@ class PublishSection(Section):
 class RolloutSection(Section):
     """How groups of episodes are played."""
 
-    engine: Literal["local", "sglang"] = "local"
-    """local: in the trainer's process, with its live weights; sglang: servers (sections `fleet` and `publish`)."""
+    engine: Annotated[str, Choice(ENGINES)] = "local"
+    """local: in the trainer's process, with its live weights; sglang: servers (sections `fleet` and `publish`); one more is brought by `plugins`."""
+    options: dict[str, Any] = Field(default={})
+    """Keys of an engine that a plugin brings."""
     fleet: FleetSection = FleetSection()
     publish: PublishSection = PublishSection()
     staleness: Annotated[int, Field(ge=0, le=1)] = 0
@@ -111,3 +114,18 @@ class RolloutSection(Section):
     eager: whatever waits is generated at once."""
     max_batch: PositiveInt = 128
     """Requests that the in-process engine generates together (bounds the KV cache)."""
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether the engine samples in the trainer's process, with its own weights."""
+        return ENGINES.find(self.engine).own_weights
+
+    @property
+    def starts_servers(self) -> bool:
+        """Whether the engine starts the servers of `fleet`."""
+        return ENGINES.find(self.engine).starts_servers
+
+    @model_validator(mode="after")
+    def _options(self) -> RolloutSection:
+        check_options(ENGINES, self.engine, self.options)
+        return self

@@ -75,7 +75,7 @@ class MegatronPolicy:
         wanted, on_cpu = recipe.algorithm.kl_coefficient > 0, recipe.megatron.reference_on_cpu
         self.reference = Reference(self._frozen(models), stays_on_cpu=on_cpu) if wanted else None
         self.initial_fingerprint = fingerprint(hf_tensors(models, layout, self.architecture))
-        critic = self._critic(models) if recipe.algorithm.name == "ppo" else None
+        critic = self._critic(models) if recipe.algorithm.values is not None else None
         self.trained = TrainedModel(models, recipe.optimizer.lr, recipe, self._clock)
         self.critic = None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
         self._checkpoints = Checkpoints(
