@@ -96,7 +96,7 @@ def pretended_pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     programs = {
         "qsub": 'bash "$1" > out.log 2>&1 & echo $! > pid; echo 7.head',
         "qstat": 'test -f pid || { echo "Unknown Job Id $3" >&2; exit 153; }; kill -0 $(cat pid) 2>&1 && s=R || s=F; echo "  job_state = $s"',
-        "qdel": "kill -TERM $(cat pid)",
+        "qdel": "kill -TERM $(cat pid) || true",
     }
     for name, body in programs.items():
         file = folder / name
