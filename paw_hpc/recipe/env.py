@@ -64,6 +64,7 @@ class SearchSection(Section):
     """official: the seven sets and wiki-18; mini: 4,359 real questions over 20,201 real passages; generated: a made-up world; auto: the first one
     that is at hand, and the run says which."""
     train_sets: Annotated[tuple[QuestionSet, ...], Field(min_length=1)] = IN_DOMAIN_SETS
+    """Question sets that are trained on."""
     retriever: Literal["bm25", "dense", "http"] = "bm25"
     """bm25 and dense: in this process, from `index`; http: a server at `url` (see `paw data search serve`)."""
     index: str | None = None
@@ -103,6 +104,7 @@ class EnvSection(Section):
     train_games: PositiveInt | None = None
     """Use only this many training tasks (a seeded choice over the sorted list); none: all of them."""
     max_steps: PositiveInt = 50
+    """An episode is over after this many steps."""
     history: Annotated[int, Field(ge=0)] = 2
     """Earlier (observation, action) pairs in the prompt."""
     prompt: Literal["paper", "compact"] = "paper"
@@ -121,6 +123,7 @@ class EnvSection(Section):
     workers: PositiveInt = 2
     """ALFWorld: processes that load games; each episode then lives in a fork of its own."""
     step_timeout_s: PositiveFloat = 120.0
+    """Longest wait for one reset or step; then the environment counts as failed, and the episode is not trained on."""
 
     @field_validator("prompt_template")
     @classmethod

@@ -28,7 +28,9 @@ class EvalSection(Section):
     every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: never while training."""
     temperature: NonNegative = 0.4
+    """Of sampling; 0 is greedy."""
     repeats: PositiveInt = 1
+    """How often each task of the panel is played, each time with another seed."""
     seeds: Literal["task", "place"] = "task"
     """What names an episode's seed beside the run's and the repeat: the task's id, the same in every panel that has the task, or its place in the
     panel, as evaluations before version 0.2 had it."""
@@ -38,6 +40,7 @@ class CheckpointSection(Section):
     every: PositiveInt = 10
     """Updates between checkpoints; one is also written at the end and on a signal."""
     keep: PositiveInt = 2
+    """Newest checkpoints that stay; older ones are removed."""
     background: bool = True
     """Megatron: write while training goes on; the next checkpoint waits for it, and so does the end of the run."""
 
@@ -46,8 +49,11 @@ class Recipe(Section):
     """A whole experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "run"
+    """Names the run, its directory (`runs/NAME`) and its job."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Every draw of the run derives from it: tasks, sampling, heads, orders."""
     updates: PositiveInt = 150
+    """How many updates the run has."""
     protocol: ProtocolName | None = None
     """The protocol that this recipe says it follows: a label, which changes nothing. `paw report` compares the keys with that protocol's."""
     plugins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
