@@ -98,7 +98,7 @@ class EnvSection(Section):
     games: Literal["auto", "official", "generated"] = "auto"
     """ALFWorld. auto: the official games where they are at hand, else generated ones; the run says which."""
     task_types: Annotated[tuple[TaskType, ...], Field(min_length=1)] = TASK_TYPES  # type: ignore[assignment]
-    """ALFWorld."""
+    """ALFWorld: the kinds of task that are played, in training and on panels."""
     webshop: WebshopSection = WebshopSection()
     search: SearchSection = SearchSection()
     train_games: PositiveInt | None = None
