@@ -63,13 +63,14 @@ def convert(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> No
         _refuse_parts(file, facts)
         _refuse_rotary_scaling(file, facts, {tensor.name for tensor in reader.tensors})
         tokenizer = _tokenizer(file, facts)
-        loaded, told = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True, **_UNPACKED
         )
     except _UNREADABLE as error:
         raise DataError(
             f"{file}: cannot be read as a causal language model: {_one_line(error)}; take the model's own folder, or a file of another quantization"
         ) from None
+    loaded, told = read
     _refuse_other_weights(file, {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}, loaded, sorted(told["missing_keys"]))
     config = loaded.config
     if hasattr(config, "quantization_config"):
