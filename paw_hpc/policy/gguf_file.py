@@ -63,9 +63,7 @@ def convert(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> No
         _refuse_parts(file, facts)
         _refuse_rotary_scaling(file, facts, {tensor.name for tensor in reader.tensors})
         tokenizer = _tokenizer(file, facts)
-        read: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True, **_UNPACKED
-        )
+        read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True, **_UNPACKED)
     except _UNREADABLE as error:
         raise DataError(
             f"{file}: cannot be read as a causal language model: {_one_line(error)}; take the model's own folder, or a file of another quantization"
