@@ -85,7 +85,10 @@ class Machinery:
         self.playing.close()
 
     def describe(self) -> str:
-        return f"{self.policy.describe()}, {self.benchmark.source}"
+        """What is trained, where, on what; and a warning where the model's dtype makes that many times slower."""
+        slow = resolve_device(self.recipe.model).type == "cpu" and self.recipe.model.dtype != "float32"
+        warning = f" (model.dtype={self.recipe.model.dtype}: most CPUs are many times faster with float32)" if slow else ""
+        return f"{self.policy.describe()}{warning}, {self.benchmark.source}"
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Its result, from the event loop of the run (on a rank that plays: requests to its engine)."""
