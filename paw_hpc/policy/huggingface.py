@@ -22,7 +22,7 @@ from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, micro_batches, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
-from paw_hpc.policy.backend import Metrics, rows_from_device
+from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
 from paw_hpc.policy.critic import Critic, critic_batch
@@ -83,16 +83,17 @@ class HuggingFacePolicy:
             scores.values = self._values(self.critic, self._critic_batch(batch))
         return scores
 
-    def update(self, batch: Batch, update: int) -> Metrics:
+    def update(self, batch: Batch, update: int, row_logp: torch.Tensor | None = None) -> Metrics:
         """All optimizer steps of one update (see `Policy.update`)."""
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: list[float] = []
         critic_norms: list[float] = []
         skipped = 0
+        seen: Seen = []
         for epoch in range(o.epochs):
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
-                loss = self._accumulate(mini, sums)
+                loss = self._accumulate(mini, sums, seen if row_logp is not None and epoch == 0 else None)
                 norm, applied = self.optimizer.step(loss, update)
                 norms += [norm] if applied else []
                 skipped += not applied
@@ -101,6 +102,8 @@ class HuggingFacePolicy:
                     norm, applied = self.critic_optimizer.step(loss, update)
                     critic_norms += [norm] if applied else []
                     skipped += not applied
+        if row_logp is not None:
+            rows_from_device([logp[None] for _, logp in seen], [batch.rows_of(samples) for samples, _ in seen], row_logp[None])
         metrics = finalize(add_sums(sums))
         metrics |= {"grad_norm": float(np.mean(norms))} if norms else {}
         metrics |= {"critic_grad_norm": float(np.mean(critic_norms))} if critic_norms else {}
@@ -222,7 +225,7 @@ class HuggingFacePolicy:
     def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
         return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
 
-    def _accumulate(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
+    def _accumulate(self, mini: Batch, sums: list[Sums], seen: Seen | None = None) -> torch.Tensor:
         """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
         total = torch.zeros((), device=self.device)
         for part, on_device in self._parts(mini):
@@ -235,6 +238,8 @@ class HuggingFacePolicy:
             result.loss.backward()
             total += result.loss.detach()
             sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))
+            if seen is not None:
+                seen.append((part.transition, result.logp.detach()))
         return total
 
     def _accumulate_critic(self, critic: Critic, mini: Batch, sums: list[Sums]) -> torch.Tensor:

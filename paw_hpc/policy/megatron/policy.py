@@ -11,6 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
-from paw_hpc.policy.backend import Metrics, rows_from_device
+from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
@@ -112,17 +113,20 @@ class MegatronPolicy:
             scores.values = self._values(self.critic, self._critic_batch(batch))
         return scores
 
-    def update(self, batch: Batch, update: int) -> Metrics:
+    def update(self, batch: Batch, update: int, row_logp: torch.Tensor | None = None) -> Metrics:
         """All optimizer steps of one update (see `Policy.update`)."""
         self._checkpoints.poll()
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
         skipped = padding = 0
+        seen: Seen = []
         self._clock.take()
         for epoch in range(o.epochs):
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
-                work = [("grad_norm", self.trained, mini, self._row_loss)]
+                wanted = seen if row_logp is not None and epoch == 0 else None
+                row_loss = partial(self._row_loss, rows=batch.rows_of(mini.transition), seen=wanted)
+                work: list[tuple[str, TrainedModel, Batch, Callable[..., Finish]]] = [("grad_norm", self.trained, mini, row_loss)]
                 if self.critic is not None:
                     work.append(("critic_grad_norm", self.critic, self._critic_batch(mini), self._value_loss))
                 for name, model, part, make_loss in work:
@@ -136,6 +140,9 @@ class MegatronPolicy:
                     skipped += not applied
         for model in self._trained_models():
             model.settle()
+        if row_logp is not None:
+            rows_from_device([logp[None] for _, logp in seen], [rows for rows, _ in seen], row_logp.zero_()[None])
+            self._share(row_logp)
         metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
         seconds = time.perf_counter() - started
         return (
@@ -262,13 +269,16 @@ class MegatronPolicy:
         self._share(found)
         return found
 
-    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
+    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums], *, rows: torch.Tensor, seen: Seen | None) -> Finish:
+        """Args: rows: int64, the places of the batch's rows in that of the whole update; seen: what is found of them is added here."""
         head = _last(model.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             row_loss = make_row_loss(part.batch, self.recipe)
             result = linear_row_loss(hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options)
             self._count(total, result.loss, sums, lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe))
+            if seen is not None:
+                seen.append((rows[part.row_index], result.logp.detach()))
             return result.loss
 
         return finish
