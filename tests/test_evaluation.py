@@ -176,7 +176,9 @@ def seen_of(groups: list[Group]) -> list[Seen]:
         for e in group.episodes:
             for before, t in zip([None, *e.transitions], e.transitions, strict=False):
                 if len(t.observation_ids):
-                    found.append(Seen(t, None if before is None else before.observation_ids, np.float32([-1.0]), group.task_id, group.task_type, e.success))
+                    found.append(
+                        Seen(t, None if before is None else before.observation_ids, np.float32([-1.0]), group.task_id, group.task_type, e.success)
+                    )
     return found
 
 
