@@ -22,6 +22,8 @@ from paw_hpc.system.errors import DataError
 from paw_hpc.system.storage import storage_errors, sync_file, sync_folder
 
 NAME = "episodes"
+ROW_GROUP = 512
+"""Rows that are compressed together: who looks at one episode of a large evaluation reads so many."""
 _UPDATE, _EVALUATION = re.compile(r"update_(\d{6,})\.parquet"), re.compile(r"eval_(\d{6,})_(.+)\.parquet")
 _log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ class EpisodeFolder:
         with storage_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                pq.write_table(rows, temporary, compression="zstd", use_dictionary=_REPEATED)
+                pq.write_table(rows, temporary, compression="zstd", use_dictionary=_REPEATED, row_group_size=ROW_GROUP)
                 sync_file(temporary)
                 size = temporary.stat().st_size
                 fence.check(self.path)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from paw_hpc.build import Machinery
+from paw_hpc.episodes.copier import copied
 from paw_hpc.evaluation.results import Prediction
 from paw_hpc.evaluation.statistics import cluster_interval, ratio_interval
 from paw_hpc.experience import Floats, Group, Ids, Pool, Transition
@@ -89,17 +89,6 @@ def predictions(machinery: Machinery, source: str, seen: Sequence[Seen]) -> tupl
     splits = {"all": counted, "success": [s for s in counted if s.success], "failure": [s for s in counted if not s.success]}
     splits |= {name: [s for s in counted if s.task_type == name] for name in sorted({s.task_type for s in counted})}
     return tuple(_row(source, name, part, copier) for name, part in splits.items() if part)
-
-
-def copied(previous: Ids, following: Ids) -> npt.NDArray[np.bool_]:
-    """bool[len(following)]: which tokens a copier gets right that knows the true tokens so far. It goes on copying behind the token that it copied
-    last; after a wrong one, behind the next place in `previous` where the true token stands, or where it was."""
-    hits, at = np.zeros(len(following), dtype=bool), 0
-    for i, token in enumerate(following):
-        hits[i] = at < len(previous) and previous[at] == token
-        later = np.flatnonzero(previous[at:] == token)
-        at += int(later[0]) + 1 if len(later) else 0
-    return hits
 
 
 class Copier:
