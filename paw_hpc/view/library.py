@@ -91,6 +91,14 @@ class KeptFile:
             )
         return found
 
+    @functools.cached_property
+    def by_task(self) -> dict[str, list[EpisodeSummary]]:
+        """Episodes by task id."""
+        found: dict[str, list[EpisodeSummary]] = {}
+        for episode in self.episodes:
+            found.setdefault(episode.task_id, []).append(episode)
+        return found
+
     def episode(self, group: int, member: int) -> EpisodeSummary | None:
         return next((e for e in self.episodes if (e.group, e.member) == (group, member)), None)
 
@@ -205,9 +213,9 @@ class Library:
         for name in self.runs:
             for kept in self.files(name):
                 groups: set[int] = set()
-                for other in kept.episodes:
+                for other in kept.by_task.get(mine.task_id, ()):
                     place = (name, kept.file.key, other.group, other.member)
-                    if other.task_id != mine.task_id or place[:3] == (run, key, group):
+                    if place[:3] == (run, key, group):
                         continue
                     same = other.seed == mine.seed
                     if same or other.group not in groups:
@@ -282,20 +290,6 @@ def _shown(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]
     hits = None
     if before is not None and before["observation_ids"]:
         hits = copied(*(np.asarray(each["observation_ids"], dtype=np.int32) for each in (before, row))).astype(int).tolist()
-    kept = (
-        "step",
-        "action",
-        "reward",
-        "valid",
-        "weight_version",
-        "entropy",
-        "advantage",
-        "selected",
-        "wm_lambda",
-        "wm_weight",
-        "prompt",
-        "predicted",
-    )
     return {name: row[name] for name in _SHOWN} | {
         "response": pieces(row["response"], row["response_ends"]),
         "response_p": [_short(math.exp(v)) for v in old],
