@@ -52,6 +52,8 @@ class Transition:
     """The actions that were admissible then, where the benchmark lists them."""
     token_versions: Ids | None = None
     """int32[len(response_ids)] where the engine's weights changed between two of its tokens; None: all are of `weight_version`."""
+    action: str = ""
+    """What the response was read as, and the environment was given."""
 
 
 @dataclass(slots=True)

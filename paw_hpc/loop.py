@@ -9,14 +9,17 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from paw_hpc.build import Machinery, processes_of
 from paw_hpc.envs.base import Task
-from paw_hpc.evaluation.panel import evaluate
-from paw_hpc.evaluation.results import write_evaluation
+from paw_hpc.episodes import record
+from paw_hpc.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.panel import evaluate, write
 from paw_hpc.experience import Pool
 from paw_hpc.objective.plan import plan
+from paw_hpc.policy.backend import Metrics
 from paw_hpc.policy.checkpoint_folder import ever_saved
 from paw_hpc.recipe import Recipe
 from paw_hpc.rollout.collector import CollectStats
@@ -64,6 +67,7 @@ def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None 
             if lost and not start:
                 raise CheckpointError(f"{directory}: {lost}; restore them from a copy, or begin anew with --fresh, which sets this run aside")
             distributed.on_main(lambda: begin_changes(directory, start))
+            distributed.on_main(lambda: _episodes(run, recipe).begin(start))
             with _writer(run, start) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
                 progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
                 return _Loop(run, recipe, machinery, writer, progress, stop).run_from(start)
@@ -84,6 +88,10 @@ def _lost(run: RunDirectory) -> str | None:
     if run.lost_updates:
         return f"it has recorded {run.lost_updates} updates, and {run.checkpoints} holds no checkpoint"
     return f"{run.checkpoints} held checkpoints, and holds none now" if ever_saved(run.checkpoints) else None
+
+
+def _episodes(run: RunDirectory, recipe: Recipe) -> EpisodeFolder:
+    return EpisodeFolder(run.path, recipe.episodes.max_megabytes * 10**6)
 
 
 def _writer(run: RunDirectory, start: int) -> AbstractContextManager[MetricsWriter | None]:
@@ -117,7 +125,7 @@ class _Loop:
             return self._stopped(start, asked)
         for update in range(start, recipe.updates):
             try:
-                metrics = one_update(recipe, machinery, tasks, update, progress.phase)
+                metrics = one_update(recipe, machinery, tasks, update, progress.phase, self._keep if recipe.episodes.groups else None)
             except LogprobGapError:
                 self._save(update)
                 raise
@@ -143,6 +151,13 @@ class _Loop:
                 return self._stopped(done, asked)
         return Outcome(self.run.path, recipe.updates, None)
 
+    def _keep(self, played: record.Update) -> Metrics:
+        """The chosen episodes of an update into the run directory, by the rank that writes it."""
+        if not distributed.is_main():
+            return {}
+        rows = record.training_rows(played, self.recipe, self.machinery.policy.tokenizer)
+        return _episodes(self.run, self.recipe).write_update(played.number, rows)
+
     def _stopped(self, done: int, asked: str) -> Outcome:
         self.progress.say(f"{self.recipe.name}: stopped by {asked} after update {done}, saved; the same command continues it")
         return Outcome(self.run.path, done, asked)
@@ -165,11 +180,11 @@ class _Loop:
         """The signal that asked for a stop, on which the evaluation was left: the next attempt makes up for it. None: it is written."""
         self.progress.phase("evaluating")
         try:
-            found = evaluate(self.machinery, self.recipe, update=done, label=_label(done), leave=lambda: bool(self.stop)).result
+            found = evaluate(self.machinery, self.recipe, update=done, label=_label(done), leave=lambda: bool(self.stop))
         except EvaluationLeft:
             return distributed.first(self.stop.name)
         if distributed.is_main():
-            write_evaluation(self.run.path, found)
+            write(self.run.path, found, self.recipe)
         return distributed.first(self.stop.name)
 
 
@@ -179,9 +194,18 @@ def _label(done: int) -> str:
 
 
 def one_update(
-    recipe: Recipe, machinery: Machinery, tasks: Sequence[Task], update: int, phase: Callable[[str], None] = lambda _: None
-) -> dict[str, float]:
-    """One turn of the loop; returns its metrics under their public names."""
+    recipe: Recipe,
+    machinery: Machinery,
+    tasks: Sequence[Task],
+    update: int,
+    phase: Callable[[str], None] = lambda _: None,
+    keep: Callable[[record.Update], Metrics] | None = None,
+) -> Metrics:
+    """One turn of the loop; returns its metrics under their public names.
+
+    Args:
+        keep: given what was played and what became of it, on every rank; its metrics are among those that are returned.
+    """
     policy, clock = machinery.policy, _Clock()
     phase("playing")
     groups, stats = machinery.collect(tasks_of(tasks, recipe, update), recipe.rollout.group_size, update)
@@ -198,11 +222,16 @@ def one_update(
     clock.lap("plan")
     _check_gap(planned.metrics, recipe, update)
     phase("training")
-    trained = policy.update(planned.batch, update)
+    row_logp = None if keep is None else torch.empty(planned.batch.num_rows)
+    trained = policy.update(planned.batch, update, row_logp)
     clock.lap("train")
     machinery.publisher.publish(version=update + 1)
     clock.lap("publish")
-    return public_names(planned.metrics, trained) | stats.metrics() | clock.metrics()
+    kept: Metrics = {}
+    if keep is not None and row_logp is not None:
+        kept = keep(record.Update(update, pool, scores, planned, row_logp))
+        clock.lap("keep")
+    return public_names(planned.metrics, trained) | stats.metrics() | kept | clock.metrics()
 
 
 def _nothing_played(recipe: Recipe, update: int, stats: CollectStats) -> str:

@@ -108,7 +108,7 @@ def test_exact_means_what_greedy_decoding_says(one_worker: Evaluation) -> None:
         by_argmax = [argmax_exact(machinery, s) for s in seen if s.previous is not None]
         found = predictions(machinery, "own", seen)[0]
         for s in seen:
-            s.exact = None
+            s.predicted = None
             s.transition.observation_ids = np.append(s.transition.observation_ids[:-1], (s.transition.observation_ids[-1] + 1) % 100).astype(np.int32)
         changed = predictions(machinery, "own", seen)[0]
     assert found.generated == len(by_argmax) >= 4 and all(by_argmax) and found.exact == 1.0
@@ -176,7 +176,9 @@ def seen_of(groups: list[Group]) -> list[Seen]:
         for e in group.episodes:
             for before, t in zip([None, *e.transitions], e.transitions, strict=False):
                 if len(t.observation_ids):
-                    found.append(Seen(t, None if before is None else before.observation_ids, 1.0, group.task_id, group.task_type, e.success))
+                    found.append(
+                        Seen(t, None if before is None else before.observation_ids, np.float32([-1.0]), group.task_id, group.task_type, e.success)
+                    )
     return found
 
 

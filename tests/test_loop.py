@@ -75,6 +75,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def kept(run: Path) -> dict[str, bytes]:
+    """The files of kept episodes."""
+    return {path.name: path.read_bytes() for path in (run / "episodes").iterdir()}
+
+
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -95,6 +100,7 @@ def test_resumed_equals_uninterrupted_on_another_number_of_workers(straight: Pat
     loop.train(small(env={"workers": 1}), run, command="test")
     assert stream(run) == stream(straight)
     assert same(weights(run), weights(straight))
+    assert kept(run) == kept(straight) and len(kept(run)) == 4
 
 
 def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
@@ -148,6 +154,7 @@ def test_a_signal_saves_and_a_kill_loses_nothing(straight: Path, tmp_path: Path)
     loop.train(small(), run, command="test")
     assert stream(run) == stream(straight)
     assert same(weights(run), weights(straight))
+    assert kept(run) == kept(straight) and len(kept(run)) == 4
 
 
 def test_a_run_of_another_recipe_is_refused_with_the_key(straight: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 from paw_hpc import __version__
 from paw_hpc.cli.cluster import OVERRIDE, Change
 from paw_hpc.cli.cluster import app as cluster
+from paw_hpc.cli.episodes import app as episodes
 from paw_hpc.cli.model import add_model
 from paw_hpc.cli.prompt import add_prompt
 from paw_hpc.cli.recipes import app as recipes
@@ -28,6 +29,7 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmarks' data, and a model.")
 alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
 app.add_typer(cluster)  # launch, plan, status, logs, cancel
+app.add_typer(episodes)  # view, episodes
 app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 data.add_typer(alfworld, name="alfworld")

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from paw_hpc.build import Machinery
+from paw_hpc.episodes.copier import copied
 from paw_hpc.evaluation.results import Prediction
 from paw_hpc.evaluation.statistics import cluster_interval, ratio_interval
-from paw_hpc.experience import Group, Ids, Pool, Transition
+from paw_hpc.experience import Floats, Group, Ids, Pool, Transition
 from paw_hpc.rollout.engines.base import Engine, GenerationRequest
 from paw_hpc.system import distributed
 from paw_hpc.system.seeding import generator
@@ -34,17 +34,27 @@ class Seen:
     transition: Transition
     previous: Ids | None
     """The observation before the action; None at an episode's first step."""
-    nats: float
-    """Of all tokens of the true next observation together."""
+    logp: Floats
+    """float32[tokens]: of the true next observation."""
     game: str
     task_type: str
     success: bool
-    exact: bool | None = None
-    """The greedy prediction is the next observation, token by token; None: not generated."""
+    predicted: Ids | None = None
+    """The greedy prediction, as long as the true next observation at most; None: not generated."""
 
     @property
     def tokens(self) -> int:
         return len(self.transition.observation_ids)
+
+    @property
+    def nats(self) -> float:
+        """Of all tokens of the true next observation together."""
+        return float(-self.logp.astype(np.float64).sum())
+
+    @property
+    def exact(self) -> bool | None:
+        """The greedy prediction is the next observation, token by token."""
+        return None if self.predicted is None else np.array_equal(self.predicted, self.transition.observation_ids)
 
 
 def observe(machinery: Machinery, groups: Sequence[Group]) -> list[Seen]:
@@ -54,14 +64,14 @@ def observe(machinery: Machinery, groups: Sequence[Group]) -> list[Seen]:
         pool = Pool.from_groups([group])
         if not any(len(t.observation_ids) for t in pool.transitions):
             continue
-        logp = machinery.policy.observation_logp(pool).double().cpu().numpy()
+        logp = machinery.policy.observation_logp(pool).cpu().numpy()
         ends = np.cumsum([len(t.observation_ids) for t in pool.transitions])
         for number, (transition, part) in enumerate(zip(pool.transitions, np.split(logp, ends[:-1]), strict=True)):
             if not len(part):
                 continue
             episode = pool.episodes[int(pool.episode[number])]
             previous = episode.transitions[transition.step - 1].observation_ids if transition.step > 0 else None
-            seen.append(Seen(transition, previous, float(-part.sum()), group.task_id, group.task_type, episode.success))
+            seen.append(Seen(transition, previous, part, group.task_id, group.task_type, episode.success))
     return seen
 
 
@@ -79,17 +89,6 @@ def predictions(machinery: Machinery, source: str, seen: Sequence[Seen]) -> tupl
     splits = {"all": counted, "success": [s for s in counted if s.success], "failure": [s for s in counted if not s.success]}
     splits |= {name: [s for s in counted if s.task_type == name] for name in sorted({s.task_type for s in counted})}
     return tuple(_row(source, name, part, copier) for name, part in splits.items() if part)
-
-
-def copied(previous: Ids, following: Ids) -> npt.NDArray[np.bool_]:
-    """bool[len(following)]: which tokens a copier gets right that knows the true tokens so far. It goes on copying behind the token that it copied
-    last; after a wrong one, behind the next place in `previous` where the true token stands, or where it was."""
-    hits, at = np.zeros(len(following), dtype=bool), 0
-    for i, token in enumerate(following):
-        hits[i] = at < len(previous) and previous[at] == token
-        later = np.flatnonzero(previous[at:] == token)
-        at += int(later[0]) + 1 if len(later) else 0
-    return hits
 
 
 class Copier:
@@ -137,14 +136,14 @@ def _same(seen: Seen) -> bool:
 
 
 def _generate(machinery: Machinery, seen: Sequence[Seen]) -> None:
-    """Sets `exact` of up to EXACT_TRANSITIONS of them. Left out: those that could be longer than the model's context (see Machinery)."""
+    """Sets `predicted` of up to EXACT_TRANSITIONS of them. Left out: those that could be longer than the model's context (see Machinery)."""
     rollout = machinery.recipe.rollout
     fitting = [s for s in seen if _length(s) <= rollout.max_prompt_tokens + rollout.max_response_tokens]
     chosen = generator(0, "exact-match").permutation(len(fitting))[:EXACT_TRANSITIONS]
     part = [fitting[int(i)] for i in sorted(chosen)]
     found = distributed.on_main(lambda: machinery.run(_greedy(machinery.engine, part)))  # who leads has an engine, and all hear of it
-    for s, exact in zip(part, found, strict=True):
-        s.exact = exact
+    for s, predicted in zip(part, found, strict=True):
+        s.predicted = predicted
 
 
 def _length(seen: Seen) -> int:
@@ -152,17 +151,17 @@ def _length(seen: Seen) -> int:
     return len(t.prompt_ids) + len(t.response_ids) + len(t.bridge_ids) + len(t.observation_ids)
 
 
-async def _greedy(engine: Engine | None, seen: Sequence[Seen]) -> list[bool]:
+async def _greedy(engine: Engine | None, seen: Sequence[Seen]) -> list[Ids]:
     assert engine is not None
 
-    async def predict(number: int, s: Seen) -> bool:
+    async def predict(number: int, s: Seen) -> Ids:
         t = s.transition
         context = np.concatenate([t.prompt_ids, t.response_ids, t.bridge_ids])
         try:
             answer = await engine.generate(GenerationRequest(number, context, seed=0, temperature=0.0, max_tokens=s.tokens))
         finally:
             engine.leave(number)
-        return np.array_equal(answer.ids, t.observation_ids)
+        return answer.ids
 
     for number in range(len(seen)):
         engine.join(number)

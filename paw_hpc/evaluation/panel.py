@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from paw_hpc.build import Machinery, for_started_processes, processes_of
+from paw_hpc.episodes.folder import EpisodeFolder
+from paw_hpc.episodes.record import Place, Played, evaluation_rows
 from paw_hpc.evaluation.diagnostics import Seen, observe, predictions
 from paw_hpc.evaluation.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
 from paw_hpc.evaluation.referee import judged
 from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult, Prediction, write_evaluation
 from paw_hpc.evaluation.statistics import Interval, ratio_interval
-from paw_hpc.experience import Episode, Group, Pool
+from paw_hpc.experience import Episode, Floats, Group, Pool
 from paw_hpc.policy.checkpoint_folder import checkpoints
 from paw_hpc.recipe import Recipe
 from paw_hpc.recipe.doors import BENCHMARKS
@@ -38,6 +41,8 @@ class Evaluation:
 
     result: EvaluationResult
     groups: list[Group]
+    steps: pa.Table | None = None
+    """What is kept of it (episodes.schema.STEP), on the main rank; None: nothing (`episodes.evaluations`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,14 @@ def evaluate(
     chosen = machinery.benchmark.panel(panel or recipe.eval.panel)
     temperature = recipe.eval.temperature if temperature is None else temperature
     repeats, start, groups = repeats or recipe.eval.repeats, time.perf_counter(), []
+    entropies: dict[Place, Floats] = {}
     # As many games at once as the engine batches: the slices depend on the recipe alone, and so do the numbers.
     slice_size = max(1, recipe.rollout.max_batch // repeats)
     for first in range(0, len(chosen.tasks), slice_size):
         part = chosen.tasks[first : first + slice_size]
-        groups += machinery.play(part, repeats, 0, purpose="eval", temperature=temperature, first_group=first, leave=leave)[0]
+        found, stats = machinery.play(part, repeats, 0, purpose="eval", temperature=temperature, first_group=first, leave=leave)
+        groups += found
+        entropies |= stats.entropies
     played = [e for g in groups for e in g.episodes]
     whole = [e for e in played if not e.failed_by_environment]
     if not whole:
@@ -98,6 +106,7 @@ def evaluate(
     seen = observe(machinery, groups if observed is None else observed)
     prediction = _cross_entropy(seen)
     predicted: tuple[Prediction, ...] = ()
+    own = seen if observed is None else []
     if foreign is not None:
         own = seen if observed is None else observe(machinery, groups)
         theirs = seen if foreign is observed else observe(machinery, foreign)
@@ -120,7 +129,29 @@ def evaluate(
         protocol=rules(recipe),
         judged_by=judged_by(recipe, temperature),
     )
-    return Evaluation(result, groups)
+    if not (recipe.episodes.evaluations and distributed.is_main()):
+        return Evaluation(result, groups)
+    logp = {_place(s): s.logp for s in own}
+    generated = {_place(s): s.predicted for s in own if s.predicted is not None}
+    shown = Played(update, label, repeats, groups, entropies, logp, generated)
+    return Evaluation(result, groups, evaluation_rows(shown, recipe, machinery.policy.tokenizer))
+
+
+def write(run_directory: Path, evaluation: Evaluation, recipe: Recipe) -> Path:
+    """The result and the episodes behind it, into a run directory (or a folder like one). Returns LABEL.json.
+
+    Raises:
+        StorageError: full disk.
+        StaleAttempt: a later attempt writes this run.
+    """
+    if evaluation.steps is not None:
+        folder = EpisodeFolder(run_directory, recipe.episodes.max_megabytes * 10**6)
+        folder.write_evaluation(evaluation.result.update, evaluation.result.label, evaluation.steps)
+    return write_evaluation(run_directory, evaluation.result)
+
+
+def _place(seen: Seen) -> Place:
+    return seen.transition.episode, seen.transition.step
 
 
 def _evaluated(episode: Episode, repeats: int) -> EvaluatedEpisode:
@@ -235,9 +266,7 @@ def evaluate_path(
         machinery.publisher.publish(version=update)
         named = "" if protocol is None else f"{protocol}-{recipe.env.name}-"
         label = f"{named}{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
-        result = evaluate(
-            machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats, foreign=foreign
-        ).result
+        found = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats, foreign=foreign)
     if where is not None and distributed.is_main():
-        write_evaluation(where, result)
-    return result
+        write(where, found, recipe)
+    return found.result

@@ -31,6 +31,7 @@ class Plan:
     """Samples in pool order (`transition` = 0 .. N-1)."""
     metrics: dict[str, float]
     advantage: torch.Tensor  # float32[N]; with a critic of tokens the mean over a response
+    entropy: torch.Tensor  # float64[N], H(a|h) as selection sees it
     selected: torch.Tensor  # bool[N], S_alpha
     coefficient: torch.Tensor  # float64[G], lambda_g (1 for the constant coefficient), before the scale
 
@@ -81,7 +82,7 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     _add_streams(batch, pool, scores, recipe, credit, action_weight, wm.weight)
     if recipe.algorithm.values is not None:
         batch.value_position = last_prompt_tokens(batch, pool)
-    return Plan(batch, _metrics(pool, scores, batch, credit, wm), credit.advantage, wm.selected, wm.coefficient)
+    return Plan(batch, _metrics(pool, scores, batch, credit, wm), credit.advantage, wm.entropy, wm.selected, wm.coefficient)
 
 
 def world_model_scale(wm: WorldModelSection, update: int, updates: int) -> float:

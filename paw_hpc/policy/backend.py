@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from paw_hpc.experience import Batch, Pool, Scores
 
 Metrics = dict[str, float]
+Seen = list[tuple[torch.Tensor, torch.Tensor]]
+"""Of each micro-batch: its transitions (int64, on the CPU), and the log-prob of each of their rows' targets (float[R], on the device)."""
 
 
 class Policy(Protocol):
     """One trainable policy (with its reference and critic where the recipe asks for them)."""
+
+    tokenizer: PreTrainedTokenizerBase
 
     def score(self, pool: Pool) -> Scores:
         """Old log-probs and entropies of every action token (and reference log-probs, values) in one no-grad pass per model."""
@@ -25,8 +30,12 @@ class Policy(Protocol):
         them."""
         ...
 
-    def update(self, batch: Batch, update: int) -> Metrics:
+    def update(self, batch: Batch, update: int, row_logp: torch.Tensor | None = None) -> Metrics:
         """All optimizer steps of one update on the planned batch (PPO epochs and mini-batches; RL and WM rows in one forward pass).
+
+        Args:
+            row_logp: float32[R] on the CPU, on every rank or on none: filled with the log-prob of every row's target as the pass of the first epoch
+                sees it, which with mini-batches is after the steps of those before.
 
         Returns the metrics of the update, each a global mean or sum. A step whose loss or gradient norm is not finite is skipped and counted in
         `skipped_steps`.

@@ -17,7 +17,7 @@ import torch
 from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
 from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize
-from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
 from paw_hpc.policy.critic import critic_batch
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.seeding import derive_seed
@@ -50,8 +50,12 @@ class Trainer(ABC):
         """float32[R] on the CPU: the critic's value at every row of a critic's batch of the whole pool; no-grad."""
 
     @abstractmethod
-    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
-        """Backward over all rows of one optimizer step; appends what is to be logged to `sums`. Returns their summed loss, detached, float[]."""
+    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums], seen: Seen | None = None) -> torch.Tensor:
+        """Backward over all rows of one optimizer step; appends what is to be logged to `sums`. Returns their summed loss, detached, float[].
+
+        Args:
+            seen: where the policy's log-probs of the rows are appended.
+        """
 
     @abstractmethod
     def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
@@ -70,6 +74,10 @@ class Trainer(ABC):
 
     def _settle(self) -> None:
         """Called after its last step."""
+        return
+
+    def _share(self, found: torch.Tensor) -> None:
+        """Put together what processes found, float32 on the CPU, in place: each element is set in one of them."""
         return
 
     def _gathered(self, sums: Sequence[Sums]) -> Sums:
@@ -94,12 +102,13 @@ class Trainer(ABC):
             scores.values = self._values(self._critic_batch(batch))
         return scores
 
-    def update(self, batch: Batch, update: int) -> Metrics:
+    def update(self, batch: Batch, update: int, row_logp: torch.Tensor | None = None) -> Metrics:
         """All optimizer steps of one update (see `Policy.update`)."""
         self._begin()
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
+        seen: Seen = []
         skipped = 0
         for epoch in range(o.epochs):
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
@@ -107,10 +116,14 @@ class Trainer(ABC):
                 if self.has_critic:
                     work.append(("critic_grad_norm", "critic", self._critic_batch(mini)))
                 for name, model, part in work:
-                    norm, applied = self._step(model, self._accumulate(model, part, sums), update)
+                    wanted = seen if model == "policy" and row_logp is not None and epoch == 0 else None
+                    norm, applied = self._step(model, self._accumulate(model, part, sums, wanted), update)
                     norms[name] += [norm] if applied else []
                     skipped += not applied
         self._settle()
+        if row_logp is not None:
+            rows_from_device([logp[None] for _, logp in seen], [batch.rows_of(samples) for samples, _ in seen], row_logp.zero_()[None])
+            self._share(row_logp)
         metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
         seconds = time.perf_counter() - started
         return (

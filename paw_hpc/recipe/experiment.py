@@ -45,6 +45,17 @@ class CheckpointSection(Section):
     """Megatron: write while training goes on; the next checkpoint waits for it, and so does the end of the run."""
 
 
+class EpisodesSection(Section):
+    """Episodes that are kept in the run directory, whole: what `paw view` and `paw episodes` show (docs/episodes.md)."""
+
+    groups: Annotated[int, Field(ge=0)] = 2
+    """So many groups of every update, a seeded choice; 0: none."""
+    evaluations: bool = True
+    """All episodes of every evaluation."""
+    max_megabytes: PositiveInt = 1024
+    """Of the folder, in 10^6 bytes. Beyond it the oldest updates are dropped, the first one after all others, and then the oldest evaluations."""
+
+
 class Recipe(Section):
     """A whole experiment."""
 
@@ -71,6 +82,7 @@ class Recipe(Section):
     megatron: MegatronSection = MegatronSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    episodes: EpisodesSection = EpisodesSection()
     warm_start: WarmStartSection = WarmStartSection()
     cluster: ClusterSection = ClusterSection()
 

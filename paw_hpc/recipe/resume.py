@@ -41,6 +41,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "megatron",
         "eval",
         "checkpoint",
+        "episodes",
         "warm_start",
         "cluster",
     ),

@@ -234,7 +234,7 @@ class Collector:
         stats.mixed_version_turns += answer.token_versions is not None
         if answer.entropies is not None:
             stats.entropies[episode.index, step] = answer.entropies
-        episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, valid, anchor, before.admissible))
+        episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, action, valid, anchor, before.admissible))
         return state
 
     def _transition(
@@ -245,6 +245,7 @@ class Collector:
         answer: Completion,
         observation: Ids,
         state: EnvironmentState,
+        action: str,
         valid: bool,
         anchor: str,
         admissible: tuple[str, ...],
@@ -264,6 +265,7 @@ class Collector:
             admissible=admissible,
             weight_version=answer.weight_version,
             token_versions=answer.token_versions,
+            action=action,
         )
 
     def _fit(self, view: AgentView, episode: Episode, stats: CollectStats) -> Ids:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -22,8 +22,8 @@ from rich.console import Console
 
 from paw_hpc.build import Machinery
 from paw_hpc.envs.benchmarks import make_benchmark
-from paw_hpc.evaluation.panel import RULES, evaluate
-from paw_hpc.evaluation.results import EvaluationResult, read_evaluations, write_evaluation
+from paw_hpc.evaluation.panel import RULES, Evaluation, evaluate, write
+from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.experience import Group
 from paw_hpc.recipe import Recipe, load_recipe
 from paw_hpc.rollout.event_loop import EventLoop
@@ -163,7 +163,7 @@ class _Judges:
 
     def __init__(self, first: Recipe, parallel: int):
         self._first, self._parallel = first, parallel
-        self._reference: tuple[EvaluationResult, list[Group] | None] | None = None
+        self._reference: Evaluation | None = None
 
     def judge(self, runs: Sequence[PlannedRun], recipe: Recipe) -> None:
         """Runs of one seed, and the recipe of one of them."""
@@ -175,17 +175,17 @@ class _Judges:
         with ProcessPoolExecutor(self._parallel, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
             if self._reference is None:
                 self._reference = pool.submit(_judge, self._first, None, None).result()
-            before, groups = self._reference
+            before, groups = self._reference, self._reference.groups
             starting = pool.submit(_judge, recipe, None, groups) if recipe.seed != self._first.seed else None
             ending = {pool.submit(_judge, planned.recipe, planned.directory, groups): planned for planned in left}
             if starting is not None:
-                before, _ = starting.result()
-            _say(f"before training, seed {recipe.seed}: success {before.success:.1%}; judging {len(left)} ends")
+                before = starting.result()
+            _say(f"before training, seed {recipe.seed}: success {before.result.success:.1%}; judging {len(left)} ends")
             for future in as_completed(ending):
-                planned, (after, _) = ending[future], future.result()
-                _say(f"{planned.label}: success {after.success:.1%}")
+                planned, after = ending[future], future.result()
+                _say(f"{planned.label}: success {after.result.success:.1%}")
                 for evaluation in (before, after):
-                    write_evaluation(planned.directory, evaluation)
+                    write(planned.directory, evaluation, planned.recipe)
 
 
 def _limit_threads(threads: int) -> None:
@@ -195,9 +195,9 @@ def _limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | None) -> tuple[EvaluationResult, list[Group] | None]:
+def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | None) -> Evaluation:
     """Play the panel: with the initial weights where `run_directory` is None, else with the run's newest. Observation cross-entropy and diagnostics
-    are on the play of `observed`; where that is None, on its own, which is returned for the others."""
+    are on the play of `observed`; where that is None, on its own, which is returned (in `groups`) for the others."""
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
         update = 0 if run_directory is None else machinery.policy.resume(RunDirectory(run_directory).checkpoints, RULES)
         if run_directory is not None and not update:
@@ -205,7 +205,7 @@ def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | N
         machinery.publisher.publish(version=update)
         label = BEFORE if run_directory is None else AFTER
         evaluation = evaluate(machinery, recipe, update=update, label=label, observed=observed, foreign=() if observed is None else observed)
-        return evaluation.result, evaluation.groups if observed is None else None
+        return evaluation if observed is None else replace(evaluation, groups=[])
 
 
 @contextlib.contextmanager

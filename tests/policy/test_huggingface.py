@@ -138,6 +138,25 @@ def test_that_invariance_would_notice_one_wrong_weight(folder: str, pool: Pool) 
     assert (found[0] - found[1]).abs().max() > 1e-5
 
 
+def test_an_update_tells_the_log_probs_that_its_pass_saw(folder: str, pool: Pool) -> None:
+    """Of every row in its place, in any micro-batches; with several steps, those of the first epoch; and the update is the same."""
+    policy = policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.epochs": 2, "optimizer.max_tokens_per_micro_batch": 90})
+    other, batch = policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.epochs": 2}), planned(policy, pool)
+    with torch.no_grad():
+        expected, _ = full_scores(AutoModelForCausalLM.from_pretrained(folder), batch, 0.7)
+    rows = torch.full((batch.num_rows,), torch.nan)
+    policy.update(batch, 0, rows)
+    other.update(batch, 0)
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights(policy), weights(other), rtol=0, atol=1e-3)
+    again = torch.full((batch.num_rows,), torch.nan)
+    policy.update(batch, 1, again)
+    assert (again - rows).abs().max() > 1e-3, "the control: another policy says other things"
+    small = policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.mini_batch": 8})
+    small.update(batch, 0, again.fill_(torch.nan))
+    assert bool(again.isfinite().all()) and (again - expected).abs().max() > 1e-6, "later mini-batches see a policy that has moved"
+
+
 def test_mini_batches_and_epochs_are_optimizer_steps(folder: str, pool: Pool) -> None:
     policy = policy_from(folder, **{"optimizer.epochs": 2, "optimizer.mini_batch": 8})
     batch = planned(policy, pool)

@@ -88,7 +88,11 @@ def train(policy: Policy, chosen: Recipe, groups: Sequence[Sequence[Group]]) -> 
             seen["ref_logp"] = float(scores.ref_logp.double().mean())
         if scores.values is not None:
             seen["value"] = float(scores.values.double().mean())
-        found.append(planned.metrics | policy.update(planned.batch, update) | policy.observation_cross_entropy(pool) | seen)
+        rows = torch.empty(planned.batch.num_rows)
+        trained = policy.update(planned.batch, update, rows)
+        # Weighted by the place: a row's log-prob in another row's place is seen.
+        seen["row_logp"] = float((rows.double() * torch.linspace(1, 3, len(rows), dtype=torch.float64)).mean())
+        found.append(planned.metrics | trained | policy.observation_cross_entropy(pool) | seen)
     return found
 
 

@@ -1,0 +1,305 @@
+"""Runs, their kept files, episodes and steps, as plain values that JSON can carry. Reads what is there now: also of a run that goes on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from paw_hpc.episodes import folder
+from paw_hpc.episodes.copier import copied
+from paw_hpc.episodes.folder import EpisodeFile
+from paw_hpc.episodes.spelling import pieces
+from paw_hpc.system.errors import DataError
+
+SURPRISES = 40
+"""Tokens of a file that are listed as its most surprising ones, one per step and text at most."""
+_EPISODE = ("group", "member", "task_id", "task_type", "seed", "steps", "success", "score", "episode_return")
+_STEP = ("step", "valid", "selected", "advantage", "entropy", "observation_logp")
+
+_SHOWN = ("step", "action", "reward", "valid", "weight_version", "entropy", "advantage", "selected", "wm_lambda", "wm_weight", "prompt", "predicted")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSummary:
+    """One kept episode. Fields of schema.STEP, and what follows from them."""
+
+    group: int
+    member: int
+    task_id: str
+    task_type: str
+    seed: str
+    """As text: JavaScript's numbers have 53 bits."""
+    steps: int
+    success: bool
+    score: float
+    episode_return: float
+    invalid: int
+    """Steps."""
+    selected: int | None
+    advantage: float | None
+    """Of the first step: where nothing is subtracted from single steps, that of all."""
+    surprise: float | None
+    """Nats per token of the next observations, where the policy was asked about them."""
+    first_row: int
+    """Of the file."""
+
+
+class KeptFile:
+    """One file of kept episodes, read in parts.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, file: EpisodeFile) -> None:
+        self.file = file
+        self.path = file.path
+
+    @functools.cached_property
+    def episodes(self) -> list[EpisodeSummary]:
+        """In the order of groups and members."""
+        table = folder.read(self.path, [*_EPISODE, *_STEP])
+        column = {name: table[name].to_pylist() for name in (*_EPISODE, "valid", "selected", "advantage")}
+        places = list(zip(column["group"], column["member"], strict=True))
+        starts = [n for n, place in enumerate(places) if n == 0 or place != places[n - 1]]
+        nats, tokens = _per_row(table["observation_logp"])
+        found = []
+        for start, end in pairwise([*starts, len(places)]):
+            selected = [flag for flag in column["selected"][start:end] if flag is not None]
+            count = int(tokens[start:end].sum())
+            found.append(
+                EpisodeSummary(
+                    **{name: column[name][start] for name in _EPISODE if name != "seed"},
+                    seed=str(column["seed"][start]),
+                    invalid=sum(not valid for valid in column["valid"][start:end]),
+                    selected=sum(selected) if selected else None,
+                    advantage=column["advantage"][start],
+                    surprise=float(nats[start:end].sum()) / count if count else None,
+                    first_row=start,
+                )
+            )
+        return found
+
+    @functools.cached_property
+    def by_task(self) -> dict[str, list[EpisodeSummary]]:
+        """Episodes by task id."""
+        found: dict[str, list[EpisodeSummary]] = {}
+        for episode in self.episodes:
+            found.setdefault(episode.task_id, []).append(episode)
+        return found
+
+    def episode(self, group: int, member: int) -> EpisodeSummary | None:
+        return next((e for e in self.episodes if (e.group, e.member) == (group, member)), None)
+
+    def steps(self, episode: EpisodeSummary) -> list[dict[str, Any]]:
+        """The steps of an episode, whole, ready to be shown (see `_shown`)."""
+        rows = self._rows(episode.first_row, self._end(episode)).to_pylist()
+        return [_shown(row, rows[n - 1] if n else None) for n, row in enumerate(rows)]
+
+    def _end(self, episode: EpisodeSummary) -> int:
+        later = [e.first_row for e in self.episodes if e.first_row > episode.first_row]
+        return min(later) if later else folder.read(self.path, ["step"]).num_rows
+
+    def _rows(self, first: int, end: int) -> pa.Table:
+        """Reads the groups of rows that hold them, and no more."""
+        with _reading(self.path) as file:
+            sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+            begins = np.cumsum([0, *sizes])
+            wanted = [n for n in range(len(sizes)) if begins[n] < end and begins[n + 1] > first]
+            if not wanted:
+                return file.schema_arrow.empty_table()
+            return file.read_row_groups(wanted).slice(first - int(begins[wanted[0]]), end - first)
+
+    def search(self, text: str) -> list[tuple[int, int, int]]:
+        """(group, member, step) of every step in whose action, response or next observation a text stands, in any case of letters."""
+        found = []
+        with _reading(self.path) as file:
+            for part in file.iter_batches(columns=["group", "member", "step", "action", "response", "observation"]):
+                hits = functools.reduce(
+                    pc.or_, (pc.match_substring(part[name], text, ignore_case=True) for name in ("action", "response", "observation"))
+                )
+                chosen = part.filter(hits)
+                found += list(zip(*(chosen[name].to_pylist() for name in ("group", "member", "step")), strict=True))
+        return found
+
+    @functools.cached_property
+    def surprises(self) -> list[dict[str, Any]]:
+        """The least probable tokens of next observations: where they are, what they say, and the text around them."""
+        columns = ["group", "member", "step", "action", "observation", "observation_ends", "observation_logp"]
+        best: list[tuple[float, dict[str, Any]]] = []
+        seen: set[tuple[str, str]] = set()
+        with _reading(self.path) as file:
+            rows = [row for part in file.iter_batches(columns=columns) for row in _least_probable(part)]
+        for logp, at, row in sorted(rows, key=lambda found: found[0]):
+            tokens = pieces(row["observation"], row["observation_ends"])
+            if (row["observation"], tokens[at]) in seen:
+                continue  # the same page again
+            seen.add((row["observation"], tokens[at]))
+            around = {"before": "".join(tokens[max(0, at - 12) : at]), "token": tokens[at], "after": "".join(tokens[at + 1 : at + 7])}
+            place = {name: row[name] for name in ("group", "member", "step", "action")}
+            best.append((logp, place | around | {"p": _short(math.exp(logp)), "at": at}))
+            if len(best) == SURPRISES:
+                break
+        return [found for _, found in best]
+
+
+class Library:
+    """Runs and their kept files.
+
+    Args:
+        runs: run directories (or folders with `episodes/` alone, as `paw eval --out` makes them).
+
+    Raises:
+        DataError: a path without kept episodes.
+    """
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self.runs = dict(zip(_names(runs), runs, strict=True))
+        for path in runs:
+            if not folder.find(path):
+                there = "no such folder" if not path.exists() else f"nothing is kept in {path / folder.NAME}"
+                raise DataError(f"{path}: {there}; a recipe with episodes.groups above 0 keeps episodes of every update")
+        self._open: dict[Path, tuple[tuple[int, int], KeptFile]] = {}
+
+    def index(self) -> list[dict[str, Any]]:
+        """Every run with its files, as they are now."""
+        return [{"name": name, "files": [_file(file) for file in folder.find(path)]} for name, path in self.runs.items()]
+
+    def files(self, run: str) -> list[KeptFile]:
+        """Raises DataError for a run that is not here."""
+        if run not in self.runs:
+            raise DataError(f"no run {run}; there are {', '.join(self.runs)}")
+        return [self._kept(file) for file in folder.find(self.runs[run])]
+
+    def file(self, run: str, key: str) -> KeptFile:
+        """Raises DataError for what is not here (it may have been dropped: `episodes.max_megabytes`)."""
+        found = next((kept for kept in self.files(run) if kept.file.key == key), None)
+        if found is None:
+            raise DataError(
+                f"{self.runs[run]}: no kept file {key}; there are {', '.join(f.key for f in folder.find(self.runs[run])[-5:])} and earlier"
+            )
+        return found
+
+    def episodes(self, run: str, key: str) -> list[dict[str, Any]]:
+        """See `EpisodeSummary`."""
+        return [asdict(episode) for episode in self.file(run, key).episodes]
+
+    def steps(self, run: str, key: str, group: int, member: int) -> list[dict[str, Any]]:
+        """Raises DataError for an episode that was not kept."""
+        kept = self.file(run, key)
+        episode = kept.episode(group, member)
+        if episode is None:
+            raise DataError(f"{run}, {key}: no episode {member} of group {group} is kept")
+        return kept.steps(episode)
+
+    def same_task(self, run: str, key: str, group: int, member: int) -> list[dict[str, Any]]:
+        """Other episodes of the same task, those with the same seed first: in other runs, at other updates. Of a group that has the task with
+        other seeds, its first member alone."""
+        mine = self.file(run, key).episode(group, member)
+        if mine is None:
+            return []
+        found = []
+        for name in self.runs:
+            for kept in self.files(name):
+                groups: set[int] = set()
+                for other in kept.by_task.get(mine.task_id, ()):
+                    place = (name, kept.file.key, other.group, other.member)
+                    if place[:3] == (run, key, group):
+                        continue
+                    same = other.seed == mine.seed
+                    if same or other.group not in groups:
+                        where = dict(zip(("run", "file", "group", "member"), place, strict=True))
+                        found.append(where | {"same_seed": same, "success": other.success})
+                    groups.add(other.group)
+        return sorted(found, key=lambda each: not each["same_seed"])
+
+    def _kept(self, file: EpisodeFile) -> KeptFile:
+        """The same object as long as the file is the same: what it has computed is not computed again."""
+        try:
+            stat = file.path.stat()
+        except OSError:
+            return KeptFile(file)  # reading it says what is wrong
+        state = (stat.st_mtime_ns, stat.st_size)
+        if self._open.get(file.path, (None,))[0] != state:
+            self._open[file.path] = (state, KeptFile(file))
+        return self._open[file.path][1]
+
+
+def _names(runs: Sequence[Path]) -> Iterator[str]:
+    """The last part of each path; all of it where two are called alike."""
+    last = [path.resolve().name for path in runs]
+    for path, name in zip(runs, last, strict=True):
+        yield name if last.count(name) == 1 else str(path)
+
+
+def _file(file: EpisodeFile) -> dict[str, Any]:
+    return {"key": file.key, "update": file.update, "training": file.training}
+
+
+class _reading:
+    """Inside, a Parquet file; what goes wrong there is a DataError that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> pq.ParquetFile:
+        folder.read(self._path, ["step"])  # of our kind, and of a version that we know
+        self._file = pq.ParquetFile(self._path)
+        return self._file
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def _per_row(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(nats, tokens) of each row of a column of log-probs; 0 and 0 for null."""
+    nats, tokens = [], []
+    for chunk in column.chunks:
+        lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        values = chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+        sums = np.cumsum([0.0, *values])
+        ends = np.cumsum(lengths)
+        nats.append(-(sums[ends] - sums[ends - lengths]))
+        tokens.append(lengths)
+    return np.concatenate(nats or [np.zeros(0)]), np.concatenate(tokens or [np.zeros(0, dtype=np.int64)])
+
+
+def _least_probable(part: pa.RecordBatch) -> list[tuple[float, int, dict[str, Any]]]:
+    """(log-prob, place in the observation, row) of the least probable token of each of the rows that have the least probable ones."""
+    asked = part.filter(pc.greater(pc.fill_null(pc.list_value_length(part["observation_logp"]), 0), 0))
+    least = [(min(range(len(logp)), key=logp.__getitem__), logp) for logp in asked["observation_logp"].to_pylist()]
+    order = sorted(range(len(least)), key=lambda n: least[n][1][least[n][0]])[: 8 * SURPRISES]
+    rows = asked.take(pa.array(order, type=pa.int64())).drop_columns(["observation_logp"]).to_pylist()
+    return [(least[n][1][least[n][0]], least[n][0], row) for n, row in zip(order, rows, strict=True)]
+
+
+def _shown(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """One step: texts as the pieces of their tokens, probabilities without their logarithm, and what a copier of the previous observation knew."""
+    logp, old = row["observation_logp"], row["old_logp"] or row["behaviour_logp"]
+    hits = None
+    if before is not None and before["observation_ids"]:
+        hits = copied(*(np.asarray(each["observation_ids"], dtype=np.int32) for each in (before, row))).astype(int).tolist()
+    return {name: row[name] for name in _SHOWN} | {
+        "response": pieces(row["response"], row["response_ends"]),
+        "response_p": [_short(math.exp(v)) for v in old],
+        "response_entropy": None if row["token_entropy"] is None else [_short(v) for v in row["token_entropy"]],
+        "observation": pieces(row["observation"], row["observation_ends"]),
+        "observation_p": None if logp is None else [_short(math.exp(v)) for v in logp],
+        "silenced": None if row["silenced"] is None else [int(flag) for flag in row["silenced"]],
+        "copied": hits,
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")
