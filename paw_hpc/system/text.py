@@ -7,17 +7,21 @@ from typing import Any
 
 
 def require_text(value: Any, field: str = "") -> None:
-    """Raises ValueError where a string anywhere in a JSON value is no text; the message says in which field of it, at which character.
+    """Raises ValueError where a string anywhere in a JSON value is no text; the message says in which field of it, at which character. (And where the
+    value is nested more deeply than can be looked through.)
 
     Args:
         field: how the message calls the value itself.
     """
-    for where, string in _strings(value, field):
-        try:
-            string.encode()
-        except UnicodeEncodeError as error:
-            half = ascii(string[error.start]).strip("'")
-            raise ValueError(f"{ascii(where or 'it')[1:-1]} holds half a character, {half}, at character {error.start + 1}: it is no text") from None
+    try:
+        for where, string in _strings(value, field):
+            try:
+                string.encode()
+            except UnicodeEncodeError as error:
+                half = ascii(string[error.start]).strip("'")
+                raise ValueError(f"{ascii(where or 'it')[1:-1]} holds half a character, {half}, at character {error.start + 1}: it is no text") from None
+    except RecursionError:
+        raise ValueError(f"{field or 'it'} is nested too deeply") from None
 
 
 def well_formed(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from hypothesis.strategies import SearchStrategy
 
 DEEP, ENDLESS, HUGE = "@@deep@@", "@@endless@@", "@@huge@@"
 """Stand for JSON that Python cannot hold as a value: nested beyond every limit, opened and never closed, a number of 5,000 digits."""
@@ -30,15 +31,19 @@ PIECES = (
 """What answers, pages and passages are made of, and what might be taken for something else in them."""
 
 
-@st.composite
-def texts(draw: DrawFn, pieces: Sequence[str] = PIECES, longest: int = 60_000, halves: bool = False) -> str:
-    """Pieces in any order, sometimes one of them very often; with `halves`, halves of characters among them."""
-    pool = st.sampled_from((*pieces, "\ud83d", "\udc00", "x\ud83d y") if halves else tuple(pieces)) | st.text(max_size=5)
-    parts = draw(st.lists(pool, max_size=12))
-    if draw(st.integers(0, 7)) == 7:
-        often = "".join(draw(st.lists(st.sampled_from(pieces), min_size=1, max_size=3)))
-        parts.insert(draw(st.integers(0, len(parts))), often * (longest // len(often)))
-    return "".join(parts)
+def texts(pieces: Sequence[str] = PIECES, longest: int = 60_000, halves: bool = False) -> SearchStrategy[str]:
+    """Pieces in any order, sometimes a few of them very often; with `halves`, halves of characters among them."""
+    pool = (*pieces, "\ud83d", "\udc00", "x\ud83d y") if halves else tuple(pieces)
+
+    def written(drawn: bytes) -> str:
+        parts = [pool[number % len(pool)] for number in drawn[1:]]
+        if drawn and drawn[0] >= 224 and parts:
+            often = "".join(parts[: 1 + drawn[0] % 3]) or " "
+            parts.append(often * (longest // len(often)))
+            parts.append(pool[drawn[-1] % len(pool)])
+        return "".join(parts)
+
+    return st.binary(max_size=14).map(written)
 
 
 def paths(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -52,28 +57,34 @@ def paths(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [found for key, value in inside for found in ((*above, key), *paths(value, (*above, key)))]
 
 
-@st.composite
-def documents(draw: DrawFn, valid: Any, values: Sequence[Any] = VALUES, changes: int = 3) -> Any:
+def documents(valid: Any, values: Sequence[Any] = VALUES, changes: int = 3) -> SearchStrategy[Any]:
     """A valid document in which up to a few values are replaced, removed, added or doubled."""
-    document = copy.deepcopy(valid)
-    for _ in range(draw(st.integers(0, changes))):
+    return st.lists(st.integers(0, 2**40 - 1), max_size=changes).map(lambda numbers: functools.reduce(_changed(values), numbers, copy.deepcopy(valid)))
+
+
+def _changed(values: Sequence[Any]) -> Callable[[Any, int], Any]:
+    """(document, a number that says where and how) -> the document, changed."""
+
+    def change(document: Any, number: int) -> Any:
+        number, how = divmod(number, 5)
+        number, which = divmod(number, len(values))
         places = paths(document)
         if not places:
-            break
-        *above, key = places[draw(st.integers(0, len(places) - 1))]
-        holder = document
-        for step in above:
-            holder = holder[step]
-        match draw(st.sampled_from(("replace", "replace", "remove", "add", "double"))):
-            case "replace":
-                holder[key] = copy.deepcopy(draw(st.sampled_from(values)))
-            case "remove":
+            return copy.deepcopy(values[which])
+        *above, key = places[number % len(places)]
+        holder = functools.reduce(lambda inside, step: inside[step], above, document)
+        match how:
+            case 0:
                 del holder[key]
-            case "add" if isinstance(holder, dict):
-                holder[draw(st.sampled_from(("unheard-of", "", "a b", "0", "\ud83d")))] = copy.deepcopy(draw(st.sampled_from(values)))
-            case "double" if isinstance(holder, list):
+            case 1 if isinstance(holder, list):
                 holder.insert(key, copy.deepcopy(holder[key]))
-    return document
+            case 1:
+                holder[("unheard-of", "", "a b", "0", "\ud83d")[number % 5]] = copy.deepcopy(values[which])
+            case _:
+                holder[key] = copy.deepcopy(values[which])
+        return document
+
+    return change
 
 
 def as_json(document: Any, **how: Any) -> bytes:
@@ -84,16 +95,21 @@ def as_json(document: Any, **how: Any) -> bytes:
     return text.encode()
 
 
-@st.composite
-def damaged(draw: DrawFn, whole: SearchStrategy[bytes]) -> bytes:
+def damaged(whole: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
     """Bytes as they were, or (one time in four) cut, or with a few bytes in the place of others."""
-    data = draw(whole)
-    if draw(st.integers(0, 3)) < 3:
+
+    def harm(data: bytes, number: int) -> bytes:
+        number, how = divmod(number, 8)
+        number, which = divmod(number, len(_BYTES))
+        first = number % (len(data) + 1)
+        match how:
+            case 0:
+                return data[:first]
+            case 1:
+                return data[:first] + _BYTES[which] + data[first + number % 4 :]
         return data
-    first = draw(st.integers(0, len(data)))
-    if draw(st.booleans()):
-        return data[:first]
-    return data[:first] + draw(st.sampled_from(_BYTES)) + data[first + draw(st.integers(0, 3)) :]
+
+    return st.builds(harm, whole, st.integers(0, 2**40 - 1))
 
 
 def json_files(valid: Any, values: Sequence[Any] = VALUES) -> SearchStrategy[bytes]:
@@ -103,4 +119,8 @@ def json_files(valid: Any, values: Sequence[Any] = VALUES) -> SearchStrategy[byt
 
 def json_lines(valid: Sequence[Any], values: Sequence[Any] = VALUES) -> SearchStrategy[bytes]:
     """The bytes of a file with a JSON document a line."""
-    return damaged(documents(list(valid), values).map(lambda lines: b"".join(as_json(line) + b"\n" for line in lines)))
+
+    def written(lines: Any) -> bytes:
+        return b"".join(as_json(line) + b"\n" for line in (lines if isinstance(lines, list) else [lines]))
+
+    return damaged(documents(list(valid), values).map(written))
