@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+_mended: list[None] = []
+"""One for each; adding to a list is safe in any thread."""
+
 
 def require_text(value: Any, field: str = "") -> None:
     """Raises ValueError where a string anywhere in a JSON value is no text; the message says in which field of it, at which character. (And where the
@@ -25,8 +28,20 @@ def require_text(value: Any, field: str = "") -> None:
 
 
 def well_formed(text: str) -> str:
-    """The text with a replacement character (U+FFFD) for every half of one."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    """The text with a replacement character (U+FFFD) for every half of one. What had to be mended is counted (`mended`)."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _mended.append(None)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def mended() -> int:
+    """Texts that `well_formed` had to mend in this process so far."""
+    return len(_mended)
 
 
 def _strings(value: Any, field: str) -> Iterator[tuple[str, str]]:
