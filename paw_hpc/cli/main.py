@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def _refuse(error: UserError) -> NoReturn:
-    print(f"paw: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"paw: {error}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paw_hpc.policy.checkpoint_folder import MANIFEST, checkpoints
 from paw_hpc.system.errors import UserError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
+from paw_hpc.system.text import require_text
 
 _STATUS = "exit-status"
 CUT_OFF = "cut off (killed by Slurm, or its node died)"
@@ -38,6 +40,32 @@ class Attempt:
     """In the newest checkpoint when it ended; None: it has not ended, or was cut off."""
     how: str = CUT_OFF
     """Why it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    launched: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    attempt: int
+    job: str
+    nodes: tuple[str, ...]
+    began: str
+    updates_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    attempt: int
+    ended: str
+    updates: int
+    how: str
+
+
+_Line: Any = _Launch | _Begin | _End
+"""What a line of the file may be."""
 
 
 def saved_updates(run: Path) -> int:
@@ -101,29 +129,24 @@ def check_progress(run: Path, allowed: int) -> None:
 
 def _read(run: Path) -> list[tuple[Attempt, bool]]:
     """(attempt, whether it began after the last launch)."""
-    lines: list[dict[str, Any]] = []
+    lines: list[_Launch | _Begin | _End] = []
     path = folder(run) / "attempts.jsonl"
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = read_json(text)
+            require_text(line)
+            lines.append(checked(_Line, line))
         except ValueError:
             continue  # torn by the end of a node
-    last_launch = max((i for i, line in enumerate(lines) if "launched" in line), default=-1)
-    ends = {line["attempt"]: line for line in lines if "ended" in line}
+    last_launch = max((i for i, line in enumerate(lines) if isinstance(line, _Launch)), default=-1)
+    ends = {line.attempt: line for line in lines if isinstance(line, _End)}
     found = []
     for index, line in enumerate(lines):
-        if "began" not in line:
+        if not isinstance(line, _Begin):
             continue
-        ended: dict[str, Any] = ends.get(line["attempt"], {})
-        attempt = Attempt(
-            line["attempt"],
-            line["job"],
-            tuple(line["nodes"]),
-            line["began"],
-            line["updates_before"],
-            ended.get("updates"),
-            ended.get("how", CUT_OFF),
-        )
+        attempt = Attempt(line.attempt, line.job, line.nodes, line.began, line.updates_before)
+        if ended := ends.get(line.attempt):
+            attempt = replace(attempt, updates=ended.updates, how=ended.how)
         found.append((attempt, index > last_launch))
     return found
 

@@ -13,16 +13,30 @@ before it: all that it takes is the closing one. (The reference wants both tags 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _OPEN, _CLOSE = "<action>", "</action>"
 OPEN_THOUGHT, CLOSE_THOUGHT = "<think>", "</think>"
-_THOUGHT_OR_ACTION = re.compile(r"<think>.*?</think>|<action>(.*?)</action>", re.DOTALL)
-"""Whichever opens first holds the other: an action quoted in a thought is a part of the thought."""
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 """The block of CJK unified ideographs alone: kana, hangul, Chinese punctuation and the extension blocks pass."""
-_SEARCH_OPEN, _ANSWER_OPEN = re.compile("<search>", re.IGNORECASE), re.compile("<answer>", re.IGNORECASE)
-_SEARCH_BLOCK = re.compile("<search>(.*?)</search>", re.IGNORECASE | re.DOTALL)
-_ANSWER_BLOCK = re.compile("<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_SEARCH_OPEN, _SEARCH_CLOSE = re.compile("<search>", re.IGNORECASE), re.compile("</search>", re.IGNORECASE)
+_ANSWER_OPEN, _ANSWER_CLOSE = re.compile("<answer>", re.IGNORECASE), re.compile("</answer>", re.IGNORECASE)
+
+
+def blocks(text: str, *tags: str) -> Iterator[tuple[str, str]]:
+    """(tag, content) of every `<tag>...</tag>`, in their order; whichever opens first holds the others, and a tag that is never closed opens nothing.
+
+    In time that grows with the text: a pattern like `<think>.*?</think>` would read all that follows once for each `<think>` that is never closed.
+    """
+    last = {tag: text.rfind(f"</{tag}>") for tag in tags}
+    opened: re.Match[str] | None = None
+    for found in re.finditer(f"<(/?)({'|'.join(tags)})>", text):
+        if opened is None:
+            if not found[1] and found.start() < last[found[2]]:
+                opened = found
+        elif found[1] and found[2] == opened[2]:
+            yield found[2], text[opened.end() : found.start()]
+            opened = None
 
 
 def has_chinese(text: str) -> bool:
@@ -39,11 +53,11 @@ def after_thought(response: str, opened: bool) -> tuple[str, bool]:
 def only_action(response: str, opened: bool = False) -> tuple[str | None, bool]:
     """(what the only `<action>` outside of the thoughts holds, or None where there is none or more than one; whether there is a closed `<think>`)."""
     thought, actions = False, list[str]()
-    for match in _THOUGHT_OR_ACTION.finditer(OPEN_THOUGHT + response if opened else response):
-        if match[1] is None:
+    for tag, content in blocks(OPEN_THOUGHT + response if opened else response, "think", "action"):  # an action quoted in a thought is a part of it
+        if tag == "think":
             thought = True
         else:
-            actions.append(match[1])
+            actions.append(content)
     return (actions[0] if len(actions) == 1 else None), thought
 
 
@@ -69,11 +83,18 @@ def search_or_answer(response: str) -> tuple[str, bool]:
     closing = next((tag for tag in ("</search>", "</answer>") if tag in response), None)  # where the text is cut, case matters
     read = response if closing is None else response[: response.index(closing) + len(closing)]
     opened = len(_SEARCH_OPEN.findall(response)) + len(_ANSWER_OPEN.findall(response))
-    if found := _SEARCH_BLOCK.search(read):
-        return f"<search>{found[1].strip()}</search>", opened == 1
-    if found := _ANSWER_BLOCK.search(read):
-        return f"<answer>{found[1].strip()}</answer>", opened == 1
+    if (query := _first_block(read, _SEARCH_OPEN, _SEARCH_CLOSE)) is not None:
+        return f"<search>{query}</search>", opened == 1
+    if (answer := _first_block(read, _ANSWER_OPEN, _ANSWER_CLOSE)) is not None:
+        return f"<answer>{answer}</answer>", opened == 1
     return "", False
+
+
+def _first_block(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> str | None:
+    """What stands between the first opening tag and the first closing one after it. (Where none follows the first, none follows a later one.)"""
+    begin = opening.search(text)
+    end = closing.search(text, begin.end()) if begin else None
+    return text[begin.end() : end.start()].strip() if begin and end else None
 
 
 def is_written(said: str, response: str) -> bool:

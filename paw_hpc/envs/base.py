@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from paw_hpc.system.text import well_formed
+
+LONGEST_OBSERVATION = 200_000
+"""Characters of an observation, far beyond what a prompt takes; more is left out, so that one page cannot cost minutes of tokenizing."""
 Message = dict[str, str]
 """A chat message: {"role": "user" | "assistant" | "system", "content": text}."""
 
@@ -42,6 +46,11 @@ class EnvironmentState:
     done: bool = False
     success: bool = False
     score: float = 0.0
+
+    def __post_init__(self) -> None:
+        """What an environment says comes from outside, whoever wrote the environment: here it becomes text that every tokenizer takes."""
+        object.__setattr__(self, "observation", well_formed(self.observation[:LONGEST_OBSERVATION]))
+        object.__setattr__(self, "admissible", tuple(map(well_formed, self.admissible)))
 
 
 Turn = tuple[str, EnvironmentState]

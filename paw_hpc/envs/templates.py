@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.system.errors import RecipeError
+from paw_hpc.system.text import well_formed
 
 SHIPPED = ("default", "reference")
 KEY = "env.prompt_template"
@@ -56,6 +57,8 @@ class PromptTemplate:
             code = environment.compile(tree, filename=file)
         except TemplateSyntaxError as error:
             raise RecipeError(f"{KEY}: {file}, line {error.lineno}: {error.message}") from None
+        except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:  # nested deeply, or no program of Python's
+            raise RecipeError(f"{KEY}: {file}: cannot be compiled ({type(error).__name__}: {str(error)[:100]}); simplify it") from None
         self._template = Template.from_code(environment, code, environment.make_globals(None))
         for trial in _TRIALS:
             given = {"task": "find it", "max_steps": 50, "observation": "seen now", "opening": "seen at first", **trial}
@@ -65,7 +68,7 @@ class PromptTemplate:
     def render(self, **variables: Any) -> str:
         """The prompt's text. Raises RecipeError."""
         try:
-            return self._template.render(variables)
+            return well_formed(self._template.render(variables))
         except RecursionError:
             raise RecipeError(f"{KEY}: {self.file}: it calls itself without an end") from None
         except Exception as error:  # a template can raise anything: it divides, indexes and calls

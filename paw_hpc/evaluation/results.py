@@ -7,14 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from paw_hpc.evaluation.noise import NoiseShares
 from paw_hpc.evaluation.statistics import Interval, cluster_interval, success_interval
 from paw_hpc.run import fence
 from paw_hpc.run.metrics import RunDirectory
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
+from paw_hpc.system.text import require_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,28 +205,17 @@ def read_evaluations(run_directory: str | Path) -> list[EvaluationResult]:
     for summary in RunDirectory(run_directory).evaluations.glob("*.json"):
         try:
             found.append(_read_evaluation(summary))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{summary}: not an evaluation result ({type(error).__name__}: {error}); remove it and evaluate again") from None
     return sorted(found, key=lambda r: (r.update, r.label))
 
 
 def _read_evaluation(summary: Path) -> EvaluationResult:
-    content = json.loads(summary.read_text(encoding="utf-8"))
-    episodes = []
-    for line in summary.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    content, episodes = read_json(summary.read_bytes()), []
+    for line in summary.with_suffix(".jsonl").read_bytes().splitlines():
+        row = read_json(line)
         row["episode_return"] = row.pop("return")
-        episodes.append(EvaluatedEpisode(**row))
-    content["interval"] = tuple(content["interval"])
-    content["per_task_type"] = {name: TypeResult(r["games"], r["success"], tuple(r["interval"])) for name, r in content["per_task_type"].items()}
-    if content.get("noise") is not None:
-        content["noise"] = NoiseShares(**content["noise"])
-    content["predictions"] = tuple(_prediction(row) for row in content.get("predictions", ()))
-    if content["observation_ce_interval"] is not None:
-        content["observation_ce_interval"] = tuple(content["observation_ce_interval"])
-    return EvaluationResult(**content, episodes=tuple(episodes))
-
-
-def _prediction(row: dict[str, Any]) -> Prediction:
-    intervals = {name: None if row[name] is None else tuple(row[name]) for name in ("ce_interval", "exact_interval")}
-    return Prediction(**(row | intervals))
+        episodes.append(row)
+    require_text(content)
+    require_text(episodes)
+    return checked(EvaluationResult, content | {"episodes": episodes})

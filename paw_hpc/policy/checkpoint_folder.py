@@ -17,18 +17,34 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.recipe.resume import differences
 from paw_hpc.run import fence
 from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import sync_folder
 
 MANIFEST = "manifest.json"
 _SAVED = ".saved"
 OTHER_WEIGHTS = "model.path: its weights are not those that the run began with; give the folder of the same model (the KL term is about it)"
 _NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
+
+
+class _Entry(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    format: str
+    update: Annotated[int, Field(ge=0, lt=2**63)]
+    files: dict[str, _Entry]
+    meta: dict[str, Any]
 
 
 def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
@@ -107,28 +123,35 @@ def read_manifest(path: Path, form: str) -> dict[str, Any]:
         CheckpointError: torn, of another format, or no checkpoint of paw_hpc.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json((path / MANIFEST).read_bytes())
         if manifest["format"] != form:
-            raise CheckpointError(f"{path}: has format {manifest['format']!r}, this version reads {form!r}")
+            raise CheckpointError(f"{path}: has format {str(manifest['format'])[:80]!r}, this version reads {form!r}")
+        manifest = checked(_Manifest, manifest)
         for name, entry in manifest["files"].items():
+            if Path(name).is_absolute() or ".." in Path(name).parts or (path / name).is_dir():
+                raise ValueError(name)
             size = (path / name).stat().st_size
             if size != entry["bytes"]:
                 raise CheckpointError(f"{path}: torn: {name} has {size} bytes of {entry['bytes']}")
-        if not (isinstance(manifest["update"], int) and isinstance(manifest["meta"], dict) and manifest["files"]):
-            raise TypeError
+        if not manifest["files"]:
+            raise ValueError
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing") from None
     except PermissionError as error:
         raise CheckpointError(f"{path}: {Path(error.filename).name} may not be read; see its permissions") from None
     except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError):
         raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: its {MANIFEST} cannot be understood") from None
-    return manifest
+    return dict(manifest)
 
 
 def check_content(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises CheckpointError where a file does not hold what was written."""
     for name, entry in files.items():
-        if digest(path / name) != entry["sha256"]:
+        try:
+            found = digest(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {name} cannot be read ({error.strerror})") from None
+        if found != entry["sha256"]:
             raise CheckpointError(f"{path}: torn: {name} has the wrong checksum")
 
 

@@ -101,7 +101,7 @@ class Recipe(Section):
     def _default_panel(cls, data: Any) -> Any:
         env, chosen = (data.get("env"), data.get("eval")) if isinstance(data, dict) else (None, None)
         name = env.get("name") if isinstance(env, dict) else getattr(env, "name", None)
-        if name in BENCHMARKS.names() and (chosen is None or (isinstance(chosen, dict) and "panel" not in chosen)):
+        if isinstance(name, str) and name in BENCHMARKS.names() and (chosen is None or (isinstance(chosen, dict) and "panel" not in chosen)):
             return {**data, "eval": {**(chosen or {}), "panel": panels_of(name)[0]}}
         return data
 

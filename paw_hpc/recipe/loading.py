@@ -19,6 +19,7 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
+from paw_hpc.recipe.bounds import bounded_yaml, check_expansion, check_yaml, errors_of_yaml, read_bounded
 from paw_hpc.recipe.experiment import Recipe
 from paw_hpc.system.errors import RecipeError
 
@@ -31,8 +32,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     (chain, cluster), (changes, cluster_changes) = _read_chain(Path(path), ()), _parse_overrides(overrides)
     try:
-        merged: Any = OmegaConf.to_container(OmegaConf.merge(chain, changes), resolve=True)
-    except OmegaConfBaseException as error:
+        with errors_of_yaml():
+            merged: Any = _resolved(OmegaConf.merge(chain, changes))
+    except (YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"{path}: {_said(error)}") from None
     return parse_recipe(merged | _merged(cluster, cluster_changes), where=str(path))
 
@@ -59,38 +61,55 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file says, every `${...}` as it is written: mappings, lists, texts, numbers.
 
     Raises:
-        OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException: it is no such file.
+        OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException: it is no such file, or one that would take more than a recipe's share of
+            memory.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_bounded(path)
     mark = _mark(text)
-    loaded = OmegaConf.load(io.StringIO(text.replace("$", mark)))
-    return _each_text(OmegaConf.to_container(loaded), lambda found: found.replace(mark, "$"))
+    with bounded_yaml(text):
+        loaded = OmegaConf.load(io.StringIO(text.replace("$", mark)))
+        return _each_text(OmegaConf.to_container(loaded), lambda found: found.replace(mark, "$"))
 
 
 _CLUSTER = "cluster"
+LONGEST_CHAIN = 20
+"""Files of a chain of `base:`."""
 Layer = tuple[Any, dict[str, Any]]
 """(OmegaConf's tree of everything but `cluster`, {"cluster": ...} as it is or nothing)."""
 
 
 def _read_chain(path: Path, seen: tuple[Path, ...]) -> Layer:
-    if path.resolve() in seen:
-        raise RecipeError(f"{path}: its chain of `base:` leads back to itself")
+    if len(seen) > LONGEST_CHAIN:
+        raise RecipeError(f"{path}: its chain of `base:` has more than {LONGEST_CHAIN} files; put some of them together")
     try:
+        if path.resolve() in seen:
+            raise RecipeError(f"{path}: its chain of `base:` leads back to itself")
         found = read_yaml(path)
         if not isinstance(found, dict):
             raise RecipeError(f"{path}: a recipe is a mapping of keys, found a {type(found).__name__}")
         base, cluster = found.pop("base", None), {key: found.pop(key) for key in (_CLUSTER,) if key in found}
-        config = OmegaConf.create(found)
+        with errors_of_yaml():
+            config = OmegaConf.create(found)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, RuntimeError, ValueError, YAMLError, OmegaConfBaseException) as error:  # RuntimeError: a link to itself; ValueError: a path
         raise RecipeError(f"{path}: cannot be read as YAML: {_said(error)}") from None
     if base is None:
         return config, cluster
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: expected the path of another recipe, got {base!r}")
     below, cluster_below = _read_chain(path.parent / base, (*seen, path.resolve()))
-    return OmegaConf.merge(below, config), _merged(cluster_below, cluster)
+    try:
+        with errors_of_yaml():
+            return OmegaConf.merge(below, config), _merged(cluster_below, cluster)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"{path}: {_said(error)}") from None
+
+
+def _resolved(config: Any) -> Any:
+    """With the values of `${...}` in their places."""
+    check_expansion(OmegaConf.to_container(config))
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def _parse_overrides(overrides: Sequence[str]) -> Layer:
@@ -100,8 +119,11 @@ def _parse_overrides(overrides: Sequence[str]) -> Layer:
     own = [item for item in overrides if re.split(r"[.=\[]", item)[0] == _CLUSTER]
     mark = _mark("".join(own))
     try:
-        cluster: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item.replace("$", mark) for item in own]))
-        return OmegaConf.from_dotlist([item for item in overrides if item not in own]), _each_text(cluster, lambda text: text.replace(mark, "$"))
+        for item in overrides:
+            check_yaml(item.partition("=")[2])
+        with errors_of_yaml():
+            cluster: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item.replace("$", mark) for item in own]))
+            return OmegaConf.from_dotlist([item for item in overrides if item not in own]), _each_text(cluster, lambda text: text.replace(mark, "$"))
     except (YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"overrides: {_said(error)}") from None
 
@@ -115,7 +137,11 @@ def _merged(below: Any, above: Any) -> Any:
 
 def _mark(text: str) -> str:
     """A character that the text does not hold, nor spells by its number: it stands for the dollar while OmegaConf reads what is not its own."""
-    return next(mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text and f"{ord(mark):x}" not in text.lower())
+    lowered = text.lower()
+    mark = next((mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text and f"{ord(mark):x}" not in lowered), None)
+    if mark is None:
+        raise YAMLError("it holds every character of Unicode's private area")
+    return mark
 
 
 def _each_text(tree: Any, change: Callable[[str], str]) -> Any:

@@ -67,8 +67,11 @@ class ModelSection(Section):
         """A stored recipe finds its folders from any other one. What is no folder here is a name of the package or of a hub, or still to be made."""
         if named is None or policy_folder(named) is not None:
             return named
-        folder = Path(named).expanduser()
-        return os.path.abspath(folder) if folder.is_dir() else named
+        try:
+            folder = Path(named).expanduser()
+            return os.path.abspath(folder) if folder.is_dir() else named
+        except (OSError, RuntimeError):  # too long for a path; ~nobody
+            return named
 
 
 class WarmStartSection(Section):

@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 _FIRST, _ANSWER, _NEXT = "aaaa", "bbbb", "cccc"
 _THOUGHTFUL = f"{OPEN_THOUGHT}\ndddd\n{CLOSE_THOUGHT}\n\n{_ANSWER}"
 _OPENED = re.compile(rf"{OPEN_THOUGHT}\s*\Z")
+_FENCE = "\ue000"
 _TAG = re.compile(r"</?(?:think|action|search|answer)>")
 
 
@@ -115,7 +116,8 @@ class ChatFormat:
         contents = [message["content"] for message in messages]
         if not any(map(self._special.search, contents)):
             return messages, {}
-        fence = next(c for c in map(chr, range(0xE000, 0xF900)) if not any(c in content for content in contents))
+        # One more of this character than the contents have in a row, whatever they hold.
+        fence = _FENCE * (1 + max(len(run) for content in contents for run in re.findall(f"{_FENCE}*", content)))
         tokens = sorted({token for content in contents for token in self._special.findall(content)})
         mark_of = {token: f"{fence}{number}{fence}" for number, token in enumerate(tokens)}
         marked = [{**m, "content": self._special.sub(lambda match: mark_of[match[0]], m["content"])} for m in messages]

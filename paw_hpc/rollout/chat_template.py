@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from paw_hpc.envs.base import Message
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.text import well_formed
 
 FIXED_DATE = datetime.datetime(2024, 7, 26)
 """What a template is told when it asks for the date or the time (midnight): a run must not change overnight. It is the date that Llama 3's template
@@ -59,7 +60,7 @@ class ChatTemplate:
             line = error.lineno if isinstance(error, TemplateSyntaxError) else _template_line(error.__traceback__)
             where = "" if line is None else f" (line {line - (self._source is not None)})"
             raise self.error(f"cannot be rendered{where}: {type(error).__name__}: {_one_line(error)}") from None
-        return str(text)
+        return well_formed(str(text))  # a template can spell half a character itself
 
     def error(self, what: str) -> DataError:
         """One line that names the recipe key and the folder."""

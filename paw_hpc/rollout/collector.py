@@ -21,6 +21,7 @@ from paw_hpc.experience import Episode, Group, Ids, Transition
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
 from paw_hpc.system.seeding import derive_seed, name_seed
+from paw_hpc.system.text import mended
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class CollectStats:
     """Episodes that ended, as failures, because their next prompt did not fit even without history."""
     truncated_prompts: int = 0
     truncated_observations: int = 0
+    mended_texts: int = 0
+    """Texts from environments and retrievers that held halves of characters (see system/text.py)."""
     mixed_version_turns: int = 0
     """Turns during which the engine's weights changed."""
     engine: dict[str, float] = field(default_factory=dict)
@@ -80,6 +83,7 @@ class CollectStats:
             "rollout/overlong_prompts": self.overlong_prompts,
             "rollout/truncated_prompts": self.truncated_prompts,
             "rollout/truncated_observations": self.truncated_observations,
+            "rollout/mended_texts": self.mended_texts,
             "rollout/mixed_version_turns": self.mixed_version_turns,
             "time/collect_s": self.seconds,
             "time/engine_wait_s": self.engine_wait_s,
@@ -139,7 +143,7 @@ class Collector:
         Raises:
             RecipeError: a prompt cannot fit. This, and any error of the engine, ends all episodes at once and closes their environments.
         """
-        stats, start = CollectStats(), time.perf_counter()
+        stats, start, mended_before = CollectStats(), time.perf_counter(), mended()
         self._episodes, self._turns, self._ends = _Gauge(), _Gauge(), []
         groups = [Group(first_group + g, task.task_id, task.task_type) for g, task in enumerate(tasks)]
         for group in groups:
@@ -147,6 +151,7 @@ class Collector:
                 self._engine.join(group.index * members + m)
         await _all([self._group(task, group, members, index, stats) for task, group in zip(tasks, groups, strict=True)])
         self._summarize(stats, start, len(tasks) * members)
+        stats.mended_texts = mended() - mended_before
         return groups, stats
 
     def _summarize(self, stats: CollectStats, start: float, episodes: int) -> None:

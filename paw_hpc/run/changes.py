@@ -16,7 +16,9 @@ from typing import Any
 from paw_hpc.recipe import Recipe
 from paw_hpc.recipe.resume import Difference, differences, known_verdict
 from paw_hpc.system.errors import CheckpointError, DataError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import write_atomically
+from paw_hpc.system.text import require_text
 
 FILE = "changes.json"
 
@@ -41,8 +43,10 @@ def read_changes(run: Path) -> list[Change]:
     if not path.exists():
         return []
     try:
-        return [Change(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+        made = read_json(path.read_bytes())
+        require_text(made)
+        return checked(list[Change], made)
+    except ValueError as error:
         raise DataError(f"{path}: not what paw wrote ({error}); restore it") from None
 
 

@@ -14,10 +14,20 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from paw_hpc.system.errors import CheckpointError, UserError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
+
+
+class _Fence(TypedDict):
+    attempt: Annotated[int, Field(ge=0, lt=2**31)]
+    by: NotRequired[str]
+
 
 FILE = ".fence"
 INHERITED = "PAW_ATTEMPT"
@@ -81,7 +91,7 @@ def check(path: Path) -> None:
 def current(run: Path) -> dict[str, Any]:
     """What the fence says; empty where there is none. Raises CheckpointError where it cannot be read."""
     try:
-        return json.loads((run / FILE).read_text(encoding="utf-8"))
+        return dict(checked(_Fence, read_json((run / FILE).read_bytes())))
     except FileNotFoundError:
         return {}
     except ValueError:

@@ -38,6 +38,7 @@ from paw_hpc.recipe.resume import Difference
 from paw_hpc.run import changes, fence
 from paw_hpc.run.event_file import EventFile
 from paw_hpc.system.errors import CheckpointError, DataError, RecipeError
+from paw_hpc.system.outside import read_json
 from paw_hpc.system.storage import append, storage_errors, write_atomically
 
 
@@ -236,7 +237,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     path = Path(path)
     if not path.exists():
         return []
-    return [{k: math.nan if v is None else v for k, v in record.items()} for _, record in _records(path)]
+    return [{k: math.nan if v is None else v if k == "update" else float(v) for k, v in record.items()} for _, record in _records(path)]
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -245,10 +246,12 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if number == len(lines):
             return  # the part after the last newline: empty, or torn
         try:
-            record = json.loads(line)
-            if not isinstance(record["update"], int):
+            record = read_json(line)
+            if not isinstance(record["update"], int) or not 0 <= record["update"] < 2**63:
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+            for value in record.values():
+                math.isnan(0.0 if value is None else value)  # an error for what is no number, or too large for one
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise DataError(
                 f"{path}:{number}: not a metrics line; the file was changed by something else: restore it, or start a fresh run"
             ) from None

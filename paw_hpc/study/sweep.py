@@ -21,7 +21,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ from yaml import YAMLError
 from paw_hpc.recipe import Section, read_yaml
 from paw_hpc.system.errors import RecipeError
 
+MOST_RUNS = 10_000
+"""Of a sweep, seeds not counted."""
 _KEY = "sweep"
 _NAME = "name"
 Fragment = Mapping[str, Any]
@@ -95,13 +99,14 @@ def load_sweep(path: Path, words: Sequence[str] = ()) -> Sweep:
         raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from None
     source = path.parent / said.choices
     choices = _read(source)
+    _check_size(path, said, words)
     variants = [
         _variant(path, name, chosen, choices, source)
         for name, entry in _entries(path, said, words)
         for chosen in _product(path, entry, choices, source)
     ]
-    names = [variant.name for variant in variants]
-    if twice := [name for name in names if names.count(name) > 1]:
+    names = Counter(variant.name for variant in variants)
+    if twice := [name for name, count in names.items() if count > 1]:
         raise RecipeError(f"{path}: name: two runs are called '{twice[0]}'; let `name` have every axis in which they differ, or drop one")
     return Sweep(said.sweep, said.seeds, tuple(variants))
 
@@ -116,6 +121,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping, found {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
+
+
+def _check_size(path: Path, said: _SweepFile, words: Sequence[str]) -> None:
+    """Before the runs are listed: nine axes of nine words are 387 million."""
+    count = sum(math.prod(len(_words(listed)) for listed in entry.values()) for _, entry in _entries(path, said, words))
+    if count > MOST_RUNS:
+        raise RecipeError(f"{path}: runs: {count} runs; a sweep has at most {MOST_RUNS}: leave out words, or make several sweeps of it")
 
 
 def _entries(path: Path, said: _SweepFile, words: Sequence[str]) -> list[tuple[str, dict[str, str | tuple[str, ...]]]]:
@@ -144,6 +156,7 @@ def _product(path: Path, entry: Mapping[str, str | tuple[str, ...]], choices: Ma
         known = choices.get(axis)
         if not isinstance(known, dict):
             raise RecipeError(f"{path}: runs: no axis '{axis}' in {source}{_close(axis, choices)}")
+        known = {str(word): keys for word, keys in known.items()}
         for word in _words(said):
             if not isinstance(known.get(word), dict):
                 raise RecipeError(f"{path}: runs: no {axis} '{word}' in {source}{_close(word, known)}")

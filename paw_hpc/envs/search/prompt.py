@@ -14,7 +14,7 @@ from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.search.protocol import Action, exact_action, read_action, thinks_first
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
 
-_COMPACT = re.compile(r"\s*(search|answer)\s+(\S.*?)\s*", re.DOTALL)
+_COMPACT = re.compile(r"(search|answer)\s+(\S.*)", re.DOTALL)
 _DOCUMENT = re.compile(r"^Doc \d+ \(Title: (.*?)\) ", re.MULTILINE)
 
 
@@ -60,7 +60,7 @@ class SearchView:
         """(canonical action, valid). By our own rule an action without a thought before it is carried out, and is not valid."""
         if self._style == "compact":
             said, outside = after_thought(response, opened)
-            found = _COMPACT.fullmatch(said)
+            found = _COMPACT.fullmatch(said.strip())
             action = str(Action(found[1], " ".join(found[2].split()))) if found else ""  # type: ignore[arg-type]
             return action, outside and (is_written(said, response) if self._by_format else bool(found))
         if self._by_format:

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from paw_hpc.envs.answers import blocks
 from paw_hpc.envs.search.corpus import Passage
 
 INVALID = "Invalid action: nothing was searched. Write exactly one <search> query </search> or one <answer> answer </answer>."
 NO_RESULTS = "No results."
 _TAGS = "think|search|answer|information"
-_THINK = re.compile(r"<think>.*?</think>", re.DOTALL)
+_THINK, _THINK_END = re.compile(r"<think>.*?</think>", re.DOTALL), "</think>"
 _INFORMATION = re.compile(r"<information>.*?(?:</information>|\Z)", re.DOTALL)
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _WHOLE = re.compile(r"<(search|answer)>((?:(?!</\1>).)*)</\1>", re.DOTALL)
-_ANY_TAG = re.compile(rf"<(\s*/?\s*(?:{_TAGS})\s*/?\s*)>", re.IGNORECASE)
+_ANY_TAG = re.compile(rf"<(\s*(?:/\s*)?(?:{_TAGS})\s*(?:/\s*)?)>", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,14 @@ class Action:
 
 def read_action(text: str) -> Action | None:
     """The only action of a text; None where there is none, an empty one, or more than one. Thoughts and information blocks are not looked into."""
-    found = _ACTION.findall(_THINK.sub(" ", _INFORMATION.sub(" ", text)))
+    text = _INFORMATION.sub(" ", text)
+    end = text.rfind(_THINK_END) + len(_THINK_END) if _THINK_END in text else 0  # behind it no thought is closed, and none is looked for
+    found = list(blocks(_THINK.sub(" ", text[:end]) + text[end:], "search", "answer"))
     if len(found) != 1:
         return None
     kind, content = found[0]
     content = " ".join(content.split())
-    return Action(kind, content) if content else None
+    return Action(kind, content) if content else None  # type: ignore[arg-type]
 
 
 def exact_action(text: str) -> Action | None:

@@ -14,8 +14,11 @@ import tenacity
 
 from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.retriever import Hit, RetrieverFailure
+from paw_hpc.system.outside import read_json
 from paw_hpc.system.text import well_formed
 
+MOST_BYTES = 64 << 20
+"""Of an answer."""
 _log = logging.getLogger(__name__)
 
 
@@ -71,30 +74,38 @@ class HttpRetriever:
         await asyncio.gather(*under_way, return_exceptions=True)
         await self._client.aclose()
 
-    async def _post(self, payload: dict[str, Any]) -> httpx.Response:
-        async with asyncio.timeout(self._timeout_s):
-            return await self._client.post(self._url, json=payload)
+    async def _post(self, payload: dict[str, Any]) -> tuple[int, bytes]:
+        """(status, body)."""
+        body = bytearray()
+        async with asyncio.timeout(self._timeout_s), self._client.stream("POST", self._url, json=payload) as response:
+            async for block in response.aiter_bytes():
+                body += block
+                if len(body) > MOST_BYTES:
+                    raise RetrieverFailure(f"{self._url}: answers with more than {MOST_BYTES} bytes")
+        return response.status_code, bytes(body)
 
     def _ask(self, queries: list[str], topk: int) -> list[list[Hit]]:
         if self._stop.is_set():
             raise RetrieverFailure(f"{self._url}: not asked, its client is closed")
         asked = self._post({"queries": queries, "topk": topk, "return_scores": True})
         try:
-            response = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+            status, body = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
         except TimeoutError:
             raise RetrieverFailure(f"{self._url}: no whole answer in {self._timeout_s:g} s") from None
+        except RetrieverFailure:
+            raise
         except (httpx.HTTPError, RuntimeError, CancelledError) as error:  # RuntimeError, CancelledError: the client was closed meanwhile
             raise RetrieverFailure(f"{self._url}: not reached ({error or type(error).__name__})") from None
-        if response.status_code != httpx.codes.OK:
-            refused = response.is_client_error and response.status_code not in (408, 425, 429)
-            raise RetrieverFailure(f"{self._url}: status {response.status_code} ({response.text[:100]!r})", refused=refused)
+        if status != httpx.codes.OK:
+            refused = httpx.codes.is_client_error(status) and status not in (408, 425, 429)
+            raise RetrieverFailure(f"{self._url}: status {status} ({body[:100].decode(errors='replace')!r})", refused=refused)
         try:
-            results = response.json()["result"]
+            results = read_json(body)["result"]
             if len(results) != len(queries):
                 raise ValueError(f"{len(results)} results for {len(queries)} queries")
             return [[_hit(entry) for entry in result[:topk]] for result in results]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RetrieverFailure(f"{self._url}: answered nonsense ({type(error).__name__}: {error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise RetrieverFailure(f"{self._url}: answered nonsense ({type(error).__name__}: {str(error)[:200]})") from None
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -112,5 +123,8 @@ def _hit(entry: Any) -> Hit:
     if not isinstance(contents, str):
         raise TypeError(f"contents is {type(contents).__name__}")
     # What a server says is not ours to put right: half a character, which no tokenizer takes, must not end the run.
-    passage = Passage(well_formed(str(document.get("id", ""))), well_formed(contents))
+    number = document.get("id", "")
+    if not isinstance(number, str | int):
+        raise TypeError(f"id is {type(number).__name__}")
+    passage = Passage(well_formed(str(number)), well_formed(contents))
     return Hit(passage, float(entry.get("score") or 0.0))

@@ -6,7 +6,6 @@ Nothing here is random except the search for `<r>`, and nothing is shared but th
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -20,7 +19,6 @@ SEPARATOR = " [SEP] "
 SEARCH_ENTRY = "search[<your query>]"
 """Stands in lists of available actions for a search with any words."""
 PAGE_SIZE = 10
-_ACTION = re.compile(r"(.+)\[(.+)\]")
 _SUB_PAGES = ("description", "features", "reviews")
 _PAGE_NAMES = ("search_results", "item_page", "item_sub_page", "done")
 _HTML_BLANKS = " \n\t\f\r"
@@ -90,10 +88,7 @@ class Game:
 
     def step(self, action: str) -> tuple[str, float, bool]:
         """(observation, reward, done). An action that means nothing here changes nothing and is worth 0. There is no limit of steps."""
-        match = _ACTION.match(action)
-        if match is None:
-            return self.observation, 0.0, False
-        verb, argument = match[1], match[2].lower()
+        verb, argument = parse_action(action)
         if verb == "search":
             self._search(tuple(argument.split(" ")))
         elif verb == "click" and argument in self._clickables and argument != "search":
@@ -199,6 +194,18 @@ class Game:
         self.observation = SEPARATOR.join(entry.strip() for entry in entries if _visible(entry))
         self._clickables = dict.fromkeys(clickables)
         self._option_of = option_of or {}
+
+
+def parse_action(action: str) -> tuple[str, str]:
+    """(verb, argument in lower case) of `verb[argument]`, both empty where it is none.
+
+    As the original's pattern `(.+)\\[(.+)\\]` reads it: of the first line, up to its last `]`, from the last `[` that leaves an argument. (The pattern
+    itself reads the line anew from every `[` that is never closed.)
+    """
+    line = action.partition("\n")[0]
+    end = line.rfind("]")
+    begin = line.rfind("[", 1, max(1, end - 1))
+    return (line[:begin], line[begin + 1 : end].lower()) if begin > 0 else ("", "")
 
 
 def _visible(entry: str) -> bool:

@@ -15,10 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from paw_hpc.policy.convert.architecture import KNOWN
 from paw_hpc.policy.convert.names import Piece
 from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, sync_file, sync_folder
 
 WEIGHTS = "model.safetensors"
@@ -27,6 +29,10 @@ MAX_FILE_BYTES = 4 << 30
 """Weights of one file; larger models are spread over several, with an index."""
 _ALSO_THERE = ("lm_head.weight", ".rotary_emb.inv_freq")
 """Tensors that some folders hold beyond what their configuration asks for: a copy of the tied embedding, buffers of old releases."""
+
+
+class _Index(TypedDict):
+    weight_map: dict[str, str]
 
 
 class FolderReader:
@@ -77,8 +83,11 @@ class FolderReader:
     def _file_names(self) -> list[str]:
         if (self.folder / INDEX).is_file():
             try:
-                return sorted(set(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                names = sorted(set(checked(_Index, read_json((self.folder / INDEX).read_bytes()))["weight_map"].values()))
+                if any(name != Path(name).name for name in names):  # beside the index, and nowhere else
+                    raise ValueError
+                return names
+            except (OSError, ValueError):
                 raise CheckpointError(f"{self.folder}/{INDEX}: cannot be understood; copy the folder again") from None
         if not (self.folder / WEIGHTS).is_file():
             raise CheckpointError(f"{self.folder}: holds no {WEIGHTS} and no {INDEX}; only safetensors are read")

@@ -6,17 +6,37 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 import aiohttp
 import numpy as np
+from typing_extensions import TypedDict
 
 from paw_hpc.experience import Floats, Ids
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.keys import bearer
+from paw_hpc.system.outside import checked, read_json
 
 CONTROL_TIMEOUT_S = 60.0
 """Of endpoints that move no weights."""
+
+
+MOST_BYTES = 256 << 20
+"""Of an answer: a million tokens with their log-probs are a fifth of it."""
+
+
+class _Reason(TypedDict):
+    type: Literal["stop", "length", "abort"]
+    status_code: NotRequired[int | None]
+    message: NotRequired[str | None]
+
+
+class _Rank(TypedDict):
+    checksums: dict[str, str]
+
+
+class _Checksums(TypedDict):
+    ranks: list[_Rank]
 
 
 class ServerFault(Exception):
@@ -122,7 +142,10 @@ class ServerClient:
         if status == HTTPStatus.NOT_FOUND:
             return None
         self._accept("/weights_checker", status, body)
-        return [rank["checksums"] for rank in body["ranks"]]
+        try:
+            return [rank["checksums"] for rank in checked(_Checksums, body)["ranks"]]
+        except ValueError as error:
+            raise ServerFault(self.name, f"/weights_checker: an answer that is none: {error}") from None
 
     async def release_memory(self, tags: Sequence[str], timeout_s: float = CONTROL_TIMEOUT_S) -> None:
         await self.post("/release_memory_occupation", {"tags": list(tags)}, timeout_s)
@@ -141,6 +164,8 @@ class ServerClient:
     async def _json(self, method: str, path: str, payload: Any, timeout_s: float) -> dict[str, Any]:
         status, body = await self._ask(method, path, payload, timeout_s)
         self._accept(path, status, body)
+        if not isinstance(body, dict):
+            raise ServerFault(self.name, f"{path}: an answer that is none: {_message(body)}")
         return body
 
     def _accept(self, path: str, status: int, body: Any) -> None:
@@ -154,8 +179,13 @@ class ServerClient:
         try:
             # A server sends nobody elsewhere; whoever does shall not be followed with the key.
             async with self._http.request(method, self.url + path, json=payload, timeout=timeout, allow_redirects=False) as response:
-                kind = response.content_type
-                return response.status, await (response.json() if kind == "application/json" else response.text())
+                data = bytearray()
+                async for block in response.content.iter_chunked(1 << 16):
+                    data += block
+                    if len(data) > MOST_BYTES:
+                        raise ValueError(f"an answer of more than {MOST_BYTES} bytes")
+                is_json = response.content_type == "application/json"
+                return response.status, read_json(bytes(data)) if is_json else data.decode(errors="replace")
         except TimeoutError:
             raise ServerFault(self.name, f"no answer to {path.partition('?')[0]} in {timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -176,17 +206,18 @@ def http_session(key: str | None) -> aiohttp.ClientSession:
 def _piece(server: str, reply: Any) -> Piece:
     try:
         meta = reply["meta_info"]
-        triples, reason = meta["output_token_logprobs"], meta["finish_reason"]
+        triples, reason = meta["output_token_logprobs"], checked(_Reason, meta["finish_reason"])
+        first_token_s = checked(float | None, meta.get("first_token_latency"))  # type: ignore[arg-type]
         logprobs = np.array([t[0] for t in triples], dtype=np.float32)
         ids = np.array([t[1] for t in triples], dtype=np.int32)
         versions = _token_versions(meta, len(ids))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ServerFault(server, f"an answer that is none: {type(error).__name__}: {error}") from None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ServerFault(server, f"an answer that is none: {type(error).__name__}: {str(error)[:200]}") from None
     if reason["type"] == "abort" and reason.get("status_code"):
-        if int(reason["status_code"]) == HTTPStatus.BAD_REQUEST:
+        if reason["status_code"] == HTTPStatus.BAD_REQUEST:
             raise Refused(f"{server}: {reason.get('message')}")
         raise ServerFault(server, f"it aborted a request: {reason.get('message')}")
-    return Piece(ids, logprobs, versions, reason["type"], meta.get("first_token_latency"))
+    return Piece(ids, logprobs, versions, reason["type"], first_token_s)
 
 
 def _token_versions(meta: dict[str, Any], count: int) -> Ids:

@@ -48,10 +48,12 @@ class SGLangEngine:
         fleet: started by whoever owns it.
         eos_ids: ids that end a response.
         stop: strings that end a response once it contains one; they are kept.
+        vocabulary: ids of the model.
     """
 
-    def __init__(self, fleet: Fleet, eos_ids: frozenset[int], stop: StopStrings):
+    def __init__(self, fleet: Fleet, eos_ids: frozenset[int], stop: StopStrings, vocabulary: int = 2**31):
         self._fleet, self._eos_ids, self._stop = fleet, eos_ids, stop
+        self._vocabulary = vocabulary
         self._run = uuid.uuid4().hex[:8]
         self._numbers = itertools.count()
 
@@ -102,6 +104,9 @@ class SGLangEngine:
             self._fleet.count("stale_answers")
             found = sorted(set(piece.versions.tolist()))
             raise ServerFault(server.name, f"it answered with weights {found}, and should have version {server.version}")
+        most = request.max_tokens - turn.length
+        if len(piece.ids) > most or (len(piece.ids) and not 0 <= piece.ids.min() <= piece.ids.max() < self._vocabulary):
+            raise ServerFault(server.name, f"it answered with {len(piece.ids)} tokens where {most} were asked for, or with ids that the model lacks")
         if not np.isfinite(piece.logprobs).all():
             raise TrainingError(NOT_FINITE)
         return piece

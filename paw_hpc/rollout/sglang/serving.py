@@ -64,7 +64,7 @@ class Serving:
             key = new_key()
             self._launch = make_launch(recipe, folder, config, tokenizer, key)
         self.fleet = Fleet(settings, self._launch, key)
-        self.engine = SGLangEngine(self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop))
+        self.engine = SGLangEngine(self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop), config.vocab_size)
         self.publisher = FleetPublisher(
             loop,
             self.fleet,
