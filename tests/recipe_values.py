@@ -45,6 +45,7 @@ TOGETHER: dict[str, Mapping[str, Any]] = {
     "env.webshop": {"env": {"name": "webshop"}},
     "env.search": {"env": {"name": "search"}},
     "env.search.url": {"env": {"name": "search", "search": {"retriever": "http", "url": "http://a:1"}}},
+    "env.search.key_file": {"env": {"name": "search", "search": {"retriever": "http", "url": "http://a:1"}}},
     "env.search.retriever": {"env": {"name": "search"}, "cluster": {"retriever_node": True}},
 }
 """What else must be set for a key (or any below it) to have a value other than its default."""

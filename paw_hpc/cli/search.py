@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Search QA's questions, passages an
 
 DataOption = Annotated[str, typer.Option("--data", help="auto, official, mini or generated.")]
 CorpusOption = Annotated[Path | None, typer.Option(help="Passages in JSON lines with id and contents. Default: the corpus of --data.")]
+KeyFileOption = Annotated[Path | None, typer.Option(help="File with the server's key, which only you can read.")]
 TopkOption = Annotated[int, typer.Option(min=1, help="Passages per query.")]
 
 
@@ -104,16 +105,22 @@ def serve(
     topk: TopkOption = 3,
     max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 256,
     calls: Annotated[int, typer.Option(min=1, help="Batches under way at once (BM25: one per core).")] = 1,
+    key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must send (env.search.key_file), mode 0600.")] = None,
     corpus: CorpusOption = None,
     source: DataOption = "auto",
 ) -> None:
     """Serve a retriever: POST /retrieve {queries, topk, return_scores}, GET /health."""
     from paw_hpc.envs.search.benchmark import default_index, open_index
     from paw_hpc.envs.search.server import serve as serve_app
+    from paw_hpc.system.keys import read_key
 
+    key = None if key_file is None else read_key(key_file, "--key-file")
     retriever = open_index(index or default_index(_source(source)), corpus)
-    _say(f"{retriever.name} at http://{host}:{port}")
-    serve_app(retriever, host, port, topk=topk, max_batch=max_batch, calls=calls)
+    local = host == "localhost" or host.startswith("127.") or host == "::1"
+    strangers = "every user of this machine" + ("" if local else ", and whoever reaches it from elsewhere,")
+    who = "with a key" if key else f"without a key: {strangers} may search"
+    _say(f"{retriever.name} at http://{host}:{port}, {who}")
+    serve_app(retriever, host, port, key=key, topk=topk, max_batch=max_batch, calls=calls)
 
 
 @app.command("load-test")
@@ -123,14 +130,17 @@ def load_test(
     clients: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
     batch: Annotated[int, typer.Option(min=1, help="Queries of a request.")] = 8,
     topk: TopkOption = 3,
+    key_file: KeyFileOption = None,
     source: DataOption = "auto",
 ) -> None:
     """Ask a server as fast as it answers, with test questions as queries. Exit status 1 where a request failed."""
     from paw_hpc.envs.search import data
     from paw_hpc.envs.search import load_test as load
+    from paw_hpc.system.keys import read_key
 
+    key = None if key_file is None else read_key(key_file, "--key-file")
     queries = [question.question for question in data.load(_source(source)).test]
-    result = load.load_test(url, queries, requests=requests, clients=clients, batch=batch, topk=topk)
+    result = load.load_test(url, queries, requests=requests, clients=clients, batch=batch, topk=topk, key=key)
     print(f"{result.requests} requests of {batch} queries from {clients} clients: {result.queries_per_s:.0f} queries/s, {result.failed} failed")
     print(f"request time: median {result.p50_s * 1e3:.1f} ms, 95 % {result.p95_s * 1e3:.1f} ms, 99 % {result.p99_s * 1e3:.1f} ms")
     if result.failed:

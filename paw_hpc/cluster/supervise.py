@@ -104,7 +104,7 @@ class Supervisor:
         write_secret(logs / KEY_FILE, new_key())
         try:
             for role in reversed(self.layout.roles):  # servers first: they take longest to come up
-                groups.append(self.machine.start(role, self._command(role), self._environment(number), logs))
+                groups.append(self.machine.start(role, self._command(role, number), self._environment(number), logs))
             first = self._watch(groups, logs)
             return self._judge(first, logs)
         finally:
@@ -154,10 +154,11 @@ class Supervisor:
         how = f"the trainer ended with status {status}" if status else outside
         return Result(Ending.FAILED, reason or f"{how}{_last_words(logs, 'trainer')}", status or 1)
 
-    def _command(self, role: Role) -> list[str]:
+    def _command(self, role: Role, number: int) -> list[str]:
         if role.name == "retriever":
             search, local = self.recipe.env.search, self.machine.hosts[role.first_node] == LOOPBACK
             where = ["--host", LOOPBACK if local else "0.0.0.0", "--port", str(port(self.job, "retriever")), "--data", search.data]
+            where += ["--key-file", str(self.run / f"attempt_{number}" / KEY_FILE)]
             return [self.python, "-m", "paw_hpc.cli.main", "data", "search", "serve", *([search.index] if search.index else []), *where]
         module = "paw_hpc.cluster.worker" if role.name == "trainer" else "paw_hpc.cluster.server"
         return [self.python, "-u", "-m", module, str(self.run)]

@@ -71,6 +71,9 @@ class SearchSection(Section):
     """Folder made by `paw data search build`; none: BM25 over the corpus of `data`, built on first use where it is small."""
     url: str | None = None
     """Address of a server that answers POST /retrieve, for example http://node7:8000; none: the one that the job starts (cluster.retriever_node)."""
+    key_file: str | None = None
+    """With `url`: a file with the key that the server was started with (`paw data search serve --key-file`), which only you can read. A server that
+    the job starts has the job's own key."""
     topk: PositiveInt = 3
     """Passages that a search returns."""
     passage_words: PositiveInt | None = None
@@ -85,6 +88,8 @@ class SearchSection(Section):
     def _reachable(self) -> SearchSection:
         if self.url is not None and self.retriever != "http":
             raise ValueError("url: give it with retriever=http, and only then")
+        if self.key_file is not None and self.url is None:
+            raise ValueError("key_file: it goes with url; a server that the job starts gets a key of its own")
         return self
 
 

@@ -36,6 +36,7 @@ _ASIDE = (
     "env.step_timeout_s",
     "env.search.index",
     "env.search.url",
+    "env.search.key_file",
     "env.search.max_batch",
     "env.search.timeout_s",
     "rollout.engine",

@@ -27,6 +27,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "env.workers",
         "env.step_timeout_s",
         "env.search.url",
+        "env.search.key_file",
         "env.search.timeout_s",
         "env.search.max_batch",
         "model.device",

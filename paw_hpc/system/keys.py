@@ -6,10 +6,13 @@ variables of the environment, which other users of a node can see or programs wr
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import stat
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
+from typing import Any
 
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.storage import storage_errors
@@ -78,3 +81,36 @@ def read_key(path: str | Path, where: str) -> str:
     if not key or len(key) > _LONGEST or not all("!" <= character <= "~" for character in key):
         raise UserError(f"{where}: {path} holds no key: one line of at most {_LONGEST} visible ASCII characters, without blanks")
     return key
+
+
+_Message = MutableMapping[str, Any]
+
+
+class KeyDoor:
+    """An ASGI application that lets through to another only what carries a key. Headers decide: no byte of a stranger's body is read.
+
+    Args:
+        app: the one behind the door.
+        key: what `Authorization: Bearer` must say, once.
+        health: the one path at which everybody hears that the server lives, and nothing else.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], key: str, health: str):
+        self._app, self._carried, self._health = app, bearer(key)["Authorization"].encode(), health
+
+    async def __call__(self, scope: _Message, receive: Callable[[], Awaitable[_Message]], send: Callable[[_Message], Awaitable[None]]) -> None:
+        if scope["type"] == "lifespan" or self._opens(scope):
+            return await self._app(scope, receive, send)
+        if scope["type"] != "http":  # a websocket that is closed before it is accepted: status 403
+            return await send({"type": "websocket.close", "code": 1008})
+        alive = scope["path"] == self._health and scope["method"] in ("GET", "HEAD")
+        status, body = (200, b'{"status": "ok"}') if alive else (401, b'{"detail": "this server asks for a key"}')
+        if scope["method"] == "HEAD":
+            body = b""
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _opens(self, scope: _Message) -> bool:
+        sent = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        return len(sent) == 1 and hmac.compare_digest(sent[0], self._carried)

@@ -268,6 +268,15 @@ def test_the_job_starts_its_retriever(tmp_path: Path) -> None:
     assert f"retriever: http://127.0.0.1:{port(int(attempt.job), 'retriever')}" in paw("logs", run)
 
 
+def test_the_retriever_asks_for_the_key_of_the_attempt(tmp_path: Path) -> None:
+    made = recipe(SEARCH)
+    write(made, tmp_path / "run" / "recipe.yaml")
+    one = Supervisor(tmp_path / "run", LocalMachine.of(made.cluster, 2), job=7)
+    assert one.layout.retriever is not None
+    command = one._command(one.layout.retriever, 3)
+    assert command[command.index("--key-file") + 1] == one._environment(3)["PAW_KEY_FILE"] == str(tmp_path / "run" / "attempt_3" / ".key")
+
+
 def test_searches_go_to_the_jobs_retriever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the recipe names another: that is for runs outside of a job that has one."""
     own, named = recipe(SEARCH).env, recipe(SEARCH, env={"search": {"retriever": "http", "url": "http://node1:8000"}}).env

@@ -20,6 +20,7 @@ from paw_hpc.envs.templates import load_template
 from paw_hpc.recipe import EnvSection
 from paw_hpc.system.data_paths import locked
 from paw_hpc.system.errors import DataError, RecipeError
+from paw_hpc.system.keys import INHERITED_KEY, read_key
 
 CALLS = {"bm25": 1, "dense": 1, "http": 8}
 """Retriever calls under way at once: a server batches on its own side and profits from several."""
@@ -144,15 +145,19 @@ def make_retriever(env: EnvSection) -> Retriever:
 
     Raises:
         DataError: index or corpus missing or torn.
+        UserError: the file with the server's key cannot be used.
     """
     search = env.search
     if search.retriever == "http":
         from paw_hpc.envs.search.remote import HttpRetriever
 
-        url = os.environ.get("PAW_RETRIEVER") or search.url  # the job's own (see cluster/supervise.py) stands in for the recipe's
+        url, file, where = search.url, search.key_file, "env.search.key_file"
+        if own := os.environ.get("PAW_RETRIEVER"):  # the job's own (see cluster/supervise.py) stands in for the recipe's, with its key
+            url, file, where = own, os.environ.get(INHERITED_KEY), INHERITED_KEY
         if url is None:
             raise RecipeError("env.search.url: retriever=http needs the server's address, unless `paw launch` starts one (cluster.retriever_node)")
-        return HttpRetriever(url, timeout_s=search.timeout_s, give_up_s=env.step_timeout_s)
+        key = None if file is None else read_key(file, where)
+        return HttpRetriever(url, timeout_s=search.timeout_s, give_up_s=env.step_timeout_s, key=key)
     if search.retriever == "dense":
         from paw_hpc.envs.search.dense import DenseRetriever
 

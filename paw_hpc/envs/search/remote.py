@@ -14,6 +14,8 @@ import tenacity
 
 from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.retriever import Hit, RetrieverFailure
+from paw_hpc.system.errors import UserError
+from paw_hpc.system.keys import bearer
 from paw_hpc.system.outside import read_json
 from paw_hpc.system.text import well_formed
 
@@ -30,9 +32,10 @@ class HttpRetriever:
         timeout_s: longest wait for one whole answer, from the first byte that is sent to the last that comes.
         give_up_s: no new try is made later than this after the first.
         longest_wait_s: between two tries.
+        key: what the server asks for.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, give_up_s: float, longest_wait_s: float = 10.0):
+    def __init__(self, url: str, *, timeout_s: float, give_up_s: float, longest_wait_s: float = 10.0, key: str | None = None):
         self._url = url.rstrip("/").removesuffix("/retrieve") + "/retrieve"
         self._stop = threading.Event()
         self._timeout_s = timeout_s
@@ -41,7 +44,7 @@ class HttpRetriever:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="retriever client")
         self._thread.start()
         # The addresses of a cluster's own nodes are no business of a proxy.
-        self._client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None), trust_env=False)
+        self._client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None), trust_env=False, headers=bearer(key))
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_worth_another_try),
             stop=tenacity.stop_any(tenacity.stop_after_delay(give_up_s), tenacity.stop_when_event_set(self._stop)),
@@ -56,6 +59,7 @@ class HttpRetriever:
         return f"retriever at {self._url}"
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        """As the protocol says. Raises UserError where the server does not take the key: it would refuse every other search, too."""
         # A copy, because Retrying keeps the state of its last call and several threads search at once.
         return self._retrying.copy()(self._ask, list(queries), topk)
 
@@ -96,6 +100,8 @@ class HttpRetriever:
             raise
         except (httpx.HTTPError, RuntimeError, CancelledError) as error:  # RuntimeError, CancelledError: the client was closed meanwhile
             raise RetrieverFailure(f"{self._url}: not reached ({error or type(error).__name__})") from None
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise UserError(f"{self._url}: it does not take this run's key (status {status}); see env.search.key_file")
         if status != httpx.codes.OK:
             refused = httpx.codes.is_client_error(status) and status not in (408, 425, 429)
             raise RetrieverFailure(f"{self._url}: status {status} ({body[:100].decode(errors='replace')!r})", refused=refused)

@@ -5,6 +5,7 @@
     GET  /health -> {"status": "ok", "retriever", "queries", "uptime_s"}
 
 Requests of all clients share batches (see batching.py). The retriever is loaded before the port is opened: a server that answers is ready.
+With a key, whoever does not send it (`Authorization: Bearer KEY`) hears from /health that the server lives, and from everything else status 401.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from paw_hpc.envs.search.batching import SearchDesk
 from paw_hpc.envs.search.retriever import Hit, Retriever, RetrieverFailure
+from paw_hpc.system.keys import KeyDoor
 
 MAX_QUERIES, MAX_TOPK, MAX_QUERY_CHARACTERS = 4096, 100, 20_000
 
@@ -32,12 +34,13 @@ class RetrieveRequest(BaseModel):
     return_scores: bool = False
 
 
-def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls: int = 1) -> FastAPI:
+def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls: int = 1, key: str | None = None) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
         topk: passages per query where a request does not say.
         max_batch, calls: see SearchDesk.
+        key: what a client must send; None lets everybody search.
     """
     started, served = time.monotonic(), {"queries": 0}
     desk = SearchDesk(retriever, max_batch=max_batch, calls=calls)
@@ -63,12 +66,14 @@ def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls
     async def health() -> dict[str, Any]:
         return {"status": "ok", "retriever": retriever.name, "queries": served["queries"], "uptime_s": round(time.monotonic() - started, 1)}
 
+    if key is not None:
+        app.add_middleware(KeyDoor, key=key, health="/health")
     return app
 
 
-def serve(retriever: Retriever, host: str, port: int, **settings: int) -> None:
+def serve(retriever: Retriever, host: str, port: int, *, key: str | None = None, **settings: int) -> None:
     """Serve until a signal ends it."""
-    uvicorn.run(make_app(retriever, **settings), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(make_app(retriever, key=key, **settings), host=host, port=port, log_level="warning", access_log=False)
 
 
 def _entry(hit: Hit, with_score: bool) -> dict[str, Any]:

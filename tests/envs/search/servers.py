@@ -25,9 +25,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def own_server(index: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def own_server(index: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`paw data search serve INDEX`, up and healthy; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "paw_hpc.cli.main", "data", "search", "serve", str(index), "--port", str(port)]
+    command = [sys.executable, "-m", "paw_hpc.cli.main", "data", "search", "serve", str(index), "--port", str(port), *options]
     with _running(command, port) as process:
         yield process
 
