@@ -42,4 +42,4 @@ def checked(kind: type[T], value: Any) -> T:
 
 @functools.cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    return TypeAdapter(cast(Any, kind))
