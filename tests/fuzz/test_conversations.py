@@ -12,7 +12,7 @@ from paw_hpc.envs import base
 from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.protocol import passages_text
-from paw_hpc.envs.templates import VARIABLES, PromptTemplate
+from paw_hpc.envs.templates import variables_of, PromptTemplate
 from paw_hpc.rollout import chat_template
 from paw_hpc.rollout.chat import ChatFormat
 from tests.fuzz.harness import Target, broken_on, judged
