@@ -20,7 +20,6 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from paw_hpc.recipe.bounds import bounded_yaml, check_expansion, check_yaml, errors_of_yaml, read_bounded
-
 from paw_hpc.recipe.experiment import Recipe
 from paw_hpc.system.errors import RecipeError
 

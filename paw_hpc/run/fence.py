@@ -23,6 +23,7 @@ from paw_hpc.system.errors import CheckpointError, UserError
 from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
 
+
 class _Fence(TypedDict):
     attempt: Annotated[int, Field(ge=0, lt=2**31)]
     by: NotRequired[str]

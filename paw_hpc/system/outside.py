@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, TypeVar
+from collections.abc import Hashable
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,7 +32,7 @@ def checked(kind: type[T], value: Any) -> T:
         ValueError: something is missing or of another type; the message names the first such field.
     """
     try:
-        return _adapter(kind).validate_python(value)
+        return cast(T, _adapter(cast(Hashable, kind)).validate_python(value))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
