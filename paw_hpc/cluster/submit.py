@@ -27,7 +27,8 @@ from paw_hpc.recipe.doors import LAUNCHERS
 from paw_hpc.recipe.resume import Difference
 from paw_hpc.run import changes
 from paw_hpc.run.metrics import RunDirectory, revision
-from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.errors import DataError, RecipeError, UserError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
 
 EXECUTORS = ("auto", "slurm", "allocation", "local")
@@ -188,7 +189,10 @@ def prepare(launch: Launchable) -> None:
 def read_submission(run: Path) -> Submission | None:
     """What was submitted last for a run; None: nothing."""
     path = attempts.folder(run) / "submitted.json"
-    return Submission(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    try:
+        return checked(Submission, read_json(path.read_bytes())) if path.exists() else None
+    except ValueError as error:
+        raise DataError(f"{path}: not what paw wrote ({error}); remove it when no job of this run waits or runs") from None
 
 
 def check_partition(launch: Launchable) -> None:

@@ -82,7 +82,7 @@ def check_yaml(text: str) -> None:
 
 
 def check_expansion(tree: Any) -> None:
-    """Raises YAMLError where the texts of a tree would be longer than MOST_CHARACTERS with every `${key}` replaced, or where one is inside another."""
+    """Raises YAMLError where the texts of a tree would be longer than MOST_CHARACTERS with every `${key}` replaced, or one is inside another."""
     texts = dict(_texts(tree))
     if not any("${" in text for text in texts.values()):
         return

@@ -1,6 +1,5 @@
 """The errors that a user is meant to read: one line that says what is wrong, where, and what to do."""
 
-
 LONGEST_LINE = 2000
 """Characters of an error's line: what it quotes may be a whole file."""
 
@@ -8,8 +7,8 @@ LONGEST_LINE = 2000
 class UserError(Exception):
     """Something the user can put right. The command line prints its text without a traceback and exits with status 2.
 
-    Its text is one line that a terminal can show, whatever it quotes: line breaks are blanks, what cannot be printed is written by its number, and the
-    middle of what is very long is left out.
+    Its text is one line that a terminal can show, whatever it quotes: line breaks are blanks, what cannot be printed is written by its number, and
+    the middle of what is very long is left out.
     """
 
     def __str__(self) -> str:

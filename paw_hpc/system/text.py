@@ -22,7 +22,9 @@ def require_text(value: Any, field: str = "") -> None:
                 string.encode()
             except UnicodeEncodeError as error:
                 half = ascii(string[error.start]).strip("'")
-                raise ValueError(f"{ascii(where or 'it')[1:-1]} holds half a character, {half}, at character {error.start + 1}: it is no text") from None
+                raise ValueError(
+                    f"{ascii(where or 'it')[1:-1]} holds half a character, {half}, at character {error.start + 1}: it is no text"
+                ) from None
     except RecursionError:
         raise ValueError(f"{field or 'it'} is nested too deeply") from None
 

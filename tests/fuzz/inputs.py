@@ -25,7 +25,8 @@ PIECES = (
     "<think>", "</think>", "<action>", "</action>", "<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>",
     "<THINK>", "<Search>", "</SEARCH>", "< / answer >", "<", ">", "[", "]", "search[", "click[", "search ", "answer ", "open 1", "buy", "look",
     "go to desk 1", "click[buy now]", "click[next >]", "click[< prev]", "click[back to search]", "search[<r>]", "search[<c> garden]", "search[<a>]",
-    "search[red lamp]", " ", "\n", "\t", "\u3000", "\x1f", "'", '"', "\\", "{{", "}}", "{%", "%}", "${x}", "中", "é", "İ", "ß", "🙂", "\0", "\ufffd", "\ue000",
+    "search[red lamp]", " ", "\n", "\t", "\u3000", "\x1f", "'", '"', "\\", "{{", "}}", "{%", "%}", "${x}", "中", "é", "İ", "ß", "🙂", "\0", "\ufffd",
+    "\ue000",
     "<|im_end|>", "<|im_start|>", "<|endoftext|>", "Doc 1 (Title: x) ", " [SEP] ", "Instruction:", "Page 1 (Total results: 3)", "a", "the", "0",
 )  # fmt: skip
 """What answers, pages and passages are made of, and what might be taken for something else in them."""
@@ -59,7 +60,9 @@ def paths(document: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 def documents(valid: Any, values: Sequence[Any] = VALUES, changes: int = 3) -> SearchStrategy[Any]:
     """A valid document in which up to a few values are replaced, removed, added or doubled."""
-    return st.lists(st.integers(0, 2**40 - 1), max_size=changes).map(lambda numbers: functools.reduce(_changed(values), numbers, copy.deepcopy(valid)))
+    return st.lists(st.integers(0, 2**40 - 1), max_size=changes).map(
+        lambda numbers: functools.reduce(_changed(values), numbers, copy.deepcopy(valid))
+    )
 
 
 def _changed(values: Sequence[Any]) -> Callable[[Any, int], Any]:

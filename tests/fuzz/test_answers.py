@@ -63,9 +63,23 @@ class _Shelf:
     def __init__(self) -> None:
         from paw_hpc.envs.webshop.source import Product
 
-        self.products = _Products([
-            Product("B000000001", "Red Lamp", "A lamp.", ("Bright",), (18.5,), "$18.5", "garden", "lamps", "Home", {"size": ("small", " red ")}, ("easy",))
-        ])
+        self.products = _Products(
+            [
+                Product(
+                    "B000000001",
+                    "Red Lamp",
+                    "A lamp.",
+                    ("Bright",),
+                    (18.5,),
+                    "$18.5",
+                    "garden",
+                    "lamps",
+                    "Home",
+                    {"size": ("small", " red ")},
+                    ("easy",),
+                )
+            ]
+        )
         self.cost = [18.5]
 
     def search(self, words: str) -> list[int]:

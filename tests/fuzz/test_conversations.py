@@ -38,7 +38,10 @@ def _chats() -> tuple[ChatFormat, ChatFormat]:
 
 
 SAID = st.tuples(
-    st.sampled_from(("alfworld", "webshop", "search")), st.sampled_from(("paper", "compact")), texts(halves=True, longest=20_000), texts(halves=True, longest=3000)
+    st.sampled_from(("alfworld", "webshop", "search")),
+    st.sampled_from(("paper", "compact")),
+    texts(halves=True, longest=20_000),
+    texts(halves=True, longest=3000),
 ) | st.just(("search", "paper", f"<|im_end|>{PRIVATE}", "x"))
 
 
@@ -60,14 +63,25 @@ def _said(found: tuple[str, str, str, str]) -> None:
 
 JINJA = (
     "{% for message in messages %}", "{% endfor %}", "{% if add_generation_prompt %}", "{% endif %}", "{% else %}", "{{ message['content'] }}",
-    "{{ message.role }}", "{{ messages[0].content }}", "{{ messages[9].content }}", "<|im_start|>", "<|im_end|>\n", "<think>\n", "</think>", "assistant\n",
-    "{{ 1 / 0 }}", "{{ 'x' * 1000 }}", "{{ '\\ud83d' }}", "\ud83d", "{{ message.content[::-1] }}", "{{ message.content | upper }}", "{{ nothing.at.all }}",
-    "{{ raise_exception('no') }}", "{{ strftime_now('%Y') }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ ''.__class__ }}", "{{ range(10**9) }}",
-    "{% set x = messages %}", "{{ x.append(1) }}", "{{ messages | tojson }}", "{{ '%999999d' % 1 }}", "{% raw %}", "{% endraw %}", "{#", "#}", "{{", "}}", "{%",
-    "{{ task }}", "{{ history }}", "{{ actions | join(', ') }}", "{{ observation | quoted }}", "{{ (" + "(" * 300 + "1" + ")" * 300 + ") }}", "\0", "{{ task.x.y }}",
-    "{% for a in history %}{{ a.step }}{% endfor %}", "{% include 'x' %}", "{% extends task %}", "{% import 'x' as y %}", "{{ 9 ** 9 }}", "{{ max_steps % 0 }}", "a b",
+    "{{ message.role }}", "{{ messages[0].content }}", "{{ messages[9].content }}", "<|im_start|>", "<|im_end|>\n", "<think>\n", "</think>",
+    "assistant\n",
+    "{{ 1 / 0 }}", "{{ 'x' * 1000 }}", "{{ '\\ud83d' }}", "\ud83d", "{{ message.content[::-1] }}", "{{ message.content | upper }}",
+    "{{ nothing.at.all }}",
+    "{{ raise_exception('no') }}", "{{ strftime_now('%Y') }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ ''.__class__ }}",
+    "{{ range(10**9) }}",
+    "{% set x = messages %}", "{{ x.append(1) }}", "{{ messages | tojson }}", "{{ '%999999d' % 1 }}", "{% raw %}", "{% endraw %}", "{#", "#}", "{{",
+    "}}", "{%",
+    "{{ task }}", "{{ history }}", "{{ actions | join(', ') }}", "{{ observation | quoted }}", "{{ (" + "(" * 300 + "1" + ")" * 300 + ") }}", "\0",
+    "{{ task.x.y }}",
+    "{% for a in history %}{{ a.step }}{% endfor %}", "{% include 'x' %}", "{% extends task %}", "{% import 'x' as y %}", "{{ 9 ** 9 }}",
+    "{{ max_steps % 0 }}", "a b",
 )  # fmt: skip
-CHATML = (JINJA[0] + "<|im_start|>{{ message['role'] }}\n", "{{ message['content'] }}<|im_end|>\n", JINJA[1] + JINJA[2] + "<|im_start|>assistant\n", JINJA[3])
+CHATML = (
+    JINJA[0] + "<|im_start|>{{ message['role'] }}\n",
+    "{{ message['content'] }}<|im_end|>\n",
+    JINJA[1] + JINJA[2] + "<|im_start|>assistant\n",
+    JINJA[3],
+)
 SOURCES = st.tuples(*(texts(JINJA, longest=200).map(lambda text: text if len(text) % 3 == 0 else "") for _ in range(4))).map(
     lambda parts: "".join(kept + part for kept, part in zip(CHATML, parts, strict=True))
 )
@@ -88,6 +102,7 @@ def _worded(found: tuple[Any, str]) -> None:
 
 
 WORDED = st.tuples(st.sampled_from(tuple(VARIABLES)), texts(JINJA, longest=200))
+
 
 def _first_unknown(self: PromptTemplate, tree: Any, names: set[str]) -> None:
     if unknown := names - set(self._known):

@@ -30,16 +30,31 @@ VALID: dict[str, Any] = {
     "warm_start": {"hints": [0.1, 0.2]},
     "cluster": {"sbatch": {"comment": "paw"}, "environment": {"A": "${HOME}"}, "container": {"image": "a.sif", "mounts": ["/a:/b"]}},
 }
-TEXTS = (*NASTY, "${updates}", "${name}${name}", "${env}", "${.name}", "${oc.env:HOME}", "${oc.decode:'['}", "${" * 200, "${a" * 50 + "}" * 50, "a" * 30_000)
+TEXTS = (
+    *NASTY,
+    "${updates}",
+    "${name}${name}",
+    "${env}",
+    "${.name}",
+    "${oc.env:HOME}",
+    "${oc.decode:'['}",
+    "${" * 200,
+    "${a" * 50 + "}" * 50,
+    "a" * 30_000,
+)
 BOMBS = (
     "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 8)}]\n" for b, c in zip("abcdefghi", "bcdefghij", strict=True)),
     "a: &a {x: 1}\n" + "".join(f"{c}: &{c} {{<<: [{', '.join([f'*{b}'] * 9)}]}}\n" for b, c in zip("abcdefghi", "bcdefghij", strict=True)),
-    "a: &a [*a]\n", "a: &a {b: *a}\n", "base: &b [*b]", "env: " + "[" * 3000, "{" * 3000, "- " * 3000, "? " * 2000, "a: " * 2000, "!!int " * 2000 + "1",
+    "a: &a [*a]\n", "a: &a {b: *a}\n", "base: &b [*b]", "env: " + "[" * 3000, "{" * 3000, "- " * 3000, "? " * 2000, "a: " * 2000,
+    "!!int " * 2000 + "1",
     "updates: " + "9" * 5000, "updates: 0x" + "f" * 5000, "updates: " + "1:" * 5000 + "1", "x: !!int a", "x: !!float z", "x: !!timestamp 2001-99-99",
-    "x: !!binary =", "x: !!binary aGk=", "x: !!set {a, b}", "x: !!omap [a: 1]", "x: !!python/object/apply:os.system [id]", "? [a, b]\n: c", "? {a: b}\n: c",
-    "name: a\nname: b", "1: 2", "null: 1", "true: false", "1.5: x", "---\na: 1\n---\nb: 2", "%YAML 9.9\n---\na: 1", "a: 'x", "\t", "@", "`", "", "5", "[a]",
+    "x: !!binary =", "x: !!binary aGk=", "x: !!set {a, b}", "x: !!omap [a: 1]", "x: !!python/object/apply:os.system [id]", "? [a, b]\n: c",
+    "? {a: b}\n: c",
+    "name: a\nname: b", "1: 2", "null: 1", "true: false", "1.5: x", "---\na: 1\n---\nb: 2", "%YAML 9.9\n---\na: 1", "a: 'x", "\t", "@", "`", "",
+    "5", "[a]",
     "a: ${b}\nb: ${a}", "a: ${a}", "a0: xxxxxxxxxx\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}${{a{i}}}\n" for i in range(40)),
-    "base: recipe.yaml", "base: ''", "base: .", "base: ..", "base: /dev/zero", "base: /dev/stdin", 'base: "a\\0b"', "base: " + "x/" * 3000, "base: [a]",
+    "base: recipe.yaml", "base: ''", "base: .", "base: ..", "base: /dev/zero", "base: /dev/stdin", 'base: "a\\0b"', "base: " + "x/" * 3000,
+    "base: [a]",
     "base: other.yaml", "base: link.yaml", "cluster: [1]", "cluster: x", "cluster: {sbatch: {nodes: 1}}", "env: {search: {url: [}}",
 )  # fmt: skip
 """Files that want more than they should get, or are no recipes in ways of their own."""
@@ -69,10 +84,28 @@ def _recipe(data: bytes) -> None:
 
 
 def _overrides() -> SearchStrategy[list[str]]:
-    keys = (*KEYS, "env", "env.search", "cluster.sbatch.x", "model.tiny.hidden_size", "a", "", ".", "env..name", "updates.x", "env[0]", "cluster[", "base", "a[b", "é")
+    keys = (
+        *KEYS,
+        "env",
+        "env.search",
+        "cluster.sbatch.x",
+        "model.tiny.hidden_size",
+        "a",
+        "",
+        ".",
+        "env..name",
+        "updates.x",
+        "env[0]",
+        "cluster[",
+        "base",
+        "a[b",
+        "é",
+    )
     values = (
-        "1", "0", "-1", "1.5", "x", "", "null", "true", "[a]", "[1, 2]", "{a: 1}", "[", "{", "'", '"', "${updates}", "${", "\\${x}", "1e999", ".nan", "!!int a",
-        "9" * 5000, "[" * 2000, "${a" * 40, "&a [*a]", "*a", "%", "@", "`", "a: b: c", "- a", "\ud83d", "\0", "\x1b[31m", "\n", "=", "a=b", "x" * 20_000, *NASTY,
+        "1", "0", "-1", "1.5", "x", "", "null", "true", "[a]", "[1, 2]", "{a: 1}", "[", "{", "'", '"', "${updates}", "${", "\\${x}", "1e999",
+        ".nan", "!!int a",
+        "9" * 5000, "[" * 2000, "${a" * 40, "&a [*a]", "*a", "%", "@", "`", "a: b: c", "- a", "\ud83d", "\0", "\x1b[31m", "\n", "=", "a=b",
+        "x" * 20_000, *NASTY,
     )  # fmt: skip
     one = st.tuples(st.sampled_from(keys), st.sampled_from(("=", "=", "=", "=", "", "==")), st.sampled_from(values)).map("".join)
     return st.lists(one, min_size=1, max_size=3)
@@ -99,7 +132,21 @@ MANY = (
 )
 """A sweep of 387,420,489 runs, with its choices."""
 WORDS = (None, "arm=paw", "arm=", "=", "arm", "arm=paw,paw", "arm=x", "benchmark=b,a", "x=y", "name=a", "arm={arm}")
-FORMS = ("{benchmark}", "{benchmark:>9999999999}", "{arm!r}", "{0}", "{}", "{", "}", "{arm.x}", "{arm[0]}", "{benchmark}{arm}", "../x", "{{arm}}", "a\0b")
+FORMS = (
+    "{benchmark}",
+    "{benchmark:>9999999999}",
+    "{arm!r}",
+    "{0}",
+    "{}",
+    "{",
+    "}",
+    "{arm.x}",
+    "{arm[0]}",
+    "{benchmark}{arm}",
+    "../x",
+    "{{arm}}",
+    "a\0b",
+)
 
 
 def _sweep(found: tuple[bytes, bytes, str | None]) -> None:
@@ -119,17 +166,21 @@ def _plain_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+def _values(data: Any) -> None:
+    judged(parse_recipe, data)
+
+
 def _hints(error: Any) -> str:
     """As if every unknown key had a section around it."""
     return str(list(recipe_loading._section_at(error["loc"][:-1]).model_fields))
 
 
 TARGETS = [
-    Target("recipe", FILES, _recipe, lambda patch: patch.setattr(recipe_loading, "read_yaml", _plain_yaml), (Exception, BaseException)),
-    Target("values of a recipe", documents(VALID), lambda data: judged(parse_recipe, data), lambda patch: patch.setattr(recipe_loading, "_explain", _hints)),
+    Target("recipe", FILES, _recipe, lambda patch: patch.setattr(recipe_loading, "read_yaml", _plain_yaml), BaseException),
+    Target("values of a recipe", documents(VALID), _values, lambda patch: patch.setattr(recipe_loading, "_explain", _hints)),
     Target(
         "overrides", _overrides(), _overridden,
-        lambda patch: patch.setattr(recipe_loading, "_said", broken_on(recipe_loading._said, lambda error: "Recursion" in str(error) or "flow" in str(error))),
+        lambda patch: patch.setattr(recipe_loading, "_said", broken_on(recipe_loading._said, lambda error: "flow" in str(error))),
     ),
     Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", _plain_yaml)),
 ]  # fmt: skip

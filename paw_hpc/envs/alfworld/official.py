@@ -17,19 +17,20 @@ import lzma
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from paw_hpc.envs.alfworld.store import GAME_KEYS
+from paw_hpc.envs.alfworld.store import GAME_KEYS, LARGEST_BYTES, ZIP_ERRORS, read_member
 from paw_hpc.system import data_paths
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import read_json
 from paw_hpc.system.text import require_text
 
 GAME_FILE = "game.tw-pddl"
 FOLDER, RELEASE, ARCHIVE = "json_2.1.1", "json_2.1.2_tw-pddl.zip", "games.jsonl.xz"
+_LONGEST_ID = 500
 _HOLE = "@@TASK@@"
 _ARCHIVE_KEYS = ("split", "task", "trial", "goal", "problem", "walkthrough", "solvable")
 _PUT_TEMPLATE = re.compile(r'action\s+PutObject\s*\{\s*template\s*::\s*"(\w+)')
@@ -58,6 +59,8 @@ class Origin:
         """(task id, game) in no particular order; solvable games only. Raises DataError for a torn file or a mix of releases."""
         read = {"folder": _read_folder, "release": _read_release, "archive": _read_archive}[self.kind]
         for task_id, where, game in read(self.path):
+            if not (task_id.isprintable() and task_id.isascii() and len(task_id) <= _LONGEST_ID):
+                raise DataError(f"{where}: a game at '{task_id}', which is no name of one; {_AGAIN}")
             if "movable" in task_id or "Sliced" in task_id or not game.get("solvable"):
                 continue
             check_game(game, where)
@@ -127,7 +130,7 @@ def check_game(game: Mapping[str, Any], where: str) -> None:
         require_text({key: game[key] for key in GAME_KEYS})
     except KeyError as error:
         raise DataError(f"{where}: a game that lacks {error.args[0]}; {_AGAIN}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a game ({error}); {_AGAIN}") from None
 
 
@@ -167,9 +170,9 @@ def _read_release(path: Path) -> Iterator[tuple[str, str, Game]]:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 parts = PurePosixPath(name).parts
-                if parts[-1] == GAME_FILE:
-                    yield "/".join(parts[-4:-1]), f"{path}:{name}", _parse(archive.read(name), f"{path}:{name}")
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+                if parts[-1:] == (GAME_FILE,):
+                    yield "/".join(parts[-4:-1]), f"{path}:{name}", _parse(read_member(archive, name), f"{path}:{name}")
+    except (*ZIP_ERRORS, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: torn ({error}); {_AGAIN}") from None
 
 
@@ -177,11 +180,16 @@ def _read_archive(path: Path) -> Iterator[tuple[str, str, Game]]:
     logic = _parse_archive_logic(path.with_name("logic.json"))
     try:
         with lzma.open(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(iter(lambda: lines.readline(LARGEST_BYTES + 1), ""), 1):
+                if len(line) > LARGEST_BYTES:  # a few bytes of an archive can stand for gigabytes
+                    raise DataError(f"{path}:{number}: a line of more than {LARGEST_BYTES} characters; restore it, or {_AGAIN}")
                 if line.strip():
                     where = f"{path}:{number}"
                     record = _parse(line.encode(), where)
-                    yield _game_of(record, logic, where)
+                    try:
+                        yield _game_of(record, logic, where)
+                    except RecursionError:
+                        raise DataError(f"{where}: not a game (nested too deeply); restore it, or {_AGAIN}") from None
     except (lzma.LZMAError, EOFError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: torn ({type(error).__name__}: {error}); restore it, or {_AGAIN}") from None
 
@@ -212,7 +220,7 @@ def _game_of(record: Mapping[str, Any], logic: Mapping[str, str], where: str) ->
 
 def _parse(data: bytes, where: str) -> Game:
     try:
-        game = json.loads(data)
+        game = read_json(data)
     except ValueError as error:
         raise DataError(f"{where}: torn, not JSON ({error}); {_AGAIN}") from None
     if not isinstance(game, dict):

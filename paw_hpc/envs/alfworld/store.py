@@ -9,19 +9,53 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import lzma
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from typing_extensions import TypedDict
 
 from paw_hpc.system.data_paths import atomic_file
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import checked, read_json
 
 FORMAT = 1
+LARGEST_BYTES = 64 << 20
+"""Of a game, or of a set's index."""
+ZIP_ERRORS = (zlib.error, lzma.LZMAError, struct.error, EOFError, LookupError, OSError, ValueError, RuntimeError)
+"""What reading an archive can raise, beside BadZipFile; RuntimeError: it asks for a password, or knows a way to pack that Python does not."""
+T = TypeVar("T")
+
+
+class _Format(TypedDict):
+    format: Any
+
+
+class _Index(TypedDict):
+    games: dict[str, str]
+    about: dict[str, Any]
+
+
+class _Game(TypedDict):
+    task: str
+    pddl_problem: str
+    walkthrough: list[str]
+    solvable: bool
+    logic: str
+
+
+class _Logic(TypedDict):
+    pddl_domain: str
+    grammar: str
+
+
 TASK_SENTENCE = re.compile(r'"rhs":\s*"(Your task is to:(?:[^"\\]|\\.)*)"')
 TASK_HOLE = "@@TASK@@"
 GAME_KEYS = ("pddl_domain", "grammar", "pddl_problem", "walkthrough", "solvable")
@@ -40,7 +74,7 @@ class Store:
         """The game as TextWorld's PddlEnv.load takes it: pddl_domain, grammar, pddl_problem, walkthrough, solvable. Raises DataError."""
         if task_id not in self.digests:
             raise DataError(f"{self.path}: no game '{task_id}' in it")
-        game = _member(self.path, f"games/{task_id}.json")
+        game = _typed(self.path, f"games/{task_id}.json", _Game)
         logic = _logic(self.path, game["logic"])
         return {
             "pddl_domain": logic["pddl_domain"],
@@ -103,23 +137,36 @@ def open_store(path: str | Path) -> Store:
 
 @functools.lru_cache(maxsize=16)
 def _open(path: Path, mtime_ns: int) -> Store:
-    index = _member(path, "index.json")
-    if index.get("format") != FORMAT:
-        raise DataError(f"{path}: made by another version (format {index.get('format')}, expected {FORMAT}); delete it and try again")
+    made_by = _typed(path, "index.json", _Format)["format"]
+    if made_by != FORMAT:
+        raise DataError(f"{path}: made by another version (format {made_by}, expected {FORMAT}); delete it and try again")
+    index = _typed(path, "index.json", _Index)
     return Store(path, index["games"], index["about"])
 
 
 @functools.lru_cache(maxsize=16)
 def _logic(path: Path, digest: str) -> dict[str, str]:
-    return _member(path, f"logic/{digest}.json")
+    return dict(_typed(path, f"logic/{digest}.json", _Logic))  # type: ignore[arg-type]
 
 
-def _member(path: Path, name: str) -> Any:
+def _typed(path: Path, name: str, kind: type[T]) -> T:
+    """A member of the archive, of the types that it should have. Raises DataError."""
     try:
-        return json.loads(_archive(path, path.stat().st_mtime_ns, os.getpid()).read(name))
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, ValueError) as error:
+        return checked(kind, read_json(read_member(_archive(path, path.stat().st_mtime_ns, os.getpid()), name)))
+    except (*ZIP_ERRORS, zipfile.BadZipFile) as error:
         _archive.cache_clear()
         raise DataError(f"{path}: torn ({name}: {error}); delete it and try again") from None
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a member: no more than LARGEST_BYTES, whatever a few bytes of the archive stand for.
+
+    Raises:
+        ZIP_ERRORS, BadZipFile: it is not there, torn, larger, or packed in a way that Python does not know.
+    """
+    if (size := archive.getinfo(name).file_size) > LARGEST_BYTES:
+        raise ValueError(f"{size} bytes, more than a game has")
+    return archive.read(name)
 
 
 @functools.lru_cache(maxsize=4)

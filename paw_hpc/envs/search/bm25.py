@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -24,6 +25,7 @@ from paw_hpc.envs.search.corpus import Corpus
 from paw_hpc.envs.search.retriever import BM25_META, Hit
 from paw_hpc.envs.search.words import terms
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import checked, read_json
 
 K1, B = 0.9, 0.4
 """As the widely used Lucene baselines over Wikipedia passages (Anserini's defaults)."""
@@ -187,9 +189,11 @@ def _chunks(corpus: Corpus, size: int) -> Iterator[list[str]]:
         yield texts
 
 
-def _read_meta(folder: Path) -> dict[str, str]:
+def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, str] = json.loads((folder / BM25_META).read_text(encoding="utf-8"))
+        meta = checked(dict[str, Any], read_json((folder / BM25_META).read_bytes()))
+        if not isinstance(meta.get("corpus"), str):
+            raise ValueError
     except (OSError, ValueError):
         raise DataError(f"{folder}: no BM25 index here; build one with `paw data search build --corpus CORPUS --out {folder}`") from None
     return meta

@@ -17,6 +17,7 @@ import numpy as np
 
 from paw_hpc.system.data_paths import atomic_file
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.text import require_text
 
 OFFSETS, IDENTITY = "offsets.npy", "corpus.json"
@@ -70,8 +71,8 @@ class Corpus:
             )
         try:
             self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
-            whole = int(self._offsets[-1]) == size and len(self._offsets) == len(self) + 1
-        except (OSError, ValueError, EOFError, IndexError):
+            whole = self._offsets.dtype == np.int64 and int(self._offsets[-1]) == size and len(self._offsets) == self.identity.passages + 1
+        except Exception:  # NumPy raises many kinds for what is no array
             whole = False
         if not whole:
             raise DataError(f"{folder / OFFSETS}: torn; build the index anew with `paw data search build`")
@@ -128,16 +129,18 @@ def index_corpus(path: Path, folder: Path) -> Identity:
 def read_identity(folder: Path) -> Identity:
     """What `index_corpus` said of the corpus of an index folder. Raises DataError."""
     try:
-        return Identity(**json.loads((folder / IDENTITY).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return checked(Identity, read_json((folder / IDENTITY).read_bytes()))
+    except (OSError, ValueError):
         raise DataError(f"{folder}: no whole index (its {IDENTITY} is missing or torn); run `paw data search build`") from None
 
 
 def parse_passage(line: bytes, where: str) -> Passage:
     """One line of a corpus. Raises DataError that names `where`."""
     try:
-        record = json.loads(line)
+        record = read_json(line)
         contents = record["contents"]
+        if not isinstance(record.get("id"), str | int | float | None):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{where}: not a passage (expected a JSON object with id and contents); the corpus is torn or of another format") from None
     if not isinstance(contents, str) or not contents.strip():
@@ -153,7 +156,7 @@ def parse_passage(line: bytes, where: str) -> Passage:
 
 def _check_last(line: bytes, where: str) -> None:
     try:
-        json.loads(line)
+        read_json(line)
     except ValueError:
         raise DataError(f"{where}: the last line is cut short; restore the corpus (was its download or unpacking interrupted?)") from None
 

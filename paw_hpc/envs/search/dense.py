@@ -23,6 +23,7 @@ from paw_hpc.envs.search.encoder import Encoder, EncoderSettings
 from paw_hpc.envs.search.retriever import DENSE_META, Hit
 from paw_hpc.system.data_paths import atomic_file
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import checked, read_json
 
 INDEX, VECTORS, PROGRESS = "index.faiss", "vectors.npy", "vectors.json"
 CHUNK_PASSAGES = 8192
@@ -148,10 +149,11 @@ def _encoded(corpus: Corpus, folder: Path, settings: EncoderSettings, identity: 
 def _done(progress: Path, job: dict[str, Any]) -> int:
     """Passages that an interrupted build of the same job has encoded."""
     try:
-        kept = json.loads(progress.read_text(encoding="utf-8"))
+        kept = checked(dict[str, Any], read_json(progress.read_bytes()))
     except (OSError, ValueError):
         return 0
-    return int(kept["done"]) if {key: kept.get(key) for key in job} == job else 0
+    done = kept.get("done")
+    return done if isinstance(done, int) and {key: kept.get(key) for key in job} == job else 0
 
 
 def _ready_made(path: Path, identity: Identity) -> Halves:
@@ -191,6 +193,6 @@ def _on_gpus(index: Any) -> Any:
 
 def _read_meta(folder: Path) -> _Meta:
     try:
-        return _Meta(**json.loads((folder / DENSE_META).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return checked(_Meta, read_json((folder / DENSE_META).read_bytes()))
+    except (OSError, ValueError):
         raise DataError(f"{folder}: no dense index here; build one with `paw data search build --retriever dense --out {folder}`") from None

@@ -14,6 +14,7 @@ from paw_hpc.envs.base import Task
 from paw_hpc.envs.search.metrics import normalize_answer
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import read_json
 from paw_hpc.system.text import require_text
 
 _FIELDS = ("id", "question", "golden_answers", "data_source", "split", "searches")
@@ -65,7 +66,7 @@ def read_questions(path: Path, dataset: str | None = None, split: str | None = N
     for where, record in _records(path):
         try:
             question = _question(record, dataset, split)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{where}: not a question ({type(error).__name__}: {error}); expected id, question and golden_answers: fetch or restore the file"
             ) from None
@@ -138,7 +139,7 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
                 if not line.removeprefix(codecs.BOM_UTF8).strip():
                     continue  # editors leave an empty line at the end
                 try:
-                    record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    record = read_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except ValueError:
                     raise DataError(f"{path}:{number}: torn, not JSON; fetch or restore the file") from None
                 yield f"{path}:{number}", record

@@ -137,7 +137,7 @@ def open_catalogue(files: Files) -> Catalogue:
 def _open(folder: Path) -> Catalogue:
     try:
         return Catalogue(folder)
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{folder}: torn ({error}); delete it and try again") from None
 
 

@@ -199,8 +199,8 @@ class Game:
 def parse_action(action: str) -> tuple[str, str]:
     """(verb, argument in lower case) of `verb[argument]`, both empty where it is none.
 
-    As the original's pattern `(.+)\\[(.+)\\]` reads it: of the first line, up to its last `]`, from the last `[` that leaves an argument. (The pattern
-    itself reads the line anew from every `[` that is never closed.)
+    As the original's pattern `(.+)\\[(.+)\\]` reads it: of the first line, up to its last `]`, from the last `[` that leaves an argument. (The
+    pattern itself reads the line anew from every `[` that is never closed.)
     """
     line = action.partition("\n")[0]
     end = line.rfind("]")

@@ -24,6 +24,8 @@ from paw_hpc.system.errors import DataError
 GoalKind = Literal["synthetic", "human"]
 PRICE_SEED = 42
 ORDER_SEED = 233
+MOST_GOALS = 100_000_000
+"""Of a catalogue; their order alone takes 4 GB then."""
 NO_CAP = 1000000
 _CAPS = [10.0 * step for step in range(1, 100)]
 
@@ -123,8 +125,15 @@ def _write(folder: Path, kind: GoalKind, sources: Iterable[tuple[dict[str, Any],
     counts: list[int] = []
     carrying: Counter[str] = Counter()
     products: list[int] = []
+    total = 0
     with RecordWriter(folder, f"goals_{kind}") as records:
         for record, combinations in sources:
+            total += combinations
+            if total > MOST_GOALS:
+                raise DataError(
+                    f"more than {MOST_GOALS:,} {kind} goals: one is made of every combination of a product's option values, of which product number"
+                    f" {record['product'] + 1} has {combinations:,}; restore the catalogue, or cut it with env.webshop.num_products"
+                )
             records.add(record)
             counts.append(combinations)
             products.append(record["product"])

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.outside import read_json
 from paw_hpc.system.text import require_text
 
+DEAREST = 1e9
+"""Dollars that a product may cost."""
 DEFAULT_PRICE = 100.0
 """Of a product without one."""
+BUTTONS = frozenset({"search", "back to search", "next >", "< prev", "description", "features", "reviews", "buy now"})
+"""What can be clicked on pages beside products and options."""
 ABSENT_ATTRIBUTES = ("DUMMY_ATTR",)
 _FIELDS = (
     "asin",
@@ -80,8 +85,9 @@ def read_products(path: Path, attributes: Mapping[str, Mapping[str, Any]], num_p
             if asin == "nan" or len(asin) > 10 or asin in seen:
                 continue
             seen.add(asin)
+            _check_id(asin)
             product = _product(entry, attributes.get(asin, {}))
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
             raise DataError(f"{path}: entry {number} is not a WebShop product ({type(error).__name__}: {error}); {_AGAIN}") from None
         priced |= bool(entry.get("pricing"))
         yield product
@@ -135,6 +141,12 @@ def _product(entry: Mapping[str, Any], own: Mapping[str, Any]) -> Product:
     )
 
 
+def _check_id(asin: str) -> None:
+    """Raises ValueError for an id under which a product could not be found again: pages show it in small letters, among their buttons."""
+    if not asin.isascii() or not asin.isprintable() or asin != asin.upper() or asin != asin.strip() or asin.lower() in BUTTONS:
+        raise ValueError(f"asin is {asin!a}, expected capital letters and digits")
+
+
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = record[key]
     if not isinstance(value, str):
@@ -154,8 +166,8 @@ def _price(text: str | None) -> tuple[tuple[float, ...], str]:
     if not text:
         return (DEFAULT_PRICE,), f"${DEFAULT_PRICE}"
     found = [float(re.sub(r"[^\d.]", "", part)) for part in text.split("$")[1:]]
-    if not found:
-        raise ValueError(f"price {text!r} is not in dollars")
+    if not found or max(found) > DEAREST:
+        raise ValueError(f"price {text[:40]!r} is not in dollars")
     return (tuple(found[:2]), f"${found[0]} to ${found[1]}") if len(found) > 1 else ((found[0],), f"${found[0]}")
 
 
@@ -193,6 +205,8 @@ def _objects(file: TextIO, path: Path) -> Iterator[Any]:
             if text[at : at + 1] != "{":
                 raise ValueError("no object")
             element, at = decoder.raw_decode(text, at)
+        except RecursionError:
+            raise DataError(f"{path}: an entry is nested too deeply to be a product; {_AGAIN}") from None
         except ValueError as error:
             block = file.read(max(_BLOCK, len(text) - at))
             if not block:
@@ -213,7 +227,7 @@ def _end(file: TextIO, text: str, path: Path) -> None:
 
 def _mapping(path: Path, of: type, check: Callable[[Any], None]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; {_AGAIN}") from None
     except (OSError, ValueError) as error:
@@ -227,6 +241,6 @@ def _mapping(path: Path, of: type, check: Callable[[Any], None]) -> dict[str, An
             check(own)
         except KeyError as error:
             raise DataError(f"{path}: product {asin!a} lacks {error.args[0]}; {_AGAIN}") from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{path}: product {asin!a}: {error}; {_AGAIN}") from None
     return content

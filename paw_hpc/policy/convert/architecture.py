@@ -6,12 +6,12 @@ biases of the attention inputs, norms of query and key, tied embeddings and the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw_hpc.system.errors import CheckpointError
+from paw_hpc.system.outside import read_json
 
 if TYPE_CHECKING:  # it imports torch, which `paw launch` can do without
     from transformers import PreTrainedConfig
@@ -68,7 +68,7 @@ def parameter_count(count: int) -> str:
 def read_architecture(folder: Path) -> tuple[Architecture, PreTrainedConfig]:
     """Of a Hugging Face folder. Raises CheckpointError for anything else, naming a model that is not known and those that are."""
     try:
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        model_type = read_json((folder / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: not a Hugging Face folder: its config.json cannot be read ({error})") from None
     if model_type not in KNOWN:
