@@ -4,6 +4,7 @@ const byId = (id) => document.getElementById(id);
 const TEXTS = ["run", "file", "view", "beside", "outcome", "type", "order", "text"], NUMBERS = ["group", "member", "step", "at", "page"], SWITCHES = ["selected", "invalid", "prompt"];
 const state = { step: 0, view: "steps" };
 let index = [], shown = [], turn = 0;
+let narrowed = false; // a filter was changed: where it leaves out the episode that is shown, another one is
 
 function readAddress() {
   const said = new URLSearchParams(location.hash.slice(1));
@@ -77,21 +78,29 @@ async function show() {
     const wanted = filtered(episodes, hits);
     if (mine !== turn) return; // something newer is being shown
     options(byId("type"), [["", "any"], ...types.map((type) => [type, type])], state.type ?? "");
-    if (!episodes.some((e) => e.group === state.group && e.member === state.member)) {
+    if (!(narrowed ? wanted : episodes).some((e) => e.group === state.group && e.member === state.member)) {
       Object.assign(state, { group: wanted[0]?.group ?? null, member: wanted[0]?.member ?? null, step: 0, at: null });
     }
     shown = wanted;
+    narrowed = false;
     showGroups(byId("groups"), wanted);
     const place = byId("place");
     if (state.view === "surprises") await showSurprises(place);
     else if (state.group === null) place.replaceChildren(element("p", {}, "No kept episode is like that."));
     else if (state.view === "group") await showGroup(place, episodes);
     else await showEpisode(place, hits);
+    if (mine !== turn) return;
+    history.replaceState(null, "", address({})); // the whole place, also where a part of it was not asked for
     byId("said").textContent = "";
   } catch (error) {
     byId("said").textContent = error.message;
   }
-  document.documentElement.dataset.shown = location.hash; // who drives the page can wait for it
+  if (mine === turn) document.documentElement.dataset.turns = mine; // who drives the page can wait for it
+}
+
+function narrow(changes) {
+  narrowed = true;
+  go({ ...changes, page: null });
 }
 
 function walk(by) {
@@ -137,16 +146,19 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("hashchange", show);
 byId("run").addEventListener("change", (event) => go({ run: event.target.value, page: null }));
 byId("file").addEventListener("change", (event) => go({ file: event.target.value, page: null }));
-for (const id of ["outcome", "type", "order"]) byId(id).addEventListener("change", (event) => go({ [id]: event.target.value, page: null }));
-for (const id of ["selected", "invalid"]) byId(id).addEventListener("change", (event) => go({ [id]: event.target.checked, page: null }));
-byId("text").addEventListener("change", (event) => go({ text: event.target.value, page: null }));
+for (const id of ["outcome", "type", "order"]) byId(id).addEventListener("change", (event) => narrow({ [id]: event.target.value }));
+for (const id of ["selected", "invalid"]) byId(id).addEventListener("change", (event) => narrow({ [id]: event.target.checked }));
+byId("text").addEventListener("change", (event) => narrow({ text: event.target.value }));
 byId("filters").addEventListener("submit", (event) => event.preventDefault());
 byId("show-surprises").addEventListener("click", () => KEYS.s());
 byId("show-help").addEventListener("click", () => KEYS["?"]());
 byId("legend").append(...legend());
 
 async function refresh() {
-  index = await ask("index");
+  const now = await ask("index");
+  const changed = JSON.stringify(now) !== JSON.stringify(index);
+  index = now;
+  return changed;
 }
 refresh().then(show, (error) => { byId("said").textContent = error.message; });
-if (!packed.size) setInterval(() => { if (!document.hidden) refresh().then(settle, () => {}); }, 15000); // a run may go on
+if (!packed.size) setInterval(() => { if (!document.hidden) refresh().then((changed) => changed && settle(), () => {}); }, 15000); // a run may go on
