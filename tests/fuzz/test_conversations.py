@@ -12,7 +12,8 @@ from paw_hpc.envs import base
 from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.protocol import passages_text
-from paw_hpc.envs.templates import variables_of, PromptTemplate
+from paw_hpc.envs.templates import PromptTemplate, variables_of
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.rollout import chat_template
 from paw_hpc.rollout.chat import ChatFormat
 from tests.fuzz.harness import Target, broken_on, judged
@@ -98,10 +99,10 @@ def _templated(source: str) -> None:
 def _worded(found: tuple[Any, str]) -> None:
     template = judged(PromptTemplate, found[1], "mine.j2", found[0])
     if isinstance(template, PromptTemplate):
-        judged(lambda: template.render(**{name: [] if name in ("history", "actions") else "x" for name in VARIABLES[found[0]]}))
+        judged(lambda: template.render(**{name: [] if name in ("history", "actions") else "x" for name in variables_of(found[0])}))
 
 
-WORDED = st.tuples(st.sampled_from(tuple(VARIABLES)), texts(JINJA, longest=200))
+WORDED = st.tuples(st.sampled_from(BENCHMARKS.names()), texts(JINJA, longest=200))
 
 
 def _first_unknown(self: PromptTemplate, tree: Any, names: set[str]) -> None:
