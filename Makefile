@@ -75,6 +75,7 @@ check: setup  ## Lint and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 check-resolution: setup  ## That the plain package index has what setup asks for, on every supported Python (seconds; installs nothing)
 	PAW_REQUIRE_INDEX=1 $(BIN)/python -m pytest -rs tests/test_resolution.py

@@ -110,7 +110,7 @@ def _backward(policy: Any, samples: Samples, chosen: torch.Tensor, weight: torch
     batch = samples.batch.take(chosen)
     for name, values in (("weight", weight), ("advantage", advantage)):
         batch.streams[name] = torch.repeat_interleave(values.float(), samples.lengths[chosen])
-    policy._accumulate(batch, [])
+    policy._accumulate("policy", batch, [])
 
 
 def over_all(lengths: torch.Tensor) -> torch.Tensor:

@@ -99,7 +99,7 @@ def same_step_both_ways(machinery: Machinery, stock: PreTrainedModel, tasks: Seq
     scores = machinery.scores_of(pool, stats) if machinery.recipe.algorithm.old_logp == "rollout" else machinery.policy.score(pool)
     batch = plan(pool, scores, machinery.recipe, update).batch
     policy: Any = machinery.policy
-    ways = {"packed": lambda: float(policy._accumulate(batch, [])), "padded": lambda: padded_step(stock, batch, machinery.recipe)}
+    ways = {"packed": lambda: float(policy._accumulate("policy", batch, [])), "padded": lambda: padded_step(stock, batch, machinery.recipe)}
     seconds: Metrics = {}
     results = []
     for name in list(ways) if update % 2 else reversed(list(ways)):

@@ -6,40 +6,32 @@ import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from paw_hpc.envs.base import Task
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.experience import Group, Pool, Scores
 from paw_hpc.policy.backend import Policy
 from paw_hpc.policy.huggingface import HuggingFacePolicy
-from paw_hpc.policy.loading import load_model, resolve_device, tokenizer_key
-from paw_hpc.policy.packed import use_packed_attention
+from paw_hpc.policy.loading import resolve_device, tokenizer_key
 from paw_hpc.recipe import Recipe
+from paw_hpc.recipe.doors import ENGINES
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
-from paw_hpc.rollout.engines.local import LocalEngine
-from paw_hpc.rollout.engines.weight_copy import CopyPublisher
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.players import Players
-from paw_hpc.rollout.sglang.publish import LivePublisher, Publisher
-from paw_hpc.rollout.sglang.publish.buckets import Weights, shares, weights_of
+from paw_hpc.rollout.playing import Parts, Playing
 from paw_hpc.run.limits import allow_open_files
 from paw_hpc.system import distributed
 from paw_hpc.system.errors import RecipeError
 
-if TYPE_CHECKING:  # what servers need is an extra of the package, and is imported where a recipe asks for them
-    from paw_hpc.rollout.sglang.engine import SGLangEngine
-    from paw_hpc.rollout.sglang.publish.pipeline_stages import Stages
-    from paw_hpc.rollout.sglang.publish.traversal import FollowingPublisher
-    from paw_hpc.rollout.sglang.serving import Serving
+if TYPE_CHECKING:  # megatron-core is an extra of the package
+    from paw_hpc.policy.megatron.policy import MegatronPolicy
 
 T = TypeVar("T")
 
@@ -73,75 +65,15 @@ class Machinery:
         allow_open_files(recipe)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        self.recipe, self._runner, self._workspace = recipe, runner, workspace
-        self.serving: Serving | None = None
-        self._following: FollowingPublisher | None = None
+        self.recipe, self._runner = recipe, runner
         self._ahead: tuple[int, Future[tuple[list[Group], CollectStats]]] | None = None
         self.benchmark = make_benchmark(recipe.env)
-        self.policy: Policy
-        self.engine: LocalEngine | SGLangEngine | None
-        self.publisher: Publisher
-        self.players = Players()
-        config = self._many_processes() if recipe.policy.backend == "megatron" else self._one_process()
+        policy, config = _make_policy(recipe)
+        self.policy: Policy = policy
+        self.chat = ChatFormat(policy.tokenizer, tokenizer_key(recipe.model))
+        self.playing: Playing = ENGINES.find(recipe.rollout.engine).make(Parts(recipe, policy, runner, workspace))
+        self.engine, self.publisher, self.players = self.playing.engine, self.playing.publisher, self.playing.players
         _check_context(recipe, config)
-
-    def _one_process(self) -> PreTrainedConfig:
-        """The in-process engine reads the trainer's own weights."""
-        policy = HuggingFacePolicy(self.recipe)
-        self.policy, self.chat = policy, ChatFormat(policy.tokenizer, tokenizer_key(self.recipe.model))
-        if self.recipe.rollout.engine == "sglang":
-            self._serve(policy.model.config, policy.tokenizer, weights_of(policy.model), self.recipe.rollout.publish.bucket_mib << 20)
-            return policy.model.config
-        self.engine = LocalEngine(policy.model, policy.tokenizer, self.recipe.rollout)
-        self.publisher = LivePublisher(self.engine)
-        return policy.model.config
-
-    def _many_processes(self) -> PreTrainedConfig:
-        """The first rank of each replica plays, with a whole copy of the model beside its shards."""
-        if not dist.is_initialized():
-            raise RecipeError("policy.backend: megatron is for `paw train` and `paw eval`; other commands take huggingface")
-        try:
-            from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
-        except ModuleNotFoundError as error:
-            if not (error.name or "").startswith("megatron"):
-                raise
-            raise RecipeError("policy.backend: megatron-core is not installed; install paw-hpc[megatron], or use huggingface") from None
-        policy = MegatronPolicy(self.recipe)
-        self.policy, self.chat = policy, ChatFormat(policy.tokenizer, tokenizer_key(self.recipe.model))
-        if self.recipe.rollout.engine == "sglang":
-            gather_bytes, send_bytes = shares(self.recipe.rollout.publish.bucket_mib << 20)
-            weights = Weights(partial(policy.whole_tensors, gather_bytes), policy.whole_bytes)
-            own = Weights(partial(policy.whole_tensors, gather_bytes, own_stage=True), policy.whole_bytes)
-            from paw_hpc.rollout.sglang.publish.pipeline_stages import Stages
-
-            stages = Stages(own, policy.layout.senders) if policy.layout.pipeline > 1 and self.recipe.rollout.publish.path == "broadcast" else None
-            self._serve(policy.hf_config, policy.tokenizer, weights, send_bytes, stages)
-            return policy.hf_config
-        self.players = Players.of(policy.layout.leader)
-        self.engine, copy = None, None
-        if policy.layout.leader:
-            copy = load_model(self.recipe, policy.tokenizer).to(policy.device).eval()  # type: ignore[arg-type]
-            use_packed_attention(copy)
-            self.engine = LocalEngine(copy, policy.tokenizer, self.recipe.rollout)
-        self.publisher = CopyPublisher(policy.whole_tensors, copy, self.engine)
-        return policy.hf_config
-
-    def _serve(
-        self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, weights: Weights, bucket_bytes: int, stages: Stages | None = None
-    ) -> None:
-        """The first rank plays, on servers, and publishes to them; the others take part in passes over the weights."""
-        from paw_hpc.rollout.sglang.serving import Serving, following
-
-        made: list[Serving] = []
-        serving = (weights, bucket_bytes, stages)
-        distributed.on_main(lambda: made.append(Serving(self.recipe, self._runner, self._workspace, config, tokenizer, *serving)))
-        if made:
-            [self.serving] = made
-            self.engine, publisher = self.serving.engine, self.serving.publisher
-            self.publisher, self.players = publisher, Players(accompanied=publisher.accompanied)
-        else:
-            self._following = following(self.recipe, self._runner, *serving)
-            self.engine, self.publisher, self.players = None, self._following, Players(accompanied=self._following.accompanied)
 
     def __enter__(self) -> Self:
         return self
@@ -150,15 +82,13 @@ class Machinery:
         if self._ahead is not None:
             self._runner.cancel(self._ahead[1])
         self._runner.run(self.benchmark.close())
-        if self.serving is not None:
-            self.serving.close()
-        elif self._following is not None:
-            self._following.close()
-        elif isinstance(self.engine, LocalEngine):
-            self.engine.close()
+        self.playing.close()
 
     def describe(self) -> str:
-        return f"{self.policy.describe()}, {self.benchmark.source}"
+        """What is trained, where, on what; and a warning where the model's dtype makes that many times slower."""
+        slow = resolve_device(self.recipe.model).type == "cpu" and self.recipe.model.dtype != "float32"
+        warning = f" (model.dtype={self.recipe.model.dtype}: most CPUs are many times faster with float32)" if slow else ""
+        return f"{self.policy.describe()}{warning}, {self.benchmark.source}"
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Its result, from the event loop of the run (on a rank that plays: requests to its engine)."""
@@ -195,16 +125,14 @@ class Machinery:
         def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
             begun = ahead[1] if ahead is not None and ahead[0] == update else self._runner.start(collector().collect(share, members, update, first))
             groups, stats = self._runner.wait(begun, errands=True)
-            if self.serving is not None:
-                self.serving.collected()
-                stats.engine = self.serving.engine.drain_metrics()
+            stats.engine = self.playing.collected()
             return groups, stats
 
         return self.players.play(tasks, 0, play)
 
     def collect_ahead(self, tasks: Sequence[Task], members: int, update: int) -> None:
         """Begin to play the groups of an update while another one is trained (`rollout.staleness: 1`)."""
-        if self.serving is not None:
+        if self.playing.ahead:
             collector = self._collector("train", self.recipe.rollout.temperature)
             self._ahead = update, self._runner.start(collector().collect(tasks, members, update))
 
@@ -235,6 +163,22 @@ class Machinery:
             entropy=torch.from_numpy(np.concatenate(entropy)),
         )
         return self.policy.complete_scores(scores, pool)
+
+
+def _make_policy(recipe: Recipe) -> tuple[HuggingFacePolicy | MegatronPolicy, PreTrainedConfig]:
+    if recipe.policy.backend == "huggingface":
+        policy = HuggingFacePolicy(recipe)
+        return policy, policy.model.config
+    if not dist.is_initialized():
+        raise RecipeError("policy.backend: megatron is for `paw train` and `paw eval`; other commands take huggingface")
+    try:
+        from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("megatron"):
+            raise
+        raise RecipeError("policy.backend: megatron-core is not installed; install paw-hpc[megatron], or use huggingface") from None
+    many = MegatronPolicy(recipe)
+    return many, many.hf_config
 
 
 def _check_context(recipe: Recipe, config: PreTrainedConfig) -> None:

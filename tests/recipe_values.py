@@ -7,11 +7,13 @@ import random
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
 from paw_hpc.recipe import Recipe, parse_recipe
+from paw_hpc.recipe.doors import Choice
 from paw_hpc.system.errors import RecipeError
 
 NASTY = (
@@ -20,10 +22,18 @@ NASTY = (
 )  # fmt: skip
 """Texts that YAML, OmegaConf or a shell might take for something else."""
 _NUMBERS = (0, 1, 2, 3, 4, 5, 8, 7, 64, 1000, 0.25, 0.9, 0.5, 1.5, 3.0, 1e-7)
+PLUGGED: Mapping[str, Mapping[str, Any]] = {
+    "algorithm": {"algorithm": {"name": "plugged"}},
+    "wm": {"wm": {"loss": "plugged"}},
+    "env": {"env": {"name": "plugged"}},
+    "rollout": {"rollout": {"engine": "plugged"}},
+}
+"""Section -> what chooses the entry of tests/plugged.py there."""
 START: Mapping[str, Any] = {"model": {"path": "some/model"}}
 TOGETHER: dict[str, Mapping[str, Any]] = {
     "algorithm.token_gamma": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
     "algorithm.token_lambda": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
+    **{f"{section}.options": {"plugins": [str(Path(__file__).with_name("plugged.py"))], **chosen} for section, chosen in PLUGGED.items()},
     "model.tiny": {"model": {"path": None, "tokenizer": "words"}},
     "rollout.staleness": {"rollout": {"engine": "sglang"}, "algorithm": {"truncated_importance": 2.0}},
     "rollout.fleet.key_file": {"rollout": {"engine": "sglang", "fleet": {"addresses": ["http://a:1"]}}},
@@ -46,7 +56,8 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
         parts = (field.annotation, *get_args(field.annotation))
         section = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
         if section is None:
-            yield prefix + name, field.annotation
+            choice = next((item for item in field.metadata if isinstance(item, Choice)), None)
+            yield prefix + name, field.annotation if choice is None else Literal[choice.registry.names()]
         else:
             yield from leaves(section, f"{prefix}{name}.")
 
@@ -68,6 +79,8 @@ def candidates(annotation: Any, draw: random.Random) -> list[Any]:
         options = [candidates(part, draw) for part in parts]
         found = [[draw.choice(each) for each in options] for _ in range(40)]
         found += [[draw.choice(options[0]) for _ in range(length)] for length in (0, 1, 2) if Ellipsis in arguments]
+    elif origin is dict and arguments[1] is Any:  # options of an entry that a plugin brings
+        found = [{"beta": number} for number in _NUMBERS]
     elif origin is dict:
         found = [{draw.choice(("A", "a-b", "${k}")): draw.choice(candidates(arguments[1], draw))} for _ in range(5)]
     else:
@@ -103,7 +116,7 @@ def together(key: str) -> dict[str, Any]:
     for name, sections in TOGETHER.items():
         if key == name or key.startswith(f"{name}."):
             for section, values in sections.items():
-                data[section] = {**data.get(section, {}), **values}
+                data[section] = {**data.get(section, {}), **values} if isinstance(values, Mapping) else values
     return data
 
 

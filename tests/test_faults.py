@@ -162,7 +162,7 @@ class Missing(MetaPathFinder):
 
 sys.meta_path.insert(0, Missing())
 sys.argv = ["paw", *{arguments}]
-from paw_hpc.cli import main
+from paw_hpc.cli.main import main
 main()
 """
 

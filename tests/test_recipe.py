@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from paw_hpc.envs.panels import parse_name
-from paw_hpc.recipe import PANELS, TASK_TYPES, EnvSection, Recipe, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe import TASK_TYPES, EnvSection, Recipe, dump_recipe, load_recipe, panels_of, parse_recipe
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.system.errors import DataError, RecipeError
 from tests.recipe_files import RECIPES, ROOT
 
@@ -241,8 +242,8 @@ class TestRoundTrip:
 
 class TestBenchmarks:
     def test_each_has_its_own_panels_and_a_default_among_them(self) -> None:
-        chosen = {name: parse_recipe({"model": {"path": "p"}, "env": {"name": name}}).eval.panel for name in PANELS}
-        assert chosen == {"alfworld": "valid_seen", "webshop": "test", "search": PANELS["search"][0]}
+        chosen = {name: parse_recipe({"model": {"path": "p"}, "env": {"name": name}}).eval.panel for name in BENCHMARKS.names()}
+        assert chosen == {"alfworld": "valid_seen", "webshop": "test", "search": panels_of("search")[0]}
         assert (
             parse_recipe({"model": {"path": "p"}, "env": {"name": "webshop"}, "eval": {"panel": "train:5@1", "every": 2}}).eval.panel == "train:5@1"
         )
@@ -251,7 +252,7 @@ class TestBenchmarks:
         ("benchmark", "panel"), [("webshop", "valid_seen"), ("alfworld", "test"), ("search", "valid_seen:3@0"), ("webshop", "test:0@1")]
     )
     def test_refuse_the_panels_of_others(self, benchmark: str, panel: str) -> None:
-        with pytest.raises(RecipeError, match=f"eval.panel: no such panel; one of {PANELS[benchmark][0]}, .*got '{panel}'"):
+        with pytest.raises(RecipeError, match=f"eval.panel: no such panel; one of {panels_of(benchmark)[0]}, .*got '{panel}'"):
             parse_recipe({"model": {"path": "p"}, "env": {"name": benchmark}, "eval": {"panel": panel}})
 
     def test_refuse_the_keys_of_others(self) -> None:

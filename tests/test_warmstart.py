@@ -7,9 +7,9 @@ import pytest
 
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.engine import GameEngine
+from paw_hpc.envs.alfworld.teacher import _play
 from paw_hpc.envs.base import Task
 from paw_hpc.recipe import WarmStartSection
-from paw_hpc.study.warmstart import _play
 
 IDLE = {"look", "inventory", "examine"}
 

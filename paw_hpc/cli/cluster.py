@@ -53,7 +53,11 @@ class _Wanted:
 def launch(
     arguments: Arguments,
     executor: Annotated[
-        str, typer.Option(help="slurm: submit; allocation: in the one that this shell is in; local: as processes here. auto: allocation, else slurm.")
+        str,
+        typer.Option(
+            help="slurm: submit; allocation: in the one that this shell is in; local: as processes here; or a launcher of a plugin. "
+            "auto: allocation, else slurm."
+        ),
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script that would be submitted, and stop.")] = False,
     array: Annotated[
@@ -70,9 +74,8 @@ def launch(
 ) -> None:
     """Submit runs to Slurm (or run them here). A run that was launched before goes on where it stopped."""
     from paw_hpc.cluster import submit
+    from paw_hpc.recipe.doors import LAUNCHERS
 
-    if executor not in ("auto", "slurm", "allocation", "local"):
-        raise UserError(f"--executor {executor}: one of slurm, allocation, local, auto")
     if parallelism is not None and not array:
         raise UserError("--parallelism: it bounds the tasks of an array; add --array")
     launches = [_launchable(wanted, run_dir, change or ()) for wanted in _wanted(arguments, seeds, only, words or (), run_dir)]
@@ -81,16 +84,20 @@ def launch(
         if one.finished:
             print(f"{one.run}: complete already", file=sys.stderr)
     if array:
+        if executor not in ("auto", "slurm"):
+            raise UserError(f"--array: an array is Slurm's; leave out --executor {executor}")
         if unfinished:
             _array(unfinished, parallelism, dry_run)
         return
-    chosen = submit.resolve_executor(executor) if not dry_run else "slurm"  # type: ignore[arg-type]
+    chosen = "slurm" if dry_run and executor in submit.EXECUTORS else submit.resolve_executor(executor)
     for one in unfinished:
         if dry_run:
-            print(submit.script(one), end="")
+            print(submit.script(one, chosen), end="")
         elif chosen == "slurm":
             print(f"{one.run}: job {submit.submit(one).job}; paw status {_short(one.run)}")
-        elif status := submit.run_here(one, chosen):
+        elif chosen in LAUNCHERS.names():
+            print(f"{one.run}: job {submit.submit_to(chosen, one).job}; paw status {_short(one.run)}")
+        elif status := submit.run_here(one, chosen):  # type: ignore[arg-type]
             raise typer.Exit(status)
 
 

@@ -22,4 +22,5 @@ def _model(
     from paw_hpc.policy import fetched
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it would warn of (weights that a file lacks) is refused
     print(fetched.keep(Path(what).expanduser()) if what.endswith(".gguf") else fetched.fetch(what))

@@ -58,6 +58,29 @@ def copy_recipe(
 
 
 @app.command()
+def keys(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]...", help="Only keys with every word in their path or sentence.")] = None,
+) -> None:
+    """Every key of a recipe: what it takes, its default, and what it means."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from paw_hpc.recipe.keys import key_rows
+    from paw_hpc.system.errors import UserError
+
+    rows = [row for row in key_rows() if all(word.lower() in f"{row.path} {row.about}".lower() for word in words or ())]
+    if not rows:
+        raise UserError(f"no key of a recipe has {' and '.join(words or ())} in its path or its sentence")
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "values", "default", "about"):
+        table.add_column(column, overflow="fold", ratio=4 if column == "about" else None)
+    for row in rows:
+        table.add_row(*(escape(text.replace("`", "")) for text in (row.path, row.values, row.default, row.about)))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
 def schema(of: Annotated[Literal["recipe", "sweep"], typer.Option("--of", help="What the schema is of.")] = "recipe") -> None:
     """Print a JSON schema; a YAML file whose first line is `# yaml-language-server: $schema=FILE` is checked by it in most editors."""
     from paw_hpc.recipe.schema import recipe_schema, sweep_schema

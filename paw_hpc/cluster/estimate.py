@@ -78,7 +78,7 @@ def step_time(recipe: Recipe, layout: ClusterLayout, model: Architecture, given:
     train_flops = (8 if again else 6) * size * transitions * (prompt + response + observation) * recipe.optimizer.epochs
     groups = _server_groups(recipe, layout)
     per_group = episodes / groups
-    gpus = recipe.rollout.fleet.tensor_parallel if r.engine == "sglang" else 1
+    gpus = recipe.rollout.fleet.tensor_parallel if r.starts_servers else 1
     bytes_per = 2 if recipe.model.dtype == "bfloat16" else 4
     token_s = (bytes_per * size + per_group * kv_bytes_per_token(model, bytes_per) * (prompt + response)) / (
         gpus * bandwidth * given.decode_bandwidth
@@ -88,14 +88,14 @@ def step_time(recipe: Recipe, layout: ClusterLayout, model: Architecture, given:
         play_s=turns * (response * token_s + prefill_s + given.environment_step_s),
         score_s=passes * size * transitions * (prompt + response) / trainers,
         train_s=train_flops / trainers,
-        publish_s=bytes_per * size / given.publish_bytes_per_s if r.engine == "sglang" else 0.0,
+        publish_s=bytes_per * size / given.publish_bytes_per_s if r.starts_servers else 0.0,
         overlapped=r.staleness > 0,
     )
 
 
 def _server_groups(recipe: Recipe, layout: ClusterLayout) -> int:
     """How many engines share the episodes."""
-    if recipe.rollout.engine == "local":
+    if recipe.rollout.own_weights:
         m = recipe.megatron
         model = m.tensor_parallel * m.pipeline_parallel * m.context_parallel if recipe.policy.backend == "megatron" else 1
         return max(1, layout.trainer.processes // model)

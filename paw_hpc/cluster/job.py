@@ -138,4 +138,4 @@ def _check_nodes(machine: SlurmMachine, run: Path, python: str, nodes: int) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    Job(sys.argv[1])()

@@ -147,13 +147,13 @@ def _check_parallel(recipe: Recipe, trainer: Role) -> None:
 def _servers(recipe: Recipe, trainer: Role) -> tuple[Role | None, int]:
     """Servers that the job starts, and how many the trainer starts itself."""
     c, fleet = recipe.cluster, recipe.rollout.fleet
-    if recipe.rollout.engine == "local":
+    if not recipe.rollout.starts_servers:
         if c.rollout_nodes:
             raise RecipeError(
-                f"cluster.rollout_nodes: {c.rollout_nodes}, but rollout.engine=local plays in the trainer; use rollout.engine=sglang, or 0"
+                f"cluster.rollout_nodes: {c.rollout_nodes}, but rollout.engine={recipe.rollout.engine} starts no servers; use sglang, or 0 nodes"
             )
         if c.trainer_gpus not in (None, c.gpus_per_node):
-            raise RecipeError("cluster.trainer_gpus: rollout.engine=local leaves the other GPUs idle; leave it out, or use rollout.engine=sglang")
+            raise RecipeError("cluster.trainer_gpus: rollout.engine={recipe.rollout.engine} leaves the other GPUs idle; leave it out, or use sglang")
         return None, 0
     if fleet.addresses:
         if c.rollout_nodes:
@@ -205,8 +205,10 @@ def _wants_retriever(recipe: Recipe) -> bool:
 
 
 def _shape(recipe: Recipe, rollout: Role | None) -> Shape:
-    if recipe.rollout.engine == "local":
+    if recipe.rollout.own_weights:
         return "in process"
+    if not recipe.rollout.starts_servers:
+        return "disaggregated"
     if rollout is not None or recipe.rollout.fleet.addresses:
         return "disaggregated"
     return "colocated" if recipe.rollout.fleet.colocated else "single node"

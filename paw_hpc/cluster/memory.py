@@ -79,9 +79,9 @@ def trainer_memory(recipe: Recipe, layout: ClusterLayout, model: Architecture) -
     shards = data * context if megatron and m.distributed_optimizer else 1
     whole = bytes_per * parameters(model)
     wants_reference = recipe.algorithm.kl_coefficient > 0 and not (megatron and m.reference_on_cpu)
-    local = recipe.rollout.engine == "local"
+    local = recipe.rollout.own_weights
     cache = kv_bytes_per_token(model, bytes_per) * longest_request(recipe) * recipe.rollout.max_batch if local else 0
-    critic = (bytes_per + gradients) * stage + masters * stage // shards if recipe.algorithm.name == "ppo" else 0
+    critic = (bytes_per + gradients) * stage + masters * stage // shards if recipe.algorithm.values is not None else 0
     return TrainerMemory(
         weights=bytes_per * stage,
         gradients=gradients * stage,
@@ -124,7 +124,7 @@ def too_much(recipe: Recipe, layout: ClusterLayout, model: Architecture) -> str 
     trainer = trainer_memory(recipe, layout, model)
     if trainer.total > capacity:
         return f"the trainer needs {trainer.total / GIB:.1f} GiB of a GPU that has {capacity / GIB:.0f} ({recipe.cluster.gpu})"
-    if recipe.rollout.engine == "local":
+    if not recipe.rollout.starts_servers:
         return None
     server = server_memory(recipe, model)
     if server.requests < 1:

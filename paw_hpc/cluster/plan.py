@@ -49,7 +49,7 @@ def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
             f"the nearest layout that fits: {' '.join(found[0])}" if found else "nothing up to sixteen times the nodes does; use a smaller model"
         )
         raise RecipeError(f"cluster: {why}; {nearest}")
-    server = server_memory(recipe, model) if recipe.rollout.engine == "sglang" and layout.gpus_per_node else None
+    server = server_memory(recipe, model) if recipe.rollout.starts_servers and layout.gpus_per_node else None
     return Plan(recipe, layout, model, trainer_memory(recipe, layout, model), server, step_time(recipe, layout, model, given), given)
 
 

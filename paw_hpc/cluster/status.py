@@ -10,6 +10,7 @@ from pathlib import Path
 
 from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.submit import Submission, read_submission
+from paw_hpc.recipe.doors import LAUNCHERS
 from paw_hpc.run.metrics import RunDirectory, read_metrics
 from paw_hpc.system.errors import UserError
 
@@ -63,6 +64,16 @@ def status_of(runs: Sequence[Path], complain: Callable[[str], None] = _log.warni
     return [_row(run, submissions[run], states) for run in runs]
 
 
+def _state_elsewhere(submission: Submission) -> str:
+    """What a launcher that a plugin brings says of a job, or where the job is, if nobody here knows that launcher."""
+    if submission.executor not in LAUNCHERS.names():
+        return submission.executor
+    try:
+        return LAUNCHERS.find(submission.executor).states([submission.job]).get(submission.job, f"unknown to {submission.executor}")
+    except UserError:
+        return "?"
+
+
 def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobState] | None) -> RunStatus:
     recipe = RunDirectory(run).recipe()
     history = attempts.history(run)
@@ -71,7 +82,7 @@ def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobSt
     if submission is None:
         shown = "not launched"
     elif submission.executor != "slurm":
-        shown = submission.executor
+        shown = _state_elsewhere(submission)
     else:
         shown = state.state if state is not None else "unknown to Slurm" if states is not None else "?"
     if state is not None and state.state == "FAILED" and not history:
@@ -92,9 +103,13 @@ def cancel(run: Path) -> str:
     """End the job of a run. Returns its id.
 
     Raises:
-        UserError: it was not submitted to Slurm.
+        UserError: it was not submitted to a scheduler.
     """
     submission = read_submission(run)
+    RunDirectory(run).recipe()  # with its plugins, one of which may have submitted it
+    if submission is not None and submission.executor in LAUNCHERS.names():
+        LAUNCHERS.find(submission.executor).cancel(submission.job)
+        return submission.job
     if submission is None or submission.executor != "slurm":
         raise UserError(f"{run}: no job of Slurm belongs to it; a run in a terminal ends with Ctrl-C")
     slurm.cancel(submission.job)

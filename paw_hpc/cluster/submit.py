@@ -23,13 +23,15 @@ from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.models import architecture_for
 from paw_hpc.cluster.plan import make_plan
 from paw_hpc.recipe import Recipe, dump_recipe
+from paw_hpc.recipe.doors import LAUNCHERS
 from paw_hpc.recipe.resume import Difference
 from paw_hpc.run import changes
 from paw_hpc.run.metrics import RunDirectory, revision
 from paw_hpc.system.errors import RecipeError, UserError
 from paw_hpc.system.storage import storage_errors, write_atomically
 
-Executor = Literal["auto", "slurm", "allocation", "local"]
+EXECUTORS = ("auto", "slurm", "allocation", "local")
+"""What `paw launch --executor` takes beside the names of launchers that plugins bring."""
 _ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "SIGNALING", "STAGE_OUT")
 UNLIMITED_TIMEOUTS = 10**6
 """submitit would stop requeuing after this many; the job counts attempts without progress instead (see attempts.py)."""
@@ -73,9 +75,11 @@ class Launchable:
         return attempts.saved_updates(self.run) >= self.recipe.updates
 
 
-def resolve_executor(executor: Executor) -> Literal["slurm", "allocation", "local"]:
-    """Inside an allocation `auto` means that allocation, else Slurm. Raises UserError where there is no Slurm."""
-    if executor == "local":
+def resolve_executor(executor: str) -> str:
+    """Inside an allocation `auto` means that allocation, else Slurm. Raises UserError for an unknown name, and where there is no Slurm."""
+    if executor not in (*EXECUTORS, *LAUNCHERS.names()):
+        raise UserError(f"--executor {executor}: one of {', '.join((*EXECUTORS, *LAUNCHERS.names()))}; others are brought by a recipe's `plugins`")
+    if executor == "local" or executor in LAUNCHERS.names():
         return executor
     if executor in ("auto", "allocation") and slurm.job_id() is not None:
         return "allocation"
@@ -88,8 +92,10 @@ def resolve_executor(executor: Executor) -> Literal["slurm", "allocation", "loca
     return "slurm"
 
 
-def script(launch: Launchable) -> str:
-    """The batch script of one run: exactly what `submit` gives to sbatch."""
+def script(launch: Launchable, executor: str = "slurm") -> str:
+    """The batch script of one run: exactly what `submit` gives to sbatch, or `submit_to` to another scheduler."""
+    if executor in LAUNCHERS.names():
+        return LAUNCHERS.find(executor).script(launch)
     return _text(_executor([launch], attempts.folder(launch.run)))
 
 
@@ -108,6 +114,17 @@ def submit(launch: Launchable) -> Submission:
     text = script(launch)
     job = _submitted(lambda: _executor([launch], folder).submit(Job(str(launch.run))))
     return _record(launch, Submission("slurm", job.job_id, text))
+
+
+def submit_to(executor: str, launch: Launchable) -> Submission:
+    """One run as one job of a scheduler that a plugin knows. Raises RecipeError for a layout of several nodes; UserError."""
+    if launch.layout.nodes > 1:
+        raise RecipeError(f"cluster: the layout has {launch.layout.nodes} nodes; --executor {executor} runs jobs of one, only Slurm's have more")
+    prepare(launch)
+    file = attempts.folder(launch.run) / "submission.sh"
+    text = script(launch, executor)
+    write_atomically(file, text)
+    return _record(launch, Submission(executor, LAUNCHERS.find(executor).submit(launch, file), text))
 
 
 def submit_array(launches: Sequence[Launchable], parallelism: int | None, folder: Path) -> list[Submission]:

@@ -58,7 +58,7 @@ def _candidates(recipe: Recipe, model: Architecture) -> list[dict[str, Any]]:
         "megatron.recompute": (recipe.megatron.recompute, "full"),
         "rollout.fleet.memory_fraction": (fleet.memory_fraction,),
     }
-    if recipe.rollout.engine == "sglang":
+    if recipe.rollout.starts_servers:
         values["rollout.fleet.memory_fraction"] = (fleet.memory_fraction, *((0.5, 0.35) if fleet.colocated else (0.9,)))
         values["rollout.fleet.tensor_parallel"] = (fleet.tensor_parallel, *tensors)
     return [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 Message = dict[str, str]
@@ -34,13 +35,17 @@ class EnvironmentState:
     """What the environment says after a reset or a step."""
 
     observation: str
-    admissible: tuple[str, ...]
+    admissible: tuple[str, ...] = ()
     """Admissible commands in an order that depends on the state alone; empty where a benchmark has no such list."""
     reward: float = 0.0
     """As the benchmark's protocol says (success_reward on success), without penalties."""
     done: bool = False
     success: bool = False
     score: float = 0.0
+
+
+Turn = tuple[str, EnvironmentState]
+"""An action, and what came of it."""
 
 
 class Session(Protocol):
@@ -95,6 +100,15 @@ class Demonstration:
     answer: str
 
 
+@dataclass(slots=True, frozen=True)
+class Lessons:
+    """Expert play, from which a small policy is cloned (`paw warm-start`)."""
+
+    demonstrations: Iterable[Demonstration]
+    save_tokenizer: Callable[[Path], object]
+    """Writes a tokenizer with the words of the benchmark's world into a folder, for a model from scratch."""
+
+
 class Benchmark(Protocol):
     """A benchmark package. Constructing one is cheap and reads no data; `paw_hpc.envs.benchmarks.make_benchmark` chooses it."""
 
@@ -108,7 +122,7 @@ class Benchmark(Protocol):
         ...
 
     def panel(self, name: str) -> Panel:
-        """The panel of a name (see `paw_hpc.recipe.PANELS`), or of PANEL:N@SEED. Raises DataError."""
+        """The panel of a name (see `paw_hpc.recipe.panels_of`), or of PANEL:N@SEED. Raises DataError."""
         ...
 
     def view(self, task: Task, seed: int) -> AgentView: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ class EnvironmentPool:
         workers: processes that load games; at most this many resets run at once. Episodes run in forks of their own.
         timeout_s: longest wait for one reset or step before the environment counts as failed.
         max_steps: an episode is done after this many steps.
-        success_reward: reward of the step that wins.
+        success_reward: reward of the step that wins, where an engine only says whether it is won.
     """
 
     def __init__(self, factory: str, load: Callable[[Task], Any], *, workers: int, timeout_s: float, max_steps: int, success_reward: float):
@@ -192,6 +193,9 @@ class PoolSession:
         self._peer.close()
 
     def _state(self, reply: dict[str, Any], first: bool = False) -> EnvironmentState:
+        if "won" not in reply:  # a state with a reward of its own
+            own = EnvironmentState(**{**reply, "admissible": tuple(reply["admissible"])})
+            return dataclasses.replace(own, done=own.done or self.steps >= self._pool.max_steps)
         won = bool(reply["won"]) and not first
         return EnvironmentState(
             observation=reply["observation"].strip(),

@@ -11,26 +11,18 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from paw_hpc.recipe import BenchmarkName
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.system.errors import RecipeError
 
 SHIPPED = ("default", "reference")
 KEY = "env.prompt_template"
 _FOLDER = Path(__file__).resolve().parent / "prompts"
-_COMMON = ("task", "step", "steps_taken", "max_steps", "history")
-VARIABLES: Mapping[str, tuple[str, ...]] = {
-    "alfworld": (*_COMMON, "observation", "opening", "actions"),
-    "webshop": (*_COMMON, "observation", "actions", "options_left_out"),
-    "search": _COMMON,
-}
-"""benchmark -> what its templates may name. `history` is a list of {step, observation, action}."""
 _TURNS = [{"step": 1, "observation": "seen first", "action": "did this"}, {"step": 2, "observation": "", "action": ""}]
 _TRIALS: tuple[dict[str, Any], ...] = (
     {"step": 1, "steps_taken": 0, "history": [], "actions": [], "options_left_out": False},
@@ -38,6 +30,11 @@ _TRIALS: tuple[dict[str, Any], ...] = (
     {"step": 3, "steps_taken": 2, "history": [], "actions": ["look"], "options_left_out": False},
 )
 """What every template is tried with when it is read: a first step, a later one, and one whose history did not fit."""
+
+
+def variables_of(benchmark: str) -> tuple[str, ...]:
+    """What the templates of a benchmark may name. `history` is a list of {step, observation, action}."""
+    return BENCHMARKS.find(benchmark).variables
 
 
 class PromptTemplate:
@@ -50,8 +47,8 @@ class PromptTemplate:
         RecipeError: not a template, an unknown variable, or an error in the trial; names the file, the line and the variable.
     """
 
-    def __init__(self, source: str, file: str, benchmark: BenchmarkName):
-        self.file, self._known = file, VARIABLES[benchmark]
+    def __init__(self, source: str, file: str, benchmark: str):
+        self.file, self._known = file, variables_of(benchmark)
         environment = _environment()
         try:
             tree = environment.parse(source, filename=file)
@@ -85,12 +82,12 @@ class PromptTemplate:
 
 
 @functools.lru_cache(maxsize=32)
-def shipped_template(benchmark: BenchmarkName, name: str = "default") -> PromptTemplate:
+def shipped_template(benchmark: str, name: str = "default") -> PromptTemplate:
     """A template that comes with the package."""
     return _read(_FOLDER / benchmark / f"{name}.j2", benchmark)
 
 
-def load_template(benchmark: BenchmarkName, choice: str | None) -> PromptTemplate:
+def load_template(benchmark: str, choice: str | None) -> PromptTemplate:
     """The template of `env.prompt_template`: none or the name of a shipped one, else a file.
 
     Raises:
@@ -101,7 +98,7 @@ def load_template(benchmark: BenchmarkName, choice: str | None) -> PromptTemplat
     return _read(Path(choice), benchmark)
 
 
-def _read(path: Path, benchmark: BenchmarkName) -> PromptTemplate:
+def _read(path: Path, benchmark: str) -> PromptTemplate:
     try:
         source = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

@@ -6,12 +6,14 @@ episode process talks to the trainer over its own Unix socket, one JSON object p
 episodes are one process group, which the worker kills when the game does not load in time and when the trainer has gone: so not even a hung game
 outlives the trainer.
 
-`FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won).
+`FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won), or an
+`EnvironmentState` with a reward of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import json
@@ -110,8 +112,7 @@ def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, gam
 def _game_process(path: str, order: dict[str, Any], factory: Factory, writer: int) -> None:
     try:
         engine = factory(order["game"])
-        observation, admissible, won = engine.reset()
-        start = {"observation": observation, "admissible": admissible, "won": won}
+        start = _as_message(engine.reset())
         for member in range(order["members"]):
             if os.fork() == 0:
                 os.close(writer)
@@ -129,8 +130,14 @@ def _episode_process(path: str, token: str, member: int, engine: Any, start: dic
     line = Line(path)
     line.send({"token": token, "member": member, "pid": os.getpid(), "state": start})
     while (message := line.receive()) is not None:
-        observation, admissible, won = engine.step(message["action"])
-        line.send({"observation": observation, "admissible": admissible, "won": won})
+        line.send(_as_message(engine.step(message["action"])))
+
+
+def _as_message(state: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return dataclasses.asdict(state)
+    observation, admissible, won = state
+    return {"observation": observation, "admissible": admissible, "won": won}
 
 
 def _as_process(job: Callable[[], None]) -> None:

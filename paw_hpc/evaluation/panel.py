@@ -22,6 +22,7 @@ from paw_hpc.evaluation.statistics import Interval, ratio_interval
 from paw_hpc.experience import Episode, Floats, Group, Pool
 from paw_hpc.policy.checkpoint_folder import checkpoints
 from paw_hpc.recipe import Recipe
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.recipe.protocols import judged_by
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.system import distributed
@@ -110,7 +111,7 @@ def evaluate(
         own = seen if observed is None else observe(machinery, groups)
         theirs = seen if foreign is observed else observe(machinery, foreign)
         predicted = predictions(machinery, "own", own) + predictions(machinery, "foreign", theirs)
-    noise = measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho) if recipe.env.name == "webshop" else None
+    noise = measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho) if BENCHMARKS.find(recipe.env.name).noise else None
     result = EvaluationResult.of_episodes(
         [_evaluated(e, repeats) for e in whole],
         label=label,

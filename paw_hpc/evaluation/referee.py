@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paw_hpc.recipe import PANELS, PROTOCOLS, Recipe, load_recipe, policy_folder
+from paw_hpc.recipe import PROTOCOLS, Recipe, load_recipe, panels_of, policy_folder
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.recipe.protocols import judged_as
 from paw_hpc.recipe.shipped import protocol_recipe
 from paw_hpc.run.metrics import RunDirectory
@@ -41,8 +42,8 @@ def judged(target: str, panel: str, *, protocol: str | None = None, benchmark: s
     """
     if protocol is not None and protocol not in PROTOCOLS:
         raise UserError(f"--protocol {protocol}: one of {', '.join(PROTOCOLS)}")
-    if benchmark is not None and benchmark not in PANELS:
-        raise UserError(f"--benchmark {benchmark}: one of {', '.join(PANELS)}")
+    if benchmark is not None and benchmark not in BENCHMARKS.names():
+        raise UserError(f"--benchmark {benchmark}: one of {', '.join(BENCHMARKS.names())}")
     if benchmark is not None and protocol is None:
         raise UserError("--benchmark: it chooses whose protocol judges; give --protocol as well")
     run = RunDirectory(target)
@@ -73,10 +74,10 @@ def _by(path: Path, changes: Sequence[str], protocol: str | None, benchmark: str
 
 def _benchmark_of(panel: str) -> str:
     name = panel.partition(":")[0]
-    having = [benchmark for benchmark, panels in PANELS.items() if name in panels]
+    having = [benchmark for benchmark in BENCHMARKS.names() if name in panels_of(benchmark)]
     if len(having) == 1:
         return having[0]
-    known = "; ".join(f"{benchmark}: {', '.join(panels)}" for benchmark, panels in PANELS.items())
+    known = "; ".join(f"{benchmark}: {', '.join(panels_of(benchmark))}" for benchmark in BENCHMARKS.names())
     if having:
         raise UserError(f"--panel {panel}: {' and '.join(having)} have one of this name; give --benchmark")
     raise UserError(f"--panel {panel}: no such panel ({known})")

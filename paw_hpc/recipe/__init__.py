@@ -17,15 +17,14 @@ and what would be right.
 from paw_hpc.recipe.cluster import ClusterSection, ContainerSection
 from paw_hpc.recipe.env import (
     IN_DOMAIN_SETS,
-    PANELS,
     QUESTION_SETS,
     TASK_TYPES,
-    BenchmarkName,
     EnvSection,
     QuestionSet,
     SearchSection,
     TaskType,
     WebshopSection,
+    panels_of,
     split_panel_name,
 )
 from paw_hpc.recipe.experiment import PROTOCOLS, CheckpointSection, EpisodesSection, EvalSection, ProtocolName, Recipe
@@ -48,13 +47,11 @@ from paw_hpc.recipe.section import Fraction, NonNegative, Section
 __all__ = [
     "FETCHED_POLICIES",
     "IN_DOMAIN_SETS",
-    "PANELS",
     "PROTOCOLS",
     "QUESTION_SETS",
     "SHIPPED_POLICIES",
     "TASK_TYPES",
     "AlgorithmSection",
-    "BenchmarkName",
     "CheckpointSection",
     "ClusterSection",
     "ContainerSection",
@@ -82,6 +79,7 @@ __all__ = [
     "WorldModelSection",
     "dump_recipe",
     "load_recipe",
+    "panels_of",
     "parse_recipe",
     "policy_folder",
     "read_yaml",

@@ -15,6 +15,7 @@ class ContainerSection(Section):
     image: str
     """pyxis: what --container-image takes (a .sqsh file, docker://...); apptainer: a .sif file. All nodes must reach it."""
     runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    """What starts the image on a node: srun with the pyxis plugin, or apptainer."""
     mounts: tuple[Annotated[str, Field(pattern=r"^[^:,]+(:[^:,]+){0,2}$")], ...] = ()
     """HOST:CONTAINER[:FLAGS]; the run directory and the working directory are always mounted where they are."""
     python: str = "/opt/paw/.venv/bin/python"
@@ -28,9 +29,13 @@ class ClusterSection(Section):
     wins over the recipe, and on the command line, which wins over both."""
 
     account: str | None = None
+    """Whom the job is charged to."""
     partition: str | None = None
+    """Partition, or several with commas between them; none: the cluster's default."""
     qos: str | None = None
+    """Quality of service."""
     constraint: str | None = None
+    """Features that nodes must have, as Slurm writes them."""
     exclude: str | None = None
     """Nodes that the job must not get, as Slurm writes them: node[3-5]."""
     time_min: PositiveInt = 720
@@ -38,6 +43,7 @@ class ClusterSection(Section):
     warn_s: PositiveInt = 300
     """How long before the time limit the job is told to stop: one update and one checkpoint must fit."""
     trainer_nodes: PositiveInt = 1
+    """Nodes that train."""
     rollout_nodes: Annotated[int, Field(ge=0)] = 0
     """Nodes that only serve (rollout.engine: sglang). 0: servers run on the trainer's nodes."""
     retriever_node: bool = False
@@ -53,9 +59,11 @@ class ClusterSection(Section):
     servers_per_node: PositiveInt | None = None
     """Servers on a rollout node; none: as many as its GPUs allow (rollout.fleet.tensor_parallel each), or one on a CPU node."""
     cpus_per_node: PositiveInt = 8
+    """Cores of each node."""
     mem_gb_per_node: Annotated[int, Field(ge=0)] | None = None
     """0: all of the node's memory; none: the partition's default."""
     exclusive: bool = False
+    """Take whole nodes."""
     attempts: PositiveInt = 3
     """Attempts in a row that may end without a new checkpoint before the job gives up."""
     setup: tuple[str, ...] = ()

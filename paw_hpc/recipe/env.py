@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from paw_hpc.recipe.doors import BENCHMARKS, Choice, check_options
 from paw_hpc.recipe.section import NonNegative, Section
 
 TaskType = Literal[
@@ -25,19 +26,17 @@ QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 IN_DOMAIN_SETS: tuple[QuestionSet, ...] = ("nq", "hotpotqa")
 """The sets that the paper trains on; the other five are out of domain."""
 
-BenchmarkName = Literal["alfworld", "webshop", "search"]
-PANELS: dict[str, tuple[str, ...]] = {
-    "alfworld": ("valid_seen", "valid_unseen", "valid_train"),
-    "webshop": ("test", "train"),
-    "search": ("test", "in_domain", "out_of_domain", *QUESTION_SETS),
-}
-"""What each benchmark's policies are judged on; the first is the default of `eval.panel`."""
 _PART = re.compile(r"(?::(?P<count>[1-9]\d*)@(?P<seed>\d+))?")
+
+
+def panels_of(benchmark: str) -> tuple[str, ...]:
+    """What a benchmark's policies are judged on; the first is the default of `eval.panel`. Raises ValueError for an unknown benchmark."""
+    return BENCHMARKS.find(benchmark).panels
 
 
 def split_panel_name(name: str, benchmark: str = "alfworld") -> tuple[str, int | None, int]:
     """`valid_seen:40@0` -> (split, number of tasks or None for all, seed). Raises ValueError for what is no panel of this benchmark."""
-    known = PANELS[benchmark]
+    known = panels_of(benchmark)
     split, colon, part = name.partition(":")
     match = _PART.fullmatch(colon + part)
     if split not in known or match is None:
@@ -65,6 +64,7 @@ class SearchSection(Section):
     """official: the seven sets and wiki-18; mini: 4,359 real questions over 20,201 real passages; generated: a made-up world; auto: the first one
     that is at hand, and the run says which."""
     train_sets: Annotated[tuple[QuestionSet, ...], Field(min_length=1)] = IN_DOMAIN_SETS
+    """Question sets that are trained on."""
     retriever: Literal["bm25", "dense", "http"] = "bm25"
     """bm25 and dense: in this process, from `index`; http: a server at `url` (see `paw data search serve`)."""
     index: str | None = None
@@ -91,16 +91,20 @@ class SearchSection(Section):
 class EnvSection(Section):
     """The benchmark and its protocol (paper, App. A.1)."""
 
-    name: BenchmarkName = "alfworld"
+    name: Annotated[str, Choice(BENCHMARKS)] = "alfworld"
+    """The benchmark; one more is brought by `plugins`."""
+    options: dict[str, Any] = Field(default={})
+    """Keys of a benchmark that a plugin brings."""
     games: Literal["auto", "official", "generated"] = "auto"
     """ALFWorld. auto: the official games where they are at hand, else generated ones; the run says which."""
     task_types: Annotated[tuple[TaskType, ...], Field(min_length=1)] = TASK_TYPES  # type: ignore[assignment]
-    """ALFWorld."""
+    """ALFWorld: the kinds of task that are played, in training and on panels."""
     webshop: WebshopSection = WebshopSection()
     search: SearchSection = SearchSection()
     train_games: PositiveInt | None = None
     """Use only this many training tasks (a seeded choice over the sorted list); none: all of them."""
     max_steps: PositiveInt = 50
+    """An episode is over after this many steps."""
     history: Annotated[int, Field(ge=0)] = 2
     """Earlier (observation, action) pairs in the prompt."""
     prompt: Literal["paper", "compact"] = "paper"
@@ -119,6 +123,7 @@ class EnvSection(Section):
     workers: PositiveInt = 2
     """ALFWorld: processes that load games; each episode then lives in a fork of its own."""
     step_timeout_s: PositiveFloat = 120.0
+    """Longest wait for one reset or step; then the environment counts as failed, and the episode is not trained on."""
 
     @field_validator("prompt_template")
     @classmethod
@@ -143,4 +148,5 @@ class EnvSection(Section):
         for key, owner in owners.items():
             if self.name != owner and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key}: a key of {owner}, and name is {self.name}; leave it out")
+        check_options(BENCHMARKS, self.name, self.options)
         return self

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, PositiveInt, model_validator
 
 from paw_hpc.recipe.cluster import ClusterSection
-from paw_hpc.recipe.env import PANELS, EnvSection, split_panel_name
+from paw_hpc.recipe.doors import ALGORITHMS, BENCHMARKS
+from paw_hpc.recipe.env import EnvSection, panels_of, split_panel_name
 from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
 from paw_hpc.recipe.policy import MegatronSection, ModelSection, OptimizerSection, PolicySection, WarmStartSection
 from paw_hpc.recipe.rollout import RolloutSection
 from paw_hpc.recipe.section import NonNegative, Section
+from paw_hpc.system.registry import load_plugin, plugin_path
 
 ProtocolName = Literal["reference", "ours"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
@@ -22,11 +24,13 @@ class EvalSection(Section):
     """Evaluation while training, on a fixed panel."""
 
     panel: str = "valid_seen"
-    """A panel of the benchmark (see PANELS; default: its first), or PANEL:N@SEED for a seeded sub-panel of N tasks."""
+    """A panel of the benchmark (`panels_of`; default: its first), or PANEL:N@SEED for a seeded sub-panel of N tasks."""
     every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: never while training."""
     temperature: NonNegative = 0.4
+    """Of sampling; 0 is greedy."""
     repeats: PositiveInt = 1
+    """How often each task of the panel is played, each time with another seed."""
     seeds: Literal["task", "place"] = "task"
     """What names an episode's seed beside the run's and the repeat: the task's id, the same in every panel that has the task, or its place in the
     panel, as evaluations before version 0.2 had it."""
@@ -36,6 +40,7 @@ class CheckpointSection(Section):
     every: PositiveInt = 10
     """Updates between checkpoints; one is also written at the end and on a signal."""
     keep: PositiveInt = 2
+    """Newest checkpoints that stay; older ones are removed."""
     background: bool = True
     """Megatron: write while training goes on; the next checkpoint waits for it, and so does the end of the run."""
 
@@ -55,10 +60,16 @@ class Recipe(Section):
     """A whole experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "run"
+    """Names the run, its directory (`runs/NAME`) and its job."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Every draw of the run derives from it: tasks, sampling, heads, orders."""
     updates: PositiveInt = 150
+    """How many updates the run has."""
     protocol: ProtocolName | None = None
     """The protocol that this recipe says it follows: a label, which changes nothing. `paw report` compares the keys with that protocol's."""
+    plugins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Python files, or modules, whose import brings algorithms, benchmarks and the like of somebody else (see docs/extending.md). Files are kept with
+    their whole path: every node reads them there."""
     threads: PositiveInt | None = None
     """Torch threads of the trainer; none: torch's own choice."""
     env: EnvSection = EnvSection()
@@ -77,11 +88,21 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _prepared(cls, data: Any) -> Any:
+        """Plugins are imported first: what they bring may be named anywhere."""
+        if isinstance(data, dict) and isinstance(plugins := data.get("plugins"), (list, tuple)):
+            data = {**data, "plugins": [plugin_path(each) if isinstance(each, str) else each for each in plugins]}
+            for each in data["plugins"]:
+                if isinstance(each, str) and each:
+                    load_plugin(each)
+        return cls._default_panel(data)
+
+    @classmethod
     def _default_panel(cls, data: Any) -> Any:
         env, chosen = (data.get("env"), data.get("eval")) if isinstance(data, dict) else (None, None)
         name = env.get("name") if isinstance(env, dict) else getattr(env, "name", None)
-        if name in PANELS and (chosen is None or (isinstance(chosen, dict) and "panel" not in chosen)):
-            return {**data, "eval": {**(chosen or {}), "panel": PANELS[name][0]}}
+        if name in BENCHMARKS.names() and (chosen is None or (isinstance(chosen, dict) and "panel" not in chosen)):
+            return {**data, "eval": {**(chosen or {}), "panel": panels_of(name)[0]}}
         return data
 
     @property
@@ -105,8 +126,8 @@ class Recipe(Section):
             raise ValueError(f"eval.panel: {error}, got {self.eval.panel!r}") from None
         if self.env.search.retriever == "http" and self.env.search.url is None and not self.cluster.retriever_node:
             raise ValueError("env.search.url: retriever=http needs the server's address, or a job that starts one (cluster.retriever_node)")
-        if r.group_size == 1 and a.name in ("grpo", "gigpo", "rloo"):
-            raise ValueError(f"rollout.group_size: 1 leaves {a.name} without a baseline; use at least 2, or algorithm.name=ppo")
+        if r.group_size < (least := ALGORITHMS.find(a.name).smallest_group):
+            raise ValueError(f"rollout.group_size: {r.group_size} leaves {a.name} without a baseline; use at least {least}, or algorithm.name=ppo")
         if (m.path is None) == (m.tiny is None):
             raise ValueError("model: give exactly one of model.path (pretrained weights) and model.tiny (from scratch)")
         if m.tiny and m.tokenizer is None:
@@ -115,9 +136,9 @@ class Recipe(Section):
             raise ValueError("model.tiny: heads must divide hidden_size, and kv_heads must divide heads")
         if self.wm.enabled and self.wm.coefficient == "reward_adaptive" and self.env.success_reward <= 0:
             raise ValueError("env.success_reward: the reward-adaptive coefficient needs R_max > 0")
-        if a.old_logp == "rollout" and r.engine != "local":
+        if a.old_logp == "rollout" and not r.own_weights:
             raise ValueError("algorithm.old_logp: 'rollout' needs rollout.engine=local, whose log-probs are the trainer's own; use 'recompute'")
-        if r.staleness and r.engine == "local":
+        if r.staleness and r.own_weights:
             raise ValueError("rollout.staleness: 1 needs rollout.engine=sglang; the in-process engine plays with the very weights that are trained")
         if r.staleness and a.truncated_importance is None:
             raise ValueError("rollout.staleness: 1 needs algorithm.truncated_importance (for example 2.0) to correct for the older weights")

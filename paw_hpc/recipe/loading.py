@@ -42,7 +42,7 @@ def parse_recipe(data: Any, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise RecipeError(f"{where}: " + "; ".join(explain(e) for e in error.errors())) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -139,10 +139,11 @@ def _said(error: Exception) -> str:
     return text
 
 
-def _explain(error: Any) -> str:
+def explain(error: Any, model: type[BaseModel] = Recipe) -> str:
+    """One of pydantic's errors (`ValidationError.errors()`) on a section as a sentence: key, what is wrong, what would be right."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = list(_section_at(error["loc"][:-1]).model_fields)
+        known = list(_section_at(error["loc"][:-1], model).model_fields)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean '{'.'.join([*map(str, error['loc'][:-1]), close[0]])}'?" if close else f"known keys here: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
@@ -150,8 +151,7 @@ def _explain(error: Any) -> str:
     return f"{path}: {message}, got {error['input']!r}" if path else message
 
 
-def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
+def _section_at(loc: tuple[int | str, ...], section: type[BaseModel]) -> type[BaseModel]:
     for part in loc:
         annotation = section.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]

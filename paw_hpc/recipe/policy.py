@@ -28,11 +28,17 @@ class TinyModel(Section):
     """A Qwen2-architecture model from scratch, for machines without pretrained weights."""
 
     hidden_size: PositiveInt = 160
+    """Width of a token's state."""
     layers: PositiveInt = 4
+    """Transformer layers."""
     heads: PositiveInt = 4
+    """Attention heads; they divide hidden_size."""
     kv_heads: PositiveInt = 2
+    """Heads of keys and values; they divide `heads`."""
     intermediate_size: PositiveInt = 384
+    """Width of the feed-forward layers."""
     tie_embeddings: bool = True
+    """One matrix for embeddings and head."""
 
 
 class ModelSection(Section):
@@ -46,8 +52,12 @@ class ModelSection(Section):
     tokenizer: str | None = None
     """Tokenizer folder; default: the one in `path`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that compute; the optimizer keeps float32 beside them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more work. For policy.backend=huggingface; Megatron's is
+    megatron.recompute."""
     head_chunk_rows: PositiveInt = 2048
     """Rows per chunk of the LM head: at most head_chunk_rows x V logits exist at once."""
 
@@ -77,10 +87,13 @@ class WarmStartSection(Section):
     """Share of states before which a command that is not admissible is inserted into the history: it changes nothing, and the expert goes on. A
     policy that never saw one repeats it for ever."""
     max_steps: PositiveInt = 40
+    """Longest episode of expert play."""
     steps: PositiveInt = 2500
     """Optimizer steps."""
     batch_tokens: PositiveInt = 8192
+    """Tokens of one optimizer step."""
     lr: PositiveFloat = 1e-3
+    """Highest learning rate; it rises over 100 steps and falls along a cosine."""
     prompt_weight: NonNegative = 0.1
     """Weight of the language-model loss on prompt tokens beside the loss on the answer; a stand-in for pretraining."""
 
@@ -89,19 +102,27 @@ class OptimizerSection(Section):
     """AdamW and how an update is cut into steps."""
 
     lr: PositiveFloat = 1e-6
+    """Learning rate of the policy."""
     critic_lr: PositiveFloat = 1e-5
+    """Learning rate of PPO's critic."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
     eps: PositiveFloat = 1e-8
+    """AdamW's term against division by nearly 0."""
     weight_decay: NonNegative = 0.01
+    """AdamW's, on matrices only."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Updates over which the learning rate rises to its full size."""
     warmup_share: Fraction = 0.0
     """The same as a share of the run's updates, rounded down."""
     clip_grad: PositiveFloat = 1.0
+    """Longest gradient (2-norm over all weights) that a step takes; longer ones are scaled down to it."""
     epochs: PositiveInt = 1
+    """Passes over an update's experience."""
     mini_batch: PositiveInt | None = None
     """Transitions per optimizer step; none: the whole update."""
     max_tokens_per_micro_batch: PositiveInt = 16384
+    """Tokens of one forward and backward pass; more are faster, and take more memory. A longer sample is a pass of its own."""
 
 
 class PolicySection(Section):
@@ -115,7 +136,9 @@ class MegatronSection(Section):
     """How processes share the model (`policy.backend: megatron`). It changes what an update costs, not what it computes."""
 
     tensor_parallel: PositiveInt = 1
+    """Processes that share every matrix."""
     pipeline_parallel: PositiveInt = 1
+    """Stages into which the layers are cut."""
     virtual_pipeline: PositiveInt | None = None
     """Model chunks per pipeline rank (interleaved schedule); none: one."""
     context_parallel: PositiveInt = 1
@@ -127,7 +150,9 @@ class MegatronSection(Section):
     distributed_optimizer: bool = True
     """Shard optimizer states over the data-parallel ranks."""
     overlap_grad_reduce: bool = False
+    """Sum gradients over replicas while the backward pass goes on."""
     overlap_param_gather: bool = False
+    """Gather updated weights while the next forward pass has begun."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: those of attention, or of whole layers."""
     recompute_layers: PositiveInt = 1

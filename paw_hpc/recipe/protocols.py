@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from paw_hpc.recipe import PROTOCOLS, TASK_TYPES, ProtocolName, Recipe, load_recipe
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.recipe.shipped import protocol_recipe, shipped_recipes
 
 _ASIDE = (
@@ -81,7 +82,7 @@ class Standing:
 def protocol(name: ProtocolName, benchmark: str, algorithm: str = "grpo") -> Recipe:
     """A protocol's set-up for a benchmark and an algorithm. Raises DataError where the shipped recipes are missing."""
     words: Any = OmegaConf.to_container(OmegaConf.load(shipped_recipes() / "paper" / "choices.yaml"))
-    changes = [f"{key}={json.dumps(value)}" for key, value in _flat(words["algorithm"][algorithm])]
+    changes = [f"{key}={json.dumps(value)}" for key, value in _flat(words["algorithm"].get(algorithm, {}))]
     return load_recipe(protocol_recipe(benchmark, name), changes)
 
 
@@ -129,6 +130,9 @@ def _is_judging(key: str) -> bool:
 
 def _differences(recipe: Recipe, name: ProtocolName) -> Iterator[tuple[str, object, object]]:
     """(key, the recipe's value, the protocol's)."""
+    if not BENCHMARKS.is_own(recipe.env.name):
+        yield "env.name", recipe.env.name, "none for it"
+        return
     theirs = dict(_flat(protocol(name, recipe.env.name, recipe.algorithm.name).model_dump()))
     for key, ours in _flat(recipe.model_dump()):
         if _counts(key, recipe) and not _same(key, ours, theirs[key]):

@@ -21,6 +21,7 @@ Verdict = Literal["free", "by name", "checksum", "never"]
 _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
     "free": (
         "protocol",
+        "plugins",  # what they bring is named by other keys
         "updates",  # unless a schedule runs over them: see `_is_schedule`
         "threads",
         "env.workers",
@@ -45,6 +46,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "cluster",
     ),
     "by name": (
+        "env.options",
         "env.task_types",
         "env.train_games",
         "env.max_steps",
@@ -58,6 +60,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "env.search.topk",
         "env.search.passage_words",
         "rollout.engine",
+        "rollout.options",
         "rollout.staleness",
         "rollout.groups",
         "rollout.group_size",
@@ -65,6 +68,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "rollout.max_prompt_tokens",
         "rollout.max_response_tokens",
         "rollout.stop",
+        "algorithm.options",
         "algorithm.normalize_std",
         "algorithm.penalty",
         "algorithm.statistics",
@@ -89,6 +93,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "algorithm.value_coefficient",
         "wm.enabled",
         "wm.loss",
+        "wm.options",
         "wm.rho",
         "wm.selection",
         "wm.alpha",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from paw_hpc.recipe.doors import ENGINES, Choice, check_options
 from paw_hpc.recipe.section import Section
 
 _OPENING = {
@@ -32,7 +33,9 @@ class FleetSection(Section):
     python: str = ".venv-sglang/bin/python"
     """Interpreter of the environment that SGLang is installed in."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where servers compute; auto: GPUs where there are any."""
     tensor_parallel: PositiveInt = 1
+    """GPUs of one server."""
     memory_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.8
     """Share of a GPU's memory for weights and KV cache."""
     cache_tokens: PositiveInt | None = None
@@ -53,6 +56,7 @@ class FleetSection(Section):
     start_timeout_s: PositiveFloat = 600.0
     """From the start of a server until it is healthy."""
     health_every_s: PositiveFloat = 10.0
+    """How often each server is asked whether it is well."""
     health_timeout_s: PositiveFloat = 60.0
     """A server that does not answer for this long is stuck: it is ended and started anew."""
     request_timeout_s: PositiveFloat = 1800.0
@@ -90,8 +94,10 @@ class PublishSection(Section):
 class RolloutSection(Section):
     """How groups of episodes are played."""
 
-    engine: Literal["local", "sglang"] = "local"
-    """local: in the trainer's process, with its live weights; sglang: servers (sections `fleet` and `publish`)."""
+    engine: Annotated[str, Choice(ENGINES)] = "local"
+    """local: in the trainer's process, with its live weights; sglang: servers (sections `fleet` and `publish`); one more is brought by `plugins`."""
+    options: dict[str, Any] = Field(default={})
+    """Keys of an engine that a plugin brings."""
     fleet: FleetSection = FleetSection()
     publish: PublishSection = PublishSection()
     staleness: Annotated[int, Field(ge=0, le=1)] = 0
@@ -100,10 +106,15 @@ class RolloutSection(Section):
     max_logprob_gap: PositiveFloat | None = None
     """Stop the run when the mean of |trainer's log-prob - engine's log-prob| over an update's action tokens exceeds this (nats); none: never."""
     groups: PositiveInt = 16
+    """Tasks of an update."""
     group_size: PositiveInt = 8
+    """Episodes of each task."""
     temperature: PositiveFloat = 1.0
+    """Of sampling, and of every log-prob that is trained on."""
     max_prompt_tokens: PositiveInt = 2048
+    """Longest prompt; older history is dropped until it fits."""
     max_response_tokens: PositiveInt = 512
+    """Longest response; longer ones are cut off."""
     stop: tuple[str, ...] = ()
     """Generation also ends when one of these strings has been produced (it is kept in the response)."""
     batching: Literal["deterministic", "eager"] = "deterministic"
@@ -111,3 +122,18 @@ class RolloutSection(Section):
     eager: whatever waits is generated at once."""
     max_batch: PositiveInt = 128
     """Requests that the in-process engine generates together (bounds the KV cache)."""
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether the engine samples in the trainer's process, with its own weights."""
+        return ENGINES.find(self.engine).own_weights
+
+    @property
+    def starts_servers(self) -> bool:
+        """Whether the engine starts the servers of `fleet`."""
+        return ENGINES.find(self.engine).starts_servers
+
+    @model_validator(mode="after")
+    def _options(self) -> RolloutSection:
+        check_options(ENGINES, self.engine, self.options)
+        return self

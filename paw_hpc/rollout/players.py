@@ -25,7 +25,7 @@ class Players:
     """The ranks that have an engine; each plays a run of consecutive groups. Seeds come from a group's global index, not from who plays it."""
 
     ranks: tuple[int, ...] = (0,)
-    accompanied: Callable[[], AbstractContextManager[None]] = nullcontext
+    meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
     """Entered by every rank while the players play: what the others do meanwhile."""
 
     @classmethod
@@ -45,7 +45,7 @@ class Players:
         cuts = [len(tasks) * i // len(self.ranks) for i in range(len(self.ranks) + 1)]
         shares = dict(zip(self.ranks, pairwise(cuts), strict=True))
         own: Played | UserError | EvaluationLeft | None = None
-        with self.accompanied():
+        with self.meanwhile():
             if (share := shares.get(distributed.rank())) is not None:
                 try:
                     own = play(tasks[share[0] : share[1]], first_group + share[0])

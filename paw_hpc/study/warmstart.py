@@ -8,48 +8,31 @@ touched.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import gzip
-import hashlib
-import json
 import math
-import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 from transformers import PreTrainedModel
 
-from paw_hpc.envs.alfworld import games
-from paw_hpc.envs.alfworld.benchmark import Alfworld
-from paw_hpc.envs.alfworld.prompt import NOTHING, split_intro
-from paw_hpc.envs.alfworld.scenes import ROOMS
-from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
-from paw_hpc.envs.base import Demonstration, EnvironmentState, Task
-from paw_hpc.envs.panels import sub_panel
+from paw_hpc.envs.base import Demonstration, Lessons
 from paw_hpc.experience import Ids
 from paw_hpc.kernels import linear_row_loss
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device, tokenizer_key
 from paw_hpc.policy.optimizer import Optimizer
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
-from paw_hpc.recipe import OptimizerSection, Recipe, WarmStartSection, dump_recipe, load_recipe
+from paw_hpc.recipe import OptimizerSection, Recipe, dump_recipe, load_recipe
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.rollout.chat import ChatFormat
-from paw_hpc.system.data_paths import atomic_file, cache_dir
-from paw_hpc.system.seeding import derive_seed, generator
-
-HARVEST_VERSION = 3
-"""Part of the cache key: raise it when the expert or the transcript format changes."""
-_CHUNK_GAMES = 10
-_IDLE = ("look", "inventory", "examine ")
+from paw_hpc.system.errors import UserError
+from paw_hpc.system.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +62,7 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
         tokenizer.save_pretrained(building)
     nn.Module.to(model, resolve_device(recipe.model))
     use_packed_attention(model)
-    samples = list(lessons.samples(ChatFormat(tokenizer, tokenizer_key(recipe.model))))
+    samples = list(_demonstrated(lessons.demonstrations, ChatFormat(tokenizer, tokenizer_key(recipe.model))))
     console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
     clone(model, samples, recipe, console)
     _export(model, recipe, building, out)
@@ -88,27 +71,12 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Lessons:
-    """What a benchmark's expert teaches: the words of its world, and what to say in which state."""
-
-    save_tokenizer: Callable[[Path], object]
-    samples: Callable[[ChatFormat], Iterator[Sample]]
-
-
-def _lessons(recipe: Recipe, console: Console) -> _Lessons:
-    if recipe.env.name == "webshop":
-        from paw_hpc.envs.webshop import teacher as shopper
-
-        return _Lessons(lambda folder: shopper.save_tokenizer(recipe, folder), lambda chat: _demonstrated(shopper.demonstrations(recipe), chat))
-    if recipe.env.name == "search":
-        from paw_hpc.envs.search import teacher as searcher
-
-        return _Lessons(
-            lambda folder: save_tokenizer(searcher.texts(recipe), folder), lambda chat: _demonstrated(searcher.demonstrations(recipe), chat)
-        )
-    transcripts = harvest(recipe, console)
-    return _Lessons(lambda folder: save_tokenizer(_texts(transcripts), folder), lambda chat: _samples(transcripts, chat, recipe))
+def _lessons(recipe: Recipe, console: Console) -> Lessons:
+    lessons = BENCHMARKS.find(recipe.env.name).lessons
+    if lessons is None:
+        raise UserError(f"env.name: {recipe.env.name} brings no expert from whose play a policy could be cloned")
+    taught: Lessons = lessons(recipe, console)
+    return taught
 
 
 def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat) -> Iterator[Sample]:
@@ -117,98 +85,6 @@ def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat) -> 
         if demonstration.answer not in ends:
             ends[demonstration.answer] = chat.answer(demonstration.answer)
         yield Sample(chat.prompt(demonstration.messages), ends[demonstration.answer])
-
-
-def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, Any]]:
-    """Expert episodes on training games, one dict each: task_id, task_type, won, steps of {observation, admissible, label, played}.
-
-    Cached under a key of games, settings and HARVEST_VERSION.
-    """
-    section = recipe.warm_start
-    listed = games.tasks("train", recipe.env.games, recipe.env.task_types)
-    tasks = sub_panel(listed, min(section.games, len(listed)), seed=recipe.seed, name="warm_start.games")
-    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.habit, section.max_steps, recipe.seed]
-    path = cache_dir("warm-start") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl.gz"
-    if not path.exists():
-        chunks = [tasks[i : i + _CHUNK_GAMES] for i in range(0, len(tasks), _CHUNK_GAMES)]
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(recipe.env.workers, maxtasksperchild=10) as pool:  # TextWorld grows with every reset: renew the processes
-            results = pool.imap(functools.partial(_play_games, recipe=recipe), chunks)
-            played = [line for lines in track(results, "expert play", len(chunks), console=console) for line in lines]
-        with atomic_file(path) as file, gzip.open(file, "wt", encoding="utf-8") as text:
-            text.writelines(line + "\n" for line in played)
-    with gzip.open(path, "rt", encoding="utf-8") as text:
-        return [json.loads(line) for line in text]
-
-
-def _play_games(tasks: Sequence[Task], recipe: Recipe) -> list[str]:
-    # The engine is imported where it runs: TextWorld's translator writes into sys.argv and sys.stdout of its process.
-    from paw_hpc.envs.alfworld.engine import GameEngine
-
-    lines = []
-    for task in tasks:
-        game = games.load_game(task)
-        engine = GameEngine(game)
-        for member, hint in enumerate(recipe.warm_start.hints):
-            detour = recipe.warm_start.detour if member % 2 == 0 else 0.0
-            rng = np.random.default_rng(derive_seed(recipe.seed, f"expert/{task.task_id}", member))
-            lines.append(json.dumps(_play(engine, task, game["walkthrough"], hint, detour, recipe.warm_start, rng)))
-    return lines
-
-
-def _play(
-    engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, section: WarmStartSection, rng: np.random.Generator
-) -> dict[str, Any]:
-    from paw_hpc.envs.alfworld.expert import Expert
-
-    observation, admissible, won = engine.reset()
-    expert, steps = Expert(split_intro(observation)[1], walkthrough, hint, rng), list[dict[str, Any]]()
-    while not won and len(steps) < section.max_steps:
-        label = expert.act(admissible)
-        if section.habit and rng.random() < section.habit:
-            idle = [command for command in admissible if command.startswith(_IDLE)]
-            label = idle[int(rng.integers(len(idle)))]
-        played = label if rng.random() >= detour else admissible[int(rng.integers(len(admissible)))]
-        steps.append({"observation": observation, "admissible": admissible, "label": label, "played": played})
-        observation, admissible, won = engine.step(played)
-        expert.observe(played, observation.strip() != NOTHING)
-    return {"task_id": task.task_id, "task_type": task.task_type, "won": won, "steps": steps}
-
-
-def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Every word that a player of these games meets, and the prompt's own."""
-    yield "task: did: saw: > now: start can: ; ,"
-    yield from alfworld_texts()
-    for room in ROOMS.values():  # generated games too are played with this tokenizer
-        yield " ".join([*room.receptacles, *room.objects, *room.fixtures])
-    for transcript in transcripts:
-        for step in transcript["steps"]:
-            yield step["observation"]
-            yield " ".join(step["admissible"])
-
-
-def _samples(transcripts: Sequence[dict[str, Any]], chat: ChatFormat, recipe: Recipe) -> Iterator[Sample]:
-    ends: dict[str, Ids] = {}
-    benchmark = Alfworld(recipe.env)
-    said = sorted({step["label"] for transcript in transcripts for step in transcript["steps"]})
-    for number, transcript in enumerate(transcripts):
-        rng = generator(recipe.seed, "fumble", number)
-        task = Task(transcript["task_id"], transcript["task_type"], "")
-        view = benchmark.view(task, derive_seed(recipe.seed, "clone-view", number))
-        before = None
-        for step in transcript["steps"]:
-            state = EnvironmentState(step["observation"], tuple(step["admissible"]))
-            if before is None:
-                view.start(state)
-            else:
-                view.observe(before, state)
-            wrong = said[int(rng.integers(len(said)))]
-            if rng.random() < recipe.warm_start.fumble and wrong not in state.admissible:
-                view.observe(wrong, dataclasses.replace(state, observation=NOTHING))
-            before = step["played"]
-            if step["label"] not in ends:
-                ends[step["label"]] = chat.answer(view.answer(step["label"]))
-            yield Sample(chat.prompt(view.messages()), ends[step["label"]])
 
 
 def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, console: Console | None = None) -> float:

@@ -1,4 +1,4 @@
-"""The container file as buildah reads it: its base image and its device are arguments. Building the whole of it takes minutes and an index."""
+"""The container file as buildah reads it: its base image and its device are arguments, and pip can be told more. Building all of it takes minutes."""
 
 from __future__ import annotations
 
@@ -55,3 +55,16 @@ def test_every_step_but_those_that_run_something(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = build(tmp_path, without + "COPPY . .\n", "--build-arg=BASE=scratch", context=REPOSITORY)
     assert done.returncode != 0 and "COPPY" in done.stderr.upper(), done.stderr
+
+
+def test_pip_is_told_by_a_folder_that_does_not_stay(tmp_path: Path) -> None:
+    """Every step that installs packages is given the folder and reads its pip.conf; without one the folder is empty."""
+    steps = [step for step in re.findall(r"^RUN (?:.*\\\n)*.*\n", CONTAINER_FILE.read_text(), flags=re.MULTILINE) if "pip" in step]
+    assert len(steps) == 2 and all("--mount=type=bind,from=pip,target=/pip " in step and "PIP_CONFIG_FILE=/pip/pip.conf " in step for step in steps)
+    (folder := tmp_path / "pip").mkdir()
+    (folder / "pip.conf").write_text("[global]\n")
+    seen = head() + "COPY --from=pip pip.conf /seen\n"
+    done = build(tmp_path, seen, "--build-arg=BASE=scratch", f"--build-context=pip={folder}")
+    assert done.returncode == 0, done.stderr
+    done = build(tmp_path, seen, "--build-arg=BASE=scratch")
+    assert done.returncode != 0 and "pip.conf" in done.stderr, done.stderr

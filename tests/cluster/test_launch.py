@@ -260,6 +260,7 @@ def test_time_limits(limit: str, minutes: int | None) -> None:
 
 def test_shell_scripts_are_clean() -> None:
     scripts = [*(REPOSITORY / "slurm").rglob("*.sh"), *(REPOSITORY / "slurm").glob("*.sbatch"), REPOSITORY / ".ci" / "run"]
+    scripts.append(REPOSITORY / "tests" / "cluster" / "apptainer")
     scripts += list((REPOSITORY / "containers").glob("*.sh")) if (REPOSITORY / "containers").is_dir() else []
     command = [str(Path(os.sys.executable).parent / "shellcheck"), "--external-sources", "--source-path=SCRIPTDIR", *map(str, scripts)]  # type: ignore[attr-defined]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)

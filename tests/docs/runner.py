@@ -17,7 +17,8 @@ import typer.main
 from paw_hpc.cli import main as cli
 from paw_hpc.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.referee import judged
-from paw_hpc.recipe import PANELS, load_recipe, split_panel_name
+from paw_hpc.recipe import load_recipe, split_panel_name
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.recipe.shipped import recipe_path
 from paw_hpc.study.sweep import load_sweep
 from paw_hpc.system.errors import UserError
@@ -54,7 +55,7 @@ def understood(words: list[str], *, named: bool = False) -> Understood:
     path, rest = list[str](), words[1:]
     while hasattr(command, "commands"):
         if named and rest[:1] == ["BENCHMARK"]:
-            rest[0] = next(iter(PANELS))
+            rest[0] = BENCHMARKS.names()[0]
         if not rest or rest[0] not in command.commands:
             if rest[:1] in (["--help"], ["--version"]):
                 return Understood((*path, rest[0]), {})
@@ -193,7 +194,7 @@ def _study(values: dict[str, Any]) -> None:
 def _eval(values: dict[str, Any]) -> None:
     """A run need not be there; a recipe must be, and the panel must be one of its benchmark."""
     target, panel = values["target"], values["panel"]
-    benchmarks = list(PANELS)
+    benchmarks = list(BENCHMARKS.names())
     if not target.startswith("runs/"):
         protocol = {name: values[name] for name in ("protocol", "benchmark")}
         benchmarks = [judged(target, panel, **protocol, overrides=values["overrides"] or ()).recipe.env.name]
@@ -210,6 +211,21 @@ def _has_panel(benchmark: str, panel: str) -> bool:
 
 LOADED: dict[str, Callable[[dict[str, Any]], None]] = {"train": _train, "warm-start": _train, "quickstart": _train, "study": _study, "eval": _eval}
 """Too long to be run: their arguments are read, and the recipes that they name are loaded with the overrides."""
-RUN = {"episodes", "view", "--version", "--help", "plan", "doctor", "launch", "report", "status", "recipes list", "recipes show", "recipes copy", "recipes schema"}
+RUN = {
+    "episodes",
+    "view",
+    "--version",
+    "--help",
+    "plan",
+    "doctor",
+    "launch",
+    "report",
+    "status",
+    "recipes list",
+    "recipes show",
+    "recipes copy",
+    "recipes schema",
+}
 """Cheap enough to be run (`launch` as a dry run), beside what shows and checks the data, and makes a small catalogue."""
-RUN |= {f"data {benchmark} {command}" for benchmark in PANELS for command in ("verify", "list", "prompt")} | {"data webshop generate"}
+RUN |= {"episodes", "view"}
+RUN |= {f"data {benchmark} {command}" for benchmark in BENCHMARKS.names() for command in ("verify", "list", "prompt")} | {"data webshop generate"}

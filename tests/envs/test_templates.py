@@ -14,16 +14,16 @@ from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.envs.examples import example_prompts
 from paw_hpc.envs.search.prompt import SearchView
-from paw_hpc.envs.templates import SHIPPED, VARIABLES, PromptTemplate, load_template, shipped_template
-from paw_hpc.recipe import BenchmarkName, EnvSection, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.envs.templates import SHIPPED, PromptTemplate, load_template, shipped_template, variables_of
+from paw_hpc.recipe import EnvSection, dump_recipe, load_recipe, parse_recipe
 from paw_hpc.system.errors import RecipeError
 from tests.envs.prompt_cases import ROOM, cases
 
-BENCHMARKS: tuple[BenchmarkName, ...] = ("alfworld", "webshop", "search")
+BENCHMARKS: tuple[str, ...] = ("alfworld", "webshop", "search")
 FROZEN = json.loads((Path(__file__).parent / "frozen_prompts.json").read_text(encoding="utf-8"))
 
 
-def env(benchmark: BenchmarkName, template: str | None) -> EnvSection:
+def env(benchmark: str, template: str | None) -> EnvSection:
     return EnvSection(name=benchmark, prompt_template=template, max_steps=7, history=2)
 
 
@@ -41,7 +41,7 @@ class TestReferenceForms:
         assert "put some mug on shelf" in later.split("\n")[0] and ROOM not in later and "Welcome" not in later
 
     @pytest.mark.parametrize("benchmark", ["alfworld", "webshop"])
-    def test_what_a_later_step_shows_and_in_which_order(self, benchmark: BenchmarkName) -> None:
+    def test_what_a_later_step_shows_and_in_which_order(self, benchmark: str) -> None:
         later = example_prompts(env(benchmark, "reference"))[-1]
         actions = {"alfworld": " 'move mug 1 to shelf 1',\n", "webshop": " 'click[white]',\n"}[benchmark]
         parts = ["asked to do", "before this one: 3", "[Step 2: ", "[Step 3: ", "This is step 4", "you observe now", actions, "<think>", "<action>"]
@@ -58,11 +58,11 @@ class TestReferenceForms:
         assert "<information>" not in first and "Step 1: <search>painter born in</search> <information>Doc 1" in second
 
     @pytest.mark.parametrize("benchmark", BENCHMARKS)
-    def test_a_history_that_does_not_fit_is_left_out_and_counted(self, benchmark: BenchmarkName) -> None:
+    def test_a_history_that_does_not_fit_is_left_out_and_counted(self, benchmark: str) -> None:
         task, now = ("do it" if name == "task" else "now" for name in ("task", "observation"))
         given = {"task": task, "step": 3, "steps_taken": 2, "max_steps": 9, "history": [], "observation": now, "opening": "x", "actions": ["a"]}
         given["options_left_out"] = False
-        text = shipped_template(benchmark, "reference").render(**{name: given[name] for name in VARIABLES[benchmark]})
+        text = shipped_template(benchmark, "reference").render(**{name: given[name] for name in variables_of(benchmark)})
         assert "before this one: 2" in text and "latest" not in text
 
 
@@ -91,13 +91,13 @@ class TestOwnTemplates:
         assert example_prompts(env("alfworld", path))[3] == "2. take mug 1 from desk 1\n3. go to shelf 1\nput some mug on shelf. (4/7)"
 
     @pytest.mark.parametrize("benchmark", BENCHMARKS)
-    def test_every_documented_variable_is_there_and_no_other(self, benchmark: BenchmarkName, tmp_path: Path) -> None:
-        path = self.write(tmp_path, "".join(f"{name}={{{{ {name} }}}}\n" for name in VARIABLES[benchmark]))
+    def test_every_documented_variable_is_there_and_no_other(self, benchmark: str, tmp_path: Path) -> None:
+        path = self.write(tmp_path, "".join(f"{name}={{{{ {name} }}}}\n" for name in variables_of(benchmark)))
         assert len(example_prompts(env(benchmark, path))) == 4
         page = (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")
         section = page.split(f"\n### {benchmark}\n")[1].split("\n### ")[0].split("\n## ")[0]
         documented = [line.split("`")[1] for line in section.split("\n") if line.startswith("| `")]
-        assert sorted(documented) == sorted(VARIABLES[benchmark])
+        assert sorted(documented) == sorted(variables_of(benchmark))
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -163,7 +163,7 @@ class TestOwnTemplates:
 class TestCommand:
     @pytest.mark.parametrize("benchmark", BENCHMARKS)
     @pytest.mark.parametrize("template", SHIPPED)
-    def test_shows_a_first_and_a_later_step(self, benchmark: BenchmarkName, template: str) -> None:
+    def test_shows_a_first_and_a_later_step(self, benchmark: str, template: str) -> None:
         result = CliRunner().invoke(app, ["data", benchmark, "prompt", "--template", template])
         first, _, *_, last = example_prompts(
             EnvSection(name=benchmark, prompt_template=template, max_steps=4, history=4 if benchmark == "search" else 2)

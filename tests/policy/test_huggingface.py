@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from paw_hpc.experience import Batch, Pool, Scores
 from paw_hpc.objective.plan import pack, plan
 from paw_hpc.objective.policy_loss import make_row_loss
-from paw_hpc.policy.huggingface import NO_IDS, HuggingFacePolicy
+from paw_hpc.policy.huggingface import HuggingFacePolicy
+from paw_hpc.policy.trainer import NO_IDS
 from paw_hpc.system.errors import CheckpointError
 from tests.factories import random_pool
 from tests.policy.models import MODELS, model_folder, policy_from
@@ -80,7 +81,7 @@ def test_scores_that_are_known_are_completed_and_not_touched(folder: str, pool: 
 def test_appended_observations_leave_action_log_probs_unchanged(folder: str, pool: Pool) -> None:
     policy = policy_from(folder)
     bare, appended = pack(pool, [NO_IDS] * len(pool)), pack(pool, [t.observation_ids for t in pool.transitions])
-    before, after = policy._rows(policy.model, bare), policy._rows(policy.model, appended)
+    before, after = policy._rows("policy", bare), policy._rows("policy", appended)
     action = appended.row_kind == 0
     assert appended.num_rows > bare.num_rows
     for a, b in zip(before, after, strict=True):
@@ -98,7 +99,7 @@ def test_gradients_are_those_of_plain_autograd_over_full_logits(folder: str, poo
     logp, entropy = full_scores(own, batch, 1.0)
     loss = make_row_loss(batch, policy.recipe)(logp, entropy, torch.arange(batch.num_rows)).sum()
     loss.backward()
-    summed = policy._accumulate(batch, [])
+    summed = policy._accumulate("policy", batch, [])
     torch.testing.assert_close(summed, loss.detach(), rtol=1e-5, atol=1e-6)
     for (name, ours), (_, reference) in zip(policy.model.named_parameters(), own.named_parameters(), strict=True):
         torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-4, atol=2e-6 * float(reference.grad.abs().max()), msg=name)
@@ -168,7 +169,7 @@ def test_mini_batches_and_epochs_are_optimizer_steps(folder: str, pool: Pool) ->
 def test_metrics_of_one_step_are_those_of_the_policy_before_it(folder: str, pool: Pool) -> None:
     policy = policy_from(folder)
     batch = planned(policy, pool)
-    logp, entropy = (x.detach().double() for x in policy._rows(policy.model, batch))
+    logp, entropy = (x.detach().double() for x in policy._rows("policy", batch))
     action, observation = batch.row_kind == 0, batch.row_kind == 1
     metrics = policy.update(batch, 0)
     assert metrics["approx_kl"] == pytest.approx(0, abs=1e-9) and metrics["ratio_clip_fraction"] == 0

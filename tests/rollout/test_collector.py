@@ -23,9 +23,8 @@ from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import RolloutSection, TinyModel, parse_recipe
 from paw_hpc.rollout.collector import Collector, CollectStats, PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
-from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.engines.local import LivePublisher, LocalEngine
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.sglang.publish import LivePublisher
 from paw_hpc.system.seeding import derive_seed
 from tests.rollout.desks import CHAT, SETTINGS, TOKENIZER, Delay, Desk, Parrot, World
 

@@ -126,14 +126,14 @@ def multiply_weights(machinery: Machinery, factor: float) -> None:
 
 def assert_servers_have(recipe: Recipe, machinery: Machinery, event_loop: EventLoop, factor: float, version: int) -> None:
     """Greedy ids and log-probs of every server are those of the whole model with its weights times `factor`. On the first rank."""
-    if machinery.serving is None:
+    if machinery.playing.servers is None:
         return
     whole = load_model(recipe, load_tokenizer(recipe.model)).eval()
     with torch.no_grad():
         for parameter in whole.parameters():
             parameter.mul_(factor)
     prompt = np.arange(5, 60, dtype=np.int32)
-    for server in machinery.serving.fleet.servers:
+    for server in machinery.playing.servers.fleet.servers:
         sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
         piece = event_loop.run(server.http.generate(f"{version}-{server.index}", prompt, sampling, 300.0))
         assert piece.ids.tolist() == reference_greedy(whole, prompt, 8) and set(piece.versions.tolist()) == {version}
@@ -145,13 +145,13 @@ def publishes_its_shards(rank: int, folder: Path) -> None:
     gathered: list[tuple[int, int]] = []
     with of_two_processes(folder, {"tensor_parallel": 2}, {"publish": {"bucket_mib": 1}}) as (recipe, machinery, event_loop):
         paths: list[PublishPath | None] = [None] * 3
-        if machinery.serving is not None:
-            disk = machinery.serving.publisher._path
+        if machinery.playing.servers is not None:
+            disk = machinery.playing.servers.publisher._path
             paths = [disk, BroadcastPath(event_loop, 200_000, 300.0), TensorPath(event_loop, 200_000, 300.0)]
         for version, path in enumerate(paths, 301):
             multiply_weights(machinery, 1.02)
-            if machinery.serving is not None and path is not None:
-                machinery.serving.publisher._path = path
+            if machinery.playing.servers is not None and path is not None:
+                machinery.playing.servers.publisher._path = path
             with mock.patch.object(transfer, "_gather", _noted(transfer._gather, gathered)):
                 machinery.publisher.publish(version)
             assert_servers_have(recipe, machinery, event_loop, 1.02 ** (version - 300), version)
@@ -176,7 +176,7 @@ def _noted(gather: Callable[..., list[torch.Tensor]], noted_buckets: list[tuple[
 def spoil(folder: Path, machinery: Machinery, event_loop: EventLoop) -> None:
     """Give every server other weights, of another version, behind the back of the run: it has no server left, and finds that out in play."""
     other = json.loads((folder / "site.json").read_text())["weights"]
-    for server in machinery.serving.fleet.servers if machinery.serving is not None else ():
+    for server in machinery.playing.servers.fleet.servers if machinery.playing.servers is not None else ():
         order = {"model_path": other, "load_format": "auto", "weight_version": "7", "flush_cache": True, "abort_all_requests": False}
         event_loop.run(server.http.post("/update_weights_from_disk", order))
 
@@ -205,20 +205,20 @@ def goes_on_when_its_last_server_is_lost_and_comes_back(rank: int, folder: Path)
         assert turns(machinery, event_loop) == [401] * 6
         spoil(folder, machinery, event_loop)
         assert turns(machinery, event_loop) == [401] * 6
-        if machinery.serving is not None:
+        if machinery.playing.servers is not None:
             _wait_until_all_are_ready(machinery, event_loop)
         else:
             machinery.players.play([], 0, lambda *_: ([], CollectStats()))
         assert_servers_have(recipe, machinery, event_loop, 1.05, 401)
-        if machinery.serving is not None:
-            metrics = machinery.serving.engine.drain_metrics()
+        if machinery.playing.servers is not None:
+            metrics = machinery.playing.servers.engine.drain_metrics()
             assert metrics["fleet/lost"] == 2 and metrics["fleet/stale_answers"] >= 2
 
 
 def _wait_until_all_are_ready(machinery: Machinery, event_loop: EventLoop) -> None:
     """On the first rank, in a play of which the other is a part."""
-    assert machinery.serving is not None
-    fleet = machinery.serving.fleet
+    assert machinery.playing.servers is not None
+    fleet = machinery.playing.servers.fleet
 
     async def ready() -> None:
         while any(s.state != "ready" for s in fleet.servers):
@@ -246,7 +246,7 @@ def sends_from_its_stages(rank: int, folder: Path) -> None:
     publish = {"path": "broadcast", "bucket_mib": 1, "sampled_tensors": "all"}
     whole = mock.Mock(side_effect=AssertionError("gathered across stages"))
     with of_two_processes(folder, {"pipeline_parallel": 2}, {"publish": publish}) as (recipe, machinery, event_loop):
-        own = machinery.serving.publisher._path if machinery.serving is not None else machinery._following._stages  # type: ignore[union-attr]
+        own = machinery.playing.servers.publisher._path if machinery.playing.servers is not None else machinery.publisher._stages  # type: ignore[union-attr]
         assert isinstance(own, StagedBroadcast)
         with mock.patch.object(dist, "broadcast", _unless_model(dist.broadcast, whole, machinery)):
             for version in (501, 502):
@@ -270,13 +270,13 @@ def _unless_model(broadcast: Callable[..., object], refuse: Callable[..., object
 def _fails_at_the_second_stage(rank: int, own: StagedBroadcast, machinery: Machinery, event_loop: EventLoop) -> None:
     """A server that fails there is named by the first process and done without. It gets the weights, from both stages, while episodes are played."""
     multiply_weights(machinery, 1.02)
-    name = distributed.broadcast(machinery.serving.fleet.servers[1].name if machinery.serving is not None else "")
+    name = distributed.broadcast(machinery.playing.servers.fleet.servers[1].name if machinery.playing.servers is not None else "")
     if rank == 1:
         refusing = mock.Mock(side_effect=[ServerFault(name, "it does not answer the second stage"), mock.DEFAULT, mock.DEFAULT], wraps=own._join)
         own._join = refusing  # type: ignore[method-assign]
     machinery.publisher.publish(503)
-    if machinery.serving is not None:
-        first, second = machinery.serving.fleet.servers
+    if machinery.playing.servers is not None:
+        first, second = machinery.playing.servers.fleet.servers
         assert first.version == 503 and first.state == "ready" and second.state != "ready"
         _wait_until_all_are_ready(machinery, event_loop)
     else:

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from paw_hpc.envs.base import Demonstration, EnvironmentState
+from paw_hpc.envs.alfworld.tokenizer import save_tokenizer
+from paw_hpc.envs.base import Demonstration, EnvironmentState, Lessons
 from paw_hpc.envs.search import generate
 from paw_hpc.envs.search.benchmark import SearchQA, make_retriever
 from paw_hpc.envs.search.metrics import contains_answer
@@ -20,6 +21,11 @@ from paw_hpc.envs.search.questions import Question
 from paw_hpc.envs.search.retriever import Retriever
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.seeding import generator
+
+
+def lessons(recipe: Recipe, console: object = None) -> Lessons:
+    """What the player teaches with the recipe's prompt (section `warm_start`)."""
+    return Lessons(demonstrations(recipe), lambda folder: save_tokenizer(texts(recipe), folder))
 
 
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:

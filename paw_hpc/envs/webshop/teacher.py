@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from paw_hpc.envs.base import Demonstration, Task
+from paw_hpc.envs.base import Demonstration, Lessons, Task
 from paw_hpc.envs.webshop import agents
 from paw_hpc.envs.webshop.benchmark import Webshop
 from paw_hpc.envs.webshop.game import Game
@@ -28,6 +28,11 @@ CHAT_TEMPLATE = (
 _TEXT_GOALS = 300
 _BUY = "click[buy now]"
 _FUMBLES = ("open it", "choose", "buy red", "search", "next page", "choose this one", "open 12")
+
+
+def lessons(recipe: Recipe, console: object = None) -> Lessons:
+    """What the shopper teaches with the recipe's prompt (section `warm_start`)."""
+    return Lessons(demonstrations(recipe), lambda folder: save_tokenizer(recipe, folder))
 
 
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
+from paw_hpc.experience import Batch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
-from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
-from paw_hpc.objective.policy_loss import Sums, add_sums, finalize, make_row_loss, make_value_loss, row_metrics, value_metrics
-from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
+from paw_hpc.objective.policy_loss import Sums, add_sums, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
-from paw_hpc.policy.critic import critic_batch, draw_head
+from paw_hpc.policy.critic import draw_head
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
 from paw_hpc.policy.megatron.checkpoint import Checkpoints, Identity
@@ -38,13 +34,11 @@ from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.reference import Reference
 from paw_hpc.policy.megatron.schedule import Finish, run
 from paw_hpc.policy.throughput import ModelCost, PhaseClock, memory_peak_bytes, peak_flops, rates
+from paw_hpc.policy.trainer import Trained, Trainer
 from paw_hpc.recipe import Recipe
-from paw_hpc.system.seeding import derive_seed
-
-NO_IDS = np.empty(0, dtype=np.int32)
 
 
-class MegatronPolicy:
+class MegatronPolicy(Trainer):
     """Implements `paw_hpc.policy.backend.Policy`; every method is a collective of all ranks.
 
     Args:
@@ -71,12 +65,12 @@ class MegatronPolicy:
             self.layout = layout
             models = self._build("vocabulary")
             load_hf(models, folder, layout, self.architecture)
-        self._clock = PhaseClock(self.device)
+        self._clock, self._padding = PhaseClock(self.device), 0
         # Model folders and seeds give the reference again after a resume, so checkpoints need not hold it.
         wanted, on_cpu = recipe.algorithm.kl_coefficient > 0, recipe.megatron.reference_on_cpu
         self.reference = Reference(self._frozen(models), stays_on_cpu=on_cpu) if wanted else None
         self.initial_fingerprint = fingerprint(hf_tensors(models, layout, self.architecture))
-        critic = self._critic(models) if recipe.algorithm.name == "ppo" else None
+        critic = self._critic(models) if recipe.algorithm.values is not None else None
         self.trained = TrainedModel(models, recipe.optimizer.lr, recipe, self._clock)
         self.critic = None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
         self._checkpoints = Checkpoints(
@@ -95,81 +89,6 @@ class MegatronPolicy:
     def models(self) -> list[PackedGPT]:
         """This rank's chunks of the policy."""
         return self.trained.models
-
-    @torch.no_grad()
-    def score(self, pool: Pool) -> Scores:
-        """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass per model (see `Policy.score`)."""
-        return self.complete_scores(Scores(*self._rows(self.trained.chunks, pack(pool, [NO_IDS] * len(pool)))), pool)
-
-    @torch.no_grad()
-    def complete_scores(self, scores: Scores, pool: Pool) -> Scores:
-        """Adds what the reference and the critic say (see `Policy.complete_scores`)."""
-        batch = pack(pool, [NO_IDS] * len(pool)) if self.reference is not None or self.critic is not None else None
-        if self.reference is not None and batch is not None:
-            with self.reference.on(self.device) as chunks:
-                scores.ref_logp = self._rows(chunks, batch)[0]
-        if self.critic is not None and batch is not None:
-            batch.value_position = last_prompt_tokens(batch, pool)
-            scores.values = self._values(self.critic, self._critic_batch(batch))
-        return scores
-
-    def update(self, batch: Batch, update: int, row_logp: torch.Tensor | None = None) -> Metrics:
-        """All optimizer steps of one update (see `Policy.update`)."""
-        self._checkpoints.poll()
-        started, o = time.perf_counter(), self.recipe.optimizer
-        sums: list[Sums] = []
-        norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
-        skipped = padding = 0
-        seen: Seen = []
-        self._clock.take()
-        for epoch in range(o.epochs):
-            for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
-                wanted = seen if row_logp is not None and epoch == 0 else None
-                row_loss = partial(self._row_loss, rows=batch.rows_of(mini.transition), seen=wanted)
-                work: list[tuple[str, TrainedModel, Batch, Callable[..., Finish]]] = [("grad_norm", self.trained, mini, row_loss)]
-                if self.critic is not None:
-                    work.append(("critic_grad_norm", self.critic, self._critic_batch(mini), self._value_loss))
-                for name, model, part, make_loss in work:
-                    with self._clock.measure("packing"):
-                        parts = self._parts(part)
-                    padding += sum(p.padding for p in parts) if name == "grad_norm" else 0
-                    total = torch.zeros((), dtype=torch.float64, device=self.device)
-                    model.accumulate(parts, make_loss(model, total, sums))
-                    norm, applied = model.step(total, update)
-                    norms[name] += [norm] if applied else []
-                    skipped += not applied
-        for model in self._trained_models():
-            model.settle()
-        if row_logp is not None:
-            rows_from_device([logp[None] for _, logp in seen], [rows for rows, _ in seen], row_logp.zero_()[None])
-            self._share(row_logp)
-        metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
-        seconds = time.perf_counter() - started
-        return (
-            metrics
-            | self._costs(batch, padding, seconds)
-            | {
-                "lr": self.trained.learning_rate(update),
-                "steps": float(len(norms["grad_norm"])),
-                "skipped_steps": float(skipped),
-                "tokens": float(batch.num_tokens * o.epochs),
-                "rows": float(batch.num_rows * o.epochs),
-                "seconds": seconds,
-            }
-        )
-
-    @torch.no_grad()
-    def observation_logp(self, pool: Pool) -> torch.Tensor:
-        """See `Policy.observation_logp`."""
-        batch = pack(pool, [t.observation_ids for t in pool.transitions])
-        return self._rows(self.trained.chunks, batch)[0][batch.row_kind == OBSERVATION]
-
-    def observation_cross_entropy(self, pool: Pool) -> Metrics:
-        """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
-        logp = self.observation_logp(pool)
-        if not logp.numel():
-            return {"observation_tokens": 0.0}
-        return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
 
     def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
         """See `Policy.save`."""
@@ -235,8 +154,24 @@ class MegatronPolicy:
     def _parts(self, batch: Batch) -> list[MicroBatch]:
         return micro_batches(batch, self.layout, self.recipe.optimizer.max_tokens_per_micro_batch, self.device)
 
-    def _rows(self, chunks: Sequence[torch.nn.Module], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logp, entropy), float32[R] on the CPU, of every row of a batch in its own order, on all ranks."""
+    @property
+    def has_reference(self) -> bool:
+        return self.reference is not None
+
+    @property
+    def has_critic(self) -> bool:
+        return self.critic is not None
+
+    @torch.no_grad()
+    def _rows(self, model: Literal["policy", "reference"], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Trainer._rows`; the same on all ranks."""
+        if model == "policy":
+            return self._rows_of(self.trained.chunks, batch)
+        assert self.reference is not None
+        with self.reference.on(self.device) as chunks:
+            return self._rows_of(chunks, batch)
+
+    def _rows_of(self, chunks: Sequence[torch.nn.Module], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         head = _last(chunks)
         parts: list[torch.Tensor] = []
         order: list[torch.Tensor] = []
@@ -251,11 +186,10 @@ class MegatronPolicy:
         self._share(found)
         return found[0], found[1]
 
-    def _critic_batch(self, batch: Batch) -> Batch:
-        return critic_batch(batch, self.recipe.algorithm.per_token_values)
-
-    def _values(self, critic: TrainedModel, batch: Batch) -> torch.Tensor:
-        """float32[R]: the critic's value at every row of a batch of the whole pool, on all ranks."""
+    @torch.no_grad()
+    def _values(self, batch: Batch) -> torch.Tensor:
+        """See `Trainer._values`; the same on all ranks."""
+        critic = self._model("critic")
         head = _last(critic.chunks)
         parts: list[torch.Tensor] = []
         order: list[torch.Tensor] = []
@@ -269,16 +203,46 @@ class MegatronPolicy:
         self._share(found)
         return found
 
-    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums], *, rows: torch.Tensor, seen: Seen | None) -> Finish:
-        """Args: rows: int64, the places of the batch's rows in that of the whole update; seen: what is found of them is added here."""
+    def _model(self, name: Trained) -> TrainedModel:
+        model = self.trained if name == "policy" else self.critic
+        assert model is not None
+        return model
+
+    def _begin(self) -> None:
+        self._checkpoints.poll()
+        self._clock.take()
+        self._padding = 0
+
+    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
+        """See `Trainer._accumulate`; the loss is this rank's share of it, float64[]."""
+        trained, make_loss = self._model(model), self._row_loss if model == "policy" else self._value_loss
+        with self._clock.measure("packing"):
+            parts = self._parts(batch)
+        self._padding += sum(part.padding for part in parts) if model == "policy" else 0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        trained.accumulate(parts, make_loss(trained, total, sums))
+        return total
+
+    def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
+        """See `Trainer._step`; the same on all ranks."""
+        return self._model(model).step(loss, update)
+
+    def _settle(self) -> None:
+        for model in self._trained_models():
+            model.settle()
+
+    def _learning_rate(self, update: int) -> float:
+        return self.trained.learning_rate(update)
+
+    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
         head = _last(model.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             row_loss = make_row_loss(part.batch, self.recipe)
             result = linear_row_loss(hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options)
             self._count(total, result.loss, sums, lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe))
-            if seen is not None:
-                seen.append((rows[part.row_index], result.logp.detach()))
+            if self._seen is not None:
+                self._seen.append((part.batch.transition, result.logp.detach()))
             return result.loss
 
         return finish
@@ -307,15 +271,15 @@ class MegatronPolicy:
         if dist.get_world_size() > 1:
             dist.all_reduce(found)
 
-    def _gathered(self, sums: list[Sums]) -> Sums:
+    def _gathered(self, sums: Sequence[Sums]) -> Sums:
         """Sums over all ranks, the same everywhere; ranks that have none learn the names."""
         own = {name: pair.cpu() for name, pair in add_sums(sums).items()}
         everyone: list[Sums] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, own)
         return add_sums(everyone)
 
-    def _costs(self, batch: Batch, padding: int, seconds: float) -> Metrics:
-        epochs, replicas = self.recipe.optimizer.epochs, torch.tensor([float(padding if self._speaks else 0), 0.0])
+    def _costs(self, batch: Batch, seconds: float) -> Metrics:
+        epochs, replicas = self.recipe.optimizer.epochs, torch.tensor([float(self._padding if self._speaks else 0), 0.0])
         memory = torch.tensor(float(memory_peak_bytes(self.device)))
         dist.all_reduce(replicas)
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)

@@ -22,6 +22,16 @@ Requests = Sequence[tuple[int, GenerationRequest]]
 Waiting = tuple[GenerationRequest, "asyncio.Future[Completion]"]
 
 
+class LivePublisher:
+    """Implements `paw_hpc.rollout.playing.Publisher` for an engine that reads the trainer's own tensors: only the version has to be told."""
+
+    def __init__(self, engine: LocalEngine):
+        self._engine = engine
+
+    def publish(self, version: int) -> None:
+        self._engine.weight_version = version
+
+
 class LocalEngine:
     """Implements `paw_hpc.rollout.engines.base.Engine`; used from one event loop at a time.
 

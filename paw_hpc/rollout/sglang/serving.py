@@ -78,10 +78,11 @@ class Serving:
         )
         loop.run(self.fleet.start())
 
-    def collected(self) -> None:
-        """An update's episodes are complete: servers on the trainer's GPUs give them up."""
+    def collected(self) -> dict[str, float]:
+        """An update's episodes are complete: servers on the trainer's GPUs give them up. What the engine says of them, under public names."""
         if self.fleet.settings.colocated:
             self.publisher.release_memory()
+        return self.engine.drain_metrics()
 
     def close(self) -> None:
         self.publisher.close()

@@ -152,8 +152,8 @@ def paper_row(recipe: Recipe) -> PaperRow | None:
     """The paper's row of this recipe's benchmark, model, algorithm and world-model arm; None where the paper has none."""
     size, benchmark = _model_size(recipe), recipe.env.name
     arm = _arm(recipe.wm)
-    algorithm = {"grpo": "GRPO", "gigpo": "GiGPO", "ppo": "PPO", "rloo": "RLOO"}[recipe.algorithm.name]
-    if size is None or arm is None:
+    algorithm = {"grpo": "GRPO", "gigpo": "GiGPO", "ppo": "PPO", "rloo": "RLOO"}.get(recipe.algorithm.name)
+    if size is None or arm is None or algorithm is None:
         return None
     if arm in ABLATION:
         if (size, algorithm) != ("1.5B", "GRPO") or benchmark == "search":

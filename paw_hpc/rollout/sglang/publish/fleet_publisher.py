@@ -97,7 +97,7 @@ class FleetPublisher:
                 self._tell(Ended(outcome))
 
     @contextmanager
-    def accompanied(self) -> Iterator[None]:
+    def while_players_play(self) -> Iterator[None]:
         """Inside, the other processes wait for passes: a server that comes back while episodes are played gets the weights from all of them."""
         self._listening = True
         try:

@@ -108,7 +108,7 @@ class FollowingPublisher:
             raise distributed.SaidElsewhere(2)
 
     @contextmanager
-    def accompanied(self) -> Iterator[None]:
+    def while_players_play(self) -> Iterator[None]:
         """While the first process plays, a server may come back, and has to be given the weights again."""
         self.publish(version=-1)
         yield
