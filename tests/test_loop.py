@@ -253,9 +253,9 @@ def test_lambda_zero_is_vanilla_bit_for_bit(straight: Path, tmp_path: Path) -> N
 def test_three_updates_without_a_finite_loss_stop_the_run_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = HuggingFacePolicy.update
 
-    def broken(self: HuggingFacePolicy, batch: object, number: int) -> dict[str, float]:
+    def broken(self: HuggingFacePolicy, batch: object, number: int, rows: torch.Tensor | None = None) -> dict[str, float]:
         batch.streams["advantage"].fill_(float("nan"))  # type: ignore[attr-defined]
-        return update(self, batch, number)  # type: ignore[arg-type]
+        return update(self, batch, number, rows)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HuggingFacePolicy, "update", broken)
     with pytest.raises(TrainingError, match="3 updates in a row"):

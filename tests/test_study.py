@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from paw_hpc.evaluation.panel import Evaluation
 from paw_hpc.evaluation.results import EvaluationResult, read_evaluations
 from paw_hpc.recipe import Recipe
 from paw_hpc.study import local
@@ -107,15 +108,16 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Pa
     """Also where the first was judged before: then its start is played again, and nothing of it is written."""
     log: list[tuple[Any, ...]] = []
 
-    def judge(recipe: Recipe, run: Path | None, observed: Any) -> tuple[EvaluationResult, Any]:
+    def judge(recipe: Recipe, run: Path | None, observed: Any) -> Evaluation:
         log.append(("judged", recipe.seed, run and run.name, observed))
-        return evaluation(draw(0, 2, 0.5), update=0 if run is None else 1), None if observed else f"play of seed {recipe.seed}"
+        play: Any = [] if observed else f"play of seed {recipe.seed}"
+        return Evaluation(evaluation(draw(0, 2, 0.5), update=0 if run is None else 1), play)
 
     monkeypatch.setattr(local, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(local, "_judge", judge)
     monkeypatch.setattr(local, "_train", lambda runs, *_: log.append(("trained", *(planned.label for planned in runs))) or True)
     monkeypatch.setattr(local, "read_evaluations", lambda directory: done.get(directory.name, []))
-    monkeypatch.setattr(local, "write_evaluation", lambda directory, result: log.append(("written", directory.name)))
+    monkeypatch.setattr(local, "write", lambda directory, evaluation, recipe: log.append(("written", directory.name)))
     monkeypatch.setattr(local, "write_report", lambda *_: None)
     monkeypatch.setattr(local, "print_report", lambda _: None)
     sweep.write_text(SWEEP.replace("[3]", "[3, 4]"))

@@ -13,7 +13,7 @@ from paw_hpc.experience import Batch, Pool, Scores
 
 Metrics = dict[str, float]
 Seen = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of each micro-batch: its transitions (int64, on the CPU), and the log-prob of each of their rows' targets (float[R], on the device)."""
+"""Of each micro-batch: its samples, by their transitions (int64), and the log-prob of each of their rows' targets (float[R]); on the device."""
 
 
 class Policy(Protocol):

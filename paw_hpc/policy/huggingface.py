@@ -20,7 +20,7 @@ from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import micro_batches
 from paw_hpc.objective.policy_loss import Sums, make_row_loss, make_value_loss, row_metrics, value_metrics
 from paw_hpc.policy import checkpoint
-from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
+from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
 from paw_hpc.policy.convert.architecture import parameter_count
 from paw_hpc.policy.critic import Critic
@@ -164,9 +164,9 @@ class HuggingFacePolicy(Trainer):
     def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
         return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
 
-    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums], seen: Seen | None = None) -> torch.Tensor:
+    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
         """See `Trainer._accumulate`."""
-        return self._accumulate_policy(batch, sums, seen) if model == "policy" else self._accumulate_critic(batch, sums)
+        return self._accumulate_policy(batch, sums) if model == "policy" else self._accumulate_critic(batch, sums)
 
     def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
         """See `Trainer._step`."""
@@ -177,7 +177,7 @@ class HuggingFacePolicy(Trainer):
     def _learning_rate(self, update: int) -> float:
         return self.optimizer.learning_rate(update)
 
-    def _accumulate_policy(self, mini: Batch, sums: list[Sums], seen: Seen | None) -> torch.Tensor:
+    def _accumulate_policy(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
         for part, on_device in self._parts(mini):
             if not part.num_rows:
@@ -189,8 +189,8 @@ class HuggingFacePolicy(Trainer):
             result.loss.backward()
             total += result.loss.detach()
             sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))
-            if seen is not None:
-                seen.append((part.transition, result.logp.detach()))
+            if self._seen is not None:
+                self._seen.append((part.transition, result.logp.detach()))
         return total
 
     def _accumulate_critic(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:

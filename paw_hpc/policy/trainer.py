@@ -30,6 +30,8 @@ class Trainer(ABC):
     """The part of `paw_hpc.policy.backend.Policy` that scores and updates. With many processes every method is a collective of all ranks."""
 
     recipe: Recipe
+    _seen: Seen | None = None
+    """While somebody asks for the log-probs of the policy's rows: `_accumulate` appends what each micro-batch found."""
 
     # ------------------------------------------------------------------------------------------------------------------ what a backend does
 
@@ -50,12 +52,8 @@ class Trainer(ABC):
         """float32[R] on the CPU: the critic's value at every row of a critic's batch of the whole pool; no-grad."""
 
     @abstractmethod
-    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums], seen: Seen | None = None) -> torch.Tensor:
-        """Backward over all rows of one optimizer step; appends what is to be logged to `sums`. Returns their summed loss, detached, float[].
-
-        Args:
-            seen: where the policy's log-probs of the rows are appended.
-        """
+    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
+        """Backward over all rows of one optimizer step; appends what is to be logged to `sums`. Returns their summed loss, detached, float[]."""
 
     @abstractmethod
     def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
@@ -77,7 +75,7 @@ class Trainer(ABC):
         return
 
     def _share(self, found: torch.Tensor) -> None:
-        """Put together what processes found, float32 on the CPU, in place: each element is set in one of them."""
+        """Put together what the processes found, in place: each element was set by one of them, and is 0 on all others."""
         return
 
     def _gathered(self, sums: Sequence[Sums]) -> Sums:
@@ -108,21 +106,22 @@ class Trainer(ABC):
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
-        seen: Seen = []
-        skipped = 0
+        skipped, seen = 0, list[tuple[torch.Tensor, torch.Tensor]]()
         for epoch in range(o.epochs):
+            self._seen = seen if row_logp is not None and epoch == 0 else None
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
                 work: list[tuple[str, Trained, Batch]] = [("grad_norm", "policy", mini)]
                 if self.has_critic:
                     work.append(("critic_grad_norm", "critic", self._critic_batch(mini)))
                 for name, model, part in work:
-                    wanted = seen if model == "policy" and row_logp is not None and epoch == 0 else None
-                    norm, applied = self._step(model, self._accumulate(model, part, sums, wanted), update)
+                    norm, applied = self._step(model, self._accumulate(model, part, sums), update)
                     norms[name] += [norm] if applied else []
                     skipped += not applied
         self._settle()
+        self._seen = None
         if row_logp is not None:
-            rows_from_device([logp[None] for _, logp in seen], [batch.rows_of(samples) for samples, _ in seen], row_logp.zero_()[None])
+            order = [batch.rows_of(samples.cpu()) for samples, _ in seen]
+            rows_from_device([logp[None] for _, logp in seen], order, row_logp.zero_()[None])
             self._share(row_logp)
         metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
         seconds = time.perf_counter() - started

@@ -5,7 +5,8 @@
     attempt_N/                                 the same three files and a log per role (trainer.log), one folder per start
     metrics.jsonl  tensorboard/                one line per update
     checkpoints/                               see policy/checkpoint_folder.py
-    evaluations/LABEL.json  LABEL.jsonl        summary and episodes of each evaluation
+    evaluations/LABEL.json  LABEL.jsonl        summary and outcomes of each evaluation
+    episodes/*.parquet                         whole episodes: a choice of each update's, all of evaluations (see docs/episodes.md)
 
 Names of metrics, parts separated by '/': `train/success`, `train/return`, `train/lambda`, `train/episodes`, `train/transitions`, `train/steps` (mean
 per episode), `train/response_tokens` (mean per response), `train/invalid` (share of actions that were malformed or not admissible),
@@ -13,7 +14,7 @@ per episode), `train/response_tokens` (mean per response), `train/invalid` (shar
 `wm/loss`, `wm/observation_ce` (nats per token), `wm/clipped_token_ratio` (share of observation tokens that clipping masks), `wm/entropy_threshold`;
 `policy/...` (the backend's); `time/update_s` (the whole update) and `time/PHASE_s`; `system/tokens_per_s`, `system/rows_per_s` (trained on, of the
 policy's update), `system/model_flops_per_s`, `system/mfu` (of the devices' bfloat16 peak, where it is known), `system/memory_peak_bytes` (of the
-rank that needed most).
+rank that needed most); `episodes/steps`, `episodes/bytes` (kept of this update), `episodes/dropped_files` (to stay within their bound).
 Only `time/`, `system/` and `policy/seconds` differ between two runs of one recipe.
 """
 

@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from paw_hpc.cli import main as cli
+from paw_hpc.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.referee import judged
 from paw_hpc.recipe import load_recipe, split_panel_name
 from paw_hpc.recipe.doors import BENCHMARKS
@@ -22,6 +23,7 @@ from paw_hpc.recipe.shipped import recipe_path
 from paw_hpc.study.sweep import load_sweep
 from paw_hpc.system.errors import UserError
 from tests.docs.commands import Block, Command, named_files, shows
+from tests.episodes import made
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = [ROOT / "tests" / "report" / "stored" / name for name in ("vanilla", "paw")]
@@ -142,7 +144,7 @@ class Runner:
             raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
 
     def _run(self, command: Command, words: list[str], name: str) -> str:
-        status, printed = self.paw(*(self._runs(words) if name in ("report", "status") else words))
+        status, printed = self.paw(*(self._runs(words) if name in ("report", "status", "episodes", "view") else words))
         if status not in ((2,) if _refusals(command) else STATUSES.get(name, (0,))):
             raise Wrong(f"ended with status {status}: {printed[-500:]}")
         if missing := shows(printed, command.shown):
@@ -167,6 +169,7 @@ class Runner:
             path = self.folder / (word if word != "runs" else "runs/a").replace("*", "0")
             if not path.exists():
                 shutil.copytree(next(stored), path)
+                EpisodeFolder(path, made.ALL).write_update(19, made.rows(19))
         return [found for word in words for found in (sorted(map(str, Path().glob(word))) if word in named else [word])]
 
 
@@ -208,6 +211,21 @@ def _has_panel(benchmark: str, panel: str) -> bool:
 
 LOADED: dict[str, Callable[[dict[str, Any]], None]] = {"train": _train, "warm-start": _train, "quickstart": _train, "study": _study, "eval": _eval}
 """Too long to be run: their arguments are read, and the recipes that they name are loaded with the overrides."""
-RUN = {"--version", "--help", "plan", "doctor", "launch", "report", "status", "recipes list", "recipes show", "recipes copy", "recipes schema"}
+RUN = {
+    "episodes",
+    "view",
+    "--version",
+    "--help",
+    "plan",
+    "doctor",
+    "launch",
+    "report",
+    "status",
+    "recipes list",
+    "recipes show",
+    "recipes copy",
+    "recipes schema",
+}
 """Cheap enough to be run (`launch` as a dry run), beside what shows and checks the data, and makes a small catalogue."""
+RUN |= {"episodes", "view"}
 RUN |= {f"data {benchmark} {command}" for benchmark in BENCHMARKS.names() for command in ("verify", "list", "prompt")} | {"data webshop generate"}

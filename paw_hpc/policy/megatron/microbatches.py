@@ -20,7 +20,6 @@ class MicroBatch:
 
     batch: Batch
     """The real samples, on the device."""
-    transition: torch.Tensor  # int64[N], of the samples; on the CPU
     row_index: torch.Tensor  # int64[R], each row's place in the batch that was cut; on the CPU
     tokens: torch.Tensor  # int64[T], with what `padding` adds at the end
     position_ids: torch.Tensor
@@ -83,4 +82,4 @@ def _micro_batch(batch: Batch, samples: torch.Tensor, layout: Layout, device: to
         max_seqlen_kv=packing.max_length,
         packing=packing,
     )
-    return MicroBatch(part.to(device), part.transition, batch.rows_of(samples), tokens.to(device), position_ids.to(device), packed, padding)
+    return MicroBatch(part.to(device), batch.rows_of(samples), tokens.to(device), position_ids.to(device), packed, padding)

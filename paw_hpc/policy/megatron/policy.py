@@ -19,7 +19,7 @@ import torch.distributed as dist
 from paw_hpc.experience import Batch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.policy_loss import Sums, add_sums, make_row_loss, make_value_loss, row_metrics, value_metrics
-from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
+from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
@@ -213,14 +213,14 @@ class MegatronPolicy(Trainer):
         self._clock.take()
         self._padding = 0
 
-    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums], seen: Seen | None = None) -> torch.Tensor:
+    def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
         """See `Trainer._accumulate`; the loss is this rank's share of it, float64[]."""
         trained, make_loss = self._model(model), self._row_loss if model == "policy" else self._value_loss
         with self._clock.measure("packing"):
             parts = self._parts(batch)
         self._padding += sum(part.padding for part in parts) if model == "policy" else 0
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        trained.accumulate(parts, make_loss(trained, total, sums, seen))
+        trained.accumulate(parts, make_loss(trained, total, sums))
         return total
 
     def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
@@ -234,20 +234,20 @@ class MegatronPolicy(Trainer):
     def _learning_rate(self, update: int) -> float:
         return self.trained.learning_rate(update)
 
-    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums], seen: Seen | None) -> Finish:
+    def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
         head = _last(model.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             row_loss = make_row_loss(part.batch, self.recipe)
             result = linear_row_loss(hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options)
             self._count(total, result.loss, sums, lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe))
-            if seen is not None:
-                seen.append((part.transition, result.logp.detach()))
+            if self._seen is not None:
+                self._seen.append((part.batch.transition, result.logp.detach()))
             return result.loss
 
         return finish
 
-    def _value_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums], seen: Seen | None) -> Finish:
+    def _value_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
         head = _last(model.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:

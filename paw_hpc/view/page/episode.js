@@ -19,7 +19,7 @@ function detail(step, at) {
   parts.push(element("h3", {}, "response"), tokens(step.response, step.response_p));
   parts.push(element("h3", {}, p ? "next observation, as it was expected" : "next observation"), tokens(step.observation, p, step.silenced, step.copied, at));
   if (!step.observation.length) parts.push(element("p", { class: "facts" }, "none: the episode has ended"));
-  const least = leastProbable(step, 8).flatMap(({ p: each, at: n }) => [token(step.observation[n], each, step.silenced && step.silenced[n]), ` ${each}   `]);
+  const least = leastProbable(step, 8).flatMap(({ p: each, at: n }) => [token(step.observation[n], each, step.silenced && step.silenced[n]), ` ${probability(each)}   `]);
   if (least.length) parts.push(element("h3", {}, "expected least"), element("div", { class: "tokens least" }, ...least));
   if (step.predicted !== null) parts.push(element("h3", {}, "what the policy would have said (greedy)"), element("div", { class: "tokens" }, step.predicted));
   return element("div", { class: "detail" }, ...parts);

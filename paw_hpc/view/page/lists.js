@@ -42,7 +42,7 @@ function showGroups(place, episodes) {
 }
 
 function pages(count, page) {
-  if (count <= PAGE) return null ?? element("span");
+  if (count <= PAGE) return element("span");
   const turn = (by, label, possible) => element("button", { type: "button", disabled: !possible, onclick: () => go({ page: page + by }) }, label);
   const last = Math.ceil(count / PAGE) - 1;
   return element("p", {}, turn(-1, "\u2190", page > 0), ` groups ${page * PAGE + 1} to ${Math.min(count, (page + 1) * PAGE)} of ${count} `, turn(1, "\u2192", page < last));
@@ -54,7 +54,7 @@ async function showSurprises(place) {
     const open = () => go({ group: each.group, member: each.member, step: each.step, at: each.at, view: "steps" });
     const text = element("span", { class: "tokens" }, `\u2026${each.before}`, token(each.token, each.p, false, false, true), `${each.after}\u2026`);
     return element("tr", {},
-      element("td", { class: "numbers" }, String(each.p)),
+      element("td", { class: "numbers" }, probability(each.p)),
       element("td", {}, element("button", { type: "button", onclick: open }, `group ${each.group}, member ${each.member}, step ${each.step}`)),
       element("td", {}, each.action), element("td", {}, text));
   });

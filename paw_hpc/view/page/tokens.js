@@ -16,9 +16,11 @@ function shade(p) {
   return (SHADES.find(([bound]) => p < bound) ?? [0, ""])[1];
 }
 
+const probability = (p) => (p < 0.001 ? p.toExponential(1) : String(p));
+
 function token(text, p, silenced, copied, chosen) {
   const classes = ["t", p === null ? "" : shade(p), silenced ? "silenced" : "", copied ? "copied" : "", chosen ? "at" : ""];
-  const facts = [p === null ? null : `p ${p}`, silenced ? "silenced: carries no loss" : null, copied ? "a copier says it" : null];
+  const facts = [p === null ? null : `p ${probability(p)}`, silenced ? "silenced: carries no loss" : null, copied ? "a copier says it" : null];
   return element("span", { class: classes.filter(Boolean).join(" "), title: facts.filter(Boolean).join(", ") || null }, text);
 }
 
