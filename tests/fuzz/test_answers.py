@@ -114,8 +114,8 @@ SHOPPING = st.lists(st.integers(0, 12).map(lambda n: f"@{n}") | texts(), min_siz
 def _protocol(text: str) -> None:
     for function in (protocol.read_action, protocol.exact_action, protocol.thinks_first, protocol.harmless):
         judged(function, text, seconds=SHORT)
-    shown = judged(protocol.harmless, text, seconds=SHORT)
-    assert protocol.read_action(f"<information>{shown}</information>") is None, "a passage speaks for the agent"
+    shown = judged(protocol.harmless, text, seconds=SHORT).lower()
+    assert not any(f"<{slash}{tag}>" in shown for tag in ("search", "answer", "information", "think") for slash in ("", "/")), "a tag is left"
 
 
 OLD_THOUGHT = re.compile(r"<think>.*?</think>|<action>(.*?)</action>", re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import lzma
 import zipfile
 from pathlib import Path
@@ -18,7 +19,6 @@ from paw_hpc.envs.webshop import catalogue, source
 from paw_hpc.envs.webshop.benchmark import ShopSession
 from paw_hpc.envs.webshop.catalogue import Catalogue, Files
 from paw_hpc.envs.webshop.game import Game
-from paw_hpc.system.outside import read_json
 from tests.envs.webshop.conftest import LAMP_ATTRIBUTES, LAMPS, entry
 from tests.fuzz import scratch
 from tests.fuzz.harness import Target, judged
@@ -214,10 +214,6 @@ OFFSETS = damaged(st.sampled_from([
 ] + [_npy([[0, 1], [2, len(CORPUS)]], "int64"), _npy([9, -5, len(CORPUS)], "int64"), _npy(3, "int64"), _npy([], "int64")]))  # fmt: skip
 
 
-def _any_game(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(official, "_parse", lambda data, where: read_json(data))
-
-
 def _trusts(kind: Any, value: Any) -> Any:
     """As a reader that takes the types for granted."""
     return value
@@ -229,14 +225,14 @@ def _unchecked(*_: Any) -> None:
 
 TARGETS = [
     Target("game file", json_files(GAME), _game_folder, lambda patch: patch.setattr(official, "check_game", _unchecked)),
-    Target("release of games", RELEASES, _game_release, _any_game),
+    Target("release of games", RELEASES, _game_release, lambda patch: patch.setattr(official, "check_game", _unchecked)),
     Target("archive of games", ARCHIVES, _game_archive, lambda patch: patch.setattr(official, "check_game", _unchecked)),
     Target(
         "set of games", st.tuples(json_files(INDEX), json_files(STORED), json_files(SHARED)), _set_of_games,
         lambda patch: patch.setattr(store, "checked", _trusts),
     ),
     Target("shop", SHOPS, _shop, lambda patch: patch.setattr(source, "_text", lambda record, key: record[key])),
-    Target("questions", json_lines(QUESTIONS), _questions, lambda patch: patch.setattr(questions, "_said", lambda value, field: value)),
+    Target("questions", json_lines(QUESTIONS), _questions, lambda patch: patch.setattr(questions, "read_json", json.loads)),
     Target("passages", json_lines(PASSAGES), _corpus, lambda patch: patch.setattr(corpus, "require_text", _unchecked)),
     Target("index of passages", st.tuples(json_files(IDENTITY), OFFSETS), _identity, lambda patch: patch.setattr(corpus, "checked", _trusts)),
 ]  # fmt: skip

@@ -176,6 +176,11 @@ def _trusts(kind: Any, value: Any) -> Any:
     return value
 
 
+def _beginning(kind: Any, line: Any) -> Any:
+    """As if there were no lines but those of an attempt's beginning."""
+    return attempts._Begin(line["attempt"], line["job"], line["nodes"], line["began"], line["updates_before"])
+
+
 def _open_state(*_: Any, **__: Any) -> Any:
     """As unpickling that lets its own errors out, under a name that no `except Exception` knows."""
     raise KeyboardInterrupt
@@ -188,7 +193,7 @@ TARGETS = [
     ),
     Target(
         "attempts", json_lines(ATTEMPTS), _attempts,
-        lambda patch: patch.setattr(attempts, "checked", _trusts),
+        lambda patch: patch.setattr(attempts, "checked", _beginning),
     ),
     Target("fence", json_files({"attempt": 3, "by": "job 4711 on node7"}), _fence, lambda patch: patch.setattr(fence, "checked", _trusts)),
     Target(
