@@ -15,6 +15,7 @@ from paw_hpc.evaluation.results import EvaluationResult, TypeResult, mean_score
 from paw_hpc.recipe import IN_DOMAIN_SETS
 from paw_hpc.study.report import compare, predictions, verdicts
 from paw_hpc.study.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
+from paw_hpc.study.report.evidence import evidence
 from paw_hpc.study.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.system.storage import check_writable, storage_errors, write_atomically
 
@@ -35,7 +36,7 @@ class Report:
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
-    """Write report.md, report.html and the figures.
+    """Write report.md, report.html and the figures, and where episodes are kept episodes.html.
 
     Args:
         runs: run directories, or folders of them; the arm of the first is what the others are compared with.
@@ -74,6 +75,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, CURVES)]
     if throughput := compare.throughput_table(arms):
         blocks += [Heading("Throughput"), throughput]
+    blocks += evidence(arms, out)
     blocks += [Heading("How to read this"), Bullets((*compare.notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
