@@ -14,8 +14,8 @@ from rich.console import Console
 
 from paw_hpc.build import Machinery, processes_of
 from paw_hpc.envs.base import Task
-from paw_hpc.episodes import record
-from paw_hpc.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.episodes import record
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.panel import evaluate, write
 from paw_hpc.experience import Pool
 from paw_hpc.objective.plan import plan

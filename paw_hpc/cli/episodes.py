@@ -21,17 +21,17 @@ def view(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """A local page of what the agent did, what it expected, and what it was taught."""
-    from paw_hpc.view.library import Library
+    from paw_hpc.study.view.library import Library
 
     library = Library(runs)
     if out is not None:
-        from paw_hpc.view.single import write_page
+        from paw_hpc.study.view.single import write_page
 
         print(write_page(library, out, update))
         return
     if update:
         raise UserError("--update: the served page has all updates; it chooses what --out writes")
-    from paw_hpc.view.server import serve
+    from paw_hpc.study.view.server import serve
 
     serve(library, browser=browser)
 
@@ -53,8 +53,8 @@ def episodes(
     """Kept episodes as text: a line each, and with --group or --grep their steps. Exit status 1: nothing is like that."""
     from rich.console import Console
 
-    from paw_hpc.view import terminal
-    from paw_hpc.view.library import Library
+    from paw_hpc.study.view import terminal
+    from paw_hpc.study.view.library import Library
 
     library = Library([run])
     files = library.files(next(iter(library.runs)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paw_hpc.build import Machinery
-from paw_hpc.episodes.copier import copied
+from paw_hpc.evaluation.episodes.copier import copied
 from paw_hpc.evaluation.results import Prediction
 from paw_hpc.evaluation.statistics import cluster_interval, ratio_interval
 from paw_hpc.experience import Floats, Group, Ids, Pool, Transition

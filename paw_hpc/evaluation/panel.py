@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from paw_hpc.build import Machinery, for_started_processes, processes_of
-from paw_hpc.episodes.folder import EpisodeFolder
-from paw_hpc.episodes.record import Place, Played, evaluation_rows
 from paw_hpc.evaluation.diagnostics import Seen, observe, predictions
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.episodes.record import Place, Played, evaluation_rows
 from paw_hpc.evaluation.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
 from paw_hpc.evaluation.referee import judged
 from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult, Prediction, write_evaluation

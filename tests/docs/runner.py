@@ -15,7 +15,7 @@ import pytest
 import typer.main
 
 from paw_hpc.cli import main as cli
-from paw_hpc.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.referee import judged
 from paw_hpc.recipe import load_recipe, split_panel_name
 from paw_hpc.recipe.doors import BENCHMARKS

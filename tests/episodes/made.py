@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from paw_hpc.episodes import record
-from paw_hpc.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.episodes import record
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
 from paw_hpc.experience import Pool
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.loading import WARM_START

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paw_hpc.episodes import folder
-from paw_hpc.episodes.folder import EpisodeFolder, find, read
-from paw_hpc.episodes.schema import STEP, VERSION_KEY
+from paw_hpc.evaluation.episodes import folder
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder, find, read
+from paw_hpc.evaluation.episodes.schema import STEP, VERSION_KEY
 from paw_hpc.run import fence
 from paw_hpc.system.errors import DataError
 from tests.episodes import made
@@ -112,14 +112,14 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 WRITES = """
-from paw_hpc.episodes.folder import EpisodeFolder, read
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder, read
 rows = read(run / "rows.parquet")
 for number in range(10**6):
     EpisodeFolder(run, 10**9).write_update(number % 50, rows)
 """
 READS = """
 import time
-from paw_hpc.episodes.folder import find, read
+from paw_hpc.evaluation.episodes.folder import find, read
 end, expected, count = time.monotonic() + 2, read(run / "rows.parquet").num_rows, 0
 while time.monotonic() < end or not count:
     for file in find(run):

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from paw_hpc.episodes import record
-from paw_hpc.episodes.schema import STEP, VERSION
-from paw_hpc.episodes.spelling import Speller, pieces
+from paw_hpc.evaluation.episodes import record
+from paw_hpc.evaluation.episodes.schema import STEP, VERSION
+from paw_hpc.evaluation.episodes.spelling import Speller, pieces
 from paw_hpc.experience import OBSERVATION
 from tests.episodes import made
 from tests.factories import random_groups, tiny_recipe

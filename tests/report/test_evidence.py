@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from paw_hpc.episodes.folder import EpisodeFolder
-from paw_hpc.episodes.schema import STEP
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.episodes.schema import STEP
 from paw_hpc.study.report import write_report
 from paw_hpc.study.report.document import Heading, Links, TableBlock, to_html, to_markdown
 from paw_hpc.study.report.evidence import RULE, examples

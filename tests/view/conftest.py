@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from paw_hpc.episodes.folder import EpisodeFolder
-from paw_hpc.episodes.schema import STEP
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
+from paw_hpc.evaluation.episodes.schema import STEP
 from tests.episodes import made
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from paw_hpc.cli.main import app
-from paw_hpc.episodes.copier import copied
-from paw_hpc.episodes.folder import EpisodeFolder, find, read
-from paw_hpc.view.library import Library
-from paw_hpc.view.terminal import clean
+from paw_hpc.evaluation.episodes.copier import copied
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder, find, read
+from paw_hpc.study.view.library import Library
+from paw_hpc.study.view.terminal import clean
 from tests.episodes import made
 from tests.view.conftest import ATTACKS
 
@@ -38,7 +38,7 @@ def test_summaries_are_those_of_the_rows(runs: list[Path]) -> None:
 def test_steps_read_from_any_place_of_a_large_file_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in parts: parts that end within an episode change nothing."""
     whole = made.run_of(tmp_path / "whole", 1)
-    monkeypatch.setattr("paw_hpc.episodes.folder.ROW_GROUP", 3)
+    monkeypatch.setattr("paw_hpc.evaluation.episodes.folder.ROW_GROUP", 3)
     parts = made.run_of(tmp_path / "parts", 1)
     one, other = (Library([run]).file(run.name, "update_000000") for run in (whole, parts))
     assert one.episodes == other.episodes

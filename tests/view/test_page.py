@@ -10,9 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from paw_hpc.view.library import Library
-from paw_hpc.view.server import PageServer
-from paw_hpc.view.single import write_page
+from paw_hpc.study.view.library import Library
+from paw_hpc.study.view.server import PageServer
+from paw_hpc.study.view.single import write_page
 from tests.view.conftest import ATTACKS
 
 WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 360, "height": 740}
@@ -235,7 +235,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     import pyarrow as pa
 
-    from paw_hpc.episodes.folder import EpisodeFolder
+    from paw_hpc.evaluation.episodes.folder import EpisodeFolder
     from tests.episodes import made
 
     run = tmp_path_factory.mktemp("many") / "many"

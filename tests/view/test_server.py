@@ -9,11 +9,11 @@ from urllib.parse import urlencode
 
 import pytest
 
+from paw_hpc.study.view import assets
+from paw_hpc.study.view.library import Library
+from paw_hpc.study.view.server import PageServer
+from paw_hpc.study.view.single import write_page
 from paw_hpc.system.errors import DataError
-from paw_hpc.view import assets
-from paw_hpc.view.library import Library
-from paw_hpc.view.server import PageServer
-from paw_hpc.view.single import write_page
 from tests.view.conftest import ATTACKS
 
 

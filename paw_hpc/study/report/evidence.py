@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from paw_hpc.episodes import folder
+from paw_hpc.evaluation.episodes import folder
 from paw_hpc.study.report.document import Block, Heading, Links, Paragraph, TableBlock
 from paw_hpc.study.report.runs import Arm
-from paw_hpc.view.library import Library
-from paw_hpc.view.single import Place, write_page
-from paw_hpc.view.terminal import clean
+from paw_hpc.study.view.library import Library
+from paw_hpc.study.view.single import Place, write_page
+from paw_hpc.study.view.terminal import clean
 
 MIN_TOKENS = 5
 SHOWN = 3

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from paw_hpc.study.view.library import EpisodeSummary, KeptFile
 from paw_hpc.system.errors import UserError
-from paw_hpc.view.library import EpisodeSummary, KeptFile
 
 OUTCOMES = ("success", "failure")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

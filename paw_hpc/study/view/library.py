@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paw_hpc.episodes import folder
-from paw_hpc.episodes.copier import copied
-from paw_hpc.episodes.folder import EpisodeFile
-from paw_hpc.episodes.spelling import pieces
+from paw_hpc.evaluation.episodes import folder
+from paw_hpc.evaluation.episodes.copier import copied
+from paw_hpc.evaluation.episodes.folder import EpisodeFile
+from paw_hpc.evaluation.episodes.spelling import pieces
 from paw_hpc.system.errors import DataError
 
 SURPRISES = 40

@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from paw_hpc.study.view import assets
+from paw_hpc.study.view.library import EpisodeSummary, Library
 from paw_hpc.system.errors import DataError
 from paw_hpc.system.storage import write_atomically
-from paw_hpc.view import assets
-from paw_hpc.view.library import EpisodeSummary, Library
 
 Place = tuple[str, str, int, int]
 """(run, key of the file, group, member)."""

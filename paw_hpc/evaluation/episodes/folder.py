@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paw_hpc.episodes.schema import VERSION, VERSION_KEY
+from paw_hpc.evaluation.episodes.schema import VERSION, VERSION_KEY
 from paw_hpc.run import fence
 from paw_hpc.system.errors import DataError
 from paw_hpc.system.storage import storage_errors, sync_file, sync_folder

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from paw_hpc.episodes.schema import STEP, VERSION, VERSION_KEY
-from paw_hpc.episodes.spelling import Speller
+from paw_hpc.evaluation.episodes.schema import STEP, VERSION, VERSION_KEY
+from paw_hpc.evaluation.episodes.spelling import Speller
 from paw_hpc.experience import OBSERVATION, Episode, Floats, Group, Ids, Pool, Scores, Transition
 from paw_hpc.objective.plan import Plan
 from paw_hpc.recipe import Recipe

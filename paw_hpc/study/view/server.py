@@ -18,9 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from paw_hpc.study.view import assets
+from paw_hpc.study.view.library import Library
 from paw_hpc.system.errors import DataError
-from paw_hpc.view import assets
-from paw_hpc.view.library import Library
 
 HOST = "127.0.0.1"
 Answer = tuple[str, bytes]
