@@ -6,7 +6,7 @@ import pyarrow as pa
 
 VERSION = 1
 """Of the columns below. It rises when one is renamed, removed or given another meaning; a new column alone leaves it."""
-VERSION_KEY = b"paw_hpc.evaluation.episodes"
+VERSION_KEY = b"paw_hpc.episodes"
 """The version's name in a file's metadata (`paw_hpc.recipe` and `paw_hpc.seed` stand beside it)."""
 
 _IDS, _LOGPS = pa.list_(pa.int32()), pa.list_(pa.float32())
