@@ -5,7 +5,9 @@ Root runs this file as a script, which takes on the identity of nobody; its modu
 
 from __future__ import annotations
 
+import datetime
 import http.client
+import importlib
 import json
 import os
 import re
@@ -25,7 +27,8 @@ PATIENCE_S = 10.0
 
 def somebody_else(job: str, *items: Any) -> list[Any]:
     """The outcome of a job for each item: `call` ([method, url, headers]) -> status, or the name of an error; `read` (path), `connect` (path of a
-    socket) -> whether that is possible; `find` (text) -> processes whose arguments or environment show it."""
+    socket), `store` ([port, name, value] of a store of torch) -> whether that is possible; `find` (text) -> processes whose arguments or
+    environment show it."""
     if os.geteuid() != 0:
         if REQUIRED:
             pytest.fail("PAW_REQUIRE_SECOND_USER is set, but only root can act as another user")
@@ -67,6 +70,15 @@ def connect(path: str) -> bool:
         return True
 
 
+def store(item: tuple[int, str, str]) -> bool:
+    port, name, value = item
+    try:
+        sys.modules["torch.distributed"].TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=1)).set(name, value)
+    except RuntimeError:
+        return False
+    return True
+
+
 def find(text: str) -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -86,9 +98,11 @@ if __name__ == "__main__":
     # What is loaded late else.
     socket.getaddrinfo("127.0.0.1", 80)
     re.compile("idna".encode("idna").decode())
+    job, items = json.load(sys.stdin)
+    if job == "store":
+        importlib.import_module("torch.distributed")
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
-    job, items = json.load(sys.stdin)
     with ThreadPoolExecutor(8) as pool:
-        print(json.dumps(list(pool.map({"call": call, "read": read, "connect": connect, "find": find}[job], items))))
+        print(json.dumps(list(pool.map({"call": call, "read": read, "connect": connect, "find": find, "store": store}[job], items))))

@@ -7,6 +7,7 @@ two, and with the in-process engine, the trainer starts what it plays with; in t
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,17 +92,19 @@ def plan_layout(recipe: Recipe) -> ClusterLayout:
     return ClusterLayout(_shape(recipe, rollout), recipe.cluster.gpus_per_node, trainer, rollout, retriever, own)
 
 
-def port(job_id: int, use: Literal["meeting", "retriever", "server"], index: int = 0) -> int:
-    """A TCP port of a job: the same on every node without asking, different for jobs that run beside each other.
+def port(key: str, use: Literal["meeting", "retriever", "server"], index: int = 0) -> int:
+    """A TCP port of an attempt: the same on every node without asking, and for others not to be guessed. Two attempts on one node may want the same
+    (1 in 500 pairs): the one that finds it taken fails, and its next attempt has others.
 
     Args:
+        key: the attempt's (see keys.py).
         index: of the server on its node; each has two ports, this one and the next.
     """
     first, count = PORTS
     offset = {"meeting": 0, "retriever": 1, "server": 2 + 2 * index}[use]
     if offset >= _PORTS_PER_JOB:
         raise ValueError(f"a job has ports for {(_PORTS_PER_JOB - 2) // 2} servers on a node, not for {index + 1}")
-    return first + job_id % (count // _PORTS_PER_JOB) * _PORTS_PER_JOB + offset
+    return first + int.from_bytes(hashlib.sha256(f"ports {key}".encode()).digest()) % (count // _PORTS_PER_JOB) * _PORTS_PER_JOB + offset
 
 
 def _trainer(recipe: Recipe) -> Role:

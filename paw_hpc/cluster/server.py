@@ -1,7 +1,7 @@
 """One SGLang server of a launched run: `python -m paw_hpc.cluster.server RUN`, started by the supervisor on every rollout node.
 
-Starts the server at the port that the trainer knows from the job's id, and starts it anew when it dies; the trainer's fleet sees that, gives it the
-current weights, and only then uses it. Ends it when standard input closes: the supervisor lets go, or is dead.
+Starts the server at the port that the trainer knows from the attempt's key, and starts it anew when it dies; the trainer's fleet sees that, gives it
+the current weights, and only then uses it. Ends it when standard input closes: the supervisor lets go, or is dead.
 
 SIGTERM is not for servers: when Slurm is about to end the job it sends it to every process, and the trainer, which obeys it by finishing its update,
 still needs them. So all processes of a server have it blocked, and are killed in the end: they hold nothing that is worth saving.
@@ -51,7 +51,7 @@ def main(path: str) -> int:
         return 2
     try:
         for restart in range(recipe.rollout.fleet.max_restarts + 1):
-            status = _serve(launch, place, restart)
+            status = _serve(launch, place, port(key, "server", place.index), restart)
             if status is None:
                 return 0
             print(f"paw: the server on {place.host} ended with status {status} (start {restart + 1})", file=sys.stderr, flush=True)
@@ -63,17 +63,16 @@ def main(path: str) -> int:
 class _Place:
     """Which server this is."""
 
-    def __init__(self, host: str, index: int, rank: int, job: int):
-        self.host, self.index, self.rank, self.job = host, index, rank, job
+    def __init__(self, host: str, index: int, rank: int):
+        self.host, self.index, self.rank = host, index, rank
 
     @classmethod
     def of_environment(cls) -> _Place:
         """From srun, or from the supervisor on a single machine (where every server has its own index)."""
         variables = os.environ
-        job = int(variables["PAW_JOB"])
         if "SLURM_LOCALID" in variables:
-            return cls(variables.get("SLURMD_NODENAME") or socket.gethostname(), int(variables["SLURM_LOCALID"]), int(variables["SLURM_PROCID"]), job)
-        return cls("127.0.0.1", int(variables["RANK"]), int(variables["RANK"]), job)
+            return cls(variables.get("SLURMD_NODENAME") or socket.gethostname(), int(variables["SLURM_LOCALID"]), int(variables["SLURM_PROCID"]))
+        return cls("127.0.0.1", int(variables["RANK"]), int(variables["RANK"]))
 
 
 def _workspace(run: Path, place: _Place) -> Path:
@@ -91,9 +90,9 @@ def _model(recipe: Recipe) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
         return AutoConfig.from_pretrained(initial_folder(recipe, tokenizer, Path(scratch))), tokenizer
 
 
-def _serve(launch: Launch, place: _Place, restart: int) -> int | None:
+def _serve(launch: Launch, place: _Place, first: int, restart: int) -> int | None:
     """One life of the server: its exit status, or None when it was let go."""
-    first, seed = port(place.job, "server", place.index), derive_seed(launch.seed, "server", place.rank, restart)
+    seed = derive_seed(launch.seed, "server", place.rank, restart)
     order = {
         **launch.order(place.host, seed, place.index * launch.gpus, "/dev/stderr"),  # the group's log, by node
         "ports": [first, first + 1],

@@ -67,7 +67,7 @@ class Supervisor:
     Args:
         run: an existing run directory (its recipe.yaml is what runs).
         machine: of the allocation, or this one.
-        job: the allocation's id, from which ports are derived; any number outside of Slurm.
+        job: the allocation's id; any number outside of Slurm.
         python: interpreter of the groups.
     """
 
@@ -78,6 +78,8 @@ class Supervisor:
         self.asked: str | None = None
         """The signal that asked for a stop."""
         self._told = -math.inf
+        self._key = ""
+        """Of the attempt."""
 
     def attempt(self) -> Result:
         """From claim to record; a run that is complete is left alone.
@@ -101,7 +103,8 @@ class Supervisor:
 
     def _guarded(self, number: int, logs: Path) -> Result:
         groups: list[Group] = []
-        write_secret(logs / KEY_FILE, new_key())
+        self._key = new_key()
+        write_secret(logs / KEY_FILE, self._key)
         try:
             for role in reversed(self.layout.roles):  # servers first: they take longest to come up
                 groups.append(self.machine.start(role, self._command(role, number), self._environment(number), logs))
@@ -157,7 +160,7 @@ class Supervisor:
     def _command(self, role: Role, number: int) -> list[str]:
         if role.name == "retriever":
             search, local = self.recipe.env.search, self.machine.hosts[role.first_node] == LOOPBACK
-            where = ["--host", LOOPBACK if local else "0.0.0.0", "--port", str(port(self.job, "retriever")), "--data", search.data]
+            where = ["--host", LOOPBACK if local else "0.0.0.0", "--port", str(port(self._key, "retriever")), "--data", search.data]
             where += ["--key-file", str(self.run / f"attempt_{number}" / KEY_FILE)]
             return [self.python, "-m", "paw_hpc.cli.main", "data", "search", "serve", *([search.index] if search.index else []), *where]
         module = "paw_hpc.cluster.worker" if role.name == "trainer" else "paw_hpc.cluster.server"
@@ -169,14 +172,13 @@ class Supervisor:
             **fence.variable(self.run, number),
             INHERITED_KEY: str(self.run / f"attempt_{number}" / KEY_FILE),
             "MASTER_ADDR": hosts[0],
-            "MASTER_PORT": str(port(self.job, "meeting")),
-            "PAW_JOB": str(self.job),
+            "MASTER_PORT": str(port(self._key, "meeting")),
             "PYTHONUNBUFFERED": "1",
         }
         if (rollout := self.layout.rollout) is not None:
             variables["PAW_SERVERS"] = ",".join(self._servers(rollout))
         if (retriever := self.layout.retriever) is not None:
-            variables[RETRIEVER] = f"http://{hosts[retriever.first_node]}:{port(self.job, 'retriever')}"
+            variables[RETRIEVER] = f"http://{hosts[retriever.first_node]}:{port(self._key, 'retriever')}"
         if self.recipe.cluster.interface:
             variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self.recipe.cluster.interface)
         return variables
@@ -186,7 +188,7 @@ class Supervisor:
         per_node, hosts = rollout.processes_per_node, self.machine.hosts
         together = rollout.nodes > 1 and len({hosts[node] for node in rollout.node_indices}) == 1  # one machine in the place of several nodes
         return [
-            f"http://{hosts[node]}:{port(self.job, 'server', index + per_node * (node - rollout.first_node) if together else index)}"
+            f"http://{hosts[node]}:{port(self._key, 'server', index + per_node * (node - rollout.first_node) if together else index)}"
             for index in range(per_node)
             for node in rollout.node_indices
         ]

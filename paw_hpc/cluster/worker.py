@@ -20,6 +20,7 @@ from paw_hpc.run.metrics import RunDirectory
 from paw_hpc.run.signals import StopRequest
 from paw_hpc.system.distributed import Process
 from paw_hpc.system.errors import UserError
+from paw_hpc.system.meeting import Stranger
 from paw_hpc.system.storage import write_atomically
 
 _RETRIEVER_READY_S = 3600.0
@@ -44,7 +45,7 @@ def main(path: str) -> int:
     except UserError as error:
         text = " ".join(str(error).split())
         print(f"paw: {text}", file=sys.stderr, flush=True)
-        _report(run, text, refused=not isinstance(error, fence.StaleAttempt))
+        _report(run, text, refused=not isinstance(error, fence.StaleAttempt | Stranger))
         return 2
     except Exception as error:
         traceback.print_exc()
@@ -108,7 +109,7 @@ def _explain(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())[:600]
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         port = os.environ.get("MASTER_PORT")
-        return f"port {port} on {socket.gethostname()} is taken by another program; set cluster.environment.MASTER_PORT to a free one ({text})"
+        return f"port {port} on {socket.gethostname()} is taken by another program; the next attempt takes another ({text})"
     return text
 
 

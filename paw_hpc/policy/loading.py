@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _load_pretrained(path: str, dtype: torch.dtype) -> PreTrainedModel:
             raise RecipeError(f"model.path: {folder} holds no weights (no {' or '.join(_WEIGHT_FILES)})")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise RecipeError(f"model.path: '{path}' cannot be loaded as a causal language model: {_first_line(error)}") from None
     model, info = loaded
     if missing := sorted(info["missing_keys"]):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.meeting import meet
 
 T = TypeVar("T")
 _SLURM_PORTS = (20_000, 20_000)
@@ -49,6 +50,7 @@ def joined(*, gpu: bool, timeout_s: float) -> Iterator[Process]:
 
     Raises:
         RecipeError: more processes on this machine than GPUs, or nobody says where to meet.
+        UserError: not all came, or one that is not of this run (see meeting.py).
     """
     process = Process.of_environment()
     if gpu:
@@ -60,9 +62,10 @@ def joined(*, gpu: bool, timeout_s: float) -> Iterator[Process]:
                 f"megatron: {process.local_rank + 1} or more processes on this machine, but torch sees {torch.cuda.device_count()} GPUs"
             )
         torch.cuda.set_device(process.local_rank)
-    store = None if process.processes > 1 else dist.HashStore()
-    if store is None:
+    store: dist.Store = dist.HashStore()
+    if process.processes > 1:
         _set_meeting_point(process)
+        store = meet(process.rank, process.processes, timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",
         store=store,

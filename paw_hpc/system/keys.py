@@ -20,7 +20,7 @@ from paw_hpc.system.storage import storage_errors
 KEY_FILE = ".key"
 """Name of the file with the key of a launched run's attempt, in the attempt's folder."""
 INHERITED_KEY = "PAW_KEY_FILE"
-"""Environment variable: path of the file with the key of the servers that the surrounding job has started."""
+"""Environment variable: path of the file with the key of the surrounding job, which its servers ask for and its processes know each other by."""
 _LONGEST = 4096
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

@@ -12,17 +12,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TextIO
 
-import torch.distributed as dist
+from paw_hpc.system.keys import INHERITED_KEY, KEY_FILE, new_key, write_secret
+from paw_hpc.system.meeting import open_store
 
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 GRACE_S = 10.0
 """How long the other ranks have to end by themselves once one has failed."""
+_PATIENCE_S = 300.0
 _STARTED_HERE = "PAW_STARTED_HERE"
 _PR_SET_PDEATHSIG = 1
 
@@ -40,8 +44,9 @@ class Program:
 
 def run_here(count: int, command: Sequence[str]) -> int:
     """Run a command as `count` ranks, labelled by their number (see `run_together`)."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    return run_together([Program(str(rank), command, _of_rank(rank, count, store.port)) for rank in range(count)])
+    store = open_store("127.0.0.1", 0, _PATIENCE_S)
+    with _key_file() as key_file:
+        return run_together([Program(str(rank), command, _of_rank(rank, count, store.port) | {INHERITED_KEY: key_file}) for rank in range(count)])
 
 
 def run_together(programs: Sequence[Program]) -> int:
@@ -93,6 +98,17 @@ def end_with_parent() -> None:
     """Called by a program that `run_together` may have started: should the process that started it die, it is asked to stop (Linux)."""
     if _STARTED_HERE in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _key_file() -> Iterator[str]:
+    """The file by which the ranks know each other (see meeting.py): the surrounding job's, or one for these ranks alone."""
+    if given := os.environ.get(INHERITED_KEY):
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="paw-ranks-") as folder:
+        write_secret(Path(folder) / KEY_FILE, new_key())
+        yield str(Path(folder) / KEY_FILE)
 
 
 def _of_rank(rank: int, count: int, port: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ import pytest
 from paw_hpc.cluster.layout import PORTS, plan_layout, port
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.system.errors import RecipeError
+from paw_hpc.system.keys import new_key
 
 
 def recipe(cluster: dict[str, Any], rollout: dict[str, Any] | None = None, **sections: Any) -> Recipe:
@@ -84,12 +85,14 @@ def test_what_cannot_be_is_refused_by_its_key(cluster: dict[str, Any], rollout: 
         plan_layout(recipe(cluster, rollout, **sections))
 
 
-def test_ports_of_a_job_are_its_own() -> None:
+def test_ports_of_an_attempt_follow_from_its_key() -> None:
     uses = [("meeting", 0), ("retriever", 0), *(("server", i) for i in range(11))]
-    for job in (1, 499, 4711, 123456):
-        ports = [port(job, use, index) for use, index in uses]  # type: ignore[arg-type]
+    keys = [new_key() for _ in range(100)]
+    for key in keys:
+        ports = [port(key, use, index) for use, index in uses]  # type: ignore[arg-type]
         taken = {p for (use, _), first in zip(uses, ports, strict=True) for p in ((first, first + 1) if use == "server" else (first,))}
         assert len(taken) == 2 + 2 * 11 and all(PORTS[0] <= p < PORTS[0] + PORTS[1] for p in taken)
-        assert not taken & {port(job + 1, use, index) for use, index in uses}  # type: ignore[arg-type]
+    # Anywhere in the range: 100 keys have 90 blocks of 500 on average.
+    assert len({port(key, "meeting") for key in keys}) > 70 and port(keys[0], "meeting") == port(keys[0], "meeting")
     with pytest.raises(ValueError, match="11 servers"):
-        port(1, "server", 11)
+        port("key", "server", 11)

@@ -13,10 +13,12 @@ import pytest
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.layout import port
 from paw_hpc.evaluation.results import read_evaluations
+from paw_hpc.system.keys import KEY_FILE, bearer, read_key
 from tests.cluster.conftest import REPOSITORY
 from tests.cluster.runs import PAW, explain, job_state, paw, processes_naming, recipe, wait_until, write
 from tests.cluster.test_faults import launched
 from tests.cluster.test_supervise import SEARCH
+from tests.second_user import somebody_else
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -73,10 +75,16 @@ def test_a_retriever_on_a_node_of_its_own(testbed: Path, tmp_path: Path) -> None
     with launched(tmp_path, made=recipe(SEARCH, updates=30)) as one:
         with one.held(1):
             [attempt] = attempts.history(one.run)
-            address = f"http://{attempt.nodes[1]}:{port(int(one.job), 'retriever')}"
+            key = read_key(one.run / "attempt_1" / KEY_FILE, "x")
+            address = f"http://{attempt.nodes[1]}:{port(key, 'retriever')}"
             asked = {"queries": ["where was it founded", "who"], "topk": 2, "return_scores": True}
-            found = httpx.post(f"{address}/retrieve", json=asked, timeout=60).json()["result"]
+            found = httpx.post(f"{address}/retrieve", json=asked, headers=bearer(key), timeout=60).json()["result"]
             assert [len(hits) for hits in found] == [2, 2]
+            # Another user of the cluster's network.
+            wanted = [("POST", "/retrieve"), ("GET", "/openapi.json"), ("GET", "/health")]
+            calls = [[method, f"{address}{path}", headers] for headers in ({}, bearer("wrong")) for method, path in wanted]
+            assert somebody_else("call", *calls) == [401, 401, 200] * 2
+            assert somebody_else("find", key) == [[]] and somebody_else("read", str(one.run / "attempt_1" / KEY_FILE)) == [False]
         one.wait_for("COMPLETED")
         assert f"retriever: {address}" in paw("logs", one.run)
         wait_until(lambda: not processes_naming(str(one.run)), explain(one.run), 30.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -54,7 +55,7 @@ class Encoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(settings.path)
             self._model = AutoModel.from_pretrained(settings.path, dtype=torch.float16 if self._device == "cuda" else torch.float32)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pickle.UnpicklingError) as error:  # the last: weights in a .bin file that are more than tensors
             raise DataError(f"encoder {settings.path}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
         self._model.eval().to(self._device)
 

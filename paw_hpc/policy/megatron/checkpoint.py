@@ -44,6 +44,7 @@ from paw_hpc.policy.convert.transfer import raise_together
 from paw_hpc.policy.megatron import states
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
+from paw_hpc.policy.megatron.reading import restricted
 from paw_hpc.policy.megatron.shim import megatron, quiet_imports
 from paw_hpc.policy.megatron.writing import ShardWriter, bytes_to_write
 from paw_hpc.recipe import Recipe
@@ -260,8 +261,6 @@ class _Pending:
 
     def commit(self, files: dict[str, dict[str, Any]]) -> None:
         """Rank 0, when all ranks have written: complete the manifest and rename."""
-        for report in self.temporary.glob(".report-*"):
-            report.unlink()
         for file in sorted(self.temporary.rglob("*")):
             name = str(file.relative_to(self.temporary))
             if file.is_file() and name not in files:
@@ -317,7 +316,7 @@ def verified(path: Path) -> dict[str, Any]:
 def load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What a sharded state dict asks for, from a checkpoint that is whole. Raises CheckpointError where it holds something else."""
     try:
-        with quiet_imports():  # of deprecated parts of PyTorch that it uses
+        with quiet_imports(), restricted():  # quiet: of deprecated parts of PyTorch that it uses
             return dist_checkpointing.load(state, str(path))
     except (Exception, CheckpointException) as error:  # on all ranks
         raise CheckpointError(f"{path}: it does not hold what the run asks for: {_reason(error)}") from error

@@ -2,7 +2,7 @@
 
 Megatron-core's own asynchronous writer starts a manager process and one more process per file on every rank. The first outlives a trainer that is
 killed; when one of the others is killed, its rank waits for ever. Here the planned buckets are written by one forked process (or none), which also
-takes their checksums and reports in a file.
+takes their checksums and reports in a file that has no name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pickle
 import queue
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,7 +41,7 @@ class ShardWriter:
 
     def __init__(self, state: dict[str, Any], folder: Path, rank: int) -> None:
         self._folder, self._rank = folder, rank
-        self._report = _Report(folder / f".report-{rank}")
+        self._report = _Report()
         self._process: Any = None
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
         with quiet_imports(), mock.patch.object(filesystem_async, "_get_write_results_queue", lambda: self._report):
@@ -81,22 +82,33 @@ class ShardWriter:
 
 
 class _Report:
-    """What a writer found, as a file: the library asks for it as if it were a queue."""
+    """What a writer found, as a file: the library asks for it as if it were a queue. Without a name, so that nobody but the forked process, which has
+    it open, can have written what is unpickled here."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # open for as long as this lives
 
     def put(self, outcome: Any, files: dict[str, dict[str, Any]] | None = None) -> None:
-        self.path.write_bytes(pickle.dumps((outcome, files or {})))
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(pickle.dumps((outcome, files or {})))
+        self._file.flush()
 
     def get_nowait(self) -> Any:
         try:
-            return pickle.loads(self.path.read_bytes())[0]
+            return self._read()[0]
         except (OSError, EOFError, pickle.UnpicklingError):
             raise queue.Empty from None
 
     def files(self) -> dict[str, dict[str, Any]]:
-        return pickle.loads(self.path.read_bytes())[1] if self.path.exists() else {}
+        try:
+            return self._read()[1]
+        except EOFError:  # nothing was to be written
+            return {}
+
+    def _read(self) -> Any:
+        self._file.seek(0)
+        return pickle.load(self._file)
 
 
 def _write_alone(trainer: int, *arguments: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
-import os
+import secrets
 import socket
 import threading
 import time
@@ -22,10 +21,10 @@ from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.sglang.client import ServerFault, each
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import Bucket
+from paw_hpc.system.meeting import open_store
 
 POLL_S = 0.001
 LEAVE_TIMEOUT_S = 10.0
-_NUMBERS = itertools.count()
 
 
 class WeightGroup:
@@ -41,11 +40,12 @@ class WeightGroup:
     def __init__(self, loop: EventLoop, servers: Sequence[Server], timeout_s: float):
         self._loop, self._servers, self._timeout_s = loop, list(servers), timeout_s
         self._members = [s.http.url for s in servers]
-        self.name = f"paw-weights-{os.getpid()}-{next(_NUMBERS)}"
+        # Names in the store begin with it: only whom the servers' key has told it can take part.
+        self.name = f"paw-weights-{secrets.token_hex(16)}"
         self.backend = "nccl" if torch.cuda.is_available() and all(s.device == "cuda" for s in servers) else "gloo"
         size, address = 1 + sum(s.ranks for s in servers), address_towards(servers[0].http.url)
         patience = datetime.timedelta(seconds=timeout_s)
-        self._store = dist.TCPStore(address, 0, size, is_master=True, timeout=patience, wait_for_workers=False)
+        self._store = open_store(address, 0, timeout_s)
         joins, offset = [], 1
         for server in servers:
             order = {
