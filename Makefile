@@ -1,6 +1,7 @@
 # Everything a person types. `make run` and `make test` do the set-up themselves; PYTHON picks the interpreter of the environment.
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
+FUZZ_MINUTES ?= 10
 # What `make run` gives to the quickstart: a recipe and overrides, for example QUICKSTART="quickstart-generated updates=2".
 QUICKSTART ?=
 VENV := .venv
@@ -11,7 +12,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm setup-browser setup-pretrained run test test-all test-sglang test-slurm check check-resolution docs clean
+.PHONY: help setup setup-sglang setup-slurm setup-browser setup-pretrained run test test-all fuzz test-sglang test-slurm check check-resolution docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -64,6 +65,9 @@ test: setup check  ## Lint, types and all tests; those of servers and of Slurm a
 
 test-all: setup-sglang setup-slurm setup-browser setup-pretrained  ## The same, and SGLang, Slurm and a browser must be here (root); a pretrained model where it can be had
 	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_BROWSER=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test
+
+fuzz: setup  ## Inputs that are meant to hurt, new ones at every call, for ten minutes (docs/security.md; the suite tries a thousand of each kind)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ_MINUTES)
 
 test-sglang: setup setup-sglang  ## The tests against real SGLang servers (five minutes)
 	PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/rollout

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
-from hypothesis.strategies import SearchStrategy
+from hypothesis.strategies import SearchStrategy, lists
 
 from paw_hpc.system.errors import UserError
 
@@ -28,6 +28,8 @@ MEGABYTES = 256
 LONGEST_LINE = 4000
 ORDINARY, CONTROL = 1000, 400
 """Inputs of each target in the ordinary suite, and at most until a planted fault is found."""
+AT_ONCE = 5
+"""Inputs that hypothesis draws together: what it does around each draw costs more than most inputs."""
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -56,25 +58,26 @@ class Target:
 
     def holds(self) -> None:
         """The same inputs at every call."""
-        self._run(settings(max_examples=self.examples, derandomize=True, database=None, print_blob=False))
+        self._run(settings(max_examples=self.examples // AT_ONCE, derandomize=True, database=None, print_blob=False))
 
     def search(self, examples: int, database: Path) -> None:
         """Inputs that no earlier call has tried; those that failed are kept in a folder and come first at the next call."""
-        self._run(settings(max_examples=examples, database=DirectoryBasedExampleDatabase(database)))
+        self._run(settings(max_examples=examples // AT_ONCE, database=DirectoryBasedExampleDatabase(database)))
 
     def finds_the_planted_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plant(monkeypatch)
         with pytest.raises(self.finds):
-            self._run(settings(max_examples=CONTROL, derandomize=True, database=None, phases=[Phase.generate]))
+            self._run(settings(max_examples=CONTROL // AT_ONCE, derandomize=True, database=None, phases=[Phase.generate]))
 
     def _run(self, chosen: settings) -> None:
         every = settings(chosen, deadline=None, report_multiple_bugs=False, suppress_health_check=list(HealthCheck))
 
-        def tried(found: Any) -> None:
-            self.check(found)
+        def tried(found: list[Any]) -> None:
+            for each in found:
+                self.check(each)
 
         tried.__name__ = tried.__qualname__ = self.name.replace(" ", "_")  # what derandomized inputs are derived from
-        every(given(self.inputs)(tried))()
+        every(given(lists(self.inputs, min_size=AT_ONCE, max_size=AT_ONCE))(tried))()
 
 
 def judged(

@@ -108,7 +108,9 @@ def _shopping(actions: list[str]) -> None:
         assert isinstance(state.observation, str) and 0.0 <= state.score <= 1.0
 
 
-SHOPPING = st.lists(st.integers(0, 12).map(lambda n: f"@{n}") | texts(), min_size=1, max_size=6)
+ANY = st.lists(st.integers(0, 12).map(lambda n: f"@{n}") | texts(), min_size=1, max_size=4)
+SHOPPING = st.builds(lambda before, after: [*before, *after], st.sampled_from(([], ["@0"], ["@0", "@2"], ["@0", "@2", "@6"])), ANY)
+"""From the start, from results, from the product's page, and with an option chosen."""
 
 
 def _protocol(text: str) -> None:
@@ -116,21 +118,6 @@ def _protocol(text: str) -> None:
         judged(function, text, seconds=SHORT)
     shown = judged(protocol.harmless, text, seconds=SHORT).lower()
     assert not any(f"<{slash}{tag}>" in shown for tag in ("search", "answer", "information", "think") for slash in ("", "/")), "a tag is left"
-
-
-OLD_THOUGHT = re.compile(r"<think>.*?</think>|<action>(.*?)</action>", re.DOTALL)
-OLD_TAG = re.compile(r"<(\s*/?\s*(?:think|search|answer|information)\s*/?\s*)>", re.IGNORECASE)
-
-
-def _old_only_action(response: str, opened: bool = False) -> tuple[str | None, bool]:
-    """As it was: from every `<think>` to the end of the text, once for each."""
-    found = [match[1] for match in OLD_THOUGHT.finditer("<think>" + response if opened else response)]
-    actions = [action for action in found if action is not None]
-    return (actions[0] if len(actions) == 1 else None), None in found
-
-
-def _old_harmless(text: str) -> str:
-    return OLD_TAG.sub(lambda match: f"({match[1].strip()})", text)
 
 
 def _break_views(patch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ TARGETS = [
     ),
     Target(
         "manifest", json_files(_MADE[1]), _manifest,
-        lambda patch: patch.setattr(checkpoint_folder, "checked", _trusts),
+        lambda patch: patch.setattr(checkpoint_folder, "read_json", json.loads),
     ),
     Target(
         "state of a checkpoint", damaged(st.just((_MADE[0] / "state.pt").read_bytes())), _state,
