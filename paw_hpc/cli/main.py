@@ -45,7 +45,7 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where the run is
 
 
 def main() -> None:
-    """Entry point. A UserError becomes one line on standard error and exit status 2; Ctrl-C ends with 130."""
+    """Entry point. A UserError, and a file that may not be used, become one line on standard error and exit status 2; Ctrl-C ends with 130."""
     # lastResort writes warnings to whatever standard error is at that moment, which is the progress bar's while it runs.
     if logging.lastResort is not None:
         logging.getLogger().addHandler(logging.lastResort)
@@ -58,6 +58,10 @@ def main() -> None:
         if told is None:
             raise
         _refuse(told)
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        _refuse(UserError(f"{error.filename}: you may not use this (permission denied); ask its owner, or name another place"))
     except KeyboardInterrupt:
         sys.exit(130)
 

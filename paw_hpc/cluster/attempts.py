@@ -155,7 +155,7 @@ def _append(run: Path, line: dict[str, Any]) -> None:
     path = folder(run) / "attempts.jsonl"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)  # less the umask
         try:
             os.write(descriptor, json.dumps(line).encode() + b"\n")
             os.fsync(descriptor)

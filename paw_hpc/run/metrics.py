@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -41,6 +42,8 @@ from paw_hpc.run.event_file import EventFile
 from paw_hpc.system.errors import CheckpointError, DataError, RecipeError
 from paw_hpc.system.outside import read_json
 from paw_hpc.system.storage import append, storage_errors, write_atomically
+
+_log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -95,6 +98,8 @@ class RunDirectory:
             raise CheckpointError(f"{self.path}: the folder is not empty and not a run directory; give a new one")
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.path.stat().st_mode & stat.S_IWOTH:
+                _log.warning("%s: every user of this machine may write here, and so decide what this run does; run chmod o-w on it", self.path)
             inherited = fence.inherit(self.path)
             self._take_lock(insist=inherited is None)
             changes.record(self.path, made)
@@ -153,7 +158,7 @@ class RunDirectory:
         # does not insist: who holds the lock is an earlier attempt, on a node that was cut off.
         if self._lock is not None:
             os.close(self._lock)
-        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)  # less the umask: a run may be its group's
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,15 +58,15 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         DataError: the folder is not writable or the disk is full.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with open(temporary, "xb") as file:  # not through tempfile, whose files are for their owner alone whatever the umask
             try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
+                os.replace(temporary, path)
             except BaseException:
-                Path(file.name).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); free some space or set PAW_CACHE to another folder") from error
