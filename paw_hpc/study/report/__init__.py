@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,7 +15,9 @@ from rich.table import Table
 from paw_hpc.evaluation.results import EvaluationResult, TypeResult, mean_score
 from paw_hpc.recipe import IN_DOMAIN_SETS
 from paw_hpc.study.report import compare, predictions, verdicts
+from paw_hpc.study.report.data import arms_data, differences_data
 from paw_hpc.study.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
+from paw_hpc.study.report.evidence import evidence
 from paw_hpc.study.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.system.storage import check_writable, storage_errors, write_atomically
 
@@ -32,10 +35,12 @@ class Report:
     html: Path
     figures: tuple[Path, ...]
     blocks: tuple[Block, ...]
+    data: dict[str, Any]
+    """`arms` and `differences`, in numbers (see data.py)."""
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
-    """Write report.md, report.html and the figures.
+    """Write report.md, report.html and the figures, and where episodes are kept episodes.html.
 
     Args:
         runs: run directories, or folders of them; the arm of the first is what the others are compared with.
@@ -74,11 +79,13 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, CURVES)]
     if throughput := compare.throughput_table(arms):
         blocks += [Heading("Throughput"), throughput]
+    blocks += evidence(arms, out)
     blocks += [Heading("How to read this"), Bullets((*compare.notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
     write_atomically(html, to_html("paw report", blocks))
-    return Report(markdown, html, (curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks))
+    data = {"arms": arms_data(arms), "differences": differences_data(arms, keys)}
+    return Report(markdown, html, (curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks), data)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,13 @@ class TableBlock:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    outside: bool = False
+    """Cells hold text of environments and models, which no reader may take for markup."""
 
     def turned(self) -> TableBlock:
         """Rows as columns."""
         first, *rest = zip(self.header, *self.rows, strict=True)
-        return TableBlock(self.title, tuple(first), tuple(map(tuple, rest)))
+        return TableBlock(self.title, tuple(first), tuple(map(tuple, rest)), self.outside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,15 @@ class Figure:
     caption: str
 
 
-Block = Heading | Paragraph | Bullets | TableBlock | Figure
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A list of links to files beside the report."""
+
+    items: tuple[tuple[str, str], ...]
+    """(title, address)."""
+
+
+Block = Heading | Paragraph | Bullets | TableBlock | Figure | Links
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -68,7 +79,12 @@ def _markdown(block: Block) -> str:
             return text
         case Bullets(items):
             return "\n".join(f"- {item}" for item in items)
-        case TableBlock(title, header, rows):
+        case Links(items):
+            return "\n".join(f"- [{_MARKUP.sub(_BACKSLASH, title)}]({address})" for title, address in items)
+        case TableBlock(title, header, rows, outside):
+            if outside:
+                rows = tuple(tuple(_MARKUP.sub(_BACKSLASH, cell) for cell in row) for row in rows)
+                return _markdown(TableBlock(title, header, rows)).replace("\\\\|", "\\|")
             lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
             return f"**{title}**\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         case Figure(path, caption):
@@ -83,6 +99,9 @@ def _html(block: Block) -> str:
             return f"<p>{html.escape(text)}</p>"
         case Bullets(items):
             return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+        case Links(items):
+            links = (f'<li><a href="{html.escape(address)}">{html.escape(title)}</a></li>' for title, address in items)
+            return "<ul>" + "".join(links) + "</ul>"
         case TableBlock(title, header, rows):
             top = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
             lines = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
@@ -93,6 +112,9 @@ def _html(block: Block) -> str:
             return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
+_MARKUP = re.compile(r"[\\`*_{}\[\]()#+.!<>~&-]")
+"""What Markdown may take for markup; `|` is escaped in every table."""
+_BACKSLASH = r"\\\g<0>"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1150px; margin: 2rem auto; padding: 0 1rem }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 .6rem } .wide { overflow-x: auto }
