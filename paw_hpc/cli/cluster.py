@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from paw_hpc.cli.plain import Json, print_json
 from paw_hpc.system.errors import RecipeError, UserError
 
 app = typer.Typer()
@@ -102,25 +103,34 @@ def launch(
 
 
 @app.command()
-def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Words = None) -> None:
+def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Words = None, as_json: Json = False) -> None:
     """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot fit. Of a sweep: a line per run."""
     from paw_hpc.cluster.overview import overview_lines
-    from paw_hpc.cluster.plan import make_plan, print_plan
+    from paw_hpc.cluster.plan import make_plan, plan_data, print_plan
     from paw_hpc.study.sweep import is_sweep, load_sweep
 
+    planned = []
     paths, overrides = _split(arguments)
     for path in paths:
         if not is_sweep(path):
-            print_plan(make_plan(_Wanted(path, overrides).recipe()))
+            one_plan = make_plan(_Wanted(path, overrides).recipe())
+            planned.append(plan_data(one_plan, len(_seeds(seeds)) if seeds is not None else 1))
+            if not as_json:
+                print_plan(one_plan)
             continue
         sweep, count = load_sweep(path, words or ()), len(_seeds(seeds)) if seeds is not None else None
         plans = [make_plan(_Wanted(one.base, overrides, one.changes).recipe()) for one in _chosen(path, sweep, only)]
-        print("\n".join(overview_lines(sweep.name, plans, count or len(sweep.seeds))))
+        planned += [plan_data(one, count or len(sweep.seeds)) for one in plans]
+        if not as_json:
+            print("\n".join(overview_lines(sweep.name, plans, count or len(sweep.seeds))))
+    if as_json:
+        print_json({"runs": planned})
 
 
 @app.command()
 def status(
     runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run directories, or folders of them. Default: runs.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Launched runs: job, state, progress, attempts, and why the last one ended."""
     from rich.console import Console
@@ -132,7 +142,10 @@ def status(
     table = Table(box=None, pad_edge=False)
     for column in ("run", "job", "state", "nodes", "updates (saved)", "attempts", "note"):
         table.add_column(column, overflow="fold")
-    for row in status_of(find_runs(runs or [Path("runs")]), complain=lambda said: typer.echo(f"paw: {said}", err=True)):
+    rows = status_of(find_runs(runs or [Path("runs")]), complain=lambda said: typer.echo(f"paw: {said}", err=True))
+    if as_json:
+        return print_json({"runs": rows})
+    for row in rows:
         progress = f"{row.played}/{row.wanted} ({row.saved})"
         table.add_row(*map(escape, (str(row.run), row.job, row.state, row.nodes, progress, str(row.attempts), row.note)))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -16,6 +16,7 @@ from paw_hpc.cli.cluster import OVERRIDE, Change
 from paw_hpc.cli.cluster import app as cluster
 from paw_hpc.cli.episodes import app as episodes
 from paw_hpc.cli.model import add_model
+from paw_hpc.cli.plain import Json, print_json
 from paw_hpc.cli.prompt import add_prompt
 from paw_hpc.cli.recipes import app as recipes
 from paw_hpc.cli.search import app as search
@@ -139,26 +140,30 @@ def evaluate(
     benchmark: Annotated[
         str | None, typer.Option(help="Whose protocol: alfworld, webshop or search. Default: the target's, else the one with this panel.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Play a whole fixed panel; success with its interval, per task type."""
     if temperature is not None and not math.isfinite(temperature):
         raise UserError(f"--temperature {temperature}: a finite number, at least 0")
     from paw_hpc.evaluation import panel as evaluation
     from paw_hpc.study.report import print_evaluation
+    from paw_hpc.study.report.data import evaluation_data
 
-    print_evaluation(
-        evaluation.evaluate_path(
-            target,
-            panel=panel,
-            repeats=repeats,
-            temperature=temperature,
-            workers=workers,
-            out=out,
-            protocol=protocol,
-            benchmark=benchmark,
-            overrides=overrides or (),
-        )
+    found = evaluation.evaluate_path(
+        target,
+        panel=panel,
+        repeats=repeats,
+        temperature=temperature,
+        workers=workers,
+        out=out,
+        protocol=protocol,
+        benchmark=benchmark,
+        overrides=overrides or (),
     )
+    if as_json:
+        print_json(evaluation_data(found))
+    else:
+        print_evaluation(found)
 
 
 @app.command()
@@ -170,11 +175,16 @@ def report(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: RUN/report of one run, ./report of several.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Tables beside the paper's and learning curves, from run directories alone."""
     from paw_hpc.study.report import print_report, write_report
 
-    print_report(write_report(runs, out))
+    written = write_report(runs, out)
+    if as_json:
+        print_json({"markdown": written.markdown, "html": written.html, "figures": written.figures} | written.data)
+    else:
+        print_report(written)
 
 
 @app.command()

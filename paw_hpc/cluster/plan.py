@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
 
@@ -85,6 +86,29 @@ def plan_lines(plan: Plan) -> list[str]:
         f" + train {t.train_s:.0f}, publish {t.publish_s:.1f}; {recipe.updates} updates in {t.update_s * recipe.updates / 3600:.1f} h"
     )
     return lines + [f"  assumed: {line}" for line in plan.assumptions.lines()]
+
+
+def plan_data(plan: Plan, seeds: int) -> dict[str, Any]:
+    """The same in numbers, for programs: bytes of one GPU (or process), seconds, GPU hours of one run; null where nothing is known.
+
+    Args:
+        seeds: as many runs are asked for.
+    """
+    recipe, layout, time = plan.recipe, plan.layout, plan.time
+    memory = {"trainer": plan.trainer, "server": plan.server}
+    return {
+        "name": recipe.name,
+        "seeds": seeds,
+        "updates": recipe.updates,
+        "parameters": None if plan.model is None else parameters(plan.model),
+        "nodes": [layout.node(index) for index in range(layout.nodes)],
+        "gpus_per_node": layout.gpus_per_node,
+        "gpu": recipe.cluster.gpu if layout.gpus_per_node else None,
+        "memory_bytes": {name: None if part is None else asdict(part) | {"total": part.total} for name, part in memory.items()},
+        "estimated": None if time is None else asdict(time) | {"update_s": time.update_s},
+        "gpu_hours": None if time is None else layout.gpus * time.update_s * recipe.updates / 3600,
+        "assumed": plan.assumptions.lines() if time is not None else [],
+    }
 
 
 def _memory(plan: Plan) -> list[str]:

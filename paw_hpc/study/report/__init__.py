@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +15,7 @@ from rich.table import Table
 from paw_hpc.evaluation.results import EvaluationResult, TypeResult, mean_score
 from paw_hpc.recipe import IN_DOMAIN_SETS
 from paw_hpc.study.report import compare, predictions, verdicts
+from paw_hpc.study.report.data import arms_data, differences_data
 from paw_hpc.study.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
 from paw_hpc.study.report.evidence import evidence
 from paw_hpc.study.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
@@ -33,6 +35,8 @@ class Report:
     html: Path
     figures: tuple[Path, ...]
     blocks: tuple[Block, ...]
+    data: dict[str, Any]
+    """`arms` and `differences`, in numbers (see data.py)."""
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
@@ -80,7 +84,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
     write_atomically(html, to_html("paw report", blocks))
-    return Report(markdown, html, (curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks))
+    data = {"arms": arms_data(arms), "differences": differences_data(arms, keys)}
+    return Report(markdown, html, (curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks), data)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -2,8 +2,8 @@
 
 The rule: of a run's newest evaluation whose kept episodes say how probable next observations were (of its newest update where no evaluation does),
 the steps after the first of an episode, with at least `MIN_TOKENS` tokens, that a copier of the previous observation does not get right as a whole.
-Nats per token order them; the same text counts once. Learnt: the fall of the nats per token from the oldest such file to the newest, over the steps
-in which prompt, action and next observation are the same in both.
+Nats per token order them; the same text counts once. Learnt: the fall of the nats per token from the oldest such file to the newest, over steps in
+which prompt, action and next observation are the same in both.
 """
 
 from __future__ import annotations
