@@ -12,7 +12,7 @@ SGLANG_STAMP := $(SGLANG_VENV)/.setup-stamp
 # Large pages for the buffers of torch: fewer page faults in training on a CPU.
 CPU_THREADS := OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=1 THP_MEM_ALLOC_ENABLE=1
 
-.PHONY: help setup setup-sglang setup-slurm setup-browser setup-pretrained run test test-all fuzz test-sglang test-slurm check check-resolution docs clean
+.PHONY: help setup setup-sglang setup-slurm setup-browser setup-pretrained run test test-all fuzz test-sglang test-slurm check audit check-resolution docs clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -75,11 +75,15 @@ test-sglang: setup setup-sglang  ## The tests against real SGLang servers (five 
 test-slurm: setup setup-slurm setup-sglang  ## The tests on a real Slurm of virtual nodes (root; ten minutes, most of it waiting)
 	PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SGLANG=1 $(BIN)/python -m pytest tests/cluster
 
-check: setup  ## Lint and types only
+check: setup  ## Lint and types, and a word on known vulnerabilities of what is pinned
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python .ci/audit.py
+
+audit: setup  ## Known vulnerabilities of what is pinned, where advisories can be reached (STRICT=--strict: fail on any)
+	$(BIN)/python .ci/audit.py $(STRICT)
 
 check-resolution: setup  ## That the plain package index has what setup asks for, on every supported Python (seconds; installs nothing)
 	PAW_REQUIRE_INDEX=1 $(BIN)/python -m pytest -rs tests/test_resolution.py

@@ -22,6 +22,7 @@ from tests.cluster.test_faults import launched
 from tests.cluster.test_whole_job import SGLANG
 from tests.cluster.test_whole_job import sglang as sglang
 from tests.envs.search.conftest import bm25_folder as bm25_folder
+from tests.envs.search.conftest import corpus as corpus
 from tests.envs.search.servers import free_port
 from tests.rollout.test_closed import OPEN, REFUSED, routes, tried
 from tests.second_user import somebody_else
