@@ -68,7 +68,7 @@ def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None 
                 raise CheckpointError(f"{directory}: {lost}; restore them from a copy, or begin anew with --fresh, which sets this run aside")
             distributed.on_main(lambda: begin_changes(directory, start))
             distributed.on_main(lambda: _episodes(run, recipe).begin(start))
-            with _writer(run, start) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
+            with _writer(run, start, recipe) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
                 progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
                 return _Loop(run, recipe, machinery, writer, progress, stop).run_from(start)
 
@@ -94,9 +94,9 @@ def _episodes(run: RunDirectory, recipe: Recipe) -> EpisodeFolder:
     return EpisodeFolder(run.path, recipe.episodes.max_megabytes * 10**6)
 
 
-def _writer(run: RunDirectory, start: int) -> AbstractContextManager[MetricsWriter | None]:
+def _writer(run: RunDirectory, start: int, recipe: Recipe) -> AbstractContextManager[MetricsWriter | None]:
     """Metrics are the same on every rank; one writes them."""
-    return MetricsWriter(run, start) if distributed.is_main() else nullcontext()
+    return MetricsWriter(run, start, recipe) if distributed.is_main() else nullcontext()
 
 
 def _console() -> Console | None:
@@ -156,6 +156,9 @@ class _Loop:
         if not distributed.is_main():
             return {}
         rows = record.training_rows(played, self.recipe, self.machinery.policy.tokenizer)
+        if self.writer is not None and played.number + 1 == self.recipe.updates:
+            for tracker in self.writer.trackers:
+                tracker.table("episodes", record.excerpt(rows))
         return _episodes(self.run, self.recipe).write_update(played.number, rows)
 
     def _stopped(self, done: int, asked: str) -> Outcome:

@@ -20,6 +20,9 @@ PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 """The two set-ups, whole, that are shipped for every benchmark as recipes/BENCHMARK/PROTOCOL.yaml."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
 class EvalSection(Section):
     """Evaluation while training, on a fixed panel."""
 
@@ -70,6 +73,8 @@ class Recipe(Section):
     plugins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Python files, or modules, whose import brings algorithms, benchmarks and the like of somebody else (see docs/extending.md). Files are kept with
     their whole path: every node reads them there."""
+    tracking: tuple[TrackerName, ...] = ("tensorboard",)
+    """Who gets the metrics beside metrics.jsonl; all but TensorBoard are packages of their own (extras of the same names)."""
     threads: PositiveInt | None = None
     """Torch threads of the trainer; none: torch's own choice."""
     env: EnvSection = EnvSection()

@@ -23,6 +23,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "protocol",
         "plugins",  # what they bring is named by other keys
         "updates",  # unless a schedule runs over them: see `_is_schedule`
+        "tracking",
         "threads",
         "env.workers",
         "env.step_timeout_s",

@@ -37,7 +37,7 @@ from typing import Any, Self
 from paw_hpc import __version__
 from paw_hpc.recipe import Recipe, dump_recipe, load_recipe
 from paw_hpc.recipe.resume import Difference
-from paw_hpc.run import changes, fence
+from paw_hpc.run import changes, fence, trackers
 from paw_hpc.run.event_file import EventFile
 from paw_hpc.system.errors import CheckpointError, DataError, RecipeError
 from paw_hpc.system.outside import read_json
@@ -196,6 +196,7 @@ class MetricsWriter:
     Args:
         start: the first update to come (the number of updates that are done). Lines of this update and later ones, left by an attempt that got
             further than its last checkpoint, are dropped first, so that a killed and resumed run has the stream of an uninterrupted one.
+        recipe: says by `tracking` who else gets them; none: TensorBoard.
 
     Raises:
         StorageError: full disk; the lines before stay whole.
@@ -203,7 +204,7 @@ class MetricsWriter:
         DataError: metrics.jsonl is damaged before its last line.
     """
 
-    def __init__(self, run: RunDirectory, start: int = 0) -> None:
+    def __init__(self, run: RunDirectory, start: int = 0, recipe: Recipe | None = None) -> None:
         self.path = run.metrics_path
         if self.path.exists():
             kept = [line for line, record in _records(self.path) if record["update"] < start]
@@ -211,7 +212,8 @@ class MetricsWriter:
             write_atomically(self.path, "".join(line + "\n" for line in kept))
         with storage_errors(self.path):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-            self._tensorboard = EventFile(run.tensorboard, start)
+            self._tensorboard = EventFile(run.tensorboard, start) if recipe is None or "tensorboard" in recipe.tracking else None
+        self.trackers = [] if recipe is None else trackers.start(trackers.Tracked(run.path, recipe))
 
     def write(self, update: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one update. Values that are not finite are written as null."""
@@ -220,12 +222,18 @@ class MetricsWriter:
         line = json.dumps({"update": update} | {k: v if math.isfinite(v) else None for k, v in values.items()}, allow_nan=False)
         with storage_errors(self.path):
             append(self._file, line.encode() + b"\n", durable=True)
-            self._tensorboard.write(update, values)
+            if self._tensorboard is not None:
+                self._tensorboard.write(update, values)
+        for tracker in self.trackers:
+            tracker.write(update, values)
 
     def close(self) -> None:
-        """Close both files. Nothing is pending: every line is already durable."""
+        """Close both files, for which nothing is pending: every line is already durable; and the trackers, whose rest is waited for."""
         self._file.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def __enter__(self) -> Self:
         return self

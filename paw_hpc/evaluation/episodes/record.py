@@ -82,6 +82,14 @@ def training_rows(update: Update, recipe: Recipe, tokenizer: PreTrainedTokenizer
     return _table(rows, recipe)
 
 
+def excerpt(rows: pa.Table, episodes: int = 4) -> list[dict[str, Any]]:
+    """A few episodes of kept rows, in the columns that a person reads."""
+    columns = ["update", "group", "member", "step", "task_id", "action", "observation", "valid", "reward", "advantage", "selected", "success"]
+    listed = rows.select(columns).to_pylist()
+    first = list(dict.fromkeys((row["group"], row["member"]) for row in listed))[:episodes]
+    return [row for row in listed if (row["group"], row["member"]) in first]
+
+
 def evaluation_rows(played: Played, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
     """All steps of an evaluation (schema.STEP), in the order of tasks, repeats, steps; without the episodes that the environment broke."""
     speller, rows = Speller(tokenizer), []
