@@ -136,14 +136,15 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     track(tmp_path / "run", "wandb", caplog)
-    files = list((tmp_path / "run" / "wandb").rglob("*.wandb"))
-    assert len(files) == 2 and all(b"train/success" in file.read_bytes() for file in files)
+    assert len(list((tmp_path / "run" / "wandb").rglob("offline-run-*/*.wandb"))) == 2
+    summaries = [json.loads(path.read_text()) for path in sorted((tmp_path / "run" / "wandb").rglob("wandb-summary.json"))]
+    assert [(each["update"], each["train/success"]) for each in summaries] == [(2, 0.2), (3, 0.3)]
     assert list((tmp_path / "run" / "wandb").rglob("episodes*.table.json"))
 
 
 def test_trackio_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
     pytest.importorskip("trackio", reason="trackio is not installed")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     track(tmp_path / "run", "trackio", caplog)
     [database] = (tmp_path / "trackio").rglob("*.db")
     with sqlite3.connect(database) as opened:
