@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from paw_hpc.evaluation.episodes.record import excerpt
 
+from paw_hpc.evaluation.episodes.record import excerpt
 from paw_hpc.run import trackers
 from paw_hpc.run.metrics import MetricsWriter, RunDirectory, read_metrics
 from paw_hpc.run.trackers import Guarded, Rows, Tracked
