@@ -5,10 +5,11 @@
     python -m benchmarks.load soak [--episodes 10000] [--benchmarks search webshop alfworld]
 
 `hostile`: a server with a key answers a run's turns (or searches), first in peace, then while a process of its own sends it requests without the
-key and with a wrong one, each on a connection of its own, as many per second as asked for or as the machine lets it. What counts is whether a turn
-was lost, and how much slower they were. `retriever`: the paper's update has 1,280 episodes; so many clients ask at once, without pause, a query each. The
-dense index is of a small encoder with random weights: its speed is real, its answers are not. `soak`: episodes in one process, groups of eight, one
-after the other; memory, descriptors and processes at each tenth, between two groups. Servers, attackers and clients share the machine.
+key and with a wrong one, each on a connection of its own, as many per second as asked for or as the machine lets it. What counts is whether a
+turn was lost, and how much slower they were. `retriever`: the paper's update has 1,280 episodes; so many clients ask at once, without pause, a
+query each. The dense index is of a small encoder with random weights: its speed is real, its answers are not. `soak`: episodes in one process,
+groups of eight, one after the other; memory, descriptors and processes at each tenth, between two groups. Servers, attackers and clients share
+the machine.
 """
 
 from __future__ import annotations

@@ -188,5 +188,6 @@ def _is_schedule(flat: Mapping[str, Any]) -> bool:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        section = isinstance(value, Mapping) and key != "options"  # which are one key: what is in them, a plugin alone knows
+        out |= _flat(value, f"{prefix}{key}.") if section else {prefix + key: value}
     return out
