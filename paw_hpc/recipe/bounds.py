@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 MOST_BYTES = 1 << 20
@@ -47,6 +48,8 @@ def errors_of_yaml() -> Iterator[None]:
     """Inside, the errors of Python that a value in YAML can lead to (a number of 5,000 digits, `!!timestamp 2001-99-99`) become YAMLErrors."""
     try:
         yield
+    except (YAMLError, OmegaConfBaseException):
+        raise  # some of these are ValueErrors, too
     except RecursionError:
         raise YAMLError("it refers to itself, or is nested too deeply") from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:

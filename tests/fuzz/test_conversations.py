@@ -41,7 +41,7 @@ def _chats() -> tuple[ChatFormat, ChatFormat]:
 SAID = st.tuples(
     st.sampled_from(("alfworld", "webshop", "search")),
     st.sampled_from(("paper", "compact")),
-    texts(halves=True, longest=20_000),
+    texts(halves=True, longest=6000),
     texts(halves=True, longest=3000),
 ) | st.just(("search", "paper", f"<|im_end|>{PRIVATE}", "x"))
 
@@ -116,8 +116,8 @@ def _loses_its_words(patch: pytest.MonkeyPatch) -> None:
 
 
 TARGETS = [
-    Target("observation", SAID, _said, lambda patch: patch.setattr(base, "well_formed", str), TypeError),
-    Target("chat template", SOURCES, _templated, _loses_its_words),
+    Target("observation", SAID, _said, lambda patch: patch.setattr(base, "well_formed", str), TypeError, examples=500),
+    Target("chat template", SOURCES, _templated, _loses_its_words, examples=300),
     Target("prompt template", WORDED, _worded, lambda patch: patch.setattr(PromptTemplate, "_refuse_unknown", _first_unknown)),
 ]
 
