@@ -70,7 +70,7 @@ def _benchmark(name: str) -> tuple[Any, Any]:
     from paw_hpc.recipe import EnvSection
 
     own: dict[str, Any] = {"search": {"search": {"data": "generated"}}, "webshop": {"webshop": {"catalogue": "generated"}}}.get(
-        name, {"games": "generated", "train_games": 40, "workers": 1}
+        name, {"train_games": 40, "workers": 1}
     )
     bench = make_benchmark(EnvSection(name=name, **own))  # type: ignore[arg-type]
     return bench, bench.tasks("train")
