@@ -5,6 +5,7 @@ And without a GPU the Triton kernels run in Triton's interpreter, which must be 
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ if not Path("/dev/nvidiactl").exists():
 import pytest
 import torch
 
+from paw_hpc.recipe.doors import ALGORITHMS, BENCHMARKS, ENGINES, LAUNCHERS, WORLD_MODEL_LOSSES
 from tests import beside
 
 pytest_plugins = ["pytester"]
@@ -33,3 +35,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if wrong := beside.unmarked_skip(item, report):
         report.outcome, report.longrepr = "failed", wrong
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_of_another_test() -> Iterator[None]:
+    """What a plugin brings is a process's own: the next test begins without it."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("paw_plugin_")]:
+        del sys.modules[name]
+        for door in (ALGORITHMS, BENCHMARKS, ENGINES, LAUNCHERS, WORLD_MODEL_LOSSES):
+            door.forget()

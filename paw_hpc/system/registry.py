@@ -52,6 +52,10 @@ class Registry(Generic[Entry]):
         self._added[name] = self._checked(name, entry)
         return entry
 
+    def forget(self) -> None:
+        """Take back what was added."""
+        self._added.clear()
+
     def find(self, name: str) -> Entry:
         """The entry of a name.
 
