@@ -27,9 +27,9 @@ ATTACKS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for all tests; each takes a context of its own."""
+    """One Chromium for the tests of a module; each takes a context of its own. It ends with them: while it is there, an event loop runs in this thread."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
