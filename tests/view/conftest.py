@@ -29,7 +29,7 @@ ATTACKS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for the tests of a module; each takes a context of its own. It ends with them: while it is there, an event loop runs in this thread."""
+    """One Chromium for the tests of a module; each takes a context of its own. While it is there, an event loop runs in this thread."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
