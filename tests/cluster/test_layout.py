@@ -70,7 +70,7 @@ def test_a_retriever_gets_the_last_node() -> None:
         ({"gpus_per_node": 8}, {}, {"megatron": {"tensor_parallel": 2, "data_parallel": 8}}, "megatron.data_parallel: 8"),
         ({"trainer_nodes": 2, "gpus_per_node": 2}, {}, {"megatron": {"tensor_parallel": 4}}, "span nodes of 2 GPUs"),
         ({"trainer_nodes": 2}, {}, {"policy": {"backend": "huggingface"}}, "trains in one process"),
-        ({"rollout_nodes": 1}, {}, {}, "rollout.engine=local plays in the trainer"),
+        ({"rollout_nodes": 1}, {}, {}, "rollout.engine=local starts no servers"),
         ({"gpus_per_node": 8}, SGLANG, {}, "leave 0 of 8"),
         ({"gpus_per_node": 8, "trainer_gpus": 4}, {}, {}, "leaves the other GPUs idle"),
         ({"gpus_per_node": 8, "rollout_nodes": 1, "servers_per_node": 5}, {"engine": "sglang", "fleet": {"tensor_parallel": 2}}, {}, "at most 4"),
