@@ -81,7 +81,7 @@ class Engine:
     """Who samples the responses (`rollout.engine`)."""
 
     make: Callable[..., Any]
-    """(`paw_hpc.build.Parts`) -> `paw_hpc.build.Played`: the engine of this process, or none, and what brings it new weights."""
+    """(`paw_hpc.rollout.playing.Parts`) -> `paw_hpc.rollout.playing.Playing`: the engine of this process, or none, and what brings it new weights."""
     own_weights: bool = False
     """It samples with the trainer's own tensors: its log-probs are the trainer's, and nothing plays while the trainer works."""
     starts_servers: bool = False

@@ -41,7 +41,7 @@ class Registry(Generic[Entry]):
         return tuple(dict.fromkeys([*self._own, *self._added, *self._installed]))
 
     def add(self, name: str, entry: Entry) -> Entry:
-        """Bring an entry, from a module that is being loaded. The same name may be brought again by the same module.
+        """Bring an entry, from a module that is being loaded. It takes the place of one that was brought under this name before.
 
         Raises:
             ValueError: the name is one of this package's.
@@ -51,10 +51,6 @@ class Registry(Generic[Entry]):
             raise ValueError(f"{self.group}: '{name}' is an entry of paw_hpc itself; choose another name")
         self._added[name] = self._checked(name, entry)
         return entry
-
-    def forget(self) -> None:
-        """Take back what was added."""
-        self._added.clear()
 
     def find(self, name: str) -> Entry:
         """The entry of a name.
