@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import paw_hpc
 from paw_hpc.run.metrics import RunDirectory, read_metrics
 from paw_hpc.system.data_paths import atomic_file
 from tests.cluster.runs import recipe, write
@@ -20,9 +21,9 @@ from tests.cluster.test_supervise import SEARCH
 from tests.second_user import REQUIRED
 
 
-def small(updates: int = 3) -> Any:
+def small() -> Any:
     env = {**SEARCH["env"], "search": {"data": "generated", "retriever": "bm25"}}
-    return recipe({**SEARCH, "env": env, "cluster": {"cpus_per_node": 2}}, updates=updates)
+    return recipe({**SEARCH, "env": env, "cluster": {"cpus_per_node": 2}}, updates=3)
 
 
 @pytest.fixture
@@ -40,9 +41,13 @@ def shared() -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_run_of_a_group(shared: Path) -> None:
+    # The package lies where everybody can read it, as in an environment that a group shares; this checkout may not.
+    checkout = Path(paw_hpc.__file__).parents[1]
+    for name in ("paw_hpc", "recipes", "slurm"):
+        shutil.copytree(checkout / name, shared / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
     path = write(small(), shared / "recipe.yaml")
     path.chmod(0o644)
-    environment = {**os.environ, "PAW_CACHE": str(shared / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    environment = {**os.environ, "PAW_CACHE": str(shared / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(shared / "code")}
     done = subprocess.run(
         [sys.executable, "tests/group_member.py", str(shared), str(path)], env=environment, capture_output=True, text=True, timeout=600
     )

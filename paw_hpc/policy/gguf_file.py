@@ -104,7 +104,7 @@ def damage(folder: Path) -> str | None:
             expected, _, name = line.partition("  ")
             if _digest(folder / name) != expected:
                 return f"{name} has the wrong checksum"
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # no text, or a name that no file can have
         return f"its files cannot be read ({error})"
     return None if lines else f"{CHECKSUMS} is empty"
 

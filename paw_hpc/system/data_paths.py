@@ -41,12 +41,13 @@ def data_roots() -> list[Path]:
         roots.append(Path(named).expanduser())
     roots += [base.parent / "shared" / "data" for base in _checkouts()]
     roots.append(cache_root())
-    return list(dict.fromkeys(root.resolve() for root in roots if root.is_dir()))
+    return list(dict.fromkeys(root.resolve() for root in roots if os.path.isdir(root)))
 
 
 def _checkouts() -> list[Path]:
     source = Path(__file__).resolve().parents[2]
-    editable = [source] if (source / "pyproject.toml").is_file() else []
+    # os.path's questions are answered no, not with an error, where a folder above is another user's: what is only looked for may be out of reach.
+    editable = [source] if os.path.isfile(source / "pyproject.toml") else []
     return [*editable, Path.cwd()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ def test_a_folder_without_one_of_its_files_is_refused(tmp_path: Path) -> None:
         pytest.raises(CheckpointError, match=r"its weights cannot be read: .*model-00002-of-00004.safetensors"),
         FolderReader(tmp_path, hf_shapes(architecture)),
     ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", "half of a character \ud83d", "a\0b", "a\nb"])
+def test_an_index_that_names_what_is_no_file_beside_it_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="cannot be understood"), FolderReader(tmp_path, {"a": (1,)}):
         pass
 
 

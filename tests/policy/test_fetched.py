@@ -126,6 +126,7 @@ DAMAGES = {
     "no checksums yet": lambda folder: (folder / gguf_file.CHECKSUMS).unlink(),
     "empty checksums": lambda folder: (folder / gguf_file.CHECKSUMS).write_text(""),
     "torn checksums": lambda folder: (folder / gguf_file.CHECKSUMS).write_text((folder / gguf_file.CHECKSUMS).read_text()[:-9]),
+    "a name that no file can have": lambda folder: (folder / gguf_file.CHECKSUMS).write_text("0" * 64 + "  a\0b\n"),
     "nothing but the folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 

@@ -84,7 +84,8 @@ class FolderReader:
         if (self.folder / INDEX).is_file():
             try:
                 names = sorted(set(checked(_Index, read_json((self.folder / INDEX).read_bytes()))["weight_map"].values()))
-                if any(name != Path(name).name for name in names):  # beside the index, and nowhere else
+                # Beside the index, and nowhere else; and no name that no file can have (half of a character, a zero byte).
+                if any(name != Path(name).name or not name.isprintable() for name in names):
                     raise ValueError
                 return names
             except (OSError, ValueError):
