@@ -182,7 +182,7 @@ TARGETS = [
         "overrides", _overrides(), _overridden,
         lambda patch: patch.setattr(recipe_loading, "_said", broken_on(recipe_loading._said, lambda error: "flow" in str(error))),
     ),
-    Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", _plain_yaml)),
+    Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", _plain_yaml), BaseException),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from paw_hpc.policy.megatron.policy import MegatronPolicy
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.errors import CheckpointError, StorageError
 from tests.factories import random_pool, tiny_recipe
+from tests.processes import Case
 
 LAYOUTS = {
     "TP2 x DP2": Layout(tensor=2, data=2),
@@ -81,35 +83,50 @@ def names(directory: Path) -> list[str]:
     return found
 
 
-def resumed_equals_straight_bit_for_bit(rank: int, folder: Path) -> None:
-    for i, (layout, options) in enumerate(
-        (
-            (FIRST, {}),
-            (FIRST, {"model.dtype": "bfloat16"}),
-            (LAYOUTS["PP2 x DP2"], {"algorithm.name": "ppo"}),
-            (LAYOUTS["PP2 interleaved x DP2"], {"megatron.distributed_optimizer": False}),
-            (LAYOUTS["TP2 x PP2, sequence parallel"], {"megatron.distributed_optimizer": False, "model.dtype": "bfloat16"}),
-        )
-    ):
-        directory = folder / f"straight-{i}"
-        straight = policy(layout, folder, **options)
+@dataclass(frozen=True)
+class ResumedEqualsStraight:
+    """Bit for bit."""
+
+    name: str
+    layout: Layout
+    options: dict[str, Any]
+
+    @property
+    def __name__(self) -> str:
+        return f"resumed equals straight: {self.name}"
+
+    def __call__(self, rank: int, folder: Path) -> None:
+        directory = folder / f"straight {self.name}"
+        straight = policy(self.layout, folder, **self.options)
         update(straight, 0)
         save(straight, directory, 1, wait=False)  # the updates that follow change the tensors that are being written
         metrics = [update(straight, number) for number in (1, 2)]
         expected = everything(straight)
-        layout.close()
-        without = policy(layout, folder, **options)
+        self.layout.close()
+        without = policy(self.layout, folder, **self.options)
         straight._checkpoints.finish()
         fresh = [update(without, number) for number in (1, 2)]
-        layout.close()
-        resumed = policy(layout, folder, **options)
+        self.layout.close()
+        resumed = policy(self.layout, folder, **self.options)
         assert resumed.resume(directory) == 1
         assert [update(resumed, number) for number in (1, 2)] == metrics != fresh
         assert same(everything(resumed), expected) and not same(everything(without), expected)
-        layout.close()
+        self.layout.close()
 
 
-def another_layout_goes_on(rank: int, folder: Path) -> None:
+STRAIGHT = [
+    ResumedEqualsStraight(*each)
+    for each in (
+        ("float32", FIRST, {}),
+        ("bfloat16", FIRST, {"model.dtype": "bfloat16"}),
+        ("critic", LAYOUTS["PP2 x DP2"], {"algorithm.name": "ppo"}),
+        ("interleaved", LAYOUTS["PP2 interleaved x DP2"], {"megatron.distributed_optimizer": False}),
+        ("both", LAYOUTS["TP2 x PP2, sequence parallel"], {"megatron.distributed_optimizer": False, "model.dtype": "bfloat16"}),
+    )
+]
+
+
+def a_checkpoint_is_written(rank: int, folder: Path) -> None:
     trained = policy(FIRST, folder)
     update(trained, 0)
     update(trained, 1)
@@ -118,10 +135,23 @@ def another_layout_goes_on(rank: int, folder: Path) -> None:
     FIRST.close()
     if rank == 0:
         torch.save(expected, folder / "expected.pt")
-    for layout in LAYOUTS.values():
+
+
+@dataclass(frozen=True)
+class GoesOnFromIt:
+    """In another layout, or in the same."""
+
+    name: str
+
+    @property
+    def __name__(self) -> str:
+        return f"goes on: {self.name}"
+
+    def __call__(self, rank: int, folder: Path) -> None:
+        layout = LAYOUTS[self.name]
         resumed = policy(layout, folder, **{"megatron.tensor_parallel": layout.tensor})
         assert resumed.resume(folder / WRITTEN) == 2
-        assert_close([update(resumed, number) for number in (2, 3)], expected)
+        assert_close([update(resumed, number) for number in (2, 3)], torch.load(folder / "expected.pt"))
         layout.close()
 
 
@@ -325,9 +355,10 @@ def killed_between_the_two_writes(rank: int, folder: Path) -> None:
     save(trained, folder / "killed", 2)
 
 
-CASES = [
-    resumed_equals_straight_bit_for_bit,
-    another_layout_goes_on,
+CASES: list[Case] = [
+    *STRAIGHT,
+    a_checkpoint_is_written,
+    *map(GoesOnFromIt, LAYOUTS),
     without_the_fixes_training_would_diverge,
     without_their_padding_optimizer_states_are_others,
     an_optimizer_that_made_no_step_is_saved,

@@ -32,7 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _run(world: int, folder: Path, *chosen) -> None:
-    (folder / ".store").unlink(missing_ok=True)
     run_ranks(world, chosen, folder, timeout_s=300.0)
 
 

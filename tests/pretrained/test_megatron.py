@@ -16,7 +16,6 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks com
 
 def run(world: int, expected: Path, smollm2: Path, *cases: Callable[[int, Path], None]) -> None:
     (expected / ranks.FOLDER).write_text(str(smollm2))
-    (expected / ".store").unlink(missing_ok=True)
     run_ranks(world, cases, expected, timeout_s=300.0)
 
 
