@@ -1,6 +1,6 @@
 """The data that flows: transitions, episodes, groups, the pool of one update, and the packed batch a trainer sees.
 
-Shapes used throughout: N transitions, E episodes, G groups, T packed tokens, R scored rows, A action tokens of a pool.
+Shapes used throughout: N transitions, E episodes, G groups, S packed sequences, T packed tokens, R scored rows, A action tokens of a pool.
 """
 
 from __future__ import annotations
@@ -163,16 +163,17 @@ class Scores:
 
 @dataclass(slots=True)
 class Batch:
-    """N transitions packed without padding, plus the R rows whose next token is scored.
+    """N samples (transitions) packed without padding into S sequences, plus the R rows whose next token is scored.
 
-    A row is the position of the hidden state that predicts `row_target` (the token after it). Prompt tokens and unselected observations are never
-    rows, so they never reach the LM head; unselected observations are not even in `tokens`.
+    A sequence is one sample, or a chain: samples of one episode of which each one's prompt goes on from the whole of the one before, so that every
+    token is there once. A row is the position of the hidden state that predicts `row_target` (the token after it). Prompt tokens and unselected
+    observations are never rows, so they never reach the LM head; unselected observations are not even in `tokens`, unless a later prompt holds them.
     """
 
     tokens: torch.Tensor  # int64[T]
-    position_ids: torch.Tensor  # int64[T], restarts at 0 in every sample
-    cu_seqlens: torch.Tensor  # int32[N+1]
-    row_position: torch.Tensor  # int64[R], index into tokens, ascending within a sample
+    position_ids: torch.Tensor  # int64[T], restarts at 0 in every sequence
+    cu_seqlens: torch.Tensor  # int32[S+1]
+    row_position: torch.Tensor  # int64[R], index into tokens, ascending within a sequence
     row_target: torch.Tensor  # int64[R]
     row_kind: torch.Tensor  # uint8[R], ACTION or OBSERVATION
     row_cu: torch.Tensor  # int64[N+1], rows of sample n are row_cu[n]:row_cu[n+1]
@@ -182,8 +183,19 @@ class Batch:
     sample_streams: dict[str, torch.Tensor] = field(default_factory=dict)
     """name -> float32[N]: value_target, old_value, value_weight of a critic of steps."""
     value_position: torch.Tensor | None = None  # int64[N], last prompt token of each sample (PPO)
+    sample_cu: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """int64[S+1], samples of sequence s are sample_cu[s]:sample_cu[s+1]; default: one each."""
+
+    def __post_init__(self) -> None:
+        if not len(self.sample_cu):
+            self.sample_cu = torch.arange(len(self.cu_seqlens), device=self.cu_seqlens.device)
 
     def __len__(self) -> int:
+        """Samples."""
+        return len(self.row_cu) - 1
+
+    @property
+    def num_sequences(self) -> int:
         return len(self.cu_seqlens) - 1
 
     @property
@@ -196,12 +208,21 @@ class Batch:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """int64[N]: tokens of each sample."""
+        """int64[S]: tokens of each sequence."""
         return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
+
+    @property
+    def sequence(self) -> torch.Tensor:
+        """int64[N]: the sequence of each sample."""
+        return torch.repeat_interleave(torch.arange(self.num_sequences, device=self.sample_cu.device), self.sample_cu[1:] - self.sample_cu[:-1])
 
     def rows_of(self, samples: torch.Tensor) -> torch.Tensor:
         """int64: the indices of the rows of these samples (int64[n]), one sample after the other."""
         return _ranges(self.row_cu, samples.long())
+
+    def samples_of(self, sequences: torch.Tensor) -> torch.Tensor:
+        """int64: the samples of these sequences (int64[s]), one sequence after the other."""
+        return _ranges(self.sample_cu, sequences.long())
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -213,14 +234,16 @@ class Batch:
 
         return Batch(**{item.name: moved(getattr(self, item.name)) for item in fields(self)})
 
-    def take(self, samples: torch.Tensor) -> Batch:
-        """The batch of these samples (int64[n], any order, no repetition needed), packed anew. Streams are copied, not rescaled."""
-        samples = samples.long()
-        tokens_of = _ranges(self.cu_seqlens.long(), samples)
+    def take(self, sequences: torch.Tensor) -> Batch:
+        """The batch of these sequences (int64[s], any order, no repetition needed), packed anew. Streams are copied, not rescaled."""
+        sequences = sequences.long()
+        tokens_of = _ranges(self.cu_seqlens.long(), sequences)
+        samples = self.samples_of(sequences)
         rows_of = _ranges(self.row_cu, samples)
-        cu = _offsets(self.lengths[samples])
+        cu = _offsets(self.lengths[sequences])
+        counts = (self.sample_cu[1:] - self.sample_cu[:-1])[sequences]
         row_lengths = (self.row_cu[1:] - self.row_cu[:-1])[samples]
-        shift = cu[:-1] - self.cu_seqlens[:-1].long()[samples]
+        shift = torch.repeat_interleave(cu[:-1] - self.cu_seqlens[:-1].long()[sequences], counts)
         return Batch(
             tokens=self.tokens[tokens_of],
             position_ids=self.position_ids[tokens_of],
@@ -233,6 +256,7 @@ class Batch:
             transition=self.transition[samples],
             sample_streams={name: stream[samples] for name, stream in self.sample_streams.items()},
             value_position=None if self.value_position is None else self.value_position[samples] + shift,
+            sample_cu=_offsets(counts),
         )
 
 

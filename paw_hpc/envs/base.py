@@ -101,6 +101,14 @@ class AgentView(Protocol):
         ...
 
 
+class ConversationView(AgentView, Protocol):
+    """A view that can also play as a conversation (`env.prompt: conversation`): `messages` is then asked once, at the first step."""
+
+    def next_turn(self) -> str:
+        """What the next user turn says behind the observation that has just been made, which it begins with."""
+        ...
+
+
 @dataclass(slots=True, frozen=True)
 class Demonstration:
     """One state of a scripted player's episode, and what to say in it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from paw_hpc.envs.base import AgentView, EnvironmentState
+from paw_hpc.envs.base import ConversationView, EnvironmentState
 from paw_hpc.recipe import EnvSection
 from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.system.errors import UserError
 
 
 def example_prompts(env: EnvSection) -> list[str]:
-    """The user message of every step of the benchmark's scripted episode, first step first.
+    """The user message of every step of the benchmark's scripted episode, first step first; of a conversation, what each step adds.
 
     Raises:
         RecipeError: `env.prompt_template` is no working template.
@@ -18,12 +18,12 @@ def example_prompts(env: EnvSection) -> list[str]:
     example = BENCHMARKS.find(env.name).example
     if example is None:
         raise UserError(f"env.name: {env.name} brings no example of an episode")
-    view: AgentView
+    view: ConversationView
     start: EnvironmentState
     view, start, turns = example(env)
     view.start(start)
     shown = [view.messages()[0]["content"]]
     for action, state in turns:
         view.observe(action, state)
-        shown.append(view.messages()[0]["content"])
+        shown.append(f"{state.observation}\n{view.next_turn()}" if env.prompt == "conversation" else view.messages()[0]["content"])
     return shown

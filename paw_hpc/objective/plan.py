@@ -16,6 +16,7 @@ from paw_hpc.experience import ACTION, OBSERVATION, Batch, Ids, Pool, Scores
 from paw_hpc.objective import world_model
 from paw_hpc.objective.batching import micro_batches, mini_batches
 from paw_hpc.objective.credit import Credit, assign_credit
+from paw_hpc.objective.packing import last_prompt_tokens, lengths_of, pack
 from paw_hpc.recipe import Recipe, WorldModelSection
 from paw_hpc.system.errors import TrainingError
 from paw_hpc.system.seeding import generator
@@ -28,7 +29,7 @@ class Plan:
     """One update, ready to train on."""
 
     batch: Batch
-    """Samples in pool order (`transition` = 0 .. N-1)."""
+    """Samples in pool order (`transition` = 0 .. N-1), and so are its sequences."""
     metrics: dict[str, float]
     advantage: torch.Tensor  # float32[N]; with a critic of tokens the mean over a response
     entropy: torch.Tensor  # float64[N], H(a|h) as selection sees it
@@ -77,7 +78,7 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     _check(scores, pool, sample, recipe)
     credit = assign_credit(pool, scores, sample, recipe)
     wm = _world_model(pool, scores, sample, recipe, update)
-    batch = pack(pool, wm.observations)
+    batch = pack(pool, wm.observations, recipe.policy.merge_turns)
     action_weight = _action_weights(pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation)
     _add_streams(batch, pool, scores, recipe, credit, action_weight, wm.weight)
     if recipe.algorithm.values is not None:
@@ -156,7 +157,7 @@ def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recip
     for to, origin in zip(trained, source, strict=True):
         observations[to] = _observation(pool, origin)
     if wm.aggregation == "token":
-        weight = scale * world_model.token_weights(selected, pool.group, coefficient, _lengths(observations))
+        weight = scale * world_model.token_weights(selected, pool.group, coefficient, lengths_of(observations))
     else:
         weight = scale * world_model.transition_weights(selected, pool.group, coefficient)
     left_out = torch.ones(n, dtype=torch.bool)
@@ -179,33 +180,7 @@ def _observation(pool: Pool, n: int) -> Ids:
     return pool.transitions[n].observation_ids
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- packing
-
-
-def pack(pool: Pool, observations: list[Ids]) -> Batch:
-    """Pack prompt + response (+ bridge + observation where there is one). Streams are still empty."""
-    none = np.empty(0, dtype=np.int32)
-    parts = [(t.prompt_ids, t.response_ids, t.bridge_ids if len(o) else none, o) for t, o in zip(pool.transitions, observations, strict=True)]
-    tokens = torch.from_numpy(np.concatenate([p for sample in parts for p in sample]).astype(np.int64))
-    prompt, response, bridge, observation = (_lengths([sample[k] for sample in parts]) for k in range(4))
-    lengths = prompt + response + bridge + observation
-    cu = _offsets(lengths)
-    # Row segments: (action, observation) of each sample in turn. The row of a token stands one position before it.
-    first_row = torch.stack([cu[:-1] + prompt - 1, cu[:-1] + prompt + response + bridge - 1], dim=1).flatten()
-    rows = torch.stack([response, observation], dim=1).flatten()
-    row_position = _within(rows) + torch.repeat_interleave(first_row, rows)
-    kinds = torch.tensor([ACTION, OBSERVATION], dtype=torch.uint8).repeat(len(parts))
-    return Batch(
-        tokens=tokens,
-        position_ids=_within(lengths),
-        cu_seqlens=cu.int(),
-        row_position=row_position,
-        row_target=tokens[row_position + 1],
-        row_kind=torch.repeat_interleave(kinds, rows),
-        row_cu=_offsets(response + observation),
-        streams={},
-        transition=torch.arange(len(parts)),
-    )
+# ------------------------------------------------------------------------------------------------------------------------------- streams
 
 
 def _add_streams(
@@ -231,26 +206,8 @@ def _add_streams(
         batch.streams[name] = torch.zeros(batch.num_rows).masked_scatter(is_action, values.float())
 
 
-def last_prompt_tokens(batch: Batch, pool: Pool) -> torch.Tensor:
-    """int64[N]: the position of each sample's last prompt token, in a batch of the whole pool."""
-    return batch.cu_seqlens[:-1].long() + _lengths([t.prompt_ids for t in pool.transitions]) - 1
-
-
 def _behaviour_logp(pool: Pool) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([t.response_logprobs for t in pool.transitions]).astype(np.float32))
-
-
-def _lengths(arrays: list[Ids]) -> torch.Tensor:
-    return torch.tensor([len(a) for a in arrays], dtype=torch.long)
-
-
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-
-
-def _within(lengths: torch.Tensor) -> torch.Tensor:
-    """0 .. l-1 for each length l, one after the other."""
-    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(_offsets(lengths)[:-1], lengths)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- metrics
@@ -264,8 +221,8 @@ def _metrics(pool: Pool, scores: Scores, batch: Batch, credit: Credit, wm: _Worl
     |old_logp - behaviour log-prob| per token; zero_signal_groups the share of groups without any advantage; shuffled_equal_share (control only) the
     share of exchanged observations that equal the true one.
     """
-    response = _lengths([t.response_ids for t in pool.transitions]).double()
-    observation = _lengths([t.observation_ids for t in pool.transitions]).double()
+    response = lengths_of([t.response_ids for t in pool.transitions]).double()
+    observation = lengths_of([t.observation_ids for t in pool.transitions]).double()
     drift = (scores.old_logp - _behaviour_logp(pool)).abs()
     of_token = pool.group[pool.action_sample]
     signal = torch.zeros(pool.num_groups).scatter_reduce(0, of_token, credit.per_token.abs(), "amax")

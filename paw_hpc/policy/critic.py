@@ -48,13 +48,15 @@ def critic_batch(batch: Batch, per_token: bool) -> Batch:
     assert batch.value_position is not None
     cu, responses = batch.cu_seqlens[:-1].long(), _action_rows(batch)
     end = batch.value_position + (responses.clamp(min=1) if per_token else 1)  # behind the last token that is needed
+    end = end[batch.sample_cu[1:] - 1]  # by the last sample of a chain
     lengths = end - cu
     keep = torch.arange(batch.num_tokens, device=cu.device) < torch.repeat_interleave(end, batch.lengths)
     new_cu = _offsets(lengths)
-    value_position = batch.value_position - cu + new_cu[:-1]
+    shift = (new_cu[:-1] - cu)[batch.sequence]
+    value_position = batch.value_position + shift
     if per_token:
         rows = batch.row_kind == ACTION
-        row_position = batch.row_position[rows] + torch.repeat_interleave(new_cu[:-1] - cu, responses)
+        row_position = batch.row_position[rows] + torch.repeat_interleave(shift, responses)
         row_cu, streams = _offsets(responses), {name: stream[rows] for name, stream in batch.streams.items()}
     else:
         row_position, row_cu, streams = value_position, torch.arange(len(batch) + 1, device=cu.device), batch.sample_streams
@@ -69,6 +71,7 @@ def critic_batch(batch: Batch, per_token: bool) -> Batch:
         streams=dict(streams),
         transition=batch.transition,
         value_position=value_position,
+        sample_cu=batch.sample_cu,
     )
 
 

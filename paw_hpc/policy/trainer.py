@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
-from paw_hpc.objective.plan import last_prompt_tokens, mini_batches, pack
+from paw_hpc.objective.packing import last_prompt_tokens, pack
+from paw_hpc.objective.plan import mini_batches
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize
 from paw_hpc.policy.backend import Metrics, Seen, rows_from_device
 from paw_hpc.policy.critic import critic_batch
@@ -87,12 +88,12 @@ class Trainer(ABC):
     @torch.no_grad()
     def score(self, pool: Pool) -> Scores:
         """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass per model (see `Policy.score`)."""
-        return self.complete_scores(Scores(*self._rows("policy", pack(pool, [NO_IDS] * len(pool)))), pool)
+        return self.complete_scores(Scores(*self._rows("policy", self._packed(pool))), pool)
 
     @torch.no_grad()
     def complete_scores(self, scores: Scores, pool: Pool) -> Scores:
         """Adds what the reference and the critic say (see `Policy.complete_scores`)."""
-        batch = pack(pool, [NO_IDS] * len(pool)) if self.has_reference or self.has_critic else None
+        batch = self._packed(pool) if self.has_reference or self.has_critic else None
         if self.has_reference and batch is not None:
             scores.ref_logp = self._rows("reference", batch)[0]
         if self.has_critic and batch is not None:
@@ -141,7 +142,7 @@ class Trainer(ABC):
     @torch.no_grad()
     def observation_logp(self, pool: Pool) -> torch.Tensor:
         """See `Policy.observation_logp`."""
-        batch = pack(pool, [t.observation_ids for t in pool.transitions])
+        batch = pack(pool, [t.observation_ids for t in pool.transitions], self.recipe.policy.merge_turns)
         return self._rows("policy", batch)[0][batch.row_kind == OBSERVATION]
 
     def observation_cross_entropy(self, pool: Pool) -> Metrics:
@@ -150,6 +151,10 @@ class Trainer(ABC):
         if not logp.numel():
             return {"observation_tokens": 0.0}
         return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
+
+    def _packed(self, pool: Pool) -> Batch:
+        """All actions, and no observation."""
+        return pack(pool, [NO_IDS] * len(pool), self.recipe.policy.merge_turns)
 
     def _critic_batch(self, batch: Batch) -> Batch:
         return critic_batch(batch, self.recipe.algorithm.per_token_values)

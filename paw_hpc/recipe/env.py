@@ -110,10 +110,12 @@ class EnvSection(Section):
     """Use only this many training tasks (a seeded choice over the sorted list); none: all of them."""
     max_steps: PositiveInt = 50
     """An episode is over after this many steps."""
-    history: Annotated[int, Field(ge=0)] = 2
-    """Earlier (observation, action) pairs in the prompt."""
-    prompt: Literal["paper", "compact"] = "paper"
-    """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command."""
+    history: Annotated[int, Field(ge=0)] | Literal["all"] = 2
+    """Earlier (observation, action) pairs in the prompt; all: every one of them."""
+    prompt: Literal["paper", "compact", "conversation"] = "paper"
+    """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command;
+    conversation: begins as paper does, and then every prompt is the one before, its response as it was sampled, and the next observation as a turn of
+    its own (with history=all; see docs/trajectories.md)."""
     prompt_template: Annotated[str, Field(min_length=1)] | None = None
     """The wording of the paper's style (see docs/prompts.md). none or default: our own; reference: the reference's facts, order and forms in our own
     words; else a Jinja2 file, which is looked for from the current folder and kept with its whole path."""
@@ -143,9 +145,20 @@ class EnvSection(Section):
 
     @model_validator(mode="after")
     def _template_is_used(self) -> EnvSection:
-        if self.prompt_template is not None and self.prompt != "paper":
-            raise ValueError(f"prompt_template: only prompt=paper is made by a template, and prompt is {self.prompt}; leave it out")
+        if self.prompt_template is not None and self.prompt == "compact":
+            raise ValueError("prompt_template: prompts of prompt=compact are made by no template; leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _conversation_keeps_all(self) -> EnvSection:
+        if self.prompt == "conversation" and self.history != "all":
+            raise ValueError(f"history: {self.history}, but prompt=conversation goes on from all that was said; set history=all")
+        return self
+
+    @property
+    def shown_history(self) -> int:
+        """`history` as a number: how many steps at most."""
+        return self.max_steps if self.history == "all" else self.history
 
     @model_validator(mode="after")
     def _own_keys(self) -> EnvSection:

@@ -133,6 +133,10 @@ class PolicySection(Section):
 
     backend: Literal["huggingface", "megatron"] = "huggingface"
     """huggingface: one process, CPU or one GPU; megatron: many processes, laid out by the section `megatron`."""
+    merge_turns: bool = True
+    """Where the prompts of an episode go on from one another (env.prompt=conversation), compute the episode as one sequence, in which every token is
+    once, and not each step with all that came before it. It changes what an update costs, and with optimizer.mini_batch which transitions come into
+    one step; with other prompts nothing."""
 
 
 class MegatronSection(Section):

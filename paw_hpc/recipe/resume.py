@@ -117,6 +117,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "optimizer.clip_grad",
         "optimizer.epochs",
         "optimizer.mini_batch",
+        "policy.merge_turns",
     ),
     "checksum": ("model.path",),
     "never": (

@@ -54,6 +54,8 @@ class ChatFormat:
         closed = between.removeprefix(self._end)
         self._after_end = self._encode(closed)
         self._after_cut = self._encode(between)
+        conversation = [{"role": "user", "content": _FIRST}, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
+        self._to_answer = self._encode(self._template.render(conversation, to_answer=True).rpartition(_NEXT)[2])
         self.opens_thought = _OPENED.search(self._template.render([{"role": "user", "content": _FIRST}], to_answer=True)) is not None
         """Whether responses begin inside of a thought that the prompt has opened."""
         if self.opens_thought and CLOSE_THOUGHT not in self.decode(self._encode(CLOSE_THOUGHT)):
@@ -94,6 +96,11 @@ class ChatFormat:
         """(int32[O] ids, was it cut): the observation's own tokens, at most `limit`."""
         ids = self._encode(text, plain=True)
         return ids[:limit], len(ids) > limit
+
+    def turn(self, observation: str, rest: str) -> Ids:
+        """int32[U]: a user turn that follows a bridge, up to where the assistant begins to answer: the observation's own tokens, all of them, then
+        those of the rest, then what the template puts there."""
+        return np.concatenate([self._encode(observation, plain=True), self._encode(rest, plain=True), self._to_answer])
 
     def offsets(self, text: str, ids: Ids) -> list[tuple[int, int]] | None:
         """Each token's span in the text, in characters; None where the text would be tokenized in another way."""

@@ -20,6 +20,7 @@ from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, Environm
 from paw_hpc.experience import Episode, Group, Ids, Transition
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.engines.base import Completion, Engine, GenerationRequest
+from paw_hpc.rollout.prompts import Conversation, Overlong, Prompter, Window
 from paw_hpc.system.seeding import derive_seed, name_seed
 from paw_hpc.system.text import mended
 
@@ -38,6 +39,8 @@ class PlaySettings:
     max_observation_tokens: int
     seeds: Literal["place", "task"] = "place"
     """What an episode's seed says of its task: the group's global index, or the task's id wherever it stands."""
+    conversation: bool = False
+    """Every prompt goes on from the one before (`env.prompt: conversation`)."""
 
 
 @dataclass(slots=True)
@@ -97,10 +100,6 @@ class CollectStats:
             "time/straggler_s": self.straggler_s,
             **self.engine,
         }
-
-
-class _Overlong(Exception):
-    """A prompt that does not fit."""
 
 
 class _Gauge:
@@ -193,10 +192,11 @@ class Collector:
             view = self._benchmark.view(task, episode.seed)
             state = await session.reset()
             view.start(state)
+            prompter = self._prompter(view)
             while not state.done:
-                state = await self._turn(view, episode, session, state, stats)
+                state = await self._turn(view, prompter, episode, session, state, stats)
             episode.success, episode.score = state.success, state.score
-        except _Overlong as error:  # the policy cannot go on: what it did so far is trained on, with the return that it has
+        except Overlong as error:  # the policy cannot go on: what it did so far is trained on, with the return that it has
             _log.warning("group %d, episode %d: %s: it counts as failed", episode.group, episode.index, error)
             stats.overlong_prompts += 1
         except EnvironmentFailure as error:
@@ -212,9 +212,17 @@ class Collector:
         episode.failed_by_environment = True
         stats.failed_by_environment += 1
 
-    async def _turn(self, view: AgentView, episode: Episode, session: Session, state: EnvironmentState, stats: CollectStats) -> EnvironmentState:
+    def _prompter(self, view: AgentView) -> Prompter:
+        kind = Conversation if self._settings.conversation else Window
+        return kind(view, self._chat, self._settings.max_prompt_tokens)
+
+    async def _turn(
+        self, view: AgentView, prompter: Prompter, episode: Episode, session: Session, state: EnvironmentState, stats: CollectStats
+    ) -> EnvironmentState:
         step, start = len(episode.transitions), time.perf_counter()
-        prompt = self._fit(view, episode, stats)
+        prompt, shortened = prompter.prompt(episode.task_id, step + 1)
+        episode.truncated_prompts += shortened
+        stats.truncated_prompts += shortened
         before, anchor = state, view.anchor()
         seed = derive_seed(episode.seed, "turn", step)
         request = GenerationRequest(episode.index, prompt, seed, self._settings.temperature, self._settings.max_response_tokens)
@@ -228,6 +236,8 @@ class Collector:
         state = await session.step(action)
         view.observe(action, state)
         observation, cut = self._chat.observation(state.observation, self._settings.max_observation_tokens)
+        if not state.done:
+            prompter.go_on(answer.ids, state.observation)
         episode.truncated_observations += cut
         stats.truncated_observations += cut
         stats.engine_wait_s += generated - start
@@ -272,21 +282,6 @@ class Collector:
             token_versions=answer.token_versions,
             action=action,
         )
-
-    def _fit(self, view: AgentView, episode: Episode, stats: CollectStats) -> Ids:
-        """The prompt's ids; where they do not fit, the environment's own rule drops the oldest history first, and that is counted."""
-        limit, cut = self._settings.max_prompt_tokens, False
-        prompt = self._chat.prompt(view.messages())
-        while len(prompt) > limit:
-            if not view.shorten():
-                raise _Overlong(
-                    f"{episode.task_id} needs a prompt of {len(prompt)} tokens at step {len(episode.transitions) + 1} even without history,"
-                    f" and rollout.max_prompt_tokens is {limit}"
-                )
-            cut, prompt = True, self._chat.prompt(view.messages())
-        episode.truncated_prompts += cut
-        stats.truncated_prompts += cut
-        return prompt
 
 
 async def _all(jobs: Sequence[Coroutine[None, None, None]]) -> None:

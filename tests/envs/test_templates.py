@@ -156,7 +156,7 @@ class TestOwnTemplates:
 
     def test_names_are_not_paths_and_default_is_none(self) -> None:
         assert env("search", "default").prompt_template is None and env("search", "reference").prompt_template == "reference"
-        with pytest.raises(RecipeError, match=r"env: .*prompt_template: only prompt=paper"):
+        with pytest.raises(RecipeError, match=r"env: .*prompt_template: prompts of prompt=compact"):
             parse_recipe({"env": {"prompt_template": "reference", "prompt": "compact"}, "model": {"path": "x"}})
 
 

@@ -28,5 +28,5 @@ def example(env: EnvSection) -> tuple[AlfworldView, EnvironmentState, tuple[Turn
     """(the agent's view, the first state, what was done and what came of it). Raises RecipeError: `env.prompt_template` is no working template."""
     template = load_template("alfworld", env.prompt_template)
     task = Task("example", "pick_and_place_simple", "")
-    view = AlfworldView(task, style=env.prompt, history=env.history, seed=0, template=template, max_steps=env.max_steps)
+    view = AlfworldView(task, style=env.prompt, history=env.shown_history, seed=0, template=template, max_steps=env.max_steps)
     return view, START, TURNS

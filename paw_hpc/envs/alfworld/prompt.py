@@ -4,6 +4,7 @@ Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). 
 `history` observations with their actions, the current observation and the admissible actions; the answer is `<think>...</think><action>...</action>`.
 `compact` shows the same facts in few words for tiny models that are trained from scratch, adds the commands played earlier, and takes the bare
 command as the answer.
+`conversation` begins as `paper` does; each later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class AlfworldView:
     """Implements `paw_hpc.envs.base.AgentView`.
 
     Args:
-        style: "paper" or "compact".
+        style: "paper", "compact" or "conversation".
         history: earlier (observation, action) pairs that the prompt shows.
         seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions instead of words).
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
@@ -72,7 +73,19 @@ class AlfworldView:
         self._shown_history, self._shown_commands = self._history, None
 
     def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
+        return [{"role": "user", "content": self._compact() if self._style == "compact" else self._paper()}]
+
+    def next_turn(self) -> str:
+        return shipped_template("alfworld", "turn").render(
+            task=self.task_sentence,
+            step=len(self._past) + 1,
+            steps_taken=len(self._past),
+            max_steps=self._max_steps,
+            history=[],
+            observation=self._observation,
+            opening=self._opening,
+            actions=self._offered(),
+        )
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         if self._style == "compact":
@@ -116,8 +129,11 @@ class AlfworldView:
             history=[{"step": first + i, "observation": seen, "action": done} for i, (seen, done) in enumerate(recent)],
             observation=self._observation,
             opening=self._opening,
-            actions=[command for command in self._admissible if command != "help"],
+            actions=self._offered(),
         )
+
+    def _offered(self) -> list[str]:
+        return [command for command in self._admissible if command != "help"]
 
     def _compact(self) -> str:
         keep = min(self._shown_history, len(self._past))

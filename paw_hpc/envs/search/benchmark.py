@@ -69,7 +69,7 @@ class SearchQA:
         return SearchView(
             self.question(task).question,
             style=env.prompt,
-            history=env.history,
+            history=env.shown_history,
             max_steps=env.max_steps,
             validity=env.validity,
             template=self._template,

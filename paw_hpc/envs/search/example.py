@@ -18,5 +18,5 @@ TURNS: tuple[Turn, ...] = (
 def example(env: EnvSection) -> tuple[SearchView, EnvironmentState, tuple[Turn, ...]]:
     """(the agent's view, the first state, what was done and what came of it). Raises RecipeError: `env.prompt_template` is no working template."""
     template = load_template("search", env.prompt_template)
-    view = SearchView(START.observation, style=env.prompt, history=env.history, max_steps=env.max_steps, template=template)
+    view = SearchView(START.observation, style=env.prompt, history=env.shown_history, max_steps=env.max_steps, template=template)
     return view, START, TURNS

@@ -3,6 +3,7 @@
 Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's protocol: the question, every search so
 far with its results inside <information>, and the order to think inside <think> and then write one <search> or one <answer>. `compact` shows the same
 in few words for tiny models from scratch; the answer is a bare line, `search QUERY` or `answer ANSWER`.
+`conversation` begins as `paper` does; each later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,12 @@ class SearchView:
         self._shown = self._history
 
     def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
+        return [{"role": "user", "content": self._compact() if self._style == "compact" else self._paper()}]
+
+    def next_turn(self) -> str:
+        return shipped_template("search", "turn").render(
+            task=self.question, step=len(self._past) + 1, steps_taken=len(self._past), max_steps=self._max_steps, history=[]
+        )
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         """(canonical action, valid). By our own rule an action without a thought before it is carried out, and is not valid."""

@@ -76,7 +76,7 @@ class Webshop:
 
     def view(self, task: Task, seed: int) -> WebshopView:
         env = self._env
-        return WebshopView(style=env.prompt, history=env.history, validity=env.validity, template=self._template, max_steps=env.max_steps)
+        return WebshopView(style=env.prompt, history=env.shown_history, validity=env.validity, template=self._template, max_steps=env.max_steps)
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         return [self.session(task, member) for member in range(members)]

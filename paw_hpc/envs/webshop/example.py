@@ -34,5 +34,5 @@ TURNS: tuple[Turn, ...] = (
 def example(env: EnvSection) -> tuple[WebshopView, EnvironmentState, tuple[Turn, ...]]:
     """(the agent's view, the first state, what was done and what came of it). Raises RecipeError: `env.prompt_template` is no working template."""
     template = load_template("webshop", env.prompt_template)
-    view = WebshopView(style=env.prompt, history=env.history, template=template, max_steps=env.max_steps)
+    view = WebshopView(style=env.prompt, history=env.shown_history, template=template, max_steps=env.max_steps)
     return view, START, TURNS

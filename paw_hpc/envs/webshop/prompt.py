@@ -4,6 +4,7 @@ Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). 
 `history` pages with the actions taken on them, the current page and the available actions; the answer is `<think>...</think><action>...</action>`.
 `compact` is for tiny models from scratch: products of a result page have numbers instead of ids, all is in lower case, actions are short commands
 (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
+`conversation` begins as `paper` does; each later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class WebshopView:
     """Implements `paw_hpc.envs.base.AgentView`.
 
     Args:
-        style: "paper" or "compact".
+        style: "paper", "compact" or "conversation".
         history: earlier (page, action) pairs that the paper's prompt shows.
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
         template: of the paper's style; default: the shipped one.
@@ -68,7 +69,19 @@ class WebshopView:
         self._see(state)
 
     def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self._paper() if self._style == "paper" else self._compact()}]
+        return [{"role": "user", "content": self._compact() if self._style == "compact" else self._paper()}]
+
+    def next_turn(self) -> str:
+        return shipped_template("webshop", "turn").render(
+            task=self.instruction,
+            step=len(self._past) + 1,
+            steps_taken=len(self._past),
+            max_steps=self._max_steps,
+            history=[],
+            observation=self._page,
+            actions=list(self._admissible),
+            options_left_out=False,
+        )
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         """Search works on every page, but only where the page offers it is it an available action."""
@@ -184,7 +197,7 @@ class WebshopView:
 
     def _spoken(self, action: str) -> str:
         """An action as the history tells it."""
-        if self._style == "paper":
+        if self._style != "compact":
             return action
         search = _SEARCH.fullmatch(action)
         return f"search {search[1]}" if search else self._commands.get(action, action)

@@ -19,20 +19,20 @@ class MicroBatch:
     """One forward pass of one data-parallel replica."""
 
     batch: Batch
-    """The real samples, on the device."""
+    """The real sequences, on the device."""
     row_index: torch.Tensor  # int64[R], each row's place in the batch that was cut; on the CPU
     tokens: torch.Tensor  # int64[T], with what `padding` adds at the end
     position_ids: torch.Tensor
     samples: PackedSamples
     padding: int
-    """Tokens that belong to no sample: what sequence parallelism needs to divide T, and the one token of a pass without samples."""
+    """Tokens that belong to no sequence: what sequence parallelism needs to divide T, and the one token of a pass without any."""
 
 
 def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int = 1) -> list[list[list[int]]]:
-    """Samples of each rank's micro-batches: [rank][micro-batch] -> samples.
+    """Sequences of each rank's micro-batches: [rank][micro-batch] -> sequences.
 
     Every rank gets the same number of micro-batches, a multiple of `multiple`, as few as hold the tokens; all of nearly the same number of tokens
-    (longest first, each to the emptiest). One holds more than `max_tokens` only where it is a single sample. A few samples may leave some empty. A
+    (longest first, each to the emptiest). One holds more than `max_tokens` only where it is a single sequence. A few may leave some ranks empty. A
     function of its arguments, so all ranks agree without a word.
     """
     order = torch.argsort(lengths, descending=True, stable=True).tolist()
@@ -60,11 +60,11 @@ def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.d
     """
     # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages would stand idle anyway.
     shares = partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
-    return [_micro_batch(batch, torch.tensor(samples, dtype=torch.long), layout, device) for samples in shares[layout.data_rank]]
+    return [_micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device) for sequences in shares[layout.data_rank]]
 
 
-def _micro_batch(batch: Batch, samples: torch.Tensor, layout: Layout, device: torch.device) -> MicroBatch:
-    part = batch.take(samples)
+def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: torch.device) -> MicroBatch:
+    part = batch.take(sequences)
     divisor = layout.tensor if layout.sequence else 1
     padding = -part.num_tokens % divisor if part.num_tokens else divisor
     cu = part.cu_seqlens
@@ -82,4 +82,4 @@ def _micro_batch(batch: Batch, samples: torch.Tensor, layout: Layout, device: to
         max_seqlen_kv=packing.max_length,
         packing=packing,
     )
-    return MicroBatch(part.to(device), batch.rows_of(samples), tokens.to(device), position_ids.to(device), packed, padding)
+    return MicroBatch(part.to(device), batch.rows_of(batch.samples_of(sequences)), tokens.to(device), position_ids.to(device), packed, padding)
