@@ -81,6 +81,22 @@ def random_pool(seed: int, groups: int = 3, members: int = 4, **options: Any) ->
     return Pool.from_groups(random_groups(seed, groups, members, **options))
 
 
+def as_conversations(groups: list[Group], seed: int = 0, *, breaks: float = 0.0, vocabulary: int = 50) -> list[Group]:
+    """The same groups (changed in place) with prompts that go on from one another: prompt, response, bridge, observation and a few tokens more.
+
+    Args:
+        breaks: probability that a prompt begins anew all the same, as after the limit was reached.
+    """
+    rng = np.random.default_rng([seed, 3])
+    for episode in (episode for group in groups for episode in group.episodes):
+        for before, after in zip(episode.transitions, episode.transitions[1:], strict=False):
+            if rng.random() >= breaks:
+                rest = rng.integers(0, vocabulary, rng.integers(0, 4)).astype(np.int32)
+                parts = [before.prompt_ids, before.response_ids, before.bridge_ids, before.observation_ids, rest]
+                after.prompt_ids = np.concatenate(parts)
+    return groups
+
+
 def random_scores(pool: Pool, seed: int = 0, *, vocabulary: int = 50, per_token_values: bool = False) -> Scores:
     """Scores of a trainer near the behaviour policy, with a reference policy and a critic (of steps, or of tokens)."""
     rng = np.random.default_rng([seed, 2])
