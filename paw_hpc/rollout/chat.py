@@ -50,12 +50,11 @@ class ChatFormat:
         special = sorted(set(added.values()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._end = self._turn_end()
-        between = self._between()
+        between, said = self._between()
         closed = between.removeprefix(self._end)
         self._after_end = self._encode(closed)
         self._after_cut = self._encode(between)
-        conversation = [{"role": "user", "content": _FIRST}, {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}]
-        self._to_answer = self._encode(self._template.render(conversation, to_answer=True).rpartition(_NEXT)[2])
+        self._to_answer = self._encode(self._template.render(_three_messages(said), to_answer=True).rpartition(_NEXT)[2])
         self.opens_thought = _OPENED.search(self._template.render([{"role": "user", "content": _FIRST}], to_answer=True)) is not None
         """Whether responses begin inside of a thought that the prompt has opened."""
         if self.opens_thought and CLOSE_THOUGHT not in self.decode(self._encode(CLOSE_THOUGHT)):
@@ -134,13 +133,16 @@ class ChatFormat:
         """The text of the token that ends a turn (what the engine stops at)."""
         return str(self._tokenizer.eos_token)
 
-    def _between(self) -> str:
-        """What stands between an answer and the next user message (the second try is for templates that count on a thought)."""
+    def _between(self) -> tuple[str, str]:
+        """What stands between an answer and the next user message, and the answer that was tried (the second is for templates that count on a
+        thought)."""
+        said = _ANSWER
         try:
-            between = self._found_between(_ANSWER)
+            between = self._found_between(said)
         except DataError as error:
+            said = _THOUGHTFUL
             try:
-                between = self._found_between(_THOUGHTFUL)
+                between = self._found_between(said)
             except DataError:
                 raise error from None
         if not between.startswith(self._end):
@@ -148,11 +150,14 @@ class ChatFormat:
                 f"does not end a turn with the tokenizer's eos token {self._end!r}: after an answer comes {between[:40]!r}; set eos_token in the"
                 " folder's tokenizer_config.json to the token that ends a turn"
             )
-        return between
+        return between, said
 
     def _found_between(self, said: str) -> str:
-        conversation = [{"role": "user", "content": _FIRST}, {"role": "assistant", "content": said}, {"role": "user", "content": _NEXT}]
-        before, found, after = self._template.render(conversation, to_answer=False).partition(_ANSWER)
+        before, found, after = self._template.render(_three_messages(said), to_answer=False).partition(_ANSWER)
         if not found or _NEXT in before or after.count(_NEXT) != 1 or _ANSWER in after:
             raise self._template.error("does not keep an assistant turn followed by a user turn; the world-model target cannot be placed")
         return after[: after.index(_NEXT)]
+
+
+def _three_messages(said: str) -> list[Message]:
+    return [{"role": "user", "content": _FIRST}, {"role": "assistant", "content": said}, {"role": "user", "content": _NEXT}]
