@@ -242,6 +242,7 @@ def _metrics(pool: Pool, scores: Scores, batch: Batch, credit: Credit, wm: _Worl
         "groups": float(pool.num_groups),
         "episodes": float(len(pool.episodes)),
         "transitions": float(len(pool)),
+        "sequences": float(batch.num_sequences),
         "tokens": float(batch.num_tokens),
         "action_tokens": float(response.sum()),
         "advantage_mean": float(advantage.double().mean()),

@@ -46,6 +46,7 @@ def test_two_ranks_that_share_the_model(folder: Path) -> None:
         cases.any_micro_batch,
         cases.critic,
         cases.critic_of_tokens,
+        cases.chains,
     )
 
 
@@ -58,6 +59,7 @@ def test_two_ranks_that_share_the_data(folder: Path) -> None:
         cases.without_distributed_optimizer,
         cases.fewer_samples_than_replicas,
         cases.replicas_of_a_critic_of_tokens,
+        cases.chains_of_replicas,
         cases.a_wrong_gradient_is_seen,
         cases.a_loss_that_is_no_number_is_skipped_by_all,
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from paw_hpc.experience import Group, Pool
+from paw_hpc.objective.packing import pack
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.backend import Metrics, Policy
 from paw_hpc.policy.convert.transfer import hf_tensors
@@ -19,6 +20,7 @@ from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.policy import MegatronPolicy
 from paw_hpc.recipe import Recipe, parse_recipe
+from tests.factories import as_conversations
 
 SMOOTH = {"lr": 1e-3, "critic_lr": 1e-3, "eps": 1e-3}
 """AdamW divides a gradient by its own size. With its usual eps, rounding errors alone make a step of full length in a random direction: of a
@@ -58,8 +60,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "vanilla": {"wm.enabled": False},
     "one-sample": {"optimizer.mini_batch": 1, "optimizer.epochs": 1},
     "rounding": {"optimizer.mini_batch": 1, "optimizer.epochs": 1, "wm.enabled": False, "env.invalid_penalty": 0.0},
+    "chains": {"optimizer.mini_batch": None},
+    "chains-ppo": {"optimizer.mini_batch": None, "algorithm.name": "ppo"},
 }
-"""`rounding`: the gradient of its first step is nothing but rounding, as no episode is better than another and the KL term begins at its minimum."""
+"""`rounding`: the gradient of its first step is nothing but rounding, as no episode is better than another and the KL term begins at its minimum.
+`chains`: prompts that go on from one another, which the one process takes apart and the layouts do not."""
 
 
 def experience(folder: Path, arm: str) -> list[list[Group]]:
@@ -71,6 +76,9 @@ def experience(folder: Path, arm: str) -> list[list[Group]]:
             for episode in update[0].episodes:
                 del episode.transitions[1:]
             del update[0].episodes[2:]
+    if arm.startswith("chains"):
+        for update in groups:
+            as_conversations(update)
     for transition in (t for update in groups for group in update for episode in group.episodes for t in episode.transitions if arm == "rounding"):
         transition.reward = 0.0
     return groups
@@ -98,7 +106,7 @@ def train(policy: Policy, chosen: Recipe, groups: Sequence[Sequence[Group]]) -> 
 
 def write_expected(folder: Path, arm: str) -> None:
     """Weights and metrics of the one-process backend after two updates."""
-    policy = HuggingFacePolicy(recipe(**ARMS[arm]))
+    policy = HuggingFacePolicy(recipe(**ARMS[arm], **{"policy.merge_turns": False}))
     before = _weights(policy)
     metrics = train(policy, policy.recipe, experience(folder, arm))
     after = _weights(policy)
@@ -148,7 +156,7 @@ def check(folder: Path, layout: Layout, arm: str = "paw", **dotted: Any) -> None
         layout.close()
     for mine, theirs in zip(metrics, expected["metrics"], strict=True):
         for name, value in theirs.items():
-            if name != "seconds" and not name.startswith("system/"):
+            if name not in ("seconds", *(("tokens", "sequences") if arm.startswith("chains") else ())) and not name.startswith("system/"):
                 assert abs(mine[name] - value) <= 2e-5 * max(1.0, abs(value)), f"{layout} {dotted}: {name} is {mine[name]}, not {value}"
 
 
@@ -195,6 +203,19 @@ def any_micro_batch(rank: int, folder: Path) -> None:
 def fewer_samples_than_replicas(rank: int, folder: Path) -> None:
     check(folder, Layout(data=2), "one-sample")
     check(folder, Layout(data=2), "rounding")
+
+
+def chains(rank: int, folder: Path) -> None:
+    check(folder, Layout(tensor=2, sequence=True), "chains")
+    check(folder, Layout(pipeline=2), "chains-ppo")
+
+
+def chains_of_replicas(rank: int, folder: Path) -> None:
+    """The control counts them."""
+    check(folder, Layout(data=2), "chains")
+    check(folder, Layout(data=2), "chains-ppo")
+    pool = Pool.from_groups(experience(folder, "chains")[0])
+    assert pack(pool, [t.observation_ids for t in pool.transitions]).num_sequences == len(pool.episodes) < len(pool)
 
 
 def a_wrong_gradient_is_seen(rank: int, folder: Path) -> None:
