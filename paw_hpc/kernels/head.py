@@ -11,7 +11,7 @@ R rows, H features, V vocabulary columns (of all ranks of `tp_group`), C rows of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from paw_hpc.kernels import dispatch
 from paw_hpc.kernels.checks import check_head
 from paw_hpc.kernels.dispatch import BackendName, Head
 from paw_hpc.kernels.parallel import Shard, row_scores
-from paw_hpc.kernels.reference import RowScores, statistics_dtype
+from paw_hpc.kernels.reference import ReferenceHead, RowScores, statistics_dtype
 
 RowLossFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(logp[C], entropy[C], rows int64[C]) -> loss[C], elementwise."""
@@ -205,6 +205,8 @@ class _Gradients:
     hidden: torch.Tensor | None
     weight: torch.Tensor | None
     into_main_grad: bool
+    waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """(int64[L] rows of hidden, their dlogits[L, V]) that are still to be added."""
 
     @classmethod
     def allocate(cls, hidden: torch.Tensor, weight: torch.Tensor, needs: tuple[bool, bool]) -> _Gradients:
@@ -221,6 +223,30 @@ class _Gradients:
             head.hidden_gradient(dlogits, self.hidden[chunk])
         if self.weight is not None:
             head.add_weight_gradient(dlogits, hidden[chunk], call.columns(self.weight))
+
+    def add_live(self, head: Head, dlogits: torch.Tensor, hidden: torch.Tensor, chunk: slice, live: torch.Tensor, call: _Call) -> None:
+        """`add` of the rows `live` (int64[L]) of a chunk, from their dlogits[L, V]; those of the others are 0.
+
+        Each product reads or writes a whole matrix of the size of the weight, so it waits until there are as many rows as a chunk has.
+        """
+        if self.hidden is not None:
+            self.hidden[chunk].zero_()
+        self.waiting.append((live + chunk.start, dlogits))
+        if sum(len(rows) for rows, _ in self.waiting) >= call.chunk_size(hidden):
+            self.flush(head, hidden, call)
+
+    def flush(self, head: Head, hidden: torch.Tensor, call: _Call) -> None:
+        """Adds what `add_live` has put by."""
+        rows, dlogits = (torch.cat(parts) for parts in zip(*self.waiting, strict=True)) if self.waiting else (None, None)
+        self.waiting.clear()
+        if rows is None or dlogits is None or not len(rows):
+            return
+        if self.hidden is not None:
+            part = torch.empty(len(rows), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+            head.hidden_gradient(dlogits, part)
+            self.hidden.index_copy_(0, rows, part)
+        if self.weight is not None:
+            head.add_weight_gradient(dlogits, hidden[rows], call.columns(self.weight))
 
     def finish(self, weight: torch.Tensor, call: _Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(hidden's, weight's) as autograd wants them; None for the weight's once it is in `main_grad`."""
@@ -252,8 +278,13 @@ class _RowLoss(torch.autograd.Function):
                 part, c, e = _differentiate(row_loss, scores.logp, scores.entropy, numbers[chunk])
                 loss += part
                 c = torch.zeros_like(scores.logp) if c is None else c * grad_scale
-                dlogits = head.dlogits(z, target, scores, c, None if e is None else e * grad_scale)
-                gradients.add(head, dlogits, hidden, chunk, call)
+                e = None if e is None else e * grad_scale
+                # What is clipped, or has no advantage, takes no part in the two products of the gradient.
+                if isinstance(head, ReferenceHead) and (live := head.live_rows(c, e)) is not None:
+                    gradients.add_live(head, head.dlogits(z, target, scores, c, e, live=live), hidden, chunk, live, call)
+                else:
+                    gradients.add(head, head.dlogits(z, target, scores, c, e), hidden, chunk, call)
+            gradients.flush(head, hidden, call)
             ctx.hidden_grad, ctx.weight_grad = gradients.finish(weight, call)
         ctx.main_grad_weight = weight if gradients.weight is not None and ctx.weight_grad is None else None
         ctx.mark_non_differentiable(logp, entropy)

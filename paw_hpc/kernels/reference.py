@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+FEW = 0.8
+"""Share of a chunk's rows up to which gathering them costs less than the two products of the others."""
 MASKED = -1e30
 """Stands for a logit of -inf (probability 0) where 0 * inf would make NaN of it."""
 
@@ -81,9 +83,17 @@ class ReferenceRows:
         c: torch.Tensor,
         e: torch.Tensor | None,
         out: torch.Tensor | None = None,
+        live: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """dL/d(logits before temperature)[C, V] from c = dL/dlogp and e = dL/dH (None: zero), in place of u, copied to `out` if given."""
+        """dL/d(logits before temperature)[C, V] from c = dL/dlogp and e = dL/dH (None: zero), in place of u, copied to `out` if given.
+
+        Args:
+            live: int64[L], the rows that are wanted: of these alone, [L, V], and u is left as it was.
+        """
         exp = self._exp[: len(u)]
+        if live is not None:
+            u, exp, target, scores, c = u[live], exp[live], target[live], RowScores(*(score[live] for score in scores)), c[live]
+            e = None if e is None else e[live]
         scale = self.inv_temperature * torch.exp(-scores.normalizer)
         if e is None:
             torch.mul(exp, (-scale * c)[:, None], out=u)
@@ -112,6 +122,16 @@ class ReferenceHead(ReferenceRows):
     def hidden_gradient(self, dlogits: torch.Tensor, out: torch.Tensor) -> None:
         """out[C, H] = dlogits @ weight."""
         out.copy_(dlogits @ self.weight)
+
+    def live_rows(self, c: torch.Tensor, e: torch.Tensor | None) -> torch.Tensor | None:
+        """int64[L]: the rows of a chunk that have a gradient (c or e is not 0), where leaving out the others pays; None: take all.
+
+        On a CPU alone: elsewhere the host would have to wait for the answer.
+        """
+        if c.device.type != "cpu":
+            return None
+        live = (c != 0 if e is None else (c != 0) | (e != 0)).nonzero()[:, 0]
+        return live if len(live) <= FEW * len(c) else None
 
     def add_weight_gradient(self, dlogits: torch.Tensor, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """out[V, H] += dlogits.T @ hidden, out of the statistics dtype."""

@@ -63,6 +63,20 @@ def equal_and_unequal_shards(rank: int) -> None:
             compare(p, mine, found, both_terms(9))
 
 
+def rows_without_a_gradient(rank: int) -> None:
+    """Every rank leaves out the same rows, those of a chunk without any among them."""
+    p = problem(12, 5, 40)
+
+    def one_in_four(logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.where((rows % 4 == 0) & (rows < 8), entropy - logp, 0.0)
+
+    for chunk_rows in (3, None):
+        hidden, weight, mine = sharded(p, rank, 13)
+        result = linear_row_loss(hidden, weight, p.target, one_in_four, tp_group=dist.group.WORLD, chunk_rows=chunk_rows)
+        found = [result.loss.detach(), result.logp, result.entropy, *torch.autograd.grad(result.loss, (hidden, weight))]
+        compare(p, mine, found, one_in_four)
+
+
 def recomputing_backward(rank: int) -> None:
     p = problem(9, 5, 40)
     hidden, weight, mine = sharded(p, rank, 13)
@@ -207,6 +221,7 @@ def a_data_parallel_rank_without_rows(rank: int) -> None:
 
 CASES = [
     equal_and_unequal_shards,
+    rows_without_a_gradient,
     recomputing_backward,
     default_chunks_of_unequal_shards,
     both_backends_in_float32,
