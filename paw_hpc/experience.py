@@ -185,6 +185,8 @@ class Batch:
     value_position: torch.Tensor | None = None  # int64[N], last prompt token of each sample (PPO)
     sample_cu: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """int64[S+1], samples of sequence s are sample_cu[s]:sample_cu[s+1]; default: one each."""
+    rows_of_kind: torch.Tensor | None = None
+    """int64[R]: how many rows of its own kind a row's sample has, where other processes hold some of them (context parallelism); None: count them."""
 
     def __post_init__(self) -> None:
         if not len(self.sample_cu):
@@ -257,6 +259,35 @@ class Batch:
             sample_streams={name: stream[samples] for name, stream in self.sample_streams.items()},
             value_position=None if self.value_position is None else self.value_position[samples] + shift,
             sample_cu=_offsets(counts),
+        )
+
+    def counted_by_kind(self) -> torch.Tensor:
+        """int64[R]: how many rows of its own kind a row's sample has."""
+        if self.rows_of_kind is not None:
+            return self.rows_of_kind
+        lengths = self.row_cu[1:] - self.row_cu[:-1]
+        sample = torch.repeat_interleave(torch.arange(len(self), device=lengths.device), lengths, output_size=self.num_rows)
+        # A cell for each kind of each sample.
+        cell = 2 * sample + self.row_kind.long()
+        return torch.zeros(2 * len(self), dtype=torch.long, device=cell.device).index_add(0, cell, torch.ones_like(cell))[cell]
+
+    def with_rows(self, rows: torch.Tensor, first: int, last: int) -> Batch:
+        """What a process that holds the tokens `first` to `last` of this batch needs for its losses: the rows (int64[r]) that stand there, by their
+        place in that piece. Samples are those of the whole batch, so `row_cu` still counts all of theirs."""
+        return Batch(
+            tokens=self.tokens[first:last],
+            position_ids=self.position_ids[first:last],
+            cu_seqlens=self.cu_seqlens,
+            row_position=self.row_position[rows] - first,
+            row_target=self.row_target[rows],
+            row_kind=self.row_kind[rows],
+            row_cu=self.row_cu,
+            streams={name: stream[rows] for name, stream in self.streams.items()},
+            transition=self.transition,
+            sample_streams=self.sample_streams,
+            value_position=self.value_position,
+            sample_cu=self.sample_cu,
+            rows_of_kind=self.counted_by_kind()[rows],
         )
 
 

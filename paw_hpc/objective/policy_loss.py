@@ -161,7 +161,7 @@ def row_metrics(batch: Batch, logp: torch.Tensor, entropy: torch.Tensor, recipe:
         "clipped_token_ratio": _sum((logp.exp() > wm.rho).double(), observation),
         "observation_ce": _sum(-logp, observation),
         "observation_p": _sum(logp.exp(), observation),
-        "wm_loss": _sum(world_model_loss(logp, wm), observation / _rows_of_kind(batch, observation).clamp(min=1.0)),
+        "wm_loss": _sum(world_model_loss(logp, wm), observation / batch.counted_by_kind()),
     }
     if a.kl_coefficient > 0:
         sums["ref_kl"] = _sum(kl_low_variance(logp, streams["ref_logp"].double()), action)
@@ -202,10 +202,3 @@ def _ratio_clipped(logp: torch.Tensor, old_logp: torch.Tensor, advantage: torch.
     """bool[R]: the clipped branch is the larger loss, so the row has no gradient."""
     ratio = _bounded(logp - old_logp).exp()
     return ((advantage > 0) & (ratio > 1.0 + a.clip_high)) | ((advantage < 0) & (ratio < 1.0 - a.clip_low))
-
-
-def _rows_of_kind(batch: Batch, kind: torch.Tensor) -> torch.Tensor:
-    """float64[R]: how many rows of this kind (a 0/1 mask) the row's own sample has."""
-    lengths = batch.row_cu[1:] - batch.row_cu[:-1]
-    sample = torch.repeat_interleave(torch.arange(len(batch), device=lengths.device), lengths, output_size=batch.num_rows)
-    return torch.zeros(len(batch), dtype=torch.float64, device=kind.device).index_add(0, sample, kind)[sample]

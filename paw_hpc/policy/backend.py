@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from paw_hpc.experience import Batch, Pool, Scores
 
 Metrics = dict[str, float]
-Seen = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of each micro-batch: its samples, by their transitions (int64), and the log-prob of each of their rows' targets (float[R]); on the device."""
+Seen = list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]
+"""Of each micro-batch: its samples, by their transitions (int64), which of their rows these are (int64 on the CPU; None: all), and the log-probs of
+these rows' targets (float[R]); on the device."""
 
 
 class Policy(Protocol):

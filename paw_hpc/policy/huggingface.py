@@ -190,7 +190,7 @@ class HuggingFacePolicy(Trainer):
             total += result.loss.detach()
             sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))
             if self._seen is not None:
-                self._seen.append((part.transition, result.logp.detach()))
+                self._seen.append((part.transition, None, result.logp.detach()))
         return total
 
     def _accumulate_critic(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:

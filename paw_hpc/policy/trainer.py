@@ -107,7 +107,7 @@ class Trainer(ABC):
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
-        skipped, seen = 0, list[tuple[torch.Tensor, torch.Tensor]]()
+        skipped, seen = 0, Seen()
         for epoch in range(o.epochs):
             self._seen = seen if row_logp is not None and epoch == 0 else None
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
@@ -121,8 +121,8 @@ class Trainer(ABC):
         self._settle()
         self._seen = None
         if row_logp is not None:
-            order = [batch.rows_of(samples.cpu()) for samples, _ in seen]
-            rows_from_device([logp[None] for _, logp in seen], order, row_logp.zero_()[None])
+            order = [rows if own is None else rows[own] for rows, own in ((batch.rows_of(samples.cpu()), own) for samples, own, _ in seen)]
+            rows_from_device([logp[None] for *_, logp in seen], order, row_logp.zero_()[None])
             self._share(row_logp)
         metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
         seconds = time.perf_counter() - started

@@ -125,7 +125,8 @@ class OptimizerSection(Section):
     mini_batch: PositiveInt | None = None
     """Transitions per optimizer step; none: the whole update."""
     max_tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens of one forward and backward pass; more are faster, and take more memory. A longer sample is a pass of its own."""
+    """Tokens of one forward and backward pass (on each context-parallel rank); more are faster, and take more memory. A longer sequence is a pass of
+    its own."""
 
 
 class PolicySection(Section):
@@ -149,7 +150,8 @@ class MegatronSection(Section):
     virtual_pipeline: PositiveInt | None = None
     """Model chunks per pipeline rank (interleaved schedule); none: one."""
     context_parallel: PositiveInt = 1
-    """Ranks that share the tokens of a sample. Only 1 is supported."""
+    """Ranks that share the tokens of every pass, for sequences longer than one of them may hold; they divide the attention heads of a tensor-parallel
+    rank. Of Megatron-core's own layers alone."""
     data_parallel: PositiveInt | None = None
     """Replicas; none: as many as the started processes make up, and one where `paw train` starts the processes itself."""
     sequence_parallel: bool = False

@@ -65,5 +65,20 @@ def test_two_ranks_that_share_the_data(folder: Path) -> None:
     )
 
 
+def test_two_ranks_that_share_the_tokens(folder: Path) -> None:
+    _run(2, folder, cases.context_parallel, cases.context_parallel_with_few_samples, cases.a_wrong_exchange_is_seen)
+
+
+def test_four_ranks_that_share_the_tokens(folder: Path) -> None:
+    _run(
+        4,
+        folder,
+        cases.context_and_tensor_parallel,
+        cases.context_and_pipeline_parallel,
+        cases.replicas_of_context_parallel_ranks,
+        cases.four_context_parallel_ranks,
+    )
+
+
 def test_four_ranks(folder: Path) -> None:
     _run(4, folder, cases.tensor_and_pipeline_parallel, cases.replicas_of_tensor_parallel_ranks, cases.replicas_of_interleaved_pipelines)

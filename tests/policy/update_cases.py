@@ -16,6 +16,7 @@ from paw_hpc.objective.plan import plan
 from paw_hpc.policy.backend import Metrics, Policy
 from paw_hpc.policy.convert.transfer import hf_tensors
 from paw_hpc.policy.huggingface import HuggingFacePolicy
+from paw_hpc.policy.megatron import attention
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.policy import MegatronPolicy
@@ -131,6 +132,7 @@ def policy_in(layout: Layout, arm: str, **dotted: Any) -> MegatronPolicy:
         "policy.backend": "megatron",
         "megatron.tensor_parallel": layout.tensor,
         "megatron.pipeline_parallel": layout.pipeline,
+        "megatron.context_parallel": layout.context,
         "megatron.virtual_pipeline": layout.virtual,
         "megatron.sequence_parallel": layout.sequence,
     }
@@ -216,6 +218,49 @@ def chains_of_replicas(rank: int, folder: Path) -> None:
     check(folder, Layout(data=2), "chains-ppo")
     pool = Pool.from_groups(experience(folder, "chains")[0])
     assert pack(pool, [t.observation_ids for t in pool.transitions]).num_sequences == len(pool.episodes) < len(pool)
+
+
+def context_parallel(rank: int, folder: Path) -> None:
+    """Four query and two key heads: each rank has one key head and those that see it."""
+    check(folder, Layout(context=2))
+    check(folder, Layout(context=2), "chains", **{"optimizer.max_tokens_per_micro_batch": 150})
+    check(folder, Layout(context=2), "ppo")
+    check(folder, Layout(context=2), "ppo-tokens")
+
+
+def context_parallel_with_few_samples(rank: int, folder: Path) -> None:
+    check(folder, Layout(context=2), "one-sample")
+    check(folder, Layout(context=2), "paw", **{"optimizer.max_tokens_per_micro_batch": 1, "megatron.recompute": "full"})
+
+
+def context_and_tensor_parallel(rank: int, folder: Path) -> None:
+    """One key head, which both context-parallel ranks have."""
+    check(folder, Layout(tensor=2, context=2, sequence=True))
+    check(folder, Layout(tensor=2, context=2), "chains-ppo")
+
+
+def context_and_pipeline_parallel(rank: int, folder: Path) -> None:
+    check(folder, Layout(pipeline=2, context=2), "chains")
+
+
+def replicas_of_context_parallel_ranks(rank: int, folder: Path) -> None:
+    check(folder, Layout(data=2, context=2), "chains", **{"optimizer.max_tokens_per_micro_batch": 150})
+    check(folder, Layout(data=2, context=2), "one-sample", **{"megatron.distributed_optimizer": False})
+
+
+def four_context_parallel_ranks(rank: int, folder: Path) -> None:
+    check(folder, Layout(context=4))
+
+
+def a_wrong_exchange_is_seen(rank: int, folder: Path) -> None:
+    """The control: heads come back in another order."""
+    right = attention.tokens_for_heads
+
+    def turned(x: torch.Tensor, group: Any) -> torch.Tensor:
+        return right(x, group).flip(1)
+
+    with mock.patch.object(attention, "tokens_for_heads", turned), pytest.raises(AssertionError, match=r"is off by|, not "):
+        check(folder, Layout(context=2))
 
 
 def a_wrong_gradient_is_seen(rank: int, folder: Path) -> None:

@@ -16,16 +16,21 @@ from paw_hpc.policy.packed import Packing
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One forward pass of one data-parallel replica."""
+    """One forward pass of one data-parallel replica, or with context parallelism this rank's piece of its tokens and the rows that stand there.
+
+    `samples` and the `cu_seqlens` of the batch are those of the whole pass: attention sees all of it.
+    """
 
     batch: Batch
     """The real sequences, on the device."""
     row_index: torch.Tensor  # int64[R], each row's place in the batch that was cut; on the CPU
-    tokens: torch.Tensor  # int64[T], with what `padding` adds at the end
+    tokens: torch.Tensor  # int64[T of this rank], with what `padding` adds at the end
     position_ids: torch.Tensor
     samples: PackedSamples
     padding: int
-    """Tokens that belong to no sequence: what sequence parallelism needs to divide T, and the one token of a pass without any."""
+    """Tokens that belong to no sequence: what context and sequence parallelism need to divide them, and the one token of a pass without any."""
+    own_rows: torch.Tensor | None = None
+    """int64[R]: which rows of the pass these are, where context parallelism leaves the others to other ranks; on the CPU."""
 
 
 def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int = 1) -> list[list[list[int]]]:
@@ -53,19 +58,20 @@ def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int 
 
 
 def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.device) -> list[MicroBatch]:
-    """This replica's share of a batch (the same on all ranks of the replica).
+    """This rank's share of a batch: its replica's, and with context parallelism its piece of the tokens of each pass.
 
     Args:
         batch: on the CPU, the same on all ranks.
+        max_tokens: of one rank in one pass.
     """
     # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages would stand idle anyway.
-    shares = partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
+    shares = partition(batch.lengths, layout.data, max_tokens * layout.context, layout.pipeline)
     return [_micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device) for sequences in shares[layout.data_rank]]
 
 
 def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: torch.device) -> MicroBatch:
     part = batch.take(sequences)
-    divisor = layout.tensor if layout.sequence else 1
+    divisor = layout.context * (layout.tensor if layout.sequence else 1)
     padding = -part.num_tokens % divisor if part.num_tokens else divisor
     cu = part.cu_seqlens
     tokens, position_ids = part.tokens, part.position_ids
@@ -82,4 +88,12 @@ def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: 
         max_seqlen_kv=packing.max_length,
         packing=packing,
     )
-    return MicroBatch(part.to(device), batch.rows_of(batch.samples_of(sequences)), tokens.to(device), position_ids.to(device), packed, padding)
+    row_index, own = batch.rows_of(batch.samples_of(sequences)), None
+    if layout.context > 1:
+        size = len(tokens) // layout.context
+        first = layout.context_rank * size
+        last = first + size
+        own = ((part.row_position >= first) & (part.row_position < last)).nonzero()[:, 0]
+        part, row_index = part.with_rows(own, first, last), row_index[own]
+        tokens, position_ids = tokens[first:last], position_ids[first:last]
+    return MicroBatch(part.to(device), row_index, tokens.to(device), position_ids.to(device), packed, padding, own)

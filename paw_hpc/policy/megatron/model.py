@@ -118,6 +118,10 @@ def transformer_engine_wanted(recipe: Recipe) -> bool:
     forced = recipe.megatron.layers == "transformer_engine"
     if forced and not has_transformer_engine():
         raise RecipeError("megatron.layers: Transformer Engine is not installed; use auto or local")
+    if recipe.megatron.context_parallel > 1:  # its layers cut sequences in a way of their own
+        if forced:
+            raise RecipeError("megatron.layers: transformer_engine has no context parallelism here; use auto or local, or context_parallel=1")
+        return False
     return forced or (recipe.megatron.layers == "auto" and has_transformer_engine())
 
 

@@ -148,8 +148,8 @@ class MegatronPolicy(Trainer):
 
     @property
     def _speaks(self) -> bool:
-        """One rank of each replica's last stage speaks for it."""
-        return self.layout.last_stage and self.layout.tensor_rank == 0 and self.layout.context_rank == 0
+        """One rank of each group of tensor-parallel ones in a replica's last stage speaks for it; with context parallelism each for its own rows."""
+        return self.layout.last_stage and self.layout.tensor_rank == 0
 
     def _parts(self, batch: Batch) -> list[MicroBatch]:
         return micro_batches(batch, self.layout, self.recipe.optimizer.max_tokens_per_micro_batch, self.device)
@@ -242,7 +242,7 @@ class MegatronPolicy(Trainer):
             result = linear_row_loss(hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options)
             self._count(total, result.loss, sums, lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe))
             if self._seen is not None:
-                self._seen.append((part.batch.transition, result.logp.detach()))
+                self._seen.append((part.batch.transition, part.own_rows, result.logp.detach()))
             return result.loss
 
         return finish
@@ -279,7 +279,8 @@ class MegatronPolicy(Trainer):
         return add_sums(everyone)
 
     def _costs(self, batch: Batch, seconds: float) -> Metrics:
-        epochs, replicas = self.recipe.optimizer.epochs, torch.tensor([float(self._padding if self._speaks else 0), 0.0])
+        epochs, counts = self.recipe.optimizer.epochs, self._speaks and self.layout.context_rank == 0
+        replicas = torch.tensor([float(self._padding if counts else 0), 0.0])
         memory = torch.tensor(float(memory_peak_bytes(self.device)))
         dist.all_reduce(replicas)
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
