@@ -150,7 +150,7 @@ def _stage_parameters(model: Architecture, tensor: int, pipeline: int) -> int:
 def _activations(recipe: Recipe, model: Architecture, tensor: int, pipeline: int, context: int, bytes_per: int) -> int:
     """Of all micro-batches that are in flight on the first stage: as many as there are stages, with 1 / stages of the layers each."""
     m = recipe.megatron
-    tokens = recipe.optimizer.max_tokens_per_micro_batch // context
+    tokens = -(-max(recipe.optimizer.max_tokens_per_micro_batch, longest_request(recipe)) // context)
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
     # Kept per token and layer: inputs and outputs of both norms and both residuals (not split without sequence parallelism); queries, keys, values
     # and the attention's output; gate, up, their activation and product.
@@ -167,5 +167,5 @@ def _activations(recipe: Recipe, model: Architecture, tensor: int, pipeline: int
 def _head(recipe: Recipe, model: Architecture, tensor: int) -> int:
     chunk = recipe.model.head_chunk_rows * -(-model.vocabulary // tensor) * (4 + 2)  # float32 logits, and their gradient in bfloat16
     gradient = -(-model.vocabulary // tensor) * model.hidden * 4
-    hidden = recipe.optimizer.max_tokens_per_micro_batch * model.hidden * 4
+    hidden = max(recipe.optimizer.max_tokens_per_micro_batch, longest_request(recipe)) * model.hidden * 4
     return chunk + gradient + hidden

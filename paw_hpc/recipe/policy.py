@@ -125,8 +125,8 @@ class OptimizerSection(Section):
     mini_batch: PositiveInt | None = None
     """Transitions per optimizer step; none: the whole update."""
     max_tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens of one forward and backward pass (on each context-parallel rank); more are faster, and take more memory. A longer sequence is a pass of
-    its own."""
+    """Tokens of one forward and backward pass, which context-parallel ranks share; more are faster, and take more memory. A longer sequence is a pass
+    of its own."""
 
 
 class PolicySection(Section):

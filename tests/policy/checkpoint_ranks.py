@@ -30,6 +30,7 @@ LAYOUTS = {
     "PP2 x DP2": Layout(pipeline=2, data=2),
     "TP2 x PP2, sequence parallel": Layout(tensor=2, pipeline=2, sequence=True),
     "PP2 interleaved x DP2": Layout(pipeline=2, virtual=2, data=2),
+    "TP2 x CP2": Layout(tensor=2, context=2),
 }
 FIRST = LAYOUTS["TP2 x DP2"]
 WRITTEN = "from TP2 x DP2"

@@ -44,7 +44,8 @@ QWEN_1_5B = Architecture(
         (Layout(tensor=4), r"tensor_parallel: 4 does not divide the model's 2 key-value heads"),
         (Layout(pipeline=29), r"pipeline_parallel: 29 makes more stages than the model has layers, which are 28"),
         (Layout(pipeline=4, virtual=8), r"virtual_pipeline: 8 x pipeline_parallel 4 makes more stages than the model has layers, which are 28"),
-        (Layout(context=2), r"context_parallel: 2 is not supported, only 1"),
+        (Layout(context=5), r"context_parallel: 5 does not divide the 12 attention heads of a tensor-parallel rank"),
+        (Layout(tensor=2, context=4), r"context_parallel: 4 does not divide the 6 attention heads of a tensor-parallel rank"),
     ],
 )
 def test_a_layout_that_does_not_divide_the_model_is_refused(layout: Layout, message: str) -> None:
@@ -58,7 +59,14 @@ def test_a_feed_forward_layer_that_tensor_parallelism_does_not_divide_is_refused
 
 
 def test_layouts_that_fit_pass_and_any_vocabulary_is_padded() -> None:
-    for layout in (Layout(), Layout(tensor=2, sequence=True), Layout(pipeline=4), Layout(tensor=2, pipeline=2, virtual=7, data=3)):
+    for layout in (
+        Layout(context=6),
+        Layout(tensor=2, context=3),
+        Layout(),
+        Layout(tensor=2, sequence=True),
+        Layout(pipeline=4),
+        Layout(tensor=2, pipeline=2, virtual=7, data=3),
+    ):
         layout.check(QWEN_1_5B)
     assert [Layout(tensor=2).padded_vocabulary(size) for size in (231, 232)] == [232, 232]
     assert Layout(tensor=4).padded_vocabulary(151936) == 151936

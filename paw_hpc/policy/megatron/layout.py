@@ -77,17 +77,10 @@ class Layout:
             raise RecipeError(f"megatron.{key} {self.pipeline} makes more stages than the model has layers, which are {model.layers}")
         if self.sequence and model.hidden % self.tensor:
             raise RecipeError(f"megatron.tensor_parallel: {self.tensor} does not divide the model's {model.hidden} hidden features")
-        self._check_context(model)
-
-    def _check_context(self, model: Architecture) -> None:
-        """Ranks of a context-parallel group share out the heads of a tensor-parallel rank; a key head may be on several of them."""
-        heads, key_heads = model.heads // self.tensor, model.kv_heads // self.tensor
-        key = f"megatron.context_parallel: {self.context}"
+        heads = model.heads // self.tensor
         if heads % self.context:
-            raise RecipeError(f"{key} does not divide the {heads} attention heads of a tensor-parallel rank")
-        repeats = self.context // math.gcd(key_heads, self.context)
-        if heads // key_heads % repeats:
-            raise RecipeError(f"{key} would split the {heads // key_heads} attention heads that share a key-value head unevenly")
+            # Then key heads, each repeated where there are fewer than ranks, come out even, too.
+            raise RecipeError(f"megatron.context_parallel: {self.context} does not divide the {heads} attention heads of a tensor-parallel rank")
 
     def stages(self, layers: int) -> list[int]:
         """How many of a model's layers each stage holds, in the model's order: stage i is chunk i // pipeline of rank i % pipeline.

@@ -62,10 +62,10 @@ def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.d
 
     Args:
         batch: on the CPU, the same on all ranks.
-        max_tokens: of one rank in one pass.
+        max_tokens: of one pass, which context-parallel ranks share.
     """
     # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages would stand idle anyway.
-    shares = partition(batch.lengths, layout.data, max_tokens * layout.context, layout.pipeline)
+    shares = partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
     return [_micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device) for sequences in shares[layout.data_rank]]
 
 
