@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,15 @@ from paw_hpc.envs.alfworld.engine import GameEngine
 from paw_hpc.envs.alfworld.teacher import _play
 from paw_hpc.envs.base import Task
 from paw_hpc.recipe import WarmStartSection
+from paw_hpc.study import warmstart
+from paw_hpc.system.errors import UserError
+
+
+def test_a_conversation_is_not_cloned_as_something_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"env\.prompt: conversation cannot be cloned"):
+        warmstart.main("recipes/warm-start.yaml", ["env.prompt=conversation", "env.history=all"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
 
 IDLE = {"look", "inventory", "examine"}
 

@@ -46,6 +46,10 @@ class Sample:
 def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
     """Make a warm-start policy and return its folder (weights, tokenizer, and the recipe that made it)."""
     recipe, console = load_recipe(recipe_path, overrides), Console(stderr=True)
+    if recipe.env.prompt == "conversation":
+        raise UserError(
+            "env.prompt: conversation cannot be cloned, a step of expert play is shown as a window; clone with paper, and train with conversation"
+        )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     out = out or Path("runs") / recipe.name
