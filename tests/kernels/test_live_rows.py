@@ -9,11 +9,16 @@ from unittest import mock
 import pytest
 import torch
 
-from paw_hpc.kernels import linear_row_loss
+from paw_hpc.kernels import linear_row_loss, reference
 from paw_hpc.kernels.head import RowLoss, RowLossFunction
 from paw_hpc.kernels.reference import ReferenceHead
 
 ROWS, HIDDEN, VOCABULARY = 300, 16, 97
+
+
+@pytest.fixture(autouse=True)
+def every_head_counts_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "LARGE", 0)
 
 
 @contextmanager
@@ -81,6 +86,16 @@ def test_products_see_the_rows_that_count_and_wait_for_a_whole_chunk() -> None:
     keep = int((torch.rand(ROWS, generator=torch.Generator().manual_seed(1)) < 0.15).sum())
     assert sum(live) == keep < 0.25 * ROWS == 0.25 * sum(sizes)
     assert all(16 <= size < 32 for size in live[:-1])
+
+
+def test_small_heads_keep_the_order_of_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "LARGE", VOCABULARY * HIDDEN + 1)
+    _, hidden, weight = found(masked(0.15))
+    with dense():
+        _, all_hidden, all_weight = found(masked(0.15))
+    assert torch.equal(hidden, all_hidden) and torch.equal(weight, all_weight)
+    monkeypatch.setattr(reference, "LARGE", VOCABULARY * HIDDEN)
+    assert not torch.equal(found(masked(0.15))[2], all_weight), "the control: left out, sums round otherwise"
 
 
 def test_a_row_that_is_no_number_is_not_hidden_by_a_mask() -> None:
