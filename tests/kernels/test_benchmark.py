@@ -15,7 +15,7 @@ def test_one_command_one_table(tmp_path: Path) -> None:
     text = (tmp_path / "head-cpu.md").read_text()
     assert text.startswith("# The head, 20") and "torch 2." in text and "Not run" not in text
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ours")]
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, _, milliseconds, extra, *_, logp, entropy, hidden in rows:
         assert float(milliseconds) > 0 and float(extra) > 0, name
         if "25 %" not in name:
