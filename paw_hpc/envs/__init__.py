@@ -1,8 +1,8 @@
 """The environments: ALFWorld, WebShop, search QA, and those of plugins; for the trainer of this package, and for any other (docs/environments.md).
 
-What other programs use is named here and stays as it is: `Environments` (one call after the other) and `AsyncEnvironments` (coroutines) open the tasks
-of a benchmark, and `write_outcomes` keeps how they ended, for `paw report`. `paw_hpc.envs.gym` has the same as a Gymnasium environment. Each name is
-imported when it is first asked for, and none of them imports torch or transformers.
+What other programs use is named here and stays as it is: `Environments` (one call after the other) and `AsyncEnvironments` (coroutines) open the
+tasks of a benchmark, and `write_outcomes` keeps how they ended, for `paw report`. `paw_hpc.envs.gym` has the same as a Gymnasium environment. Each
+name is imported when it is first asked for, and none of them imports torch or transformers.
 """
 
 from __future__ import annotations

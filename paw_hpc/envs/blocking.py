@@ -21,7 +21,6 @@ from paw_hpc.envs.sessions import AsyncBatch, AsyncEnvironments, AsyncEpisode
 from paw_hpc.system.errors import UserError
 
 T = TypeVar("T")
-Run = Callable[[Coroutine[Any, Any, T]], T]
 
 
 class Environments:
@@ -174,15 +173,32 @@ class Episode:
 
     def step(self, action: str) -> EnvironmentState:
         """Take an action, in the environment's own words. Raises EnvironmentFailure, or UserError where the episode is over already."""
-        return self._environments._run(self._episode.step(action))
+        return self._act(action, self._episode._judge(action))
 
     def respond(self, response: str, *, opened: bool = False) -> EnvironmentState:
         """Take the action that a model's response to `messages` says, read and judged by the rules; else as `step`."""
-        return self._environments._run(self._episode.respond(response, opened=opened))
+        return self._act(*self._episode._agent().parse(response, opened))
 
     def close(self) -> None:
         """End it. What is known of it stays."""
         self._environments._run(self._episode.close())
+
+    def _act(self, action: str, valid: bool) -> EnvironmentState:
+        """A session that never waits offers its step without an event loop, `act` (WebShop's): the way to the loop's thread and back would cost
+        several of its steps."""
+        act: Callable[[str], EnvironmentState] | None = getattr(self._episode._live(), "act", None)
+        if act is None:
+            return self._environments._run(self._episode._step(action, valid))
+        try:
+            state = act(action)
+        except BaseException:
+            self._episode.failed = True
+            self.close()
+            raise
+        self._episode._count(action, valid, state)
+        if state.done:
+            self.close()
+        return state
 
 
 class Batch:

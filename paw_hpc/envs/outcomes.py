@@ -193,7 +193,7 @@ def _check(path: Path, whole: Outcomes) -> None:
             )
         first[place] = number
         if types.setdefault(episode.task_id, episode.task_type) != episode.task_type:
-            raise DataError(f"{path}: line {number}: {episode.task_id} is of type {episode.task_type} here and {types[episode.task_id]} before")
+            raise DataError(f"{path}: line {number}: {episode.task_id} is of type {episode.task_type}, and was {types[episode.task_id]}")
     if not len(types) <= whole.tasks <= len(types) + whole.environment_failures:
         broken = (
             f"{whole.environment_failures} episodes that the environment broke" if whole.environment_failures else "none that the environment broke"

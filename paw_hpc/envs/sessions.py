@@ -5,9 +5,9 @@
         while not episode.done:
             await episode.step(choose(episode.state))
 
-A thin layer over `paw_hpc.envs.base.Benchmark`, whose sessions do the work: what they say is handed on unchanged. `paw_hpc.envs.blocking` has the same
-for callers without an event loop. Rules (steps, prompts, which data) are the keys of a recipe's `env` section; an episode is seeded as `paw eval` seeds
-it, so what is played here and what is evaluated there can be compared episode by episode.
+A thin layer over `paw_hpc.envs.base.Benchmark`, whose sessions do the work: what they say is handed on unchanged. `paw_hpc.envs.blocking` has the
+same for callers without an event loop. Rules (steps, prompts, which data) are the keys of a recipe's `env` section; an episode is seeded as
+`paw eval` seeds it, so what is played here and what is evaluated there can be compared episode by episode.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Message, Panel, Session, Task
+from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Message, Panel, Session, Task, Turn
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.envs.outcomes import Outcome
 from paw_hpc.recipe import PROTOCOLS, EnvSection, load_recipe
@@ -39,7 +39,7 @@ class AsyncEnvironments:
 
     Args:
         benchmark: alfworld, webshop, search, or one that a plugin brings.
-        protocol: `reference` or `ours`: begin with the rules of this protocol (`paw recipes show BENCHMARK/PROTOCOL`); none: with every key's default.
+        protocol: `reference` or `ours`: begin with this protocol's rules (`paw recipes show BENCHMARK/PROTOCOL`); none: with every key's default.
         seed: of all episodes, as a recipe's `seed`.
         plugins: files or modules that bring benchmarks, as in a recipe.
         keys: of a recipe's `env` section (`paw recipes keys env`), over the protocol's: `max_steps=15`, `webshop={"catalogue": "small"}`.
@@ -140,7 +140,7 @@ class EpisodeRecord:
         self.task, self.repeat = task, repeat
         self.seed = derive_seed(environments.seed, "eval", 0, name_seed(task.task_id), repeat)
         """As `paw eval` seeds this repeat of this task (`eval.seeds: task`); it orders the actions of the compact prompt."""
-        self.state = EnvironmentState("")
+        self.state = self._start = EnvironmentState("")
         """What the environment said last."""
         self.steps = 0
         """Actions taken."""
@@ -152,7 +152,8 @@ class EpisodeRecord:
         """The environment, not the agent, broke down, or the wait for it was broken off: the episode is over and counts in no rate."""
         self._environments = environments
         self._session: Session | None = None
-        self._view: AgentView
+        self._view: AgentView | None = None
+        self._unseen: list[Turn] = []
 
     @property
     def observation(self) -> str:
@@ -180,7 +181,7 @@ class EpisodeRecord:
     @property
     def state_key(self) -> str:
         """Equal where an episode is in the same state, as far as its observation and its admissible actions tell: what GiGPO groups by."""
-        anchor, listed = self._view.anchor(), self.state.admissible
+        anchor, listed = self._agent().anchor(), self.state.admissible
         return f"{anchor}\n{'|'.join(listed)}" if listed else anchor
 
     def admits(self, action: str) -> bool:
@@ -189,7 +190,17 @@ class EpisodeRecord:
 
     def messages(self) -> list[Message]:
         """The prompt for this step, by the rules (`prompt`, `prompt_template`, `history`); what a model says to it goes to `respond`."""
-        return self._view.messages()
+        return self._agent().messages()
+
+    def _agent(self) -> AgentView:
+        """The agent's view, which learns of what has happened only here: most of a fast environment's time would go into prompts nobody asks for."""
+        if self._view is None:
+            self._view = self._environments.benchmark.view(self.task, self.seed)
+            self._view.start(self._start)
+        for action, state in self._unseen:
+            self._view.observe(action, state)
+        self._unseen.clear()
+        return self._view
 
     def outcome(self) -> Outcome:
         """How it went, as a line of a file of outcomes; an episode that was left before its end has failed.
@@ -231,9 +242,7 @@ class AsyncEpisode(EpisodeRecord):
             EnvironmentFailure: the environment died, hung or talked nonsense; the episode is over (`failed`).
             UserError: the episode is over already, or the action is no string.
         """
-        if not isinstance(action, str):
-            raise UserError(f"{self.task.task_id}: an action is a string, and this is a {type(action).__name__}")
-        return await self._step(action, self.admits(action))
+        return await self._step(action, self._judge(action))
 
     async def respond(self, response: str, *, opened: bool = False) -> EnvironmentState:
         """Take the action that a model's response to `messages` says, read and judged by the rules (`validity`); else as `step`.
@@ -241,7 +250,7 @@ class AsyncEpisode(EpisodeRecord):
         Args:
             opened: the prompt ended inside of the thought: the model's chat template writes `<think>`.
         """
-        return await self._step(*self._view.parse(response, opened))
+        return await self._step(*self._agent().parse(response, opened))
 
     async def close(self) -> None:
         """End it. What is known of it stays."""
@@ -253,29 +262,41 @@ class AsyncEpisode(EpisodeRecord):
     async def _begin(self, session: Session) -> None:
         self._session = session
         self._environments._open.add(self)
-        self.state = await session.reset()
+        self.state = self._start = await session.reset()
         self.steps, self.invalid, self.episode_return, self.failed = 0, 0, 0.0, False
-        self._view = self._environments.benchmark.view(self.task, self.seed)
-        self._view.start(self.state)
+        self._view = None
+        self._unseen.clear()
 
     async def _step(self, action: str, valid: bool) -> EnvironmentState:
-        if self.done or self._session is None:
-            raise UserError(f"{self.task.task_id}: this episode is {'over' if self.done else 'closed'}; reset it, or open another")
+        session = self._live()
         try:
-            state = await self._session.step(action)
+            state = await session.step(action)
         except BaseException:
-            # Also where the wait for it was cancelled: what it would have said is lost, and the next answer would be taken for it.
+            # Also where the wait for it was cancelled: its answer is still on the way, and would be taken for that to the next action.
             self.failed = True
             await self.close()
             raise
+        self._count(action, valid, state)
+        if state.done:
+            await self.close()
+        return state
+
+    def _judge(self, action: str) -> bool:
+        if not isinstance(action, str):
+            raise UserError(f"{self.task.task_id}: an action is a string, and this is a {type(action).__name__}")
+        return self.admits(action)
+
+    def _live(self) -> Session:
+        if self.done or self._session is None:
+            raise UserError(f"{self.task.task_id}: this episode is {'over' if self.done else 'closed'}; reset it, or open another")
+        return self._session
+
+    def _count(self, action: str, valid: bool, state: EnvironmentState) -> None:
         self.state = state
         self.steps += 1
         self.invalid += not valid
         self.episode_return += state.reward
-        self._view.observe(action, state)
-        if state.done:
-            await self.close()
-        return state
+        self._unseen.append((action, state))
 
 
 class AsyncBatch:
