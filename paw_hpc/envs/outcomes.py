@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from paw_hpc.envs.base import Panel
-from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.system.errors import DataError
 from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
@@ -172,10 +171,8 @@ def _as(path: Path, number: int, kind: type[Any], row: Any) -> Any:
 
 def _check(path: Path, whole: Outcomes) -> None:
     """Raises DataError for what no panel's outcomes can be."""
-    if not whole.player.strip():
-        raise DataError(f"{path}: line 1: player is empty; say who played")
-    if whole.benchmark not in BENCHMARKS.names() and not whole.benchmark.isidentifier():
-        raise DataError(f"{path}: line 1: benchmark '{whole.benchmark}' is no name of one; expected {BENCHMARKS.expected()}, or a plugin's")
+    if empty := next((name for name in ("player", "benchmark", "panel") if not getattr(whole, name).strip()), None):
+        raise DataError(f"{path}: line 1: {empty} is empty; say its name")
     bounds = {name: getattr(whole, name) for name in ("update", "temperature", "environment_failures", "tasks")}
     if wrong := next((name for name, value in bounds.items() if not (math.isfinite(value) and value >= 0)), None):
         raise DataError(f"{path}: line 1: {wrong} is {bounds[wrong]}, and cannot be")
@@ -188,19 +185,14 @@ def _check(path: Path, whole: Outcomes) -> None:
             raise DataError(f"{path}: line {number}: {episode.task_id}: {fault}")
         place = episode.task_id, episode.repeat
         if place in first:
-            raise DataError(
-                f"{path}: line {number}: {episode.task_id}, repeat {episode.repeat}: line {first[place]} has it already; count repeats from 0"
-            )
+            raise DataError(f"{path}: line {number}: {episode.task_id}, repeat {episode.repeat}: line {first[place]} has it; count repeats from 0")
         first[place] = number
         if types.setdefault(episode.task_id, episode.task_type) != episode.task_type:
             raise DataError(f"{path}: line {number}: {episode.task_id} is of type {episode.task_type}, and was {types[episode.task_id]}")
     if not len(types) <= whole.tasks <= len(types) + whole.environment_failures:
-        broken = (
-            f"{whole.environment_failures} episodes that the environment broke" if whole.environment_failures else "none that the environment broke"
-        )
         raise DataError(
-            f"{path}: episodes of {len(types)} tasks, and {broken}, where the panel has {whole.tasks} tasks: a rate on a panel is over all of them; "
-            "play the others, or a part by its name, such as PANEL:40@0"
+            f"{path}: episodes of {len(types)} tasks (and {whole.environment_failures} that the environment broke), where the panel has {whole.tasks}: "
+            "a rate on a panel is over all of them; play the others, or a part by its name, such as PANEL:40@0"
         )
 
 
