@@ -191,8 +191,8 @@ def _check(path: Path, whole: Outcomes) -> None:
             raise DataError(f"{path}: line {number}: {episode.task_id} is of type {episode.task_type}, and was {types[episode.task_id]}")
     if not len(types) <= whole.tasks <= len(types) + whole.environment_failures:
         raise DataError(
-            f"{path}: episodes of {len(types)} tasks (and {whole.environment_failures} that the environment broke), where the panel has {whole.tasks}: "
-            "a rate on a panel is over all of them; play the others, or a part by its name, such as PANEL:40@0"
+            f"{path}: episodes of {len(types)} tasks (and {whole.environment_failures} that the environment broke), where the panel has "
+            f"{whole.tasks}: a rate on a panel is over all of them; play the others, or a part by its name, such as PANEL:40@0"
         )
 
 
