@@ -171,7 +171,9 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Run directories, or folders of them; arms are compared with the vanilla one of their set-up, else with the first."
+            metavar="RUN...",
+            help="Run directories, or folders of them, and files of outcomes of other trainers (docs/environments.md); arms are compared with the "
+            "vanilla one of their set-up, else with the first.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the report. Default: RUN/report of one run, ./report of several.")] = None,

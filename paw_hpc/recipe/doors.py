@@ -71,6 +71,9 @@ class Benchmark:
     """The `env` section -> (a view, the first state, (action, state) pairs): a short made-up episode, for `paw data NAME prompt`."""
     lessons: Callable[[Any, Any], Any] | None = None
     """(recipe, console) -> `paw_hpc.envs.base.Lessons`: expert play for `paw warm-start`."""
+    admits: Callable[[str, Any], bool] | None = None
+    """(action, `paw_hpc.envs.base.EnvironmentState`) -> whether the action is well-formed and can be taken in this state, for callers that hand over
+    actions rather than responses (`paw_hpc.envs`); none: where the state lists admissible actions, those alone."""
     noise: bool = False
     """Whether evaluations count what nothing could predict in its observations (`paw_hpc.evaluation.noise`)."""
     options: type[Section] | None = None

@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, Extra] = {
     "triton": Extra("kernels", "the fused LM head on GPUs"),
     "megatron": Extra("megatron", "tensor, pipeline and data parallel training"),
     **dict.fromkeys(("gguf", "accelerate"), Extra("gguf", "reading GGUF files")),
+    "gymnasium": Extra("gym", "environments as Gymnasium environments"),
     "aiohttp": Extra("sglang", "generation by SGLang servers"),
     **dict.fromkeys(("textblob", "nltk", "rapidfuzz", "regex"), _WEBSHOP),
     **dict.fromkeys(("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH),

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from paw_hpc.cluster import attempts
+from paw_hpc.envs import outcomes
 from paw_hpc.evaluation import results
+from paw_hpc.evaluation.outcomes import judge
 from paw_hpc.policy import checkpoint, checkpoint_folder
 from paw_hpc.policy.convert import folder as model_folder
 from paw_hpc.policy.convert.folder import INDEX, WEIGHTS, FolderReader
@@ -142,6 +144,36 @@ def _evaluation(files: tuple[bytes, bytes]) -> None:
                 judged(results.mean_score, each.episodes)
 
 
+OUTCOMES: list[Any] = [
+    {"format": "paw-outcomes-1", "player": "theirs", "benchmark": "alfworld", "panel": "valid_seen", "panel_checksum": "abc", "tasks": 2}
+    | {"seed": 0, "update": 9, "temperature": 0.4, "rules": "50 steps", "environment_failures": 1},
+    *(
+        {
+            "task_id": f"g{n // 2}",
+            "task_type": "t",
+            "repeat": n % 2,
+            "seed": 1,
+            "success": n > 1,
+            "score": 0.5,
+            "steps": 9,
+            "invalid": 1,
+            "return": 10.0,
+        }
+        for n in range(4)
+    ),
+]
+
+
+def _outcomes(data: bytes) -> None:
+    path = scratch.folder("outcomes") / "a.jsonl"
+    path.write_bytes(data)
+    found = judged(outcomes.read_outcomes, path)
+    if isinstance(found, outcomes.Outcomes):
+        result = judge(found)
+        assert 0 <= result.interval[0] <= result.success <= result.interval[1] <= 1 and 0 <= results.mean_score(result.episodes)[0] <= 1
+        assert f"{result.label} {result.panel} {found.player}".encode()
+
+
 SHAPES = {"embed": (4, 3), "norm": (3,)}
 WHOLE = save({"embed": torch.ones(4, 3), "norm": torch.ones(3)})
 HEADER = json.loads(WHOLE[8 : 8 + struct.unpack("<Q", WHOLE[:8])[0]])
@@ -211,6 +243,10 @@ TARGETS = [
     Target(
         "evaluation", st.tuples(json_files(EVALUATION[0]), json_lines(EVALUATION[1:])), _evaluation,
         lambda patch: patch.setattr(results, "checked", _trusts),
+    ),
+    Target(
+        "outcomes", json_lines(OUTCOMES), _outcomes,
+        lambda patch: patch.setattr(outcomes, "_check", lambda path, whole: None),
     ),
     Target(
         "safetensors", st.tuples(damaged(documents(HEADER).map(as_json).map(_tensors)) | LONG_HEADERS, INDICES), _folder,

@@ -10,4 +10,5 @@ ENTRY = Benchmark(
     variables=("task", "step", "steps_taken", "max_steps", "history"),
     example=lazily("paw_hpc.envs.search.example:example"),
     lessons=lazily("paw_hpc.envs.search.teacher:lessons"),
+    admits=lazily("paw_hpc.envs.search.protocol:admits"),
 )

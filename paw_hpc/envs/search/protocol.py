@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paw_hpc.envs.answers import blocks
+from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.search.corpus import Passage
 
 INVALID = "Invalid action: nothing was searched. Write exactly one <search> query </search> or one <answer> answer </answer>."
@@ -51,6 +52,11 @@ def exact_action(text: str) -> Action | None:
     into. None where the text is no action."""
     found = _WHOLE.fullmatch(text)
     return Action(found[1], " ".join(found[2].split())) if found else None  # type: ignore[arg-type]
+
+
+def admits(action: str, state: EnvironmentState) -> bool:
+    """Whether it is a search or an answer and nothing else; both can be had in every state."""
+    return exact_action(action) is not None
 
 
 def thinks_first(text: str) -> bool:

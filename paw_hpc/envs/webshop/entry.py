@@ -9,5 +9,6 @@ ENTRY = Benchmark(
     variables=("task", "step", "steps_taken", "max_steps", "history", "observation", "actions", "options_left_out"),
     example=lazily("paw_hpc.envs.webshop.example:example"),
     lessons=lazily("paw_hpc.envs.webshop.teacher:lessons"),
+    admits=lazily("paw_hpc.envs.webshop.game:admits"),
     noise=True,
 )

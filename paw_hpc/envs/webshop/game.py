@@ -6,10 +6,12 @@ Nothing here is random except the search for `<r>`, and nothing is shared but th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.webshop.catalogue import SEARCH_RESULTS, Catalogue
 from paw_hpc.envs.webshop.goals import Goal
 from paw_hpc.envs.webshop.reward import Tagger, score
@@ -206,6 +208,13 @@ def parse_action(action: str) -> tuple[str, str]:
     end = line.rfind("]")
     begin = line.rfind("[", 1, max(1, end - 1))
     return (line[:begin], line[begin + 1 : end].lower()) if begin > 0 else ("", "")
+
+
+def admits(action: str, state: EnvironmentState) -> bool:
+    """Whether an action is a search where the page offers one, or one of the page's own."""
+    if re.fullmatch(r"search\[(.+)\]", action):
+        return SEARCH_ENTRY in state.admissible and action != SEARCH_ENTRY
+    return action in state.admissible
 
 
 def _visible(entry: str) -> bool:

@@ -1,4 +1,4 @@
-"""`paw report`: tables and figures from run directories alone."""
+"""`paw report`: tables and figures from run directories alone, and from files of outcomes of whoever else played."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     """Write report.md, report.html and the figures, and where episodes are kept episodes.html.
 
     Args:
-        runs: run directories, or folders of them; the arm of the first is what the others are compared with.
-        out: folder of the report; default `RUN/report` for one path, `report` for several.
+        runs: run directories, or folders of them; the arm of the first is what the others are compared with. Files of outcomes are arms that were
+            trained elsewhere.
+        out: folder of the report; default `RUN/report` for one run, else `report`.
 
     Raises:
         DataError: a path without a run, or a damaged file.
@@ -53,12 +54,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
     from paw_hpc.study.report import noise, plots  # matplotlib takes a second to import
 
     arms = read_arms(runs)
-    out = out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
+    out = out or (runs[0] / "report" if len(runs) == 1 and not runs[0].is_file() else Path("report"))
     check_writable(out)
-    keys = [key for key in panels(arms) if any(arm.last(key) for arm in arms)]
+    keys, trained = [key for key in panels(arms) if any(arm.last(key) for arm in arms)], [arm for arm in arms if not arm.outside]
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        curves = plots.plot_curves(arms, out / "curves.png")
+        curves = [plots.plot_curves(trained, out / "curves.png")] if trained else []
         panel_figures = [plots.plot_panel(arms, key, out / f"panel-{number}.png") for number, key in enumerate(keys, 1)]
         noise_figures = {key: noise.plot_noise(arms, key, out / f"noise-{number}.png") for number, key in enumerate(keys, 1)}
     blocks: list[Block] = [Heading("Report: " + ", ".join(arm.label for arm in arms), 1)]
@@ -76,16 +77,17 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
             blocks += [table, Figure(shares, noise.CAPTION)]
     if not keys:
         blocks.append(Paragraph("No evaluation in these runs yet; `paw eval RUN --panel valid_seen` makes one."))
-    blocks += [Heading("Training"), compare.training_table(arms), Figure(curves, CURVES)]
-    if throughput := compare.throughput_table(arms):
-        blocks += [Heading("Throughput"), throughput]
-    blocks += evidence(arms, out)
+    if trained:
+        blocks += [Heading("Training"), compare.training_table(trained), Figure(curves[0], CURVES)]
+        if throughput := compare.throughput_table(trained):
+            blocks += [Heading("Throughput"), throughput]
+        blocks += evidence(trained, out)
     blocks += [Heading("How to read this"), Bullets((*compare.notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
     write_atomically(html, to_html("paw report", blocks))
     data = {"arms": arms_data(arms), "differences": differences_data(arms, keys)}
-    return Report(markdown, html, (curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks), data)
+    return Report(markdown, html, (*curves, *panel_figures, *filter(None, noise_figures.values())), tuple(blocks), data)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -157,6 +159,9 @@ def _sources(arms: Sequence[Arm]) -> tuple[str, ...]:
     """One line per arm: where its runs are, their seeds, how far they came."""
     lines = []
     for arm in arms:
+        if arm.outside:
+            lines.append(f"{arm.label}, trained elsewhere: " + ", ".join(f"{run.path} (seed {run.recipe.seed})" for run in arm.runs))
+            continue
         done = sorted({f"{len(run.metrics)} of {run.recipe.updates}" for run in arm.runs})
         runs = ", ".join(f"{run.path} (seed {run.recipe.seed})" for run in arm.runs)
         lines.append(f"{arm.label}, {' / '.join(done)} updates: {runs}")

@@ -112,7 +112,7 @@ def comparisons(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, PairedDif
 def paper_effect(arm: Arm, against: Arm) -> str | None:
     """`+7.9 (1.5B)`: what the paper reports for this difference on this benchmark; where the arms' model is none of the paper's, of its smallest.
     None where the arms differ in their set-up alone, which the paper has one of."""
-    if arm.recipe.wm == against.recipe.wm:
+    if arm.outside or against.outside or arm.recipe.wm == against.recipe.wm:
         return None
     for path in (arm.recipe.model.path, "Qwen/Qwen2.5-1.5B-Instruct"):
         rows = [paper_row(of.recipe.model_copy(update={"model": of.recipe.model.model_copy(update={"path": path})})) for of in (arm, against)]
@@ -184,13 +184,18 @@ def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
             "Search QA: success is exact match, score is F1; * marks the sets that are trained on (in domain); All is over questions, Avg over sets."
         )
     lines += protocol_notes(arms)
-    if not any(paper_row(arm.recipe) for arm in arms):
+    if elsewhere := [arm.label for arm in arms if arm.outside]:
+        lines.append(
+            f"Trained elsewhere, judged by the outcomes that were handed over: {', '.join(elsewhere)}. How they were trained, and by which rules "
+            "they played beside those in the tables' titles, is not known here."
+        )
+    if not any(paper_row(arm.recipe) for arm in arms if not arm.outside):
         lines.append(
             "The paper's numbers are left out: no arm here has a model, algorithm and world-model arm that the paper reports on its benchmark."
         )
     if len({arm.recipe.wm.loss for arm in arms if arm.recipe.wm.enabled}) > 1:
         lines.append("WM loss is each arm's own: those of clipped MAE and of cross-entropy are not on one scale; observation CE is.")
-    if len(arms) > 1:
+    if sum(not arm.outside for arm in arms) > 1:
         lines.append(
             "Throughput is what these runs met, perhaps on machines shared with others and one after the other; for the overhead of the world model "
             "run benchmarks/throughput.py, which interleaves the two."

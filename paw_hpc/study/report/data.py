@@ -21,8 +21,8 @@ def arms_data(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                     "path": str(run.path),
                     "seed": run.recipe.seed,
                     "updates": len(run.metrics),
-                    "wanted_updates": run.recipe.updates,
-                    "evaluations": [evaluation_data(e) for e in run.evaluations],
+                    "wanted_updates": None if run.outside else run.recipe.updates,
+                    "evaluations": [evaluation_data(e) | ({"seconds": None} if run.outside else {}) for e in run.evaluations],
                 }
                 for run in arm.runs
             ],

@@ -1,7 +1,7 @@
 """Run directories, read, and grouped into arms: runs of one recipe that differ in their seed alone.
 
 A folder that holds evaluations and no run (`paw eval MODEL --out FOLDER`) is the common start: its evaluations stand before the first update of every
-run that has none of its own on that panel.
+run that has none of its own on that panel. A file of outcomes (`paw_hpc.envs.outcomes`) is the play of an arm that was trained elsewhere.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from paw_hpc.evaluation.outcomes import Player, read_players
 from paw_hpc.evaluation.results import EvaluationResult, mean_score, read_evaluations
 from paw_hpc.evaluation.statistics import Interval, crossed_rate, crossed_table, stratified_mean, success_interval
-from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection
+from paw_hpc.recipe import QUESTION_SETS, TASK_TYPES, Recipe, WorldModelSection, parse_recipe
+from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.recipe.resume import differing_keys
 from paw_hpc.run.changes import Change, read_changes
 from paw_hpc.run.metrics import RunDirectory, read_metrics
@@ -42,6 +44,8 @@ class Run:
     evaluations: list[EvaluationResult]
     changes: tuple[Change, ...] = ()
     """What was changed on its way."""
+    outside: bool = False
+    """Trained elsewhere: `path` is a file of outcomes, there are no metrics, and of the recipe only name, seed and benchmark say anything."""
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(updates int64[n], values float64[n]) of one metric, where it was logged and is a number."""
@@ -74,6 +78,11 @@ class Arm:
         return self.runs[0].recipe
 
     @property
+    def outside(self) -> bool:
+        """It was trained elsewhere; nothing is known of its recipe."""
+        return self.runs[0].outside
+
+    @property
     def title(self) -> str:
         """The label, with the number of seeds where there are several."""
         return self.label if len(self.runs) == 1 else f"{self.label} ({len(self.runs)} seeds)"
@@ -103,42 +112,52 @@ def panel_key(evaluation: EvaluationResult) -> PanelKey:
 
 
 def read_arms(paths: Sequence[Path]) -> list[Arm]:
-    """The arms: vanilla ones first, then in the order given. A folder that is no run itself stands for the runs in it, or for the common start.
+    """The arms: vanilla ones first, then in the order given, then those of files of outcomes. A folder that is no run itself stands for the runs in
+    it, or for the common start.
 
     Raises:
         DataError: a path without a run, or a damaged file.
         CheckpointError: a recipe.yaml that this version cannot read.
     """
-    folders = [path for given in paths for path in _run_folders(given)]
+    players = read_players([path for path in paths if path.is_file()])
+    folders = [path for given in paths if not given.is_file() for path in _run_folders(given)]
     starts = [e for path in folders if not RunDirectory(path).exists for e in _read_start(path)]
     runs = [_with_start(_read_run(path), starts) for path in folders if RunDirectory(path).exists]
-    if not runs:
+    if not runs and (starts or not players):
         raise DataError(f"{', '.join(map(str, paths))}: evaluations only; give the runs that they belong to as well")
     _check_starts(starts, runs)
+    runs += map(_outside, players)
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if group[0].changes == run.changes and not differing_keys(_identity(group[0].recipe), _identity(run.recipe)):
+            if _same_arm(group[0], run):
                 group.append(run)
                 break
         else:
             groups.append([run])
-    groups.sort(key=lambda group: group[0].recipe.wm.enabled)  # stable
+    groups.sort(key=lambda group: (group[0].outside, group[0].recipe.wm.enabled))  # stable
     names = [group[0].recipe.name for group in groups]
     labels = [name if names.count(name) == 1 else f"{name} ({group[0].path.name})" for name, group in zip(names, groups, strict=True)]
     return [Arm(label, tuple(group)) for label, group in zip(labels, groups, strict=True)]
 
 
 def reference_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """What an arm is compared with: the vanilla arm of its set-up, or the first arm where there is none; None for that one itself."""
-    vanilla = [other for other in arms if not other.recipe.wm.enabled and not differing_keys(_set_up(other.recipe), _set_up(arm.recipe))]
+    """What an arm is compared with: the vanilla arm of its set-up, or the first arm where there is none; None for that one itself. Of an arm from
+    outside nobody knows the set-up: it is compared with the first, and none with it but others from outside."""
+    if arm.outside:
+        return None if arms[0] is arm else arms[0]
+    vanilla = [
+        other
+        for other in arms
+        if not other.outside and not other.recipe.wm.enabled and not differing_keys(_set_up(other.recipe), _set_up(arm.recipe))
+    ]
     reference = vanilla[0] if vanilla else arms[0]
     return None if reference is arm or (vanilla and not arm.recipe.wm.enabled) else reference
 
 
 def controls_of(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
     """The arms that are this one with the observations of other transitions as targets (`wm.target: shuffled`)."""
-    if not arm.recipe.wm.enabled or arm.recipe.wm.target == "shuffled":
+    if arm.outside or not arm.recipe.wm.enabled or arm.recipe.wm.target == "shuffled":
         return []
     shuffled = _identity(arm.recipe).model_copy(update={"wm": arm.recipe.wm.model_copy(update={"target": "shuffled"})})
     return [other for other in arms if not differing_keys(_identity(other.recipe), shuffled)]
@@ -146,7 +165,8 @@ def controls_of(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
 
 def elsewhere_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """The first arm with the same start and world model in another set-up (another protocol, say); None where it is the first itself."""
-    for other in arms:
+    known = [] if arm.outside else [other for other in arms if not other.outside]
+    for other in known:
         if other.recipe.wm == arm.recipe.wm and other.recipe.model == arm.recipe.model:
             return other if other is not arm and differing_keys(_set_up(other.recipe), _set_up(arm.recipe)) else None
     return None
@@ -234,6 +254,18 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _only_evaluations(path: Path) -> bool:
     return not RunDirectory(path).exists and any(RunDirectory(path).evaluations.glob("*.json"))
+
+
+def _same_arm(one: Run, other: Run) -> bool:
+    if one.outside or other.outside:
+        return one.outside and other.outside and one.recipe.name == other.recipe.name
+    return one.changes == other.changes and not differing_keys(_identity(one.recipe), _identity(other.recipe))
+
+
+def _outside(player: Player) -> Run:
+    env = {"env": {"name": player.benchmark}} if player.benchmark in BENCHMARKS.names() else {}
+    recipe = parse_recipe({"name": player.name, "seed": player.seed, "model": {"path": "elsewhere"}, "wm": {"enabled": False}} | env)
+    return Run(player.files[0], recipe, [], list(player.evaluations), outside=True)
 
 
 def _read_run(path: Path) -> Run:

@@ -12,14 +12,14 @@ from paw_hpc.study.report.runs import Arm, PanelKey
 
 def known_of(arm: Arm, key: PanelKey) -> Beside | None:
     """The paper's row that the arm's evaluations of a panel may stand beside (see `paper.beside`)."""
-    return beside(arm.recipe, (e.judged_by for e in arm.last(key)))
+    return None if arm.outside else beside(arm.recipe, (e.judged_by for e in arm.last(key)))
 
 
 def protocol_notes(arms: Sequence[Arm]) -> list[str]:
     """Which protocol each arm follows, and in which keys it departs from both; arms of which the same is to be said together. Of arms that the paper
     reports, or that say a protocol."""
     said: dict[str, list[str]] = {}
-    for arm in arms:
+    for arm in (arm for arm in arms if not arm.outside):
         if paper_row(arm.recipe) is not None or arm.recipe.protocol is not None:
             found = standing(arm.recipe)
             for line in (*_standing_lines(found), *_judging_lines(arm, found)):

@@ -1,0 +1,373 @@
+"""The environments of a benchmark for any trainer, as coroutines: open tasks, step, read what there is to know of an episode, close.
+
+    async with AsyncEnvironments("webshop", max_steps=15) as environments:
+        episode = await environments.open(environments.panel("test").tasks[0])
+        while not episode.done:
+            await episode.step(choose(episode.state))
+
+A thin layer over `paw_hpc.envs.base.Benchmark`, whose sessions do the work: what they say is handed on unchanged. `paw_hpc.envs.blocking` has the
+same for callers without an event loop. Rules (steps, prompts, which data) are the keys of a recipe's `env` section; an episode is seeded as
+`paw eval` seeds it, so what is played here and what is evaluated there can be compared episode by episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Message, Panel, Session, Task, Turn
+from paw_hpc.envs.benchmarks import make_benchmark
+from paw_hpc.envs.outcomes import Outcome
+from paw_hpc.recipe import PROTOCOLS, EnvSection, load_recipe
+from paw_hpc.recipe.doors import BENCHMARKS
+from paw_hpc.recipe.loading import explain
+from paw_hpc.recipe.shipped import protocol_recipe
+from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.registry import load_plugin
+from paw_hpc.system.seeding import derive_seed, name_seed
+
+Admits = Callable[[str, EnvironmentState], bool]
+
+
+class AsyncEnvironments:
+    """The environments of one benchmark. Used from one event loop; an asynchronous context manager, which ends every process that it started.
+
+    Constructing it is cheap and reads no data.
+
+    Args:
+        benchmark: alfworld, webshop, search, or one that a plugin brings.
+        protocol: `reference` or `ours`: begin with this protocol's rules (`paw recipes show BENCHMARK/PROTOCOL`); none: with every key's default.
+        seed: of all episodes, as a recipe's `seed`.
+        plugins: files or modules that bring benchmarks, as in a recipe.
+        keys: of a recipe's `env` section (`paw recipes keys env`), over the protocol's: `max_steps=15`, `webshop={"catalogue": "small"}`.
+
+    Raises:
+        RecipeError: an unknown benchmark, protocol or key, or a value that does not fit; says which would.
+    """
+
+    def __init__(self, benchmark: str, *, protocol: str | None = None, seed: int = 0, plugins: Sequence[str] = (), **keys: Any):
+        for plugin in plugins:
+            load_plugin(plugin)
+        self.env, self.seed = _section(benchmark, protocol, keys), seed
+        """The rules, as a recipe's section; the seed of all episodes."""
+        self.benchmark: Benchmark = make_benchmark(self.env)
+        self._admits: Admits = BENCHMARKS.find(benchmark).admits or _listed
+        self._open = set[AsyncEpisode]()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    @property
+    def source(self) -> str:
+        """What is played, official or generated data, in words. Raises DataError where data is missing."""
+        return self.benchmark.source
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """All tasks of a split, in an order that no machine changes. Raises DataError: unknown, or no data."""
+        return self.benchmark.tasks(split)
+
+    def panel(self, name: str | None = None) -> Panel:
+        """The fixed list of tasks that policies are judged on, with its checksum.
+
+        Args:
+            name: as in `paw eval --panel`: `valid_seen`, or `valid_seen:40@0` for a seeded part; none: the benchmark's first.
+
+        Raises:
+            DataError: no such panel, or no data for it.
+        """
+        return self.benchmark.panel(name or BENCHMARKS.find(self.env.name).panels[0])
+
+    async def open(self, task: Task, *, repeat: int = 0) -> AsyncEpisode:
+        """One episode of a task, reset.
+
+        Args:
+            repeat: which of the episodes of this task, from 0; it seeds what there is of chance.
+
+        Raises:
+            EnvironmentFailure: the environment could not be started.
+        """
+        [episode] = await self.open_group(task, 1, first=repeat)
+        return episode
+
+    async def open_group(self, task: Task, members: int, *, first: int = 0) -> list[AsyncEpisode]:
+        """Episodes `first`, `first + 1`, ... of a task, reset; they share the work of resetting. Raises EnvironmentFailure."""
+        if members < 1 or first < 0:
+            raise UserError(f"{members} episodes from number {first} on: at least one is opened, and they are counted from 0")
+        episodes = [AsyncEpisode(self, task, first + member) for member in range(members)]
+        sessions = await self._sessions(task, first, members)
+        for episode, session in zip(episodes, sessions, strict=True):
+            await episode._begin(session)
+        return episodes
+
+    async def open_batch(self, tasks: Sequence[Task], *, members: int = 1) -> AsyncBatch:
+        """Episodes of several tasks, `members` of each, to be stepped together; in the order of the tasks, those of one task side by side.
+
+        Raises:
+            EnvironmentFailure: one of them could not be started; none is left open.
+        """
+        opened = await asyncio.gather(*(self.open_group(task, members) for task in tasks), return_exceptions=True)
+        batch = AsyncBatch([episode for group in opened if isinstance(group, list) for episode in group])
+        for failure in opened:
+            if isinstance(failure, BaseException):
+                await batch.close()
+                raise failure
+        return batch
+
+    async def close(self) -> None:
+        """End all episodes and processes. Nothing is lost that was not over."""
+        for episode in list(self._open):
+            await episode.close()
+        await self.benchmark.close()
+
+    async def _sessions(self, task: Task, first: int, members: int) -> Sequence[Session]:
+        # A benchmark counts the members of a group from 0: for a later one those before it are opened, and closed at once.
+        sessions = await self.benchmark.open(task, first + members)
+        for session in sessions[:first]:
+            await session.close()
+        return sessions[first:]
+
+
+class EpisodeRecord:
+    """What there is to know of an episode at any moment; what it does is in `AsyncEpisode` and `paw_hpc.envs.blocking.Episode`."""
+
+    def __init__(self, environments: AsyncEnvironments, task: Task, repeat: int):
+        self.task, self.repeat = task, repeat
+        self.seed = derive_seed(environments.seed, "eval", 0, name_seed(task.task_id), repeat)
+        """As `paw eval` seeds this repeat of this task (`eval.seeds: task`); it orders the actions of the compact prompt."""
+        self.state = self._start = EnvironmentState("")
+        """What the environment said last."""
+        self.steps = 0
+        """Actions taken."""
+        self.invalid = 0
+        """How many of them were malformed or not admissible, where the benchmark can tell."""
+        self.episode_return = 0.0
+        """Undiscounted, without penalties."""
+        self.failed = False
+        """The environment, not the agent, broke down, or the wait for it was broken off: the episode is over and counts in no rate."""
+        self._environments = environments
+        self._session: Session | None = None
+        self._view: AgentView | None = None
+        self._unseen: list[Turn] = []
+
+    @property
+    def observation(self) -> str:
+        return self.state.observation
+
+    @property
+    def admissible(self) -> tuple[str, ...]:
+        """Actions that can be taken now; empty where the benchmark lists none."""
+        return self.state.admissible
+
+    @property
+    def done(self) -> bool:
+        """It was won, lost or broken off by its limit of steps, or the environment failed."""
+        return self.state.done or self.failed
+
+    @property
+    def success(self) -> bool:
+        return self.state.success
+
+    @property
+    def score(self) -> float:
+        """The benchmark's own, in [0, 1]; where it has none, 1 for success."""
+        return self.state.score
+
+    @property
+    def state_key(self) -> str:
+        """Equal where an episode is in the same state, as far as its observation and its admissible actions tell: what GiGPO groups by."""
+        anchor, listed = self._agent().anchor(), self.state.admissible
+        return f"{anchor}\n{'|'.join(listed)}" if listed else anchor
+
+    def admits(self, action: str) -> bool:
+        """Whether an action is well-formed and can be taken now; True where the benchmark cannot tell."""
+        return self._environments._admits(action, self.state)
+
+    def messages(self) -> list[Message]:
+        """The prompt for this step, by the rules (`prompt`, `prompt_template`, `history`); what a model says to it goes to `respond`."""
+        return self._agent().messages()
+
+    def _agent(self) -> AgentView:
+        """The agent's view, which learns of what has happened only here: most of a fast environment's time would go into prompts nobody asks for."""
+        if self._view is None:
+            self._view = self._environments.benchmark.view(self.task, self.seed)
+            self._view.start(self._start)
+        for action, state in self._unseen:
+            self._view.observe(action, state)
+        self._unseen.clear()
+        return self._view
+
+    def outcome(self) -> Outcome:
+        """How it went, as a line of a file of outcomes; an episode that was left before its end has failed.
+
+        Raises:
+            UserError: the environment broke it; such episodes are counted apart (`write_outcomes(..., environment_failures=)`).
+        """
+        if self.failed:
+            raise UserError(f"{self.task.task_id}: the environment broke this episode, so it has no outcome; count it in environment_failures")
+        return Outcome(
+            task_id=self.task.task_id,
+            task_type=self.task.task_type,
+            repeat=self.repeat,
+            seed=self.seed,
+            success=self.state.success if self.done else False,
+            score=self.state.score if self.done else 0.0,
+            steps=self.steps,
+            invalid=self.invalid,
+            episode_return=self.episode_return,
+        )
+
+
+class AsyncEpisode(EpisodeRecord):
+    """One episode, reset and ready. `AsyncEnvironments.open` makes it."""
+
+    async def reset(self) -> EnvironmentState:
+        """Begin the task anew; at the first step already, where none was taken. Raises EnvironmentFailure."""
+        if self._session is None or self.steps or self.failed:
+            await self.close()
+            [session] = await self._environments._sessions(self.task, self.repeat, 1)
+            await self._begin(session)
+        return self.state
+
+    async def step(self, action: str) -> EnvironmentState:
+        """Take an action, in the environment's own words: one of `admissible` where it lists them. What it does not know changes nothing and costs a
+        step.
+
+        Raises:
+            EnvironmentFailure: the environment died, hung or talked nonsense; the episode is over (`failed`).
+            UserError: the episode is over already, or the action is no string.
+        """
+        return await self._step(action, self._judge(action))
+
+    async def respond(self, response: str, *, opened: bool = False) -> EnvironmentState:
+        """Take the action that a model's response to `messages` says, read and judged by the rules (`validity`); else as `step`.
+
+        Args:
+            opened: the prompt ended inside of the thought: the model's chat template writes `<think>`.
+        """
+        return await self._step(*self._agent().parse(response, opened))
+
+    async def close(self) -> None:
+        """End it. What is known of it stays."""
+        session, self._session = self._session, None
+        self._environments._open.discard(self)
+        if session is not None:
+            await session.close()
+
+    async def _begin(self, session: Session) -> None:
+        self._session = session
+        self._environments._open.add(self)
+        self.state = self._start = await session.reset()
+        self.steps, self.invalid, self.episode_return, self.failed = 0, 0, 0.0, False
+        self._view = None
+        self._unseen.clear()
+
+    async def _step(self, action: str, valid: bool) -> EnvironmentState:
+        session = self._live()
+        try:
+            state = await session.step(action)
+        except BaseException:
+            # Also where the wait for it was cancelled: its answer is still on the way, and would be taken for that to the next action.
+            self.failed = True
+            await self.close()
+            raise
+        self._count(action, valid, state)
+        if state.done:
+            await self.close()
+        return state
+
+    def _judge(self, action: str) -> bool:
+        if not isinstance(action, str):
+            raise UserError(f"{self.task.task_id}: an action is a string, and this is a {type(action).__name__}")
+        return self.admits(action)
+
+    def _live(self) -> Session:
+        if self.done or self._session is None:
+            raise UserError(f"{self.task.task_id}: this episode is {'over' if self.done else 'closed'}; reset it, or open another")
+        return self._session
+
+    def _count(self, action: str, valid: bool, state: EnvironmentState) -> None:
+        self.state = state
+        self.steps += 1
+        self.invalid += not valid
+        self.episode_return += state.reward
+        self._unseen.append((action, state))
+
+
+class AsyncBatch:
+    """Episodes that are stepped together. `AsyncEnvironments.open_batch` makes it, or any list of episodes."""
+
+    def __init__(self, episodes: Sequence[AsyncEpisode]):
+        self.episodes = list(episodes)
+
+    @property
+    def done(self) -> bool:
+        """All are over."""
+        return all(episode.done for episode in self.episodes)
+
+    async def reset(self) -> list[EnvironmentState]:
+        """Begin them all anew. Raises EnvironmentFailure where one could not."""
+        return list(await asyncio.gather(*(episode.reset() for episode in self.episodes)))
+
+    async def step(self, actions: Sequence[str | None]) -> list[EnvironmentState | None]:
+        """One action for each episode, in their order; None for one that is over or that shall wait.
+
+        Returns what each environment said; None where nothing was done, and where the environment failed (`failed` says which).
+
+        Raises:
+            UserError: another number of actions than of episodes, or one for an episode that is over.
+        """
+        return await self._all(actions, AsyncEpisode.step)
+
+    async def respond(self, responses: Sequence[str | None]) -> list[EnvironmentState | None]:
+        """`step` with responses of a model (see `AsyncEpisode.respond`)."""
+        return await self._all(responses, AsyncEpisode.respond)
+
+    async def close(self) -> None:
+        for episode in self.episodes:
+            await episode.close()
+
+    async def _all(self, said: Sequence[str | None], act: Callable[[AsyncEpisode, str], Any]) -> list[EnvironmentState | None]:
+        if len(said) != len(self.episodes):
+            raise UserError(f"{len(said)} actions for {len(self.episodes)} episodes; give one for each, and None where an episode is over")
+        over = [e.task.task_id for e, one in zip(self.episodes, said, strict=True) if one is not None and e.done]
+        if over:
+            raise UserError(f"{over[0]}: an action for an episode that is over; give None for it")
+
+        async def one(episode: AsyncEpisode, what: str | None) -> EnvironmentState | None:
+            try:
+                return None if what is None else await act(episode, what)
+            except EnvironmentFailure:
+                return None
+
+        return list(await asyncio.gather(*(one(episode, what) for episode, what in zip(self.episodes, said, strict=True))))
+
+
+def _listed(action: str, state: EnvironmentState) -> bool:
+    return not state.admissible or action in state.admissible
+
+
+def _section(benchmark: str, protocol: str | None, keys: dict[str, Any]) -> EnvSection:
+    if benchmark not in BENCHMARKS.names():
+        raise RecipeError(f"'{benchmark}' is no benchmark; expected {BENCHMARKS.expected()}, or one that `plugins` bring")
+    if protocol is not None and not (protocol in PROTOCOLS and BENCHMARKS.is_own(benchmark)):
+        having = f"one of {', '.join(PROTOCOLS)}" if BENCHMARKS.is_own(benchmark) else f"{benchmark} has none; leave it out"
+        raise RecipeError(f"protocol '{protocol}': {having}")
+    if "name" in keys:
+        raise RecipeError(f"name: the benchmark is the first argument, and that is '{benchmark}'; leave it out")
+    rules = {} if protocol is None else load_recipe(protocol_recipe(benchmark, protocol)).env.model_dump(exclude_unset=True)
+    try:
+        return EnvSection.model_validate(_over(rules, {"name": benchmark, **keys}))
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"env.{explain(each, EnvSection)}" for each in error.errors())) from None
+
+
+def _over(rules: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys over the rules, section by section."""
+    both = {name: _over(rules[name], value) for name, value in keys.items() if isinstance(value, dict) and isinstance(rules.get(name), dict)}
+    return rules | keys | both
