@@ -56,13 +56,12 @@ setup-pretrained: setup  ## A small pretrained model in the cache, for tests wit
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven to nine minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart $(QUICKSTART)
 
-# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out; but those of the cluster, which wait
-# most of their time, go beside the others.
+# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.
 MANY := tests/rollout tests/cluster tests/pretrained $(wildcard tests/policy/test_megatron_*.py)
 
 test: setup check  ## Lint, types and all tests; those of servers and of Slurm as far as these are here
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(MANY))
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(MANY)
+	$(BIN)/python -m pytest $(MANY)
 
 test-all: setup-sglang setup-slurm setup-browser setup-pretrained  ## The same, and SGLang, Slurm and a browser must be here (root); a pretrained model where it can be had
 	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_BROWSER=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test

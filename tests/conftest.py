@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -17,7 +16,6 @@ if not Path("/dev/nvidiactl").exists():
 
 import pytest
 import torch
-from xdist.scheduler import LoadScopeScheduling
 
 from paw_hpc.recipe.doors import ALGORITHMS, BENCHMARKS, ENGINES, LAUNCHERS, WORLD_MODEL_LOSSES
 from tests import beside
@@ -29,19 +27,6 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     beside.mark(items)
-
-
-class TwoPlaces(LoadScopeScheduling):
-    """Tests of the one cluster go to one process of xdist, those that have ranks or servers on this machine to another."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "cluster" if nodeid.startswith("tests/cluster/") else "here"
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> TwoPlaces | None:
-    """What `--dist loadgroup` means here."""
-    return TwoPlaces(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(wrapper=True)
