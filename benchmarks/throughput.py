@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paw_hpc.build import Machinery
+from paw_hpc.evaluation.episodes import record
+from paw_hpc.evaluation.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.statistics import ratio_interval
 from paw_hpc.experience import Batch, Pool
 from paw_hpc.loop import one_update, tasks_of
@@ -48,7 +50,7 @@ from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.event_loop import EventLoop
 
 ARMS = {"vanilla": "wm.enabled=false", "PaW": "wm.enabled=true"}
-PHASES = ("collect", "score", "plan", "train", "publish", "update")
+PHASES = ("collect", "score", "plan", "train", "publish", "keep", "update")
 Metrics = dict[str, float]
 
 # ------------------------------------------------------------------------------------------------------------------ the two arms, in turns
@@ -61,10 +63,12 @@ def measure(recipes: dict[str, Recipe], updates: int) -> tuple[dict[str, list[Me
         machines = {arm: stack.enter_context(Machinery(recipe, runner)) for arm, recipe in recipes.items()}
         tasks = machines["PaW"].benchmark.tasks("train")
         stock = stock_model(machines["PaW"])
+        kept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        keepers = {arm: keeper(recipes[arm], machines[arm], kept / arm) for arm in recipes}
         for update in range(updates + 1):
             for arm in list(recipes) if update % 2 else reversed(list(recipes)):
                 cpu = time.process_time()
-                metrics = one_update(recipes[arm], machines[arm], tasks, update)
+                metrics = one_update(recipes[arm], machines[arm], tasks, update, keep=keepers[arm])
                 metrics["cpu/update_s"] = time.process_time() - cpu
                 if update:
                     found[arm].append(metrics)
@@ -75,6 +79,12 @@ def measure(recipes: dict[str, Recipe], updates: int) -> tuple[dict[str, list[Me
     if any(v["rollout/generated_tokens"] != p["rollout/generated_tokens"] for v, p in zip(found["vanilla"], found["PaW"], strict=True)):
         raise RuntimeError("the two arms played different episodes: the comparison would be unfair")
     return found, machines["PaW"].policy.describe()
+
+
+def keeper(recipe: Recipe, machinery: Machinery, folder: Path) -> Callable[[record.Update], Metrics]:
+    """Keeps the episodes that a run of this recipe keeps, as the loop does."""
+    kept = EpisodeFolder(folder, recipe.episodes.max_megabytes * 10**6)
+    return lambda played: kept.write_update(played.number, record.training_rows(played, recipe, machinery.policy.tokenizer))
 
 
 # ------------------------------------------------------------------------------------------------- the outside baseline: padded, lock-step
@@ -294,6 +304,8 @@ def tables(found: dict[str, list[Metrics]], memory: dict[str, int]) -> list[str]
     extra = [a - sum(m[f"time/{phase}_s"] for phase in ("plan", "train")) for a, m in zip(of_update[0], vanilla, strict=True)]
     low, high = ratio_interval(extra, of_update[1], range(len(extra)))
     share = 100 * sum(extra) / sum(of_update[1])
+    keeping = [100 * sum(column(m, "time/keep_s")) / sum(column(m, "time/update_s")) for m in (vanilla, paw)]
+    lines.append(f"| keeping episodes, share of an update, % | {keeping[0]:.2f} | {keeping[1]:.2f} | |")
     lines.append(f"| world model's share of an update (plan and train), % | | {share:.1f} [{100 * low:.1f}, {100 * high:.1f}] | |")
     lines += ["", "| the same PaW batch, forward and backward | seconds | CPU s | tokens computed | seconds / ours [95 %] | CPU / ours [95 %] |"]
     lines.append("|---|---:|---:|---:|---:|---:|")

@@ -17,7 +17,7 @@ from paw_hpc.recipe import IN_DOMAIN_SETS
 from paw_hpc.study.report import compare, predictions, verdicts
 from paw_hpc.study.report.data import arms_data, differences_data
 from paw_hpc.study.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
-from paw_hpc.study.report.evidence import evidence
+from paw_hpc.study.report.evidence import PAGE, evidence
 from paw_hpc.study.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
 from paw_hpc.system.storage import check_writable, storage_errors, write_atomically
 
@@ -62,6 +62,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
         curves = [plots.plot_curves(trained, out / "curves.png")] if trained else []
         panel_figures = [plots.plot_panel(arms, key, out / f"panel-{number}.png") for number, key in enumerate(keys, 1)]
         noise_figures = {key: noise.plot_noise(arms, key, out / f"noise-{number}.png") for number, key in enumerate(keys, 1)}
+    shown = evidence(trained, out) if trained else []
+    behind = PAGE if shown else None
     blocks: list[Block] = [Heading("Report: " + ", ".join(arm.label for arm in arms), 1)]
     for key, figure in zip(keys, panel_figures, strict=True):
         tables = [
@@ -71,17 +73,17 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
             compare.type_table(arms, key),
         ]
         blocks += [Heading(f"Evaluation on {compare.panel_name(key)}"), *(table for table in tables if table is not None)]
-        blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals"))
+        blocks.append(Figure(figure, f"Success on {compare.panel_name(key)}, with 95 % intervals", behind))
         blocks += [table for table in (predictions.prediction_table(arms, key), predictions.split_table(arms, key)) if table is not None]
         if (table := noise.noise_table(arms, key)) and (shares := noise_figures[key]):
             blocks += [table, Figure(shares, noise.CAPTION)]
     if not keys:
         blocks.append(Paragraph("No evaluation in these runs yet; `paw eval RUN --panel valid_seen` makes one."))
     if trained:
-        blocks += [Heading("Training"), compare.training_table(trained), Figure(curves[0], CURVES)]
+        blocks += [Heading("Training"), compare.training_table(trained), Figure(curves[0], CURVES, behind)]
         if throughput := compare.throughput_table(trained):
             blocks += [Heading("Throughput"), throughput]
-        blocks += evidence(trained, out)
+        blocks += shown
     blocks += [Heading("How to read this"), Bullets((*compare.notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))

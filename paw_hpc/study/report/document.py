@@ -46,6 +46,8 @@ class TableBlock:
 class Figure:
     path: Path
     caption: str
+    behind: str | None = None
+    """Address, beside the report, of the page with episodes that it is made of, chosen by rule; None: none were kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,8 @@ def _markdown(block: Block) -> str:
                 return _markdown(TableBlock(title, header, rows)).replace("\\\\|", "\\|")
             lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
             return f"**{title}**\n\n" + "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        case Figure(path, caption):
-            return f"![{caption}]({path.name})"
+        case Figure(path, caption, behind):
+            return f"![{caption}]({path.name})" + (f"\n\n[{_BEHIND}]({behind})" if behind else "")
 
 
 def _html(block: Block) -> str:
@@ -106,12 +108,14 @@ def _html(block: Block) -> str:
             top = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
             lines = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
             return f'<div class="wide"><table><caption>{html.escape(title)}</caption>\n<tr>{top}</tr>\n{lines}\n</table></div>'
-        case Figure(path, caption):
+        case Figure(path, caption, behind):
             data = base64.b64encode(path.read_bytes()).decode()
             text = html.escape(caption)
-            return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+            link = f' <a href="{html.escape(behind)}">{_BEHIND}</a>' if behind else ""
+            return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}{link}</figcaption></figure>'
 
 
+_BEHIND = "Some of the episodes behind it"
 _MARKUP = re.compile(r"[\\`*_{}\[\]()#+.!<>~&-]")
 """What Markdown may take for markup; `|` is escaped in every table."""
 _BACKSLASH = r"\\\g<0>"
