@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,13 @@ class SlotCache:
             self.layers[layer] = (self._blank(key), self._blank(value))
         for store, new in zip(self.layers[layer], (key, value), strict=True):
             store.view(-1, *store.shape[2:]).index_copy_(0, index, new)
+
+    def restore(self, layer: int, slot: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put key and value [n, kv_heads, head_dim] at the first n positions of a slot."""
+        if layer not in self.layers:
+            self.layers[layer] = (self._blank(key), self._blank(value))
+        for store, known in zip(self.layers[layer], (key, value), strict=True):
+            store[slot, : len(known)] = known
 
     def move(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
         """Copy the first `length` positions of the slots `source` int64[n] over the slots `target` int64[n] (disjoint)."""
@@ -173,7 +180,16 @@ def use_varlen(query: torch.Tensor) -> bool:
     return _VARLEN and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
-def hidden_states(model: PreTrainedModel, tokens: torch.Tensor, position_ids: torch.Tensor, packing: Packing | Decoding) -> torch.Tensor:
+class Attending(Protocol):
+    """Who sees whom: what travels with a call of `hidden_states` and answers its attention (`Packing`, `Decoding`)."""
+
+    calls: int
+    max_length: int
+
+    def attend(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor: ...
+
+
+def hidden_states(model: PreTrainedModel, tokens: torch.Tensor, position_ids: torch.Tensor, packing: Attending) -> torch.Tensor:
     """Last hidden states [T, H] (before the LM head) of packed tokens int64[T], position_ids int64[T]; differentiable."""
     body = getattr(model, model.base_model_prefix, model)
     packing.calls = 0
@@ -233,7 +249,7 @@ def _attention(
     attention_mask: torch.Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packing: Packing | Decoding | None = None,
+    packing: Attending | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:

@@ -67,6 +67,8 @@ def merged(parts: Sequence[CollectStats], weights: Sequence[int]) -> CollectStat
     """Facts of all players: counts add up, the slowest player's seconds count, other times are means, weighted by what each played."""
 
     def merge(name: str, values: list[Any]) -> Any:
+        if name == "engine":  # what each player's own engine counted
+            return {key: sum(part.get(key, 0.0) for part in values) for key in dict.fromkeys(key for part in values for key in part)}
         if isinstance(values[0], dict):
             return {key: value for part in values for key, value in part.items()}
         if name == "seconds":

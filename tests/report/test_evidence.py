@@ -83,7 +83,9 @@ def test_the_report_shows_it_and_leads_to_the_episodes(run: Path, tmp_path: Path
     page = (tmp_path / "report" / "episodes.html").read_text(encoding="utf-8")
     assert page.count("data-key=") == 1, "only the episodes behind the examples are on the page"
     html, markdown = (report.html.read_text(encoding="utf-8"), report.markdown.read_text(encoding="utf-8"))
-    assert html.count('<a href="episodes.html">Some of the episodes behind it</a></figcaption>') == html.count("<figcaption>") > 0, "every figure links to them"
+    assert html.count('<a href="episodes.html">Some of the episodes behind it</a></figcaption>') == html.count("<figcaption>") > 0, (
+        "every figure links to them"
+    )
     addresses = re.findall(r'href="(episodes.html#[^"]+)"', html)
     assert len(addresses) == 9 and unquote_plus(addresses[0]).endswith("run=paw&amp;file=eval_000030_end&amp;group=0&amp;member=0&amp;step=2")
     assert RULE.split(":")[0] in markdown and "\x1b" not in html + markdown

@@ -89,6 +89,21 @@ class TestEnds:
         assert cut > 0
 
 
+class TestPrefixes:
+    def test_what_a_prompt_goes_on_from_is_not_read_again_and_both_are_counted(self, site: Site) -> None:
+        site.publish()  # which empties the caches
+        [prompt] = site.prompts(1, seed=5)
+        site.fleet.drain_metrics()
+        [turn] = site.play([request(site, prompt, episode=3, max_tokens=8)])
+        first = site.fleet.drain_metrics()
+        assert first["rollout/prefill_tokens"] + first["rollout/kept_tokens"] == len(prompt)
+        following = np.concatenate([prompt, turn.ids, prompt[:7]])
+        site.play([request(site, following, episode=3, max_tokens=4)])
+        second = site.fleet.drain_metrics()
+        assert second["rollout/prefill_tokens"] + second["rollout/kept_tokens"] == len(following)
+        assert second["rollout/kept_tokens"] >= len(prompt) > first["rollout/kept_tokens"], "the episode stays with its server"
+
+
 class TestLimits:
     def test_a_prompt_that_no_server_takes_is_refused_once(self, site: Site) -> None:
         with pytest.raises(Refused, match=r"context length|maximum allowed length"):

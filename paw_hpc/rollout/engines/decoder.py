@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from paw_hpc.policy.packed import Packing, SlotCache, hidden_states
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.graphs import SLOTS_STEP, DecodingSteps
+from paw_hpc.rollout.engines.prefixes import Continuing, KeptPrefixes, Prefix
 from paw_hpc.system.errors import NOT_FINITE, RecipeError, TrainingError
 
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -29,6 +30,7 @@ class _Running:
     """One request in its slot."""
 
     key: int
+    request: GenerationRequest
     uniforms: np.ndarray  # float64[n], one draw for each token that may still be sampled at most
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -43,20 +45,28 @@ class Decoder:
         tokenizer: its end-of-sequence token and those of the model's generation config end a response.
         slots: samples that run together (bounds the cache: slots x positions x layers x kv_heads x head_dim x 2).
         stop: strings that end a response once it contains one; they are kept.
+        prefixes: where finished turns are kept for the prompts that go on from them; None: every prompt is read from its beginning.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, slots: int, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, slots: int, stop: Sequence[str] = (), prefixes: KeptPrefixes | None = None
+    ) -> None:
         self.model, self.slots = model, slots
         self.eos_ids = eos_ids(model, tokenizer)
         self.stop = StopStrings(tokenizer, stop)
         self.context = int(getattr(model.config, "max_position_embeddings", None) or 2**31)
         self.weight_version = 0
+        self.prefixes = prefixes
+        self.prefill_tokens = self.kept_tokens = 0
+        """Prompt tokens that were read, and that were known, since whoever asks set these to 0."""
         self._steps = DecodingSteps(model)
         self.release()
 
     def release(self) -> None:
         """Drop the cache and whatever was running."""
         self._steps.forget()
+        if self.prefixes is not None:
+            self.prefixes.clear()
         self._cache = SlotCache(0, 0)
         self._running: list[_Running] = []
         self._lengths = np.zeros(self.slots, dtype=np.int64)  # positions in the cache, per slot
@@ -89,9 +99,15 @@ class Decoder:
         if not requests:
             return []
         self._reserve(self.live + len(requests), max(len(r.prompt_ids) + self._limit(r) for _, r in requests))
-        done = []
-        for chunk in _chunks(requests, PREFILL_TOKENS[self.model.device.type]):
+        done, anew = [], list[tuple[int, GenerationRequest]]()
+        known: list[tuple[tuple[int, GenerationRequest], Prefix]] = []
+        for each in requests:
+            prefix = None if self.prefixes is None else self.prefixes.find(each[1].episode, each[1].prompt_ids)
+            anew.append(each) if prefix is None else known.append((each, prefix))
+        for chunk in _chunks(anew, PREFILL_TOKENS[self.model.device.type]):
             done += self._prefill(chunk)
+        if known:
+            done += self._continue(known)
         return done
 
     @torch.inference_mode()
@@ -124,10 +140,33 @@ class Decoder:
         packing = Packing.of(torch.from_numpy(cu), device)
         packing.cache, packing.cache_index = self._cache, torch.from_numpy(slots * self._cache.capacity + positions).to(device)
         hidden = hidden_states(self.model, tokens.to(device), torch.from_numpy(positions).to(device), packing)
-        self._lengths[first : first + len(chunk)] = lengths
+        self.prefill_tokens += len(tokens)
+        return self._begin(chunk, hidden.index_select(0, torch.from_numpy(cu[1:] - 1).to(device)))
+
+    def _continue(self, known: Sequence[tuple[tuple[int, GenerationRequest], Prefix]]) -> list[tuple[int, Completion]]:
+        """Read what follows the known beginnings of prompts."""
+        device, slots = self.model.device, range(self.live, self.live + len(known))
+        for slot, (_, prefix) in zip(slots, known, strict=True):
+            for layer, (key, value) in prefix.layers.items():
+                self._cache.restore(layer, slot, key, value)
+        starts = [len(prefix.ids) for _, prefix in known]
+        rest = [request.prompt_ids[start:] for ((_, request), _), start in zip(known, starts, strict=True)]
+        positions = np.concatenate([start + np.arange(len(ids)) for start, ids in zip(starts, rest, strict=True)])
+        tokens = torch.from_numpy(np.concatenate(rest).astype(np.int64)).to(device)
+        packing = Continuing(self._cache, slots, starts, [len(ids) for ids in rest], device)
+        hidden = hidden_states(self.model, tokens, torch.from_numpy(positions).to(device), packing)
+        ends = np.cumsum([len(ids) for ids in rest]) - 1
+        self.kept_tokens += sum(starts)
+        self.prefill_tokens += len(tokens)
+        return self._begin([each for each, _ in known], hidden.index_select(0, torch.from_numpy(ends).to(device)))
+
+    def _begin(self, chunk: Sequence[tuple[int, GenerationRequest]], hidden: torch.Tensor) -> list[tuple[int, Completion]]:
+        """The first tokens of requests whose prompts have been read into the next free slots, from their last hidden states [n, H]."""
+        first = self.live
+        self._lengths[first : first + len(chunk)] = [len(r.prompt_ids) for _, r in chunk]
         self._temperatures[first : first + len(chunk)] = [r.temperature for _, r in chunk]
-        self._running += [_Running(key, np.random.default_rng(r.seed).random(self._limit(r))) for key, r in chunk]
-        return self._extend(hidden.index_select(0, torch.from_numpy(cu[1:] - 1).to(device)), first)
+        self._running += [_Running(key, r, np.random.default_rng(r.seed).random(self._limit(r))) for key, r in chunk]
+        return self._extend(hidden, first)
 
     def _extend(self, hidden: torch.Tensor, first: int) -> list[tuple[int, Completion]]:
         """Sample a token for the slots from `first` on, from their last hidden states [n, H]; take out those that are complete."""
@@ -147,9 +186,16 @@ class Decoder:
             if ended or len(r.ids) == len(r.uniforms):
                 done.append((r.key, self._completion(r, ended)))
                 gone.append(slot)
+                self._keep(r, slot)
         if gone:
             self._compact(gone)
         return done
+
+    def _keep(self, r: _Running, slot: int) -> None:
+        """The last token of a response is not in the cache: nothing was computed from it."""
+        if self.prefixes is not None:
+            ids = np.concatenate([r.request.prompt_ids, np.array(r.ids[:-1], dtype=np.int32)])
+            self.prefixes.keep(r.request.episode, ids, self._cache, slot)
 
     def _completion(self, r: _Running, ended: bool) -> Completion:
         numbers = np.array(r.logprobs, dtype=np.float32), np.array(r.entropies, dtype=np.float32)

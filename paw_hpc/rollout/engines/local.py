@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from paw_hpc.recipe import RolloutSection
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.decoder import Decoder
+from paw_hpc.rollout.engines.prefixes import KeptPrefixes
 
 Requests = Sequence[tuple[int, GenerationRequest]]
 Waiting = tuple[GenerationRequest, "asyncio.Future[Completion]"]
@@ -39,10 +40,13 @@ class LocalEngine:
         model: a causal LM that went through `use_packed_attention` (`HuggingFacePolicy.model`), shared and never copied.
         tokenizer: ends of responses and stop strings.
         rollout: `stop`, `batching` and `max_batch` are used.
+        conversation: prompts of an episode go on from one another: keys and values are kept from turn to turn, of as many tokens as the longest
+            prompts and responses of `rollout.max_batch` episodes have.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rollout: RolloutSection) -> None:
-        self.decoder = Decoder(model, tokenizer, rollout.max_batch, rollout.stop)
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rollout: RolloutSection, *, conversation: bool = False) -> None:
+        most = rollout.max_batch * (rollout.max_prompt_tokens + rollout.max_response_tokens)
+        self.decoder = Decoder(model, tokenizer, rollout.max_batch, rollout.stop, KeptPrefixes(most) if conversation else None)
         self._deterministic = rollout.batching == "deterministic"
         self._joined: set[int] = set()
         self._waiting: dict[int, Waiting] = {}
@@ -57,6 +61,8 @@ class LocalEngine:
     @weight_version.setter
     def weight_version(self, version: int) -> None:
         self.decoder.weight_version = version
+        if self.decoder.prefixes is not None:
+            self.decoder.prefixes.clear()
 
     def join(self, episode: int) -> None:
         self._joined.add(episode)
@@ -64,6 +70,8 @@ class LocalEngine:
     def leave(self, episode: int) -> None:
         self._joined.discard(episode)
         self._waiting.pop(episode, None)
+        if self.decoder.prefixes is not None:
+            self.decoder.prefixes.forget(episode)
         if self._waiting:
             self._start()
 
@@ -83,7 +91,16 @@ class LocalEngine:
         for start in range(0, len(requests), self.decoder.slots):
             piece = list(enumerate(requests[start : start + self.decoder.slots], start))
             answers |= dict(self._run(piece))
+        if self.decoder.prefixes is not None:
+            self.decoder.prefixes.clear()  # these are nobody's episodes
         return [answers[i] for i in range(len(requests))]
+
+    def drain_metrics(self) -> dict[str, float]:
+        """Prompt tokens that were read since the last call, and that were known from the turn before."""
+        decoder = self.decoder
+        found = {"rollout/prefill_tokens": float(decoder.prefill_tokens), "rollout/kept_tokens": float(decoder.kept_tokens)}
+        decoder.prefill_tokens = decoder.kept_tokens = 0
+        return found
 
     def release(self) -> None:
         """Give back the memory of the KV cache (it is made anew by the next request)."""

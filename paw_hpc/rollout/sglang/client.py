@@ -67,6 +67,8 @@ class Piece:
     ended: str
     """stop, length, or abort."""
     first_token_s: float | None
+    cached_tokens: int | None = None
+    """Of the prompt, that the server's prefix cache had; None: it does not say."""
 
 
 class ServerClient:
@@ -211,13 +213,14 @@ def _piece(server: str, reply: Any) -> Piece:
         logprobs = np.array([t[0] for t in triples], dtype=np.float32)
         ids = np.array([t[1] for t in triples], dtype=np.int32)
         versions = _token_versions(meta, len(ids))
+        cached_tokens = checked(int | None, meta.get("cached_tokens"))  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ServerFault(server, f"an answer that is none: {type(error).__name__}: {str(error)[:200]}") from None
     if reason["type"] == "abort" and reason.get("status_code"):
         if reason["status_code"] == HTTPStatus.BAD_REQUEST:
             raise Refused(f"{server}: {reason.get('message')}")
         raise ServerFault(server, f"it aborted a request: {reason.get('message')}")
-    return Piece(ids, logprobs, versions, reason["type"], first_token_s)
+    return Piece(ids, logprobs, versions, reason["type"], first_token_s, cached_tokens)
 
 
 def _token_versions(meta: dict[str, Any], count: int) -> Ids:

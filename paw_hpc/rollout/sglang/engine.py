@@ -109,6 +109,9 @@ class SGLangEngine:
             raise ServerFault(server.name, f"it answered with {len(piece.ids)} tokens where {most} were asked for, or with ids that the model lacks")
         if not np.isfinite(piece.logprobs).all():
             raise TrainingError(NOT_FINITE)
+        if piece.cached_tokens is not None:
+            self._fleet.count("kept_tokens", piece.cached_tokens)
+            self._fleet.count("prefill_tokens", len(prompt) - piece.cached_tokens)
         return piece
 
     def _sampling(self, request: GenerationRequest, done: int) -> dict[str, Any]:

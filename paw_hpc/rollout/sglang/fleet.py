@@ -130,6 +130,8 @@ class Fleet:
             server.busy_s = -now if server.in_flight else 0.0
         counts, self._common.counts = self._common.counts, {}
         return {f"fleet/{name}": counts.get(name, 0.0) for name in _COUNTS} | {
+            "rollout/prefill_tokens": counts.get("prefill_tokens", 0.0),
+            "rollout/kept_tokens": counts.get("kept_tokens", 0.0),
             "fleet/ready": float(sum(s.state == "ready" for s in self.servers)),
             "time/server_idle_share": 1.0 - sum(busy) / (len(busy) * elapsed) if elapsed > 0 else 0.0,
         }
