@@ -67,8 +67,9 @@ class TestEnds:
     def test_are_the_turns_own_token_or_its_length(self, site: Site) -> None:
         eos = site.tokenizer.eos_token_id
         prompts = site.prompts(16, seed=2)
+        engine = SGLangEngine(site.fleet, frozenset({eos}), StopStrings(site.tokenizer, []))  # the site's own has a string, which a turn may say
         for limit in (1, 12):
-            for turn in site.play([request(site, p, episode=i, max_tokens=limit) for i, p in enumerate(prompts)]):
+            for turn in site.play([request(site, p, episode=i, max_tokens=limit) for i, p in enumerate(prompts)], engine):
                 assert turn.finished == (turn.ids[-1] == eos) and eos not in turn.ids[:-1]
                 assert turn.finished or len(turn.ids) == limit
 
