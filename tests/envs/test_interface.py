@@ -59,8 +59,8 @@ def walked(benchmark: str) -> list[walks.Walk]:
 @pytest.mark.parametrize("interface", walks.INTERFACES)
 @pytest.mark.parametrize("benchmark", walks.GENERATED)
 def test_the_same_walks_through_each_interface(benchmark: str, interface: str) -> None:
-    if interface == "Gymnasium":
-        pytest.importorskip("gymnasium")
+    if interface in walks.NEEDS:
+        pytest.importorskip(walks.NEEDS[interface])
     done = walked(benchmark)
     assert any(walk.states[-1].success for walk in done) and any(not walk.states[-1].success for walk in done)
     assert walks.differences(done, walks.INTERFACES[interface](benchmark, walks.GENERATED[benchmark], done)) == []
@@ -82,8 +82,8 @@ def _other_end(state: EnvironmentState) -> EnvironmentState:
 @pytest.mark.parametrize("interface", walks.INTERFACES)
 def test_a_changed_character_reward_or_end_is_told(interface: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the second answer of one episode is another, behind each interface and not on the bare environments."""
-    if interface == "Gymnasium":
-        pytest.importorskip("gymnasium")
+    if interface in walks.NEEDS:
+        pytest.importorskip(walks.NEEDS[interface])
     done, opened = walked("search"), list[Any]()
     episode = next(number for number, walk in enumerate(done) if len(walk.actions) > 1 and "e" in walk.states[2].observation)
 
