@@ -44,6 +44,8 @@ except ModuleNotFoundError as missing:
 LONGEST_ACTION = 100_000
 """Characters of an action or a response."""
 LONGEST_MESSAGE_BYTES = 1 << 20
+WITHOUT_SESSION = 4
+"""Requests without a session that are answered at once; others wait."""
 REPEATS = 1024
 """Episodes of a task, counted from 0: a later one costs the start of those before it."""
 
@@ -246,13 +248,17 @@ class TextClient(EnvClient[TextAction, TextObservation, State]):
         return State(**payload)
 
 
-class _Quiet:
-    """OpenEnv closes every websocket at the end, also one whose client has closed it: no error to report with a traceback."""
+class _Guard:
+    """Two things that OpenEnv's application leaves to its surroundings. It closes every websocket at the end, also one whose client has closed it: no
+    error to report with a traceback. And requests without a session (POST /reset, /step) start an episode each, which no limit of sessions counts."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]):
-        self._app = app
+        self._app, self._without_session = app, asyncio.Semaphore(WITHOUT_SESSION)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            async with self._without_session:
+                return await self._app(scope, receive, send)
         try:
             await self._app(scope, receive, send)
         except WebSocketDisconnect:
@@ -270,7 +276,7 @@ def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.
     """
     limits = ConcurrencyConfig(max_concurrent_envs=sessions, session_timeout=idle_s)
     app = create_fastapi_app(lambda: TextEnvironment(served), TextAction, TextObservation, concurrency_config=limits)
-    app.add_middleware(_Quiet)
+    app.add_middleware(_Guard)
     if key is not None:
         app.add_middleware(KeyDoor, key=key, health="/health")
     return app

@@ -16,16 +16,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from pydantic import ValidationError
-
 from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Message, Panel, Session, Task, Turn
 from paw_hpc.envs.benchmarks import make_benchmark
 from paw_hpc.envs.outcomes import Outcome
-from paw_hpc.recipe import PROTOCOLS, EnvSection, load_recipe
+from paw_hpc.envs.rules import rules_of
 from paw_hpc.recipe.doors import BENCHMARKS
-from paw_hpc.recipe.loading import explain
-from paw_hpc.recipe.shipped import protocol_recipe
-from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.errors import UserError
 from paw_hpc.system.registry import load_plugin
 from paw_hpc.system.seeding import derive_seed, name_seed
 
@@ -51,7 +47,7 @@ class AsyncEnvironments:
     def __init__(self, benchmark: str, *, protocol: str | None = None, seed: int = 0, plugins: Sequence[str] = (), **keys: Any):
         for plugin in plugins:
             load_plugin(plugin)
-        self.env, self.seed = _section(benchmark, protocol, keys), seed
+        self.env, self.seed = rules_of(benchmark, protocol, keys), seed
         """The rules, as a recipe's section; the seed of all episodes."""
         self.benchmark: Benchmark = make_benchmark(self.env)
         self._admits: Admits = BENCHMARKS.find(benchmark).admits or _listed
@@ -350,24 +346,3 @@ class AsyncBatch:
 
 def _listed(action: str, state: EnvironmentState) -> bool:
     return not state.admissible or action in state.admissible
-
-
-def _section(benchmark: str, protocol: str | None, keys: dict[str, Any]) -> EnvSection:
-    if benchmark not in BENCHMARKS.names():
-        raise RecipeError(f"'{benchmark}' is no benchmark; expected {BENCHMARKS.expected()}, or one that `plugins` bring")
-    if protocol is not None and not (protocol in PROTOCOLS and BENCHMARKS.is_own(benchmark)):
-        having = f"one of {', '.join(PROTOCOLS)}" if BENCHMARKS.is_own(benchmark) else f"{benchmark} has none; leave it out"
-        raise RecipeError(f"protocol '{protocol}': {having}")
-    if "name" in keys:
-        raise RecipeError(f"name: the benchmark is the first argument, and that is '{benchmark}'; leave it out")
-    rules = {} if protocol is None else load_recipe(protocol_recipe(benchmark, protocol)).env.model_dump(exclude_unset=True)
-    try:
-        return EnvSection.model_validate(_over(rules, {"name": benchmark, **keys}))
-    except ValidationError as error:
-        raise RecipeError("; ".join(f"env.{explain(each, EnvSection)}" for each in error.errors())) from None
-
-
-def _over(rules: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys over the rules, section by section."""
-    both = {name: _over(rules[name], value) for name, value in keys.items() if isinstance(value, dict) and isinstance(rules.get(name), dict)}
-    return rules | keys | both

@@ -153,6 +153,32 @@ def test_only_who_has_the_key_may_play(served: Served) -> None:
     run(served, test, key="a-key")
 
 
+def test_requests_without_a_session_are_few_at_once_and_leave_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    open_now, most = 0, list[int]()
+    start = TextEnvironment.reset
+
+    def counted(self: TextEnvironment, *given: Any, **options: Any) -> Any:
+        nonlocal open_now
+        open_now += 1
+        most.append(open_now)
+        time.sleep(0.05)
+        open_now -= 1
+        return start(self, *given, **options)
+
+    monkeypatch.setattr(TextEnvironment, "reset", counted)
+
+    async def test(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            answers = await asyncio.gather(*(client.post("/reset", json={"seed": 1}) for _ in range(20)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert len({answer.json()["observation"]["task_id"] for answer in answers}) == 1
+
+    run(served, test)
+    assert len(most) == 20 and 1 < max(most) <= 4
+
+
 def test_a_client_that_dies_leaves_nothing(served: Served) -> None:
     async def test(url: str) -> None:
         dying, living = TextClient(url), TextClient(url)
