@@ -300,6 +300,39 @@ def test_a_batch_that_cannot_be_opened_leaves_nothing(fragile: None) -> None:
     assert gone(children_of(ME, recursive=True)) == []
 
 
+def test_a_group_whose_reset_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = list[int]()
+
+    class Second:
+        """A session of which the second cannot be reset."""
+
+        def __init__(self, number: int):
+            self._number = number
+
+        async def reset(self) -> EnvironmentState:
+            if self._number == 1:
+                raise EnvironmentFailure("no second one")
+            return EnvironmentState("here")
+
+        async def close(self) -> None:
+            closed.append(self._number)
+
+    class Bench:
+        source = "seconds"
+
+        async def open(self, task: Task, members: int) -> list[Second]:
+            return [Second(number) for number in range(members)]
+
+        async def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(sessions, "make_benchmark", lambda env: Bench())
+    with Environments("alfworld") as environments:
+        with pytest.raises(EnvironmentFailure, match="no second one"):
+            environments.open_group(task("a"), 3)
+        assert closed == [0, 1, 2] and not environments._environments._open
+
+
 def test_closing_ends_every_process() -> None:
     environments = Environments("alfworld", **walks.GENERATED["alfworld"])
     episodes = environments.open_group(walked("alfworld")[0].task, 3)

@@ -23,6 +23,7 @@ from tests.envs import walks
 
 pytest.importorskip("openenv")
 
+from openenv import GenericEnvClient
 from openenv.cli._validation import validate_running_environment
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -92,6 +93,21 @@ def test_a_session_plays_episodes(served: Served) -> None:
             assert again.observation.task_id == seen.task_id and again.observation.messages is None and not again.done
 
     run(served, test)
+
+
+def test_a_client_that_knows_nothing_of_this_package_plays(served: Served) -> None:
+    """OpenEnv's generic one."""
+
+    async def test(url: str) -> None:
+        async with GenericEnvClient(base_url=url) as client:
+            result = await client.reset(seed=3, prompts=True)
+            assert result.observation["task_id"] in served.by_id and result.observation["messages"][0]["role"] == "user"
+            result = await client.step({"action": "<think>so</think><answer>nobody</answer>", "response": True})
+            assert result.done and result.reward == 0.0 and result.observation["invalid"] == 0
+
+    run(served, test)
+    required = TextAction.model_json_schema()["required"]
+    assert required == ["action"], "clients that send plain text look for the one field that must be there"
 
 
 def test_sessions_see_nothing_of_each_other(served: Served) -> None:
