@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any, Self, TypeVar
 
 from paw_hpc.envs.base import EnvironmentState, Message, Panel, Task
@@ -84,15 +85,18 @@ class Environments:
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Its result. An interrupt (Ctrl-C) cancels it first."""
-        if self._loop.is_closed():
-            coroutine.close()
-            raise UserError("these environments are closed; make new ones")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self._start(coroutine)
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+
+    def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._loop.is_closed():
+            coroutine.close()
+            raise UserError("these environments are closed; make new ones")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
 
 class Episode:
@@ -178,6 +182,13 @@ class Episode:
     def respond(self, response: str, *, opened: bool = False) -> EnvironmentState:
         """Take the action that a model's response to `messages` says, read and judged by the rules; else as `step`."""
         return self._act(*self._episode._agent().parse(response, opened))
+
+    async def act_async(self, said: str, *, response: bool = False) -> EnvironmentState:
+        """`step`, or `respond`, as a coroutine of any event loop, for servers that have many episodes."""
+        action, valid = self._episode._agent().parse(said) if response else (said, self._episode._judge(said))
+        if hasattr(self._episode._live(), "act"):
+            return self._act(action, valid)
+        return await asyncio.wrap_future(self._environments._start(self._episode._step(action, valid)))
 
     def close(self) -> None:
         """End it. What is known of it stays."""

@@ -16,18 +16,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from pydantic import ValidationError
-
-from paw_hpc.envs.base import AgentView, Benchmark, EnvironmentFailure, EnvironmentState, Message, Panel, Session, Task, Turn
+from paw_hpc.envs.base import Benchmark, EnvironmentFailure, EnvironmentState, Panel, Session, Task
 from paw_hpc.envs.benchmarks import make_benchmark
-from paw_hpc.envs.outcomes import Outcome
-from paw_hpc.recipe import PROTOCOLS, EnvSection, load_recipe
+from paw_hpc.envs.episode import EpisodeRecord
+from paw_hpc.envs.rules import rules_of
 from paw_hpc.recipe.doors import BENCHMARKS
-from paw_hpc.recipe.loading import explain
-from paw_hpc.recipe.shipped import protocol_recipe
-from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.errors import UserError
 from paw_hpc.system.registry import load_plugin
-from paw_hpc.system.seeding import derive_seed, name_seed
 
 Admits = Callable[[str, EnvironmentState], bool]
 
@@ -51,7 +46,7 @@ class AsyncEnvironments:
     def __init__(self, benchmark: str, *, protocol: str | None = None, seed: int = 0, plugins: Sequence[str] = (), **keys: Any):
         for plugin in plugins:
             load_plugin(plugin)
-        self.env, self.seed = _section(benchmark, protocol, keys), seed
+        self.env, self.seed = rules_of(benchmark, protocol, keys), seed
         """The rules, as a recipe's section; the seed of all episodes."""
         self.benchmark: Benchmark = make_benchmark(self.env)
         self._admits: Admits = BENCHMARKS.find(benchmark).admits or _listed
@@ -101,8 +96,13 @@ class AsyncEnvironments:
             raise UserError(f"{members} episodes from number {first} on: at least one is opened, and they are counted from 0")
         episodes = [AsyncEpisode(self, task, first + member) for member in range(members)]
         sessions = await self._sessions(task, first, members)
-        for episode, session in zip(episodes, sessions, strict=True):
-            await episode._begin(session)
+        try:
+            for episode, session in zip(episodes, sessions, strict=True):
+                await episode._begin(session)
+        except BaseException:
+            await asyncio.gather(*(session.close() for session in sessions))
+            self._open.difference_update(episodes)
+            raise
         return episodes
 
     async def open_batch(self, tasks: Sequence[Task], *, members: int = 1) -> AsyncBatch:
@@ -131,96 +131,6 @@ class AsyncEnvironments:
         for session in sessions[:first]:
             await session.close()
         return sessions[first:]
-
-
-class EpisodeRecord:
-    """What there is to know of an episode at any moment; what it does is in `AsyncEpisode` and `paw_hpc.envs.blocking.Episode`."""
-
-    def __init__(self, environments: AsyncEnvironments, task: Task, repeat: int):
-        self.task, self.repeat = task, repeat
-        self.seed = derive_seed(environments.seed, "eval", 0, name_seed(task.task_id), repeat)
-        """As `paw eval` seeds this repeat of this task (`eval.seeds: task`); it orders the actions of the compact prompt."""
-        self.state = self._start = EnvironmentState("")
-        """What the environment said last."""
-        self.steps = 0
-        """Actions taken."""
-        self.invalid = 0
-        """How many of them were malformed or not admissible, where the benchmark can tell."""
-        self.episode_return = 0.0
-        """Undiscounted, without penalties."""
-        self.failed = False
-        """The environment, not the agent, broke down, or the wait for it was broken off: the episode is over and counts in no rate."""
-        self._environments = environments
-        self._session: Session | None = None
-        self._view: AgentView | None = None
-        self._unseen: list[Turn] = []
-
-    @property
-    def observation(self) -> str:
-        return self.state.observation
-
-    @property
-    def admissible(self) -> tuple[str, ...]:
-        """Actions that can be taken now; empty where the benchmark lists none."""
-        return self.state.admissible
-
-    @property
-    def done(self) -> bool:
-        """It was won, lost or broken off by its limit of steps, or the environment failed."""
-        return self.state.done or self.failed
-
-    @property
-    def success(self) -> bool:
-        return self.state.success
-
-    @property
-    def score(self) -> float:
-        """The benchmark's own, in [0, 1]; where it has none, 1 for success."""
-        return self.state.score
-
-    @property
-    def state_key(self) -> str:
-        """Equal where an episode is in the same state, as far as its observation and its admissible actions tell: what GiGPO groups by."""
-        anchor, listed = self._agent().anchor(), self.state.admissible
-        return f"{anchor}\n{'|'.join(listed)}" if listed else anchor
-
-    def admits(self, action: str) -> bool:
-        """Whether an action is well-formed and can be taken now; True where the benchmark cannot tell."""
-        return self._environments._admits(action, self.state)
-
-    def messages(self) -> list[Message]:
-        """The prompt for this step, by the rules (`prompt`, `prompt_template`, `history`); what a model says to it goes to `respond`."""
-        return self._agent().messages()
-
-    def _agent(self) -> AgentView:
-        """The agent's view, which learns of what has happened only here: most of a fast environment's time would go into prompts nobody asks for."""
-        if self._view is None:
-            self._view = self._environments.benchmark.view(self.task, self.seed)
-            self._view.start(self._start)
-        for action, state in self._unseen:
-            self._view.observe(action, state)
-        self._unseen.clear()
-        return self._view
-
-    def outcome(self) -> Outcome:
-        """How it went, as a line of a file of outcomes; an episode that was left before its end has failed.
-
-        Raises:
-            UserError: the environment broke it; such episodes are counted apart (`write_outcomes(..., environment_failures=)`).
-        """
-        if self.failed:
-            raise UserError(f"{self.task.task_id}: the environment broke this episode, so it has no outcome; count it in environment_failures")
-        return Outcome(
-            task_id=self.task.task_id,
-            task_type=self.task.task_type,
-            repeat=self.repeat,
-            seed=self.seed,
-            success=self.state.success if self.done else False,
-            score=self.state.score if self.done else 0.0,
-            steps=self.steps,
-            invalid=self.invalid,
-            episode_return=self.episode_return,
-        )
 
 
 class AsyncEpisode(EpisodeRecord):
@@ -350,24 +260,3 @@ class AsyncBatch:
 
 def _listed(action: str, state: EnvironmentState) -> bool:
     return not state.admissible or action in state.admissible
-
-
-def _section(benchmark: str, protocol: str | None, keys: dict[str, Any]) -> EnvSection:
-    if benchmark not in BENCHMARKS.names():
-        raise RecipeError(f"'{benchmark}' is no benchmark; expected {BENCHMARKS.expected()}, or one that `plugins` bring")
-    if protocol is not None and not (protocol in PROTOCOLS and BENCHMARKS.is_own(benchmark)):
-        having = f"one of {', '.join(PROTOCOLS)}" if BENCHMARKS.is_own(benchmark) else f"{benchmark} has none; leave it out"
-        raise RecipeError(f"protocol '{protocol}': {having}")
-    if "name" in keys:
-        raise RecipeError(f"name: the benchmark is the first argument, and that is '{benchmark}'; leave it out")
-    rules = {} if protocol is None else load_recipe(protocol_recipe(benchmark, protocol)).env.model_dump(exclude_unset=True)
-    try:
-        return EnvSection.model_validate(_over(rules, {"name": benchmark, **keys}))
-    except ValidationError as error:
-        raise RecipeError("; ".join(f"env.{explain(each, EnvSection)}" for each in error.errors())) from None
-
-
-def _over(rules: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys over the rules, section by section."""
-    both = {name: _over(rules[name], value) for name, value in keys.items() if isinstance(value, dict) and isinstance(rules.get(name), dict)}
-    return rules | keys | both

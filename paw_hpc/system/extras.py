@@ -26,6 +26,7 @@ EXTRAS: Mapping[str, Extra] = {
     "megatron": Extra("megatron", "tensor, pipeline and data parallel training"),
     **dict.fromkeys(("gguf", "accelerate"), Extra("gguf", "reading GGUF files")),
     "gymnasium": Extra("gym", "environments as Gymnasium environments"),
+    "openenv": Extra("openenv", "environments behind an OpenEnv server"),
     "aiohttp": Extra("sglang", "generation by SGLang servers"),
     **dict.fromkeys(("textblob", "nltk", "rapidfuzz", "regex"), _WEBSHOP),
     **dict.fromkeys(("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH),

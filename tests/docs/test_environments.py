@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import runpy
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from paw_hpc.cli import main as cli
+from paw_hpc.envs import Environments
 from paw_hpc.system import data_paths
+from tests.envs.walks import serving
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "environments.md").read_text()
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
@@ -42,7 +45,7 @@ def run(code: str) -> None:
 
 def test_every_interface_has_its_block() -> None:
     """The control: the search for blocks finds all that there are."""
-    assert list(BLOCKS) == ["One call after the other", "Together", "Coroutines", "Gymnasium", "Judged here"]
+    assert list(BLOCKS) == ["One call after the other", "Together", "Coroutines", "Gymnasium", "OpenEnv", "Judged here"]
     assert len(BLOCKS) == PAGE.count("```python")
 
 
@@ -60,6 +63,18 @@ def test_a_block_runs(title: str, prints: str, capsys: pytest.CaptureFixture[str
         pytest.importorskip("gymnasium")
     run(BLOCKS[title])
     assert re.fullmatch(prints, capsys.readouterr().out, re.DOTALL)
+
+
+def test_the_client_plays_with_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openenv")
+    from paw_hpc.envs.openenv import Served, make_app
+
+    Path("client.py").write_text(BLOCKS["OpenEnv"])
+    play = runpy.run_path("client.py")["main"]
+    environments = Environments("webshop", max_steps=15, webshop={"catalogue": "generated"})
+    with environments, serving(make_app(Served(environments, panel="test"), key="a-key")) as url:
+        asyncio.run(play(url, "a-key"))
+    assert re.fullmatch(r"generated-synthetic/\S+ \d+\.0 \d\.\d+\n", capsys.readouterr().out)
 
 
 def test_outcomes_are_written_and_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

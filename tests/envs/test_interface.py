@@ -59,8 +59,8 @@ def walked(benchmark: str) -> list[walks.Walk]:
 @pytest.mark.parametrize("interface", walks.INTERFACES)
 @pytest.mark.parametrize("benchmark", walks.GENERATED)
 def test_the_same_walks_through_each_interface(benchmark: str, interface: str) -> None:
-    if interface == "Gymnasium":
-        pytest.importorskip("gymnasium")
+    if interface in walks.NEEDS:
+        pytest.importorskip(walks.NEEDS[interface])
     done = walked(benchmark)
     assert any(walk.states[-1].success for walk in done) and any(not walk.states[-1].success for walk in done)
     assert walks.differences(done, walks.INTERFACES[interface](benchmark, walks.GENERATED[benchmark], done)) == []
@@ -82,8 +82,8 @@ def _other_end(state: EnvironmentState) -> EnvironmentState:
 @pytest.mark.parametrize("interface", walks.INTERFACES)
 def test_a_changed_character_reward_or_end_is_told(interface: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: the second answer of one episode is another, behind each interface and not on the bare environments."""
-    if interface == "Gymnasium":
-        pytest.importorskip("gymnasium")
+    if interface in walks.NEEDS:
+        pytest.importorskip(walks.NEEDS[interface])
     done, opened = walked("search"), list[Any]()
     episode = next(number for number, walk in enumerate(done) if len(walk.actions) > 1 and "e" in walk.states[2].observation)
 
@@ -298,6 +298,39 @@ def test_a_batch_that_cannot_be_opened_leaves_nothing(fragile: None) -> None:
             environments.open_batch([task("a"), task("broken", load="raise"), task("c")])
         assert not environments._environments._open
     assert gone(children_of(ME, recursive=True)) == []
+
+
+def test_a_group_whose_reset_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = list[int]()
+
+    class Second:
+        """A session of which the second cannot be reset."""
+
+        def __init__(self, number: int):
+            self._number = number
+
+        async def reset(self) -> EnvironmentState:
+            if self._number == 1:
+                raise EnvironmentFailure("no second one")
+            return EnvironmentState("here")
+
+        async def close(self) -> None:
+            closed.append(self._number)
+
+    class Bench:
+        source = "seconds"
+
+        async def open(self, task: Task, members: int) -> list[Second]:
+            return [Second(number) for number in range(members)]
+
+        async def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(sessions, "make_benchmark", lambda env: Bench())
+    with Environments("alfworld") as environments:
+        with pytest.raises(EnvironmentFailure, match="no second one"):
+            environments.open_group(task("a"), 3)
+        assert closed == [0, 1, 2] and not environments._environments._open
 
 
 def test_closing_ends_every_process() -> None:

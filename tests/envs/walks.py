@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from random import Random
 from typing import Any
 
@@ -138,12 +141,59 @@ def walk_gymnasium(benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]) 
     return found
 
 
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """The address of an ASGI application on a free port of loopback."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws_max_size=1 << 20))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def walk_openenv(benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]) -> list[list[EnvironmentState]]:
+    """The same over a socket; the walks of some tasks at once, each in a session of its own."""
+    from paw_hpc.envs.openenv import Served, TextAction, TextClient, TextObservation, make_app
+
+    def state(seen: TextObservation) -> EnvironmentState:
+        return EnvironmentState(seen.observation, tuple(seen.admissible), float(seen.reward or 0.0), seen.done, seen.success, seen.score)
+
+    async def one(url: str, walk: Walk) -> list[EnvironmentState]:
+        async with TextClient(url, key="a-key") as client:
+            trace = [state((await client.reset(task_id=walk.task.task_id, repeat=walk.repeat)).observation)]
+            for action in walk.actions:
+                trace.append(state((await client.step(TextAction(action=action))).observation))
+            return trace
+
+    async def all_of_them(url: str) -> list[list[EnvironmentState]]:
+        found: list[list[EnvironmentState]] = []
+        for first in range(0, len(walks), 4 * MEMBERS):
+            found += await asyncio.gather(*(one(url, walk) for walk in walks[first : first + 4 * MEMBERS]))
+        return found
+
+    with Environments(benchmark, **keys) as environments:
+        panel = {"alfworld": "valid_seen", "webshop": "test", "search": "test"}[benchmark]
+        with serving(make_app(Served(environments, panel=panel), key="a-key")) as url:
+            return asyncio.run(all_of_them(url))
+
+
 INTERFACES: dict[str, Callable[[str, dict[str, Any], Sequence[Walk]], list[list[EnvironmentState]]]] = {
     "coroutines": walk_async,
     "batches": walk_batch,
     "single calls": walk_single,
     "Gymnasium": walk_gymnasium,
+    "OpenEnv": walk_openenv,
 }
+NEEDS = {"Gymnasium": "gymnasium", "OpenEnv": "openenv"}
+"""The package that an interface needs."""
 
 
 def differences(walks: Sequence[Walk], again: Sequence[Sequence[EnvironmentState]]) -> list[str]:
@@ -202,6 +252,9 @@ def main() -> None:
         )
         print(f"  bare: {time.perf_counter() - start:.0f} s")
         for name, play in INTERFACES.items():
+            if name in NEEDS and find_spec(NEEDS[name]) is None:
+                print(f"  {name}: not here")
+                continue
             start = time.perf_counter()
             found = differences(walks, play(benchmark, keys, walks))
             wrong += len(found)
