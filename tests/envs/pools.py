@@ -58,7 +58,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     """Run an asynchronous test; whatever it leaves behind is an orphan."""
     EARLIER.clear()
     EARLIER.update(children_of(ME, recursive=True))
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 240))
     assert gone(children_of(ME, recursive=True)) == []
 
 
