@@ -34,6 +34,7 @@ class Environments:
         self._environments = AsyncEnvironments(benchmark, protocol=protocol, seed=seed, plugins=plugins, **keys)
         self.env, self.seed = self._environments.env, seed
         """The rules, as a recipe's section; the seed of all episodes."""
+        self._inline = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="paw-environments", daemon=True)
         self._thread.start()
@@ -196,12 +197,13 @@ class Episode:
 
     def _act(self, action: str, valid: bool) -> EnvironmentState:
         """A session that never waits offers its step without an event loop, `act` (WebShop's): the way to the loop's thread and back would cost
-        several of its steps."""
+        several of its steps. One at a time: not every tagger can be asked by two threads at once."""
         act: Callable[[str], EnvironmentState] | None = getattr(self._episode._live(), "act", None)
         if act is None:
             return self._environments._run(self._episode._step(action, valid))
         try:
-            state = act(action)
+            with self._environments._inline:
+                state = act(action)
         except BaseException:
             self._episode.failed = True
             self.close()

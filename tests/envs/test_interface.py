@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,18 @@ def test_an_episode_that_is_over_holds_no_process() -> None:
         ended = [p for p in children_of(ME, recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
         assert episode.done and not environments._environments._open
         assert len(gone(ended, within_s=2.0)) < before
+
+
+@pytest.mark.parametrize("benchmark", ["webshop", "search"])
+def test_threads_may_call_at_once(benchmark: str) -> None:
+    done = walked(benchmark)
+    with Environments(benchmark, **walks.GENERATED[benchmark]) as environments, ThreadPoolExecutor(6) as threads:
+
+        def play(walk: walks.Walk) -> list[EnvironmentState]:
+            episode = environments.open(walk.task, repeat=walk.repeat)
+            return [episode.state, *[episode.step(action) for action in walk.actions]]
+
+        assert walks.differences(done, list(threads.map(play, done))) == []
 
 
 def test_it_may_be_called_where_a_loop_runs() -> None:
