@@ -91,7 +91,7 @@ def test_what_it_says_is_read_back_in_both_styles() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_recipes_load_and_the_papers_depart_from_it_in_nothing(path: Path) -> None:
     loaded = load_recipe(path)
-    assert loaded.env.name == "search" and loaded.env.history >= loaded.env.max_steps == 4
+    assert loaded.env.name == "search" and loaded.env.shown_history >= loaded.env.max_steps == 4
     if path.name.startswith("qwen2.5-"):
         row = paper_row(loaded)
         assert row is not None and standing(loaded).departures["reference"] == ()
