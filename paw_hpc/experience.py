@@ -259,6 +259,7 @@ class Batch:
             sample_streams={name: stream[samples] for name, stream in self.sample_streams.items()},
             value_position=None if self.value_position is None else self.value_position[samples] + shift,
             sample_cu=_offsets(counts),
+            rows_of_kind=None if self.rows_of_kind is None else self.rows_of_kind[rows_of],
         )
 
     def counted_by_kind(self) -> torch.Tensor:
