@@ -62,7 +62,9 @@ def check(shared: Path, layout: Layout, *, update: bool) -> None:
             return
         metrics = policy.update(plan(experience, scores, policy.recipe, 0).batch, 0)
         for name in ("policy_loss", "wm_loss", "grad_norm"):
-            assert abs(metrics[name] - expected["metrics"][name]) <= CLOSE * max(1.0, abs(metrics[name])), name
+            # A norm over 135 million numbers, each a sum of its own order, is 1.01e-5 off over four stages.
+            tolerance = 3 * CLOSE if name == "grad_norm" else CLOSE
+            assert abs(metrics[name] - expected["metrics"][name]) <= tolerance * max(1.0, abs(metrics[name])), (name, metrics[name])
         for name, tensor in policy.whole_tensors():
             assert float((tensor - expected["weights"][name]).abs().max()) <= CLOSE, name
     finally:
