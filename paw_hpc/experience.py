@@ -242,7 +242,7 @@ class Batch:
         tokens_of = _ranges(self.cu_seqlens.long(), sequences)
         samples = self.samples_of(sequences)
         rows_of = _ranges(self.row_cu, samples)
-        cu = _offsets(self.lengths[sequences])
+        cu = offsets_of(self.lengths[sequences])
         counts = (self.sample_cu[1:] - self.sample_cu[:-1])[sequences]
         row_lengths = (self.row_cu[1:] - self.row_cu[:-1])[samples]
         shift = torch.repeat_interleave(cu[:-1] - self.cu_seqlens[:-1].long()[sequences], counts)
@@ -253,12 +253,12 @@ class Batch:
             row_position=self.row_position[rows_of] + torch.repeat_interleave(shift, row_lengths),
             row_target=self.row_target[rows_of],
             row_kind=self.row_kind[rows_of],
-            row_cu=_offsets(row_lengths),
+            row_cu=offsets_of(row_lengths),
             streams={name: stream[rows_of] for name, stream in self.streams.items()},
             transition=self.transition[samples],
             sample_streams={name: stream[samples] for name, stream in self.sample_streams.items()},
             value_position=None if self.value_position is None else self.value_position[samples] + shift,
-            sample_cu=_offsets(counts),
+            sample_cu=offsets_of(counts),
             rows_of_kind=None if self.rows_of_kind is None else self.rows_of_kind[rows_of],
         )
 
@@ -292,7 +292,7 @@ class Batch:
         )
 
 
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
+def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
     """int64[n] lengths -> int64[n+1] offsets."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
@@ -301,5 +301,5 @@ def _ranges(offsets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The indices offsets[c]:offsets[c+1] for each chosen c, one after the other (int64)."""
     lengths = (offsets[1:] - offsets[:-1])[chosen]
     starts = offsets[:-1][chosen]
-    within = torch.arange(int(lengths.sum()), device=offsets.device) - torch.repeat_interleave(_offsets(lengths)[:-1], lengths)
+    within = torch.arange(int(lengths.sum()), device=offsets.device) - torch.repeat_interleave(offsets_of(lengths)[:-1], lengths)
     return torch.repeat_interleave(starts, lengths) + within

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from paw_hpc.envs.outcomes import Outcomes, read_outcomes
-from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult
+from paw_hpc.evaluation.results import EvaluationResult
 from paw_hpc.system.errors import DataError
 
 
@@ -25,7 +25,7 @@ class Player:
 def judge(outcomes: Outcomes) -> EvaluationResult:
     """Success rate and score, all and per task type, with intervals over games. How long it took, nobody has said: `seconds` is 0."""
     return EvaluationResult.of_episodes(
-        [EvaluatedEpisode(**asdict(episode)) for episode in outcomes.episodes],
+        outcomes.episodes,
         label=f"{outcomes.player}-{outcomes.panel}-update-{outcomes.update:05d}-t{outcomes.temperature:g}",
         panel=outcomes.panel,
         panel_checksum=outcomes.panel_checksum,

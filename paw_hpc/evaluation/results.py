@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from paw_hpc.envs.outcomes import Outcome
 from paw_hpc.evaluation.noise import NoiseShares
 from paw_hpc.evaluation.statistics import Interval, cluster_interval, success_interval
 from paw_hpc.run import fence
@@ -17,23 +18,8 @@ from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
 from paw_hpc.system.text import require_text
 
-
-@dataclass(frozen=True, slots=True)
-class EvaluatedEpisode:
-    """One episode of an evaluation; one line of LABEL.jsonl."""
-
-    task_id: str
-    task_type: str
-    repeat: int
-    seed: int
-    success: bool
-    score: float
-    """The benchmark's own score in [0, 1]."""
-    steps: int
-    invalid: int
-    """Steps whose action was malformed or not admissible."""
-    episode_return: float
-    """Undiscounted, without penalties; `return` in the file."""
+EvaluatedEpisode = Outcome
+"""One episode of an evaluation; one line of LABEL.jsonl."""
 
 
 @dataclass(frozen=True, slots=True)

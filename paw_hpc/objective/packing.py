@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from paw_hpc.experience import ACTION, OBSERVATION, Batch, Ids, Pool, Transition
+from paw_hpc.experience import ACTION, OBSERVATION, Batch, Ids, Pool, Transition, offsets_of
 
 _NONE = np.empty(0, dtype=np.int32)
 
@@ -56,11 +56,6 @@ def last_prompt_tokens(batch: Batch, pool: Pool) -> torch.Tensor:
 def lengths_of(arrays: list[Ids]) -> torch.Tensor:
     """int64[n]."""
     return torch.tensor([len(a) for a in arrays], dtype=torch.long)
-
-
-def offsets_of(lengths: torch.Tensor) -> torch.Tensor:
-    """int64[n] lengths -> int64[n+1] offsets."""
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 def _goes_on(pool: Pool, observations: list[Ids], n: int) -> bool:

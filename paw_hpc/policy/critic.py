@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from paw_hpc.experience import ACTION, Batch
+from paw_hpc.experience import ACTION, Batch, offsets_of
 from paw_hpc.policy.packed import Packing, hidden_states
 from paw_hpc.system.seeding import derive_seed
 
@@ -51,13 +51,13 @@ def critic_batch(batch: Batch, per_token: bool) -> Batch:
     end = end[batch.sample_cu[1:] - 1]  # by the last sample of a chain
     lengths = end - cu
     keep = torch.arange(batch.num_tokens, device=cu.device) < torch.repeat_interleave(end, batch.lengths)
-    new_cu = _offsets(lengths)
+    new_cu = offsets_of(lengths)
     shift = (new_cu[:-1] - cu)[batch.sequence]
     value_position = batch.value_position + shift
     if per_token:
         rows = batch.row_kind == ACTION
         row_position = batch.row_position[rows] + torch.repeat_interleave(shift, responses)
-        row_cu, streams = _offsets(responses), {name: stream[rows] for name, stream in batch.streams.items()}
+        row_cu, streams = offsets_of(responses), {name: stream[rows] for name, stream in batch.streams.items()}
     else:
         row_position, row_cu, streams = value_position, torch.arange(len(batch) + 1, device=cu.device), batch.sample_streams
     return Batch(
@@ -79,7 +79,3 @@ def _action_rows(batch: Batch) -> torch.Tensor:
     """int64[N]: how many action rows each sample has."""
     sample = torch.repeat_interleave(torch.arange(len(batch)), batch.row_cu[1:] - batch.row_cu[:-1])
     return torch.bincount(sample[batch.row_kind == ACTION], minlength=len(batch))
-
-
-def _offsets(lengths: torch.Tensor) -> torch.Tensor:
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

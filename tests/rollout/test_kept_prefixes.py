@@ -11,6 +11,7 @@ import torch
 
 from paw_hpc.policy.packed import SlotCache
 from paw_hpc.recipe import RolloutSection
+from paw_hpc.rollout.engines import decoder
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.local import LivePublisher, LocalEngine
 from paw_hpc.rollout.engines.prefixes import KeptPrefixes
@@ -129,3 +130,19 @@ def test_what_is_kept_is_bounded_and_the_longest_unused_goes_first() -> None:
     assert len(kept) == 2
     kept.clear()
     assert len(kept) == 0
+
+
+def test_what_follows_is_read_in_passes_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    right = decoder.Continuing
+
+    def counted(cache: SlotCache, slots: Any, known: Any, new: list[int], device: torch.device) -> Any:
+        sizes.append(sum(new))
+        return right(cache, slots, known, new, device)
+
+    monkeypatch.setattr(decoder, "Continuing", counted)
+    whole, made = talk(engine()), list(sizes)
+    sizes.clear()
+    monkeypatch.setitem(decoder.PREFILL_TOKENS, "cpu", 10)
+    assert_same(talk(engine()), whole)
+    assert sum(sizes) == sum(made) and max(sizes) <= 10 < max(made) and len(sizes) > len(made)

@@ -1,4 +1,4 @@
-"""Transformer Engine's layers (fused norms, FlashAttention on packed samples, context parallelism), for machines that have it."""
+"""Transformer Engine's layers (fused norms, FlashAttention on packed samples), for machines that have it. Never run; without context parallelism."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from paw_hpc.rollout.engines.graphs import SLOTS_STEP, DecodingSteps
 from paw_hpc.rollout.engines.prefixes import Continuing, KeptPrefixes, Prefix
 from paw_hpc.system.errors import NOT_FINITE, RecipeError, TrainingError
 
+T = TypeVar("T")
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Prompt tokens of one forward pass: bounds its activations, and on a CPU keeps them in the cache."""
 CAPACITY_STEP = 64
@@ -104,10 +106,11 @@ class Decoder:
         for each in requests:
             prefix = None if self.prefixes is None else self.prefixes.find(each[1].episode, each[1].prompt_ids)
             anew.append(each) if prefix is None else known.append((each, prefix))
-        for chunk in _chunks(anew, PREFILL_TOKENS[self.model.device.type]):
+        limit = PREFILL_TOKENS[self.model.device.type]
+        for chunk in _chunks(anew, [len(request.prompt_ids) for _, request in anew], limit):
             done += self._prefill(chunk)
-        if known:
-            done += self._continue(known)
+        for part in _chunks(known, [len(request.prompt_ids) - len(prefix.ids) for (_, request), prefix in known], limit):
+            done += self._continue(part)
         return done
 
     @torch.inference_mode()
@@ -284,14 +287,14 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
-def _chunks(requests: Sequence[tuple[int, GenerationRequest]], max_tokens: int) -> list[list[tuple[int, GenerationRequest]]]:
-    """Cut in order into runs of at most `max_tokens` prompt tokens (a longer prompt stands alone)."""
-    chunks: list[list[tuple[int, GenerationRequest]]] = []
+def _chunks(items: Sequence[T], tokens: Sequence[int], most: int) -> list[list[T]]:
+    """Cut in order into runs of at most `most` tokens (an item with more stands alone)."""
+    chunks: list[list[T]] = []
     room = 0
-    for key, request in requests:
-        if not chunks or len(request.prompt_ids) > room:
+    for item, size in zip(items, tokens, strict=True):
+        if not chunks or size > room:
             chunks.append([])
-            room = max_tokens
-        chunks[-1].append((key, request))
-        room -= len(request.prompt_ids)
+            room = most
+        chunks[-1].append(item)
+        room -= size
     return chunks
