@@ -61,6 +61,7 @@ STEPS = [
     Step("attention", "packed attention on the variable-length kernel beside padded attention", _module("attention"), 60),
     Step("update", "one update at the paper's shapes, vanilla and PaW, one process", _module("update"), 180),
     Step("megatron", "the same with Megatron-core on one GPU", _module("update", "--backend", "megatron"), 180),
+    Step("trajectories", "separate samples with full history beside chains, and PaW beside vanilla on chains", _module("trajectories"), 240),
     Step("generate", "generation in process: prompts and new tokens per second", _module("generate"), 90),
     Step("learn", "real runs, vanilla and PaW, from a policy that was given", _module("learn"), 420),
     Step("sanitize", "compute-sanitizer on small calls of the head", _module("sanitize"), 90),
@@ -91,7 +92,7 @@ def run(step: Step, toy: bool, out: Path) -> tuple[str, float]:
 def main() -> None:
     """The chosen steps, in their order; ends with 1 where one failed."""
     names = [step.name for step in STEPS]
-    listed = "\n".join(f"  {step.name:<10}{step.what}" for step in STEPS)
+    listed = "\n".join(f"  {step.name:<13}{step.what}" for step in STEPS)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=f"{__doc__}\nSteps:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

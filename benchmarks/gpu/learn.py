@@ -48,6 +48,8 @@ def main() -> None:
         parser.add_argument("--benchmark", choices=["alfworld", "webshop", "search"], default="search")
         parser.add_argument("--model", default="smollm2")
         parser.add_argument("--updates", type=int, default=15)
+        parser.add_argument("--clone", nargs="*", default=[], metavar="key=value", help="overrides of the clone's recipe")
+        parser.add_argument("--arms", nargs="*", default=[], metavar="key=value", help="overrides of both arms' recipe")
 
     chosen = options(__doc__, add)
     recipes = Path("recipes/smollm2")
@@ -62,11 +64,15 @@ def main() -> None:
             "warm-start",
             str(recipes / f"{chosen.benchmark}-clone.yaml"),
             f"model.path={model}",
-            *(TOY_CLONE if chosen.toy else []),
+            *(TOY_CLONE if chosen.toy else chosen.clone),
             "--out",
             str(start),
         )
-        words = [f"model.path={start}", f"updates={1 if chosen.toy else chosen.updates}", *([*TOY, "model.dtype=float32"] if chosen.toy else [])]
+        words = [
+            f"model.path={start}",
+            f"updates={1 if chosen.toy else chosen.updates}",
+            *([*TOY, "model.dtype=float32"] if chosen.toy else chosen.arms),
+        ]
         trained = paw("quickstart", str(recipes / f"{chosen.benchmark}-paw.yaml"), *words, "--run-dir", str(runs))
     header = ["arm", "updates", "s per update, both at once", "success while training, a fifth of the updates each, %"]
     table = markdown(header, [curve(run.parent) for run in sorted(runs.glob("*/metrics.jsonl"))])

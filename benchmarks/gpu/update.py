@@ -57,6 +57,7 @@ def one_update(policy: Policy, experience: Pool, recipe: Recipe, number: int) ->
     kept = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith(("system/", "time/"))}
     if not np.isfinite(metrics.get("grad_norm", np.nan)):
         raise RuntimeError(f"no optimizer step was made: {metrics}")
+    kept["grad_norm"] = metrics["grad_norm"]
     return times | kept | {"tokens": float(planned.num_tokens), "rows": float(planned.num_rows)}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from paw_hpc.system.errors import UserError
@@ -41,3 +43,18 @@ def explained(error: ModuleNotFoundError) -> UserError | None:
     if extra is None:
         return None
     return UserError(f"the package {module} is missing, which {extra.use} needs; pip install 'paw-hpc[{extra.name}]'")
+
+
+@contextlib.contextmanager
+def hidden(*packages: str) -> Iterator[None]:
+    """Inside, these packages look as if they were not installed: for a library that takes along whatever it finds. Afterwards all is as before."""
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in packages}
+    for name in before:
+        del sys.modules[name]
+    sys.modules.update(dict.fromkeys(packages))  # type: ignore[arg-type]  # None: an import of it fails
+    try:
+        yield
+    finally:
+        for name in packages:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)

@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +24,13 @@ from paw_hpc.envs.search.corpus import Corpus
 from paw_hpc.envs.search.retriever import BM25_META, Hit
 from paw_hpc.envs.search.words import terms
 from paw_hpc.system.errors import DataError
+from paw_hpc.system.extras import hidden
 from paw_hpc.system.outside import checked, read_json
+
+# Where JAX is installed, bm25s starts it when it is imported, and JAX takes three quarters of a GPU's memory for itself: the policy then finds none
+# (seen on an H200). It would also choose otherwise among equal scores.
+with hidden("jax"):
+    import bm25s
 
 K1, B = 0.9, 0.4
 """As the widely used Lucene baselines over Wikipedia passages (Anserini's defaults)."""

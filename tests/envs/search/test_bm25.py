@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import bm25s
@@ -128,3 +131,18 @@ def test_the_mini_corpus(mini: SearchData, tmp_path: Path) -> None:
     assert np.mean(hit) > 0.5
     shuffled = [any(contains_answer(h.passage.contents, q.answers) for h in hits) for q, hits in zip(questions, found[1:] + found[:1], strict=True)]
     assert np.mean(shuffled) < 0.1, "another question's passages hold the answer of few"
+
+
+def test_jax_is_not_started_for_it(tmp_path: Path) -> None:
+    """Where JAX is installed it takes most of a GPU's memory when it starts; bm25s alone starts it, which shows that this test could fail."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("print('JAX starts')")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(scores, k): print('JAX takes the GPU')")
+
+    def said(code: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert said("import paw_hpc.envs.search.bm25, sys; print('jax' in sys.modules)") == "False\n"
+    assert said("import jax, paw_hpc.envs.search.bm25, sys; print(sys.modules['jax'] is jax)") == "JAX starts\nTrue\n"
+    assert "JAX takes the GPU" in said("import bm25s")
