@@ -1,11 +1,12 @@
-"""Cutting a planned batch into optimizer steps (mini-batches) and forward passes (micro-batches)."""
+"""Cutting a planned batch into optimizer steps (mini-batches) and forward passes (micro-batches), and leaving out what has no gradient."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from paw_hpc.experience import Batch
+from paw_hpc.experience import ACTION, Batch
+from paw_hpc.recipe import AlgorithmSection
 
 
 def mini_batches(batch: Batch, size: int | None, seed: int) -> list[Batch]:
@@ -21,6 +22,22 @@ def mini_batches(batch: Batch, size: int | None, seed: int) -> list[Batch]:
     order = np.random.default_rng(seed).permutation(total)
     chunks = np.array_split(order, min(-(-len(batch) // size), total))
     return [_scaled(batch.take(torch.from_numpy(chunk)), total / len(chunk)) for chunk in chunks]
+
+
+def with_gradient(batch: Batch, algorithm: AlgorithmSection) -> Batch:
+    """The sequences of a batch of which any row can have a gradient, weights as they are: one where none has any, the batch itself where all have.
+
+    A row has none if its weight is 0, and an action row with advantage 0 has none where neither KL nor entropy bonus act on it: all members of its
+    group were equally good. What is left out adds nothing to the loss, so the gradient is the same up to the order of its sums.
+    """
+    moved = batch.row_kind != ACTION if algorithm.kl_coefficient == 0 and algorithm.entropy_bonus == 0 else torch.ones_like(batch.row_kind).bool()
+    moved = (batch.streams["weight"] != 0) & (moved | (batch.streams["advantage"] != 0))
+    up_to = batch.row_cu[batch.sample_cu]  # int64[S+1]
+    moved_up_to = torch.cat([torch.zeros(1, dtype=torch.long), moved.long().cumsum(0)])[up_to]
+    kept = (moved_up_to[1:] > moved_up_to[:-1]).nonzero()[:, 0]
+    if not len(kept):
+        kept = (up_to[1:] > up_to[:-1]).nonzero()[:1, 0]  # a step is taken all the same: moments decay, and weights go on
+    return batch if len(kept) in (0, batch.num_sequences) else batch.take(kept)
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> list[Batch]:

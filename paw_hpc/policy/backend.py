@@ -36,7 +36,7 @@ class Policy(Protocol):
 
         Args:
             row_logp: float32[R] on the CPU, on every rank or on none: filled with the log-prob of every row's target as the pass of the first epoch
-                sees it, which with mini-batches is after the steps of those before.
+                sees it, which with mini-batches is after the steps of those before; 0 where none saw it (`policy.skip_zero_gradient`).
 
         Returns the metrics of the update, each a global mean or sum. A step whose loss or gradient norm is not finite is skipped and counted in
         `skipped_steps`.

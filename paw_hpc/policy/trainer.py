@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from paw_hpc.experience import OBSERVATION, Batch, Pool, Scores
+from paw_hpc.experience import ACTION, OBSERVATION, Batch, Pool, Scores
+from paw_hpc.objective.batching import with_gradient
 from paw_hpc.objective.packing import last_prompt_tokens, pack
 from paw_hpc.objective.plan import mini_batches
 from paw_hpc.objective.policy_loss import Sums, add_sums, finalize
@@ -107,11 +108,13 @@ class Trainer(ABC):
         started, o = time.perf_counter(), self.recipe.optimizer
         sums: list[Sums] = []
         norms: dict[str, list[float]] = {"grad_norm": [], "critic_grad_norm": []}
-        skipped, seen = 0, Seen()
+        skipped, seen, kept, share = 0, Seen(), self._with_gradient(batch), _Share()
         for epoch in range(o.epochs):
             self._seen = seen if row_logp is not None and epoch == 0 else None
             for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
-                work: list[tuple[str, Trained, Batch]] = [("grad_norm", "policy", mini)]
+                trained = self._with_gradient(mini)
+                share.add(trained, mini)
+                work: list[tuple[str, Trained, Batch]] = [("grad_norm", "policy", trained)]
                 if self.has_critic:
                     work.append(("critic_grad_norm", "critic", self._critic_batch(mini)))
                 for name, model, part in work:
@@ -124,19 +127,20 @@ class Trainer(ABC):
             order = [rows if own is None else rows[own] for rows, own in ((batch.rows_of(samples.cpu()), own) for samples, own, _ in seen)]
             rows_from_device([logp[None] for *_, logp in seen], order, row_logp.zero_()[None])
             self._share(row_logp)
-        metrics = finalize(self._gathered(sums)) | {name: float(np.mean(values)) for name, values in norms.items() if values}
+        metrics = share.of_all(finalize(self._gathered(sums))) | {name: float(np.mean(values)) for name, values in norms.items() if values}
         seconds = time.perf_counter() - started
         return (
             metrics
-            | self._costs(batch, seconds)
+            | self._costs(kept, seconds)
             | {
                 "lr": self._learning_rate(update),
                 "steps": float(len(norms["grad_norm"])),
                 "skipped_steps": float(skipped),
-                "tokens": float(batch.num_tokens * o.epochs),
-                "rows": float(batch.num_rows * o.epochs),
+                "tokens": float(kept.num_tokens * o.epochs),
+                "rows": float(kept.num_rows * o.epochs),
                 "seconds": seconds,
             }
+            | ({"zero_gradient_share": 1.0 - kept.num_sequences / batch.num_sequences} if self.recipe.policy.skip_zero_gradient else {})
         )
 
     @torch.no_grad()
@@ -158,3 +162,23 @@ class Trainer(ABC):
 
     def _critic_batch(self, batch: Batch) -> Batch:
         return critic_batch(batch, self.recipe.algorithm.per_token_values)
+
+    def _with_gradient(self, batch: Batch) -> Batch:
+        """What of a batch the policy is trained on (`policy.skip_zero_gradient`)."""
+        return with_gradient(batch, self.recipe.algorithm) if self.recipe.policy.skip_zero_gradient else batch
+
+
+class _Share:
+    """How much of all actions was trained on. Means over those become means over all where what was left out is 0: its loss, and what is clipped."""
+
+    def __init__(self) -> None:
+        self._trained, self._all = np.zeros(2), np.zeros(2)  # weight, rows
+
+    def add(self, trained: Batch, batch: Batch) -> None:
+        for total, part in ((self._trained, trained), (self._all, batch)):
+            weight = part.streams["weight"][part.row_kind == ACTION].double()
+            total += (float(weight.sum()), len(weight))
+
+    def of_all(self, metrics: Metrics) -> Metrics:
+        shares = zip(("policy_loss", "ratio_clip_fraction"), self._trained, self._all, strict=True)
+        return metrics | {name: metrics[name] * mine / whole for name, mine, whole in shares if name in metrics and mine != whole}

@@ -138,6 +138,10 @@ class PolicySection(Section):
     """Where the prompts of an episode go on from one another (env.prompt=conversation), compute the episode as one sequence, in which every token is
     once, and not each step with all that came before it. It changes what an update costs, and with optimizer.mini_batch which transitions come into
     one step; with other prompts nothing."""
+    skip_zero_gradient: bool = False
+    """Compute no pass of the update over sequences that cannot move the policy: all of their group were equally good, nothing of them is an
+    observation to learn, and neither KL loss nor entropy bonus is on. Gradients are the same up to rounding. `policy/entropy` and `policy/approx_kl`
+    are then means over what is trained on, and `policy/tokens` and `policy/rows` count no more than that."""
 
 
 class MegatronSection(Section):

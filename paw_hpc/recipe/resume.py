@@ -118,6 +118,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "optimizer.epochs",
         "optimizer.mini_batch",
         "policy.merge_turns",
+        "policy.skip_zero_gradient",
     ),
     "checksum": ("model.path",),
     "never": (
