@@ -110,11 +110,40 @@ class ConversationView(AgentView, Protocol):
 
 
 @dataclass(slots=True, frozen=True)
+class SpokenTurn:
+    """What was said at a step, what was observed then, and what the next user turn says behind that (see `ConversationView.next_turn`)."""
+
+    said: str
+    observed: str
+    following: str
+
+
+@dataclass(slots=True, frozen=True)
 class Demonstration:
     """One state of a scripted player's episode, and what to say in it."""
 
     messages: list[Message]
     answer: str
+    turns: tuple[SpokenTurn, ...] = ()
+    """With `env.prompt: conversation`: since the demonstration before in the same episode; none: the episode begins here."""
+
+
+class Taught:
+    """The view of a scripted player's episode, which keeps its turns where they are to be cloned as a conversation."""
+
+    def __init__(self, view: AgentView, conversation: bool) -> None:
+        self._view, self._conversation, self._turns = view, conversation, list[SpokenTurn]()
+
+    def observe(self, said: str, action: str, state: EnvironmentState) -> None:
+        """The agent said something, which the environment took for `action`, and this came of it."""
+        self._view.observe(action, state)
+        if self._conversation:
+            self._turns.append(SpokenTurn(said, state.observation, self._view.next_turn()))  # type: ignore[attr-defined]
+
+    def demonstration(self, answer: str) -> Demonstration:
+        """What to say now."""
+        turns, self._turns = tuple(self._turns), []
+        return Demonstration(self._view.messages(), answer, turns)
 
 
 @dataclass(slots=True, frozen=True)

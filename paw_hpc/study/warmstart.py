@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 
-from paw_hpc.envs.base import Demonstration, Lessons
+from paw_hpc.envs.base import AgentView, Demonstration, Lessons, Message
 from paw_hpc.experience import Ids
 from paw_hpc.kernels import linear_row_loss
 from paw_hpc.policy.loading import load_model, load_tokenizer, resolve_device, tokenizer_key
@@ -31,25 +32,37 @@ from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.recipe import OptimizerSection, Recipe, dump_recipe, load_recipe
 from paw_hpc.recipe.doors import BENCHMARKS
 from paw_hpc.rollout.chat import ChatFormat
+from paw_hpc.rollout.prompts import Conversation, Overlong
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One state of an expert episode: the prompt's ids and the ids of the expert's command with the end-of-turn token."""
+    """Ids of a prompt and of the expert's answer with its end-of-turn token; of a conversation, as far as one goes on from the other, all of them."""
 
-    prompt_ids: Ids
-    answer_ids: Ids
+    ids: Ids
+    is_answer: np.ndarray
+    """bool[n]: the tokens to be cloned."""
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What a conversation asks of a view (see `rollout.prompts.Conversation`), told by a demonstration."""
+
+    opening: list[Message]
+    following: str = ""
+
+    def messages(self) -> list[Message]:
+        return self.opening
+
+    def next_turn(self) -> str:
+        return self.following
 
 
 def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | None = None) -> Path:
     """Make a warm-start policy and return its folder (weights, tokenizer, and the recipe that made it)."""
     recipe, console = load_recipe(recipe_path, overrides), Console(stderr=True)
-    if recipe.env.prompt == "conversation":
-        raise UserError(
-            "env.prompt: conversation cannot be cloned, a step of expert play is shown as a window; clone with paper, and train with conversation"
-        )
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     out = out or Path("runs") / recipe.name
@@ -66,8 +79,11 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
         tokenizer.save_pretrained(building)
     nn.Module.to(model, resolve_device(recipe.model))
     use_packed_attention(model)
-    samples = list(_demonstrated(lessons.demonstrations, ChatFormat(tokenizer, tokenizer_key(recipe.model))))
-    console.print(f"{recipe.name}: {len(samples)} states of expert play, a vocabulary of {len(tokenizer)}", highlight=False)
+    states = _demonstrated(lessons.demonstrations, ChatFormat(tokenizer, tokenizer_key(recipe.model)), recipe)
+    samples = list(joined(states))
+    count = sum(int(np.count_nonzero(np.diff(sample.is_answer.astype(np.int8)) == 1)) for sample in samples)
+    sequences = f" in {len(samples)} sequences" if count > len(samples) else ""
+    console.print(f"{recipe.name}: {count} states of expert play{sequences}, a vocabulary of {len(tokenizer)}", highlight=False)
     clone(model, samples, recipe, console)
     _export(model, recipe, building, out)
     shutil.rmtree(out, ignore_errors=True)
@@ -83,12 +99,42 @@ def _lessons(recipe: Recipe, console: Console) -> Lessons:
     return taught
 
 
-def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat) -> Iterator[Sample]:
-    ends: dict[str, Ids] = {}
+def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat, recipe: Recipe) -> Iterator[tuple[Ids, Ids]]:
+    """(prompt, answer) of each state, as a policy with this recipe would meet it."""
+    say = functools.cache(chat.answer)
+    shown, conversation, step = _Shown([]), None, 1
     for demonstration in demonstrations:
-        if demonstration.answer not in ends:
-            ends[demonstration.answer] = chat.answer(demonstration.answer)
-        yield Sample(chat.prompt(demonstration.messages), ends[demonstration.answer])
+        if recipe.env.prompt != "conversation":
+            yield chat.prompt(demonstration.messages), say(demonstration.answer)
+            continue
+        if conversation is None or not demonstration.turns:
+            shown = _Shown(demonstration.messages)
+            conversation = Conversation(cast(AgentView, shown), chat, recipe.rollout.max_prompt_tokens)
+            step = 1
+        step += len(demonstration.turns)
+        for turn in demonstration.turns:
+            shown.following = turn.following
+            conversation.go_on(say(turn.said), turn.observed)
+        try:
+            prompt, _ = conversation.prompt("an episode of the expert", step)
+        except Overlong as error:
+            raise UserError(str(error)) from None
+        yield prompt, say(demonstration.answer)
+
+
+def joined(states: Iterable[tuple[Ids, Ids]]) -> Iterator[Sample]:
+    """(prompt, answer) of each state as samples: where a prompt goes on from the prompt and answer before it, both are one sequence, in which every
+    token is once."""
+    ids, is_answer = np.empty(0, dtype=np.int32), np.empty(0, dtype=bool)
+    for prompt, answer in states:
+        if len(ids) and not (len(prompt) > len(ids) and np.array_equal(prompt[: len(ids)], ids)):
+            yield Sample(ids, is_answer)
+            is_answer = is_answer[:0]
+        grown = np.concatenate([prompt, answer])
+        is_answer = np.concatenate([is_answer, np.zeros(len(prompt) - len(is_answer), dtype=bool), np.ones(len(answer), dtype=bool)])
+        ids = grown
+    if len(ids):
+        yield Sample(ids, is_answer)
 
 
 def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, console: Console | None = None) -> float:
@@ -118,7 +164,7 @@ def _weighted_nll(weight: torch.Tensor, logp: torch.Tensor, entropy: torch.Tenso
 
 def _batches(samples: Sequence[Sample], batch_tokens: int, seed: int) -> Iterator[list[Sample]]:
     """Endless batches of about `batch_tokens`, every sample once per pass; samples of similar length stand together, so attention pads little."""
-    lengths = np.array([len(s.prompt_ids) + len(s.answer_ids) for s in samples])
+    lengths = np.array([len(s.ids) for s in samples])
     for epoch in range(1 << 30):
         rng = generator(seed, "clone-order", epoch)
         order = rng.permutation(len(samples))
@@ -133,13 +179,14 @@ def _batches(samples: Sequence[Sample], batch_tokens: int, seed: int) -> Iterato
 
 def _packed(batch: Sequence[Sample], prompt_weight: float) -> tuple[torch.Tensor, ...]:
     """(tokens[T], position_ids[T], cu_seqlens[N+1], row_position[R], row_weight[R], answer bool[R]); weights of answer rows sum to 1."""
-    lengths = [len(s.prompt_ids) + len(s.answer_ids) for s in batch]
-    tokens = torch.from_numpy(np.concatenate([part for s in batch for part in (s.prompt_ids, s.answer_ids)]).astype(np.int64))
+    lengths = [len(s.ids) for s in batch]
+    tokens = torch.from_numpy(np.concatenate([s.ids for s in batch]).astype(np.int64))
     positions = torch.cat([torch.arange(n) for n in lengths])
     cu = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    is_answer = torch.cat([torch.arange(n) >= len(s.prompt_ids) - 1 for s, n in zip(batch, lengths, strict=True)])
+    # A row predicts the token after it; the last of a sample none.
+    is_answer = torch.from_numpy(np.concatenate([np.append(s.is_answer[1:], False) for s in batch]))
     scored = torch.ones(len(tokens), dtype=torch.bool)
-    scored[cu[1:].long() - 1] = False  # the last token of a sample predicts nothing
+    scored[cu[1:].long() - 1] = False
     if prompt_weight == 0:
         scored &= is_answer
     row_position = scored.nonzero()[:, 0]

@@ -24,7 +24,7 @@ from paw_hpc.envs.alfworld.benchmark import Alfworld
 from paw_hpc.envs.alfworld.prompt import NOTHING, split_intro
 from paw_hpc.envs.alfworld.scenes import ROOMS
 from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
-from paw_hpc.envs.base import Demonstration, EnvironmentState, Lessons, Task
+from paw_hpc.envs.base import Demonstration, EnvironmentState, Lessons, Task, Taught
 from paw_hpc.envs.panels import sub_panel
 from paw_hpc.recipe import Recipe, WarmStartSection
 from paw_hpc.system.data_paths import atomic_file, cache_dir
@@ -118,15 +118,15 @@ def demonstrations(transcripts: Sequence[dict[str, Any]], recipe: Recipe) -> Ite
         rng = generator(recipe.seed, "fumble", number)
         task = Task(transcript["task_id"], transcript["task_type"], "")
         view = benchmark.view(task, derive_seed(recipe.seed, "clone-view", number))
-        before = None
+        taught, before = Taught(view, recipe.env.prompt == "conversation"), None
         for step in transcript["steps"]:
             state = EnvironmentState(step["observation"], tuple(step["admissible"]))
             if before is None:
                 view.start(state)
             else:
-                view.observe(before, state)
+                taught.observe(view.answer(before), before, state)
             wrong = said[int(rng.integers(len(said)))]
             if rng.random() < recipe.warm_start.fumble and wrong not in state.admissible:
-                view.observe(wrong, dataclasses.replace(state, observation=NOTHING))
+                taught.observe(view.answer(wrong), wrong, dataclasses.replace(state, observation=NOTHING))
             before = step["played"]
-            yield Demonstration(view.messages(), view.answer(step["label"]))
+            yield taught.demonstration(view.answer(step["label"]))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from paw_hpc.envs.alfworld.tokenizer import save_tokenizer
-from paw_hpc.envs.base import Demonstration, EnvironmentState, Lessons
+from paw_hpc.envs.base import Demonstration, EnvironmentState, Lessons, Taught
 from paw_hpc.envs.search import generate
 from paw_hpc.envs.search.benchmark import SearchQA, make_retriever
 from paw_hpc.envs.search.metrics import contains_answer
@@ -21,6 +21,9 @@ from paw_hpc.envs.search.questions import Question
 from paw_hpc.envs.search.retriever import Retriever
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.seeding import generator
+
+_IDLE = "I wonder what this may be."
+"""A line that is no action."""
 
 
 def lessons(recipe: Recipe, console: object = None) -> Lessons:
@@ -74,6 +77,7 @@ def _play(
     question: Question, others: Sequence[Question], view: SearchView, desk: _Desk, recipe: Recipe, rng: np.random.Generator
 ) -> Iterator[Demonstration]:
     env, style = recipe.env, recipe.env.prompt
+    taught = Taught(view, style == "conversation")
     view.start(EnvironmentState(question.question, ()))
     ahead, read = list(question.searches or (question.question,)), ""
     for _ in range(env.max_steps):
@@ -81,19 +85,19 @@ def _play(
             return  # the answer was not found: there is nothing to teach
         wanted = Action("search", ahead[0]) if ahead else Action("answer", question.answers[0])
         guess = Action("answer", others[int(rng.integers(len(others)))].answers[0]) if ahead and rng.random() < recipe.warm_start.habit else None
-        yield Demonstration(view.messages(), spoken(guess or wanted, style))
+        yield taught.demonstration(spoken(guess or wanted, style))
         draw = rng.random()
         if draw < recipe.warm_start.fumble:
-            view.observe("", EnvironmentState(INVALID, ()))
+            taught.observe(_IDLE, "", EnvironmentState(INVALID, ()))
         elif draw < recipe.warm_start.fumble + recipe.warm_start.detour:
             other = others[int(rng.integers(len(others)))]
-            astray = (other.searches or (other.question,))[0]
-            view.observe(str(Action("search", astray)), EnvironmentState(desk.found(astray), ()))
+            astray = Action("search", (other.searches or (other.question,))[0])
+            taught.observe(spoken(astray, style), str(astray), EnvironmentState(desk.found(astray.text), ()))
         elif wanted.kind == "answer":
             return
         else:
             read = desk.found(ahead.pop(0))
-            view.observe(str(wanted), EnvironmentState(read, ()))
+            taught.observe(spoken(wanted, style), str(wanted), EnvironmentState(read, ()))
 
 
 def spoken(action: Action, style: str) -> str:

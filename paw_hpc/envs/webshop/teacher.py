@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from paw_hpc.envs.base import Demonstration, Lessons, Task
+from paw_hpc.envs.base import Demonstration, Lessons, Task, Taught
 from paw_hpc.envs.webshop import agents
 from paw_hpc.envs.webshop.benchmark import Webshop
 from paw_hpc.envs.webshop.game import Game
@@ -105,21 +105,21 @@ def _play(benchmark: Webshop, task: Task, repeat: int, recipe: Recipe) -> Iterat
     section, rng = recipe.warm_start, generator(recipe.seed, f"teacher/{task.task_id}", repeat)
     session = benchmark.session(task, derive_seed(recipe.seed, "teacher", repeat))
     view = benchmark.view(task, 0)
-    state = session.state()
+    taught, state = Taught(view, recipe.env.prompt == "conversation"), session.state()
     view.start(state)
     while not state.done:
         action = next_action(session.game)
         if action is None:
             return
         hasty = _BUY in state.admissible and rng.random() < section.habit
-        yield Demonstration(view.messages(), view.answer(_BUY if hasty else action))
+        yield taught.demonstration(view.answer(_BUY if hasty else action))
         if rng.random() < section.fumble:
             action = _FUMBLES[int(rng.integers(len(_FUMBLES)))]
         elif rng.random() < section.detour:
             astray = [click for click in state.admissible if click.startswith("click[") and click != _BUY]
             action = astray[int(rng.integers(len(astray)))] if astray else action
         state = session.act(action)
-        view.observe(action, state)
+        taught.observe(view.answer(action), action, state)
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
