@@ -216,6 +216,19 @@ def test_narrow_and_dark(opened: Opened) -> None:
         for size in (NARROW, WIDE):
             page.set_viewport_size(size)
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (view, size)
+        if "g" in view and "c" not in view:
+            page.set_viewport_size(NARROW)
+            narrowest = page.evaluate("Math.min(...[...document.querySelectorAll('.members td:not(.numbers)')].map((cell) => cell.clientWidth))")
+            assert narrowest >= 90, "a column that no word fits into"
+
+
+def test_a_narrow_page_opens_at_its_top(browser: Any, runs: list[Path], tmp_path: Path) -> None:
+    for opened in open_page(browser, runs, tmp_path, "served"):
+        opened.page.set_viewport_size(NARROW)
+        before = opened.page.evaluate("document.documentElement.dataset.turns")
+        opened.page.reload()
+        opened.settled(before)
+        assert opened.page.evaluate("window.scrollY") == 0
 
 
 def test_a_hundred_thousand_steps(browser: Any, many: Path, tmp_path: Path) -> None:
