@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from bisect import bisect_left
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,12 @@ def copied(previous: npt.NDArray[np.int32], following: npt.NDArray[np.int32]) ->
     """bool[len(following)]: which tokens a copier gets right that knows the true tokens so far. It goes on copying behind the token that it copied
     last; after a wrong one, behind the next place in `previous` where the true token stands, or where it was."""
     known, hits, at = previous.tolist(), [], 0
+    places: dict[int, list[int]] = {}
+    for place, token in enumerate(known):
+        places.setdefault(token, []).append(place)
     for token in following.tolist():
-        hits.append(at < len(known) and known[at] == token)
-        with contextlib.suppress(ValueError):
-            at = known.index(token, at) + 1
+        there = places.get(token, [])
+        later = bisect_left(there, at)
+        hits.append(later < len(there) and there[later] == at)
+        at = there[later] + 1 if later < len(there) else at
     return np.array(hits, dtype=bool)

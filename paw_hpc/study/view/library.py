@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -108,8 +108,13 @@ class KeptFile:
 
     def steps(self, episode: EpisodeSummary) -> list[dict[str, Any]]:
         """The steps of an episode, whole, ready to be shown (see `_shown`)."""
-        rows = self._rows(episode.first_row, self._end(episode)).to_pylist()
-        return [_shown(row, rows[n - 1] if n else None) for n, row in enumerate(rows)]
+        return _all_shown(self._rows(episode.first_row, self._end(episode)))
+
+    def steps_of(self, episodes: Iterable[EpisodeSummary]) -> Iterator[list[dict[str, Any]]]:
+        """The steps of each of many episodes: the file is read once."""
+        table = folder.read(self.path)
+        for episode in episodes:
+            yield _all_shown(table.slice(episode.first_row, episode.steps))
 
     def _end(self, episode: EpisodeSummary) -> int:
         later = [e.first_row for e in self.episodes if e.first_row > episode.first_row]
@@ -207,8 +212,8 @@ class Library:
         return kept.steps(episode)
 
     def same_task(self, run: str, key: str, group: int, member: int) -> list[dict[str, Any]]:
-        """Other episodes of the same task, those with the same seed first: in other runs, at other updates. Of a group that has the task with
-        other seeds, its first member alone."""
+        """Other episodes of the same task, those with the same seed first: in other runs at the same update, then at other updates. Of a group
+        that has the task with other seeds, its first member alone."""
         mine = self.file(run, key).episode(group, member)
         return [] if mine is None else same_task({name: self.files(name) for name in self.runs}, (run, key, group), mine)
 
@@ -239,7 +244,7 @@ def same_task(files: Mapping[str, Sequence[KeptFile]], mine: tuple[str, str, int
                     where = dict(zip(("run", "file", "group", "member"), place, strict=True))
                     found.append(where | {"same_seed": same, "success": other.success})
                 groups.add(other.group)
-    return sorted(found, key=lambda each: not each["same_seed"])
+    return sorted(found, key=lambda each: (not each["same_seed"], each["file"] != mine[1]))
 
 
 def _names(runs: Sequence[Path]) -> Iterator[str]:
@@ -292,6 +297,11 @@ def _least_probable(part: pa.RecordBatch) -> list[tuple[float, int, dict[str, An
     found = asked.take(pa.array(rows)).drop_columns(["observation_logp"]).to_pylist()
     begins = (ends - lengths)[rows]
     return [(float(logp[at]), int(at - begins[place]), found[place]) for at, place in zip(chosen, places, strict=True)]
+
+
+def _all_shown(rows: pa.Table) -> list[dict[str, Any]]:
+    steps = rows.to_pylist()
+    return [_shown(row, steps[n - 1] if n else None) for n, row in enumerate(steps)]
 
 
 def _shown(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

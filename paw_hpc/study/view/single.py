@@ -66,9 +66,9 @@ def _blocks(library: Library, chosen: dict[tuple[str, str], list[EpisodeSummary]
     there = {(run, key, e.group, e.member) for (run, key), episodes in chosen.items() for e in episodes}
     for number, ((run_name, key), episodes) in enumerate(chosen.items()):
         kept, steps, same = library.file(run_name, key), {}, {}
-        for e in episodes:
+        for e, shown in zip(episodes, kept.steps_of(episodes), strict=True):
             others = same_task(files, (run_name, key, e.group), e)
-            steps[f"{e.group}/{e.member}"] = kept.steps(e)
+            steps[f"{e.group}/{e.member}"] = shown
             # What was left out is not offered.
             same[f"{e.group}/{e.member}"] = [o for o in others if (o["run"], o["file"], o["group"], o["member"]) in there]
         surprises = [s for s in kept.surprises if (run_name, key, s["group"], s["member"]) in there]

@@ -64,10 +64,10 @@ async function showSurprises(place) {
     return element("tr", {},
       element("td", { class: "numbers" }, probability(each.p)),
       element("td", { class: "numbers" }, each.times === 1 ? "" : `${each.times}\u00d7`),
-      element("td", {}, element("button", { type: "button", onclick: open }, `group ${each.group}, member ${each.member}, step ${each.step}`)),
+      element("td", {}, element("button", { type: "button", class: "whole", onclick: open }, `group ${each.group}, member ${each.member}, step ${each.step}`)),
       element("td", {}, each.action), element("td", {}, text));
   });
   const head = element("tr", {}, element("th", { class: "numbers" }, "p"), element("th", { class: "numbers" }, "like it"), element("th", {}, "where"), element("th", {}, "after"), element("th", {}, "what came"));
   const none = "The policy was not asked about next observations here: train with the world-model loss, or look at an evaluation.";
-  place.replaceChildren(element("h2", {}, "What was expected least"), rows.length ? element("div", { class: "wide" }, element("table", {}, head, ...rows)) : element("p", {}, none));
+  place.replaceChildren(element("h2", {}, "What was expected least"), rows.length ? element("div", { class: "wide" }, element("table", { class: "surprises" }, head, ...rows)) : element("p", {}, none));
 }
