@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,25 @@ def test_surprises_begin_with_the_least_probable_token(runs: list[Path]) -> None
     assert found[0]["p"] == pytest.approx(math.exp(least), rel=0.01)
     assert [each["p"] for each in found] == sorted(each["p"] for each in found)
     assert Library(runs).file("vanilla", "update_000000").surprises == []
+
+
+def test_a_surprise_that_comes_again_is_one_surprise(tmp_path: Path) -> None:
+    """What a first word is, say, is asked at every step: it must not fill the list."""
+    rows = made.rows()
+    asked = [n for n, row in enumerate(rows.to_pylist()) if row["observation_logp"]]
+    many = rows.take([asked[0]] * 30 + asked[1:])
+    first = many.slice(0, 1).to_pylist()[0]
+    others = Counter((tuple(row["observation_ids"][:at]), row["observation_ids"][at]) for row in many.to_pylist() for at in _places(row))
+    EpisodeFolder(tmp_path / "run", made.ALL).write_update(0, many)
+    found = Library([tmp_path / "run"]).file("run", "update_000000").surprises
+    mine = [each for each in found if (each["group"], each["member"], each["step"]) == (first["group"], first["member"], first["step"])]
+    assert mine and all(each["times"] >= 30 for each in mine) and len(mine) <= len(first["observation_ids"])
+    assert sum(each["times"] for each in found) <= others.total()
+    assert len({(each["before"], each["token"]) for each in found}) == len(found) > len(mine)
+
+
+def _places(row: dict[str, Any]) -> range:
+    return range(len(row["observation_logp"] or ()))
 
 
 def test_the_same_task_in_the_other_run_comes_first(runs: list[Path]) -> None:

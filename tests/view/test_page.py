@@ -218,6 +218,21 @@ def test_narrow_and_dark(opened: Opened) -> None:
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (view, size)
 
 
+def test_a_narrow_page_opens_at_its_top_and_its_columns_hold_words(browser: Any, many: Path, tmp_path: Path) -> None:
+    for opened in open_page(browser, [many], tmp_path, "served"):
+        page = opened.page
+        page.set_viewport_size({"width": 360, "height": 400})
+        page.reload()
+        page.wait_for_selector("li[aria-current=true] .detail")
+        page.wait_for_timeout(200)
+        assert page.evaluate("window.scrollY") == 0
+        opened.press("j")
+        assert page.evaluate("window.scrollY") > 0, "a step that is walked to is shown"
+        opened.press("g")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("Math.min(...[...document.querySelectorAll('table td:nth-child(n+2)')].map((cell) => cell.clientWidth))") >= 90
+
+
 def test_a_hundred_thousand_steps(browser: Any, many: Path, tmp_path: Path) -> None:
     for opened in open_page(browser, [many], tmp_path, "served"):
         assert "100000 steps" in opened.page.inner_text("#count")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +23,11 @@ from paw_hpc.evaluation.episodes.spelling import pieces
 from paw_hpc.system.errors import DataError
 
 SURPRISES = 40
-"""Tokens of a file that are listed as its most surprising ones, one per step and text at most."""
+"""Tokens of a file that are listed as its most surprising ones."""
+_LOOKED_AT = 100 * SURPRISES
+"""The least probable tokens of a file, among which these are chosen."""
+_BEFORE, _AFTER = 12, 6
+"""Tokens around one that are shown with it."""
 _EPISODE = ("group", "member", "task_id", "task_type", "seed", "steps", "success", "score", "episode_return")
 _STEP = ("step", "valid", "selected", "advantage", "entropy", "observation_logp")
 
@@ -104,8 +108,13 @@ class KeptFile:
 
     def steps(self, episode: EpisodeSummary) -> list[dict[str, Any]]:
         """The steps of an episode, whole, ready to be shown (see `_shown`)."""
-        rows = self._rows(episode.first_row, self._end(episode)).to_pylist()
-        return [_shown(row, rows[n - 1] if n else None) for n, row in enumerate(rows)]
+        return _all_shown(self._rows(episode.first_row, self._end(episode)))
+
+    def steps_of(self, episodes: Iterable[EpisodeSummary]) -> Iterator[list[dict[str, Any]]]:
+        """The steps of each of many episodes: the file is read once."""
+        table = folder.read(self.path)
+        for episode in episodes:
+            yield _all_shown(table.slice(episode.first_row, episode.steps))
 
     def _end(self, episode: EpisodeSummary) -> int:
         later = [e.first_row for e in self.episodes if e.first_row > episode.first_row]
@@ -135,23 +144,22 @@ class KeptFile:
 
     @functools.cached_property
     def surprises(self) -> list[dict[str, Any]]:
-        """The least probable tokens of next observations: where they are, what they say, and the text around them."""
+        """The least probable tokens of next observations: where they are, what they say, and the text around them. One that comes again
+        behind the same words is shown once, where it was least probable; `times` says how often it is among the tokens looked at."""
         columns = ["group", "member", "step", "action", "observation", "observation_ends", "observation_logp"]
-        best: list[tuple[float, dict[str, Any]]] = []
-        seen: set[tuple[str, str]] = set()
         with _reading(self.path) as file:
-            rows = [row for part in file.iter_batches(columns=columns) for row in _least_probable(part)]
-        for logp, at, row in sorted(rows, key=lambda found: found[0]):
+            least = [found for part in file.iter_batches(columns=columns) for found in _least_probable(part)]
+        shown: dict[tuple[str, str], dict[str, Any]] = {}
+        for logp, at, row in sorted(least, key=lambda found: found[0])[:_LOOKED_AT]:
             tokens = pieces(row["observation"], row["observation_ends"])
-            if (row["observation"], tokens[at]) in seen:
-                continue  # the same page again
-            seen.add((row["observation"], tokens[at]))
-            around = {"before": "".join(tokens[max(0, at - 12) : at]), "token": tokens[at], "after": "".join(tokens[at + 1 : at + 7])}
+            before = "".join(tokens[max(0, at - _BEFORE) : at])
+            if (again := shown.get((before, tokens[at]))) is not None:
+                again["times"] += 1
+                continue
+            around = {"before": before, "token": tokens[at], "after": "".join(tokens[at + 1 : at + 1 + _AFTER])}
             place = {name: row[name] for name in ("group", "member", "step", "action")}
-            best.append((logp, place | around | {"p": _short(math.exp(logp)), "at": at}))
-            if len(best) == SURPRISES:
-                break
-        return [found for _, found in best]
+            shown[before, tokens[at]] = place | around | {"p": _short(math.exp(logp)), "at": at, "times": 1}
+        return list(shown.values())[:SURPRISES]
 
 
 class Library:
@@ -204,25 +212,10 @@ class Library:
         return kept.steps(episode)
 
     def same_task(self, run: str, key: str, group: int, member: int) -> list[dict[str, Any]]:
-        """Other episodes of the same task, those with the same seed first: in other runs, at other updates. Of a group that has the task with
-        other seeds, its first member alone."""
+        """Other episodes of the same task, those with the same seed first: in other runs at the same update, then at other updates. Of a group
+        that has the task with other seeds, its first member alone."""
         mine = self.file(run, key).episode(group, member)
-        if mine is None:
-            return []
-        found = []
-        for name in self.runs:
-            for kept in self.files(name):
-                groups: set[int] = set()
-                for other in kept.by_task.get(mine.task_id, ()):
-                    place = (name, kept.file.key, other.group, other.member)
-                    if place[:3] == (run, key, group):
-                        continue
-                    same = other.seed == mine.seed
-                    if same or other.group not in groups:
-                        where = dict(zip(("run", "file", "group", "member"), place, strict=True))
-                        found.append(where | {"same_seed": same, "success": other.success})
-                    groups.add(other.group)
-        return sorted(found, key=lambda each: not each["same_seed"])
+        return [] if mine is None else same_task({name: self.files(name) for name in self.runs}, (run, key, group), mine)
 
     def _kept(self, file: EpisodeFile) -> KeptFile:
         """The same object as long as the file is the same: what it has computed is not computed again."""
@@ -234,6 +227,24 @@ class Library:
         if self._open.get(file.path, (None,))[0] != state:
             self._open[file.path] = (state, KeptFile(file))
         return self._open[file.path][1]
+
+
+def same_task(files: Mapping[str, Sequence[KeptFile]], mine: tuple[str, str, int], episode: EpisodeSummary) -> list[dict[str, Any]]:
+    """See `Library.same_task`; `files`: of every run; `mine`: run, file and group of the episode, in which none is looked for."""
+    found = []
+    for name, kept_files in files.items():
+        for kept in kept_files:
+            groups: set[int] = set()
+            for other in kept.by_task.get(episode.task_id, ()):
+                place = (name, kept.file.key, other.group, other.member)
+                if place[:3] == mine:
+                    continue
+                same = other.seed == episode.seed
+                if same or other.group not in groups:
+                    where = dict(zip(("run", "file", "group", "member"), place, strict=True))
+                    found.append(where | {"same_seed": same, "success": other.success})
+                groups.add(other.group)
+    return sorted(found, key=lambda each: (not each["same_seed"], each["file"] != mine[1]))
 
 
 def _names(runs: Sequence[Path]) -> Iterator[str]:
@@ -276,12 +287,21 @@ def _per_row(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
 
 def _least_probable(part: pa.RecordBatch) -> list[tuple[float, int, dict[str, Any]]]:
-    """(log-prob, place in the observation, row) of the least probable token of each of the rows that have the least probable ones."""
+    """(log-prob, place in the observation, row) of the _LOOKED_AT least probable tokens, in the order of their probability."""
     asked = part.filter(pc.greater(pc.fill_null(pc.list_value_length(part["observation_logp"]), 0), 0))
-    least = [(min(range(len(logp)), key=logp.__getitem__), logp) for logp in asked["observation_logp"].to_pylist()]
-    order = sorted(range(len(least)), key=lambda n: least[n][1][least[n][0]])[: 8 * SURPRISES]
-    rows = asked.take(pa.array(order, type=pa.int64())).drop_columns(["observation_logp"]).to_pylist()
-    return [(least[n][1][least[n][0]], least[n][0], row) for n, row in zip(order, rows, strict=True)]
+    lengths = pc.list_value_length(asked["observation_logp"]).to_numpy(zero_copy_only=False)
+    logp = asked["observation_logp"].flatten().to_numpy(zero_copy_only=False)
+    chosen = np.argsort(logp, kind="stable")[:_LOOKED_AT]
+    ends = np.cumsum(lengths)
+    rows, places = np.unique(np.searchsorted(ends, chosen, side="right"), return_inverse=True)
+    found = asked.take(pa.array(rows)).drop_columns(["observation_logp"]).to_pylist()
+    begins = (ends - lengths)[rows]
+    return [(float(logp[at]), int(at - begins[place]), found[place]) for at, place in zip(chosen, places, strict=True)]
+
+
+def _all_shown(rows: pa.Table) -> list[dict[str, Any]]:
+    steps = rows.to_pylist()
+    return [_shown(row, steps[n - 1] if n else None) for n, row in enumerate(steps)]
 
 
 def _shown(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paw_hpc.study.view import assets
-from paw_hpc.study.view.library import EpisodeSummary, Library
+from paw_hpc.study.view.library import EpisodeSummary, Library, same_task
 from paw_hpc.system.errors import DataError
 from paw_hpc.system.storage import write_atomically
 
@@ -62,12 +62,13 @@ def _blocks(library: Library, chosen: dict[tuple[str, str], list[EpisodeSummary]
     for run in index:
         run["files"] = [file for file in run["files"] if (run["name"], file["key"]) in chosen]
     yield _block("index", [run for run in index if run["files"]])
+    files = {run: library.files(run) for run in library.runs}
     there = {(run, key, e.group, e.member) for (run, key), episodes in chosen.items() for e in episodes}
     for number, ((run_name, key), episodes) in enumerate(chosen.items()):
         kept, steps, same = library.file(run_name, key), {}, {}
-        for e in episodes:
-            others = library.same_task(run_name, key, e.group, e.member)
-            steps[f"{e.group}/{e.member}"] = kept.steps(e)
+        for e, shown in zip(episodes, kept.steps_of(episodes), strict=True):
+            others = same_task(files, (run_name, key, e.group), e)
+            steps[f"{e.group}/{e.member}"] = shown
             # What was left out is not offered.
             same[f"{e.group}/{e.member}"] = [o for o in others if (o["run"], o["file"], o["group"], o["member"]) in there]
         surprises = [s for s in kept.surprises if (run_name, key, s["group"], s["member"]) in there]

@@ -60,11 +60,12 @@ def matching(file: KeptFile, wanted: Wanted) -> Iterator[tuple[EpisodeSummary, s
 
 
 def show(file: KeptFile, wanted: Wanted, *, limit: int, steps: bool, console: Console) -> int:
-    """Print the wanted episodes of a file: a line each, or all of their steps. Returns how many were shown."""
+    """Print the wanted episodes of a file, if any: a line each, or all of their steps. Returns how many were shown."""
     kind = "update" if file.file.training else "evaluation after update"
-    console.print(Text(f"{kind} {file.file.update}  ({file.file.key})", style="bold"))
     shown = 0
     for episode, hits in matching(file, wanted):
+        if not shown:
+            console.print(Text(f"{kind} {file.file.update}  ({file.file.key})", style="bold"))
         if shown == limit:
             console.print(Text(f"... more; --limit {2 * limit} shows more", style="dim"))
             break

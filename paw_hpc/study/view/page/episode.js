@@ -1,25 +1,29 @@
 // One episode, or two beside each other, or all members of a group.
 
+// Selected and not trained on: in a run without the world-model loss, or with lambda at 0.
+const untaught = (step) => step.selected && step.wm_weight === 0;
+
 function flags(step) {
-  const shown = [step.valid ? null : element("span", { class: "invalid" }, "\u2717 invalid "), step.selected ? "\u25c6 " : null];
+  const shown = [step.valid ? null : element("span", { class: "invalid" }, "\u2717 invalid"), step.selected ? (untaught(step) ? "\u25c7" : "\u25c6") : null];
   const p = step.observation_p;
-  if (p?.length) shown.push(`${number(p.reduce((sum, each) => sum - Math.log(Math.max(each, 1e-30)), 0) / p.length)} nats `);
+  if (p?.length) shown.push(`${number(p.reduce((sum, each) => sum - Math.log(Math.max(each, 1e-30)), 0) / p.length)} nats/token`);
   if (step.reward) shown.push(`reward ${step.reward}`);
-  return element("span", { class: "flags" }, ...shown.filter(Boolean));
+  return element("span", { class: "flags" }, ...shown.filter(Boolean).flatMap((each) => [element("span", { class: "whole" }, each), " "]));
 }
 
 function detail(step, at) {
   const p = step.observation_p;
   const parts = [facts([
-    ["entropy", step.entropy === null ? null : number(step.entropy)], ["advantage", step.advantage === null ? null : number(step.advantage)],
-    ["selected", step.selected === null ? null : step.selected ? "yes" : "no"], ["lambda", step.wm_lambda === null ? null : number(step.wm_lambda)],
-    ["world-model weight", step.wm_weight === null ? null : step.wm_weight.toPrecision(2)], ["reward", step.reward], ["weights", step.weight_version],
+    ["entropy", step.entropy === null ? null : number(step.entropy)], ["advantage", step.advantage === null ? null : signed(step.advantage)],
+    ["selected", step.selected === null ? null : untaught(step) ? "yes, not taught" : step.selected ? "yes" : "no"], ["lambda", step.wm_lambda === null ? null : number(step.wm_lambda)],
+    ["world-model weight", step.wm_weight === null ? null : step.wm_weight ? step.wm_weight.toPrecision(2) : 0], ["reward", step.reward], ["weights", step.weight_version],
   ])];
   parts.push(element("details", { class: "prompt", open: state.prompt }, element("summary", {}, "prompt"), element("pre", {}, step.prompt)));
-  parts.push(element("h3", {}, "response"), tokens(step.response, step.response_p));
-  parts.push(element("h3", {}, p ? "next observation, as it was expected" : "next observation"), tokens(step.observation, p, step.silenced, step.copied, at));
+  parts.push(element("h3", {}, "response"), tokens(step.response, { p: step.response_p, entropy: step.response_entropy }));
+  parts.push(element("h3", {}, p ? "next observation, as it was expected" : "next observation"), tokens(step.observation, { p, silenced: step.silenced, copied: step.copied }, at));
   if (!step.observation.length) parts.push(element("p", { class: "facts" }, "none: the episode has ended"));
-  const least = leastProbable(step, 8).flatMap(({ p: each, at: n }) => [token(step.observation[n], each, step.silenced && step.silenced[n]), ` ${probability(each)}   `]);
+  const least = leastProbable(step, 8).flatMap(({ p: each, at: n }) =>
+    [element("span", { class: "whole" }, token(step.observation[n], { p: each, silenced: step.silenced?.[n] }), ` ${probability(each)}`), "   "]);
   if (least.length) parts.push(element("h3", {}, "expected least"), element("div", { class: "tokens least" }, ...least));
   if (step.predicted !== null) parts.push(element("h3", {}, "what the policy would have said (greedy)"), element("div", { class: "tokens" }, step.predicted));
   return element("div", { class: "detail" }, ...parts);
@@ -34,7 +38,7 @@ function stepItem(step, current, found, choose, at) {
 function summary(e) {
   const word = element("span", { class: e.success ? "success-word" : "failure-word" }, e.success ? "success" : "failure");
   const pairs = [["return", e.episode_return], ["score", e.score], ["steps", e.steps], ["invalid", e.invalid], ["selected", e.selected],
-    ["advantage", e.advantage === null ? null : number(e.advantage)], ["nats/token", e.surprise === null ? null : number(e.surprise)], ["seed", e.seed]];
+    ["advantage", e.advantage === null ? null : signed(e.advantage)], ["nats/token", e.surprise === null ? null : number(e.surprise)], ["seed", e.seed]];
   return element("div", {}, element("p", { class: "task" }, word, `  ${e.task_type}  \u00b7  ${e.task_id}`), facts(pairs));
 }
 
@@ -64,7 +68,7 @@ async function showEpisode(place, hits) {
   choice.addEventListener("change", () => go({ beside: choice.value || null }));
   const side = element("button", { type: "button", id: "side-by-side", onclick: () => go({ view: "group" }) }, "members side by side");
   place.replaceChildren(element("div", { class: "facts" }, element("label", {}, "beside ", choice), side), element("div", { class: "columns" }, ...shown));
-  place.querySelector("li[aria-current=true]")?.scrollIntoView({ block: "nearest" });
+  if (state.step) place.querySelector("li[aria-current=true]")?.scrollIntoView({ block: "nearest" }); // the first one stands below who and what
 }
 
 function besideTitle(each) {
@@ -74,9 +78,9 @@ function besideTitle(each) {
 async function showGroup(place, episodes) {
   const members = episodes.filter((e) => e.group === state.group);
   const steps = await Promise.all(members.map((e) => ask("steps", { run: state.run, file: state.file, group: e.group, member: e.member })));
-  const head = element("tr", {}, element("th", {}, "step"), ...members.map((e) => element("th", {},
+  const head = element("tr", {}, element("th", { class: "numbers" }, "step"), ...members.map((e) => element("th", {},
     element("span", { class: e.success ? "success-word" : "failure-word" }, `member ${e.member}`), element("br"),
-    `return ${e.episode_return}`, element("br"), e.advantage === null ? "" : `advantage ${number(e.advantage)}`)));
+    `return ${e.episode_return}`, element("br"), e.advantage === null ? "" : `advantage ${signed(e.advantage)}`)));
   const rows = Array.from({ length: Math.max(0, ...steps.map((all) => all.length)) }, (_, n) => element("tr", {},
     element("td", { class: "numbers" }, String(n)),
     ...members.map((e, m) => {
@@ -87,5 +91,5 @@ async function showGroup(place, episodes) {
       return element("td", { class: chosen ? "chosen" : null }, element("button", { type: "button", onclick: open }, step.action || "(no action)"), element("br"), flags(step));
     })));
   const back = element("button", { type: "button", onclick: () => go({ view: "steps" }) }, "one episode");
-  place.replaceChildren(element("h2", {}, `Group ${state.group}: ${members[0]?.task_id ?? ""}`), back, element("div", { class: "wide" }, element("table", {}, head, ...rows)));
+  place.replaceChildren(element("h2", {}, `Group ${state.group}: ${members[0]?.task_id ?? ""}`), back, element("div", { class: "wide" }, element("table", { class: "members" }, head, ...rows)));
 }

@@ -22,7 +22,7 @@ function inGroups(episodes) {
 function chip(e) {
   const current = e.group === state.group && e.member === state.member;
   const said = `member ${e.member}, ${e.success ? "success" : "failure"}, ${e.steps} steps`;
-  const label = e.advantage === null ? `${e.member}` : `${e.member}\u2009 ${e.advantage >= 0 ? "+" : "\u2212"}${Math.abs(e.advantage).toFixed(2)}`;
+  const label = e.advantage === null ? `${e.member}` : `${e.member}\u2009 ${signed(e.advantage)}`;
   const marks = (e.invalid ? " \u2717" : "") + (e.selected ? " \u25c6" : "");
   const choose = () => go({ group: e.group, member: e.member, step: 0, at: null, view: "steps" });
   return element("button", { type: "button", class: `chip ${e.success ? "success" : "failure"}`, "aria-current": String(current), title: said, onclick: choose }, label + marks);
@@ -38,7 +38,15 @@ function showGroups(place, episodes) {
       element("div", { class: "chips" }, ...members.map(chip))));
   const count = element("p", { class: "facts", id: "count" }, `${episodes.length} episodes, ${episodes.reduce((sum, e) => sum + e.steps, 0)} steps`);
   place.replaceChildren(count, ...shown, pages(groups.length, page));
-  place.querySelector("[aria-current=true]")?.scrollIntoView({ block: "nearest" });
+  reveal(place, place.querySelector("[aria-current=true]"));
+}
+
+// Scrolls the list alone: on a narrow window, where all of the page scrolls, it stays where it is.
+function reveal(list, item) {
+  if (!item) return;
+  const seen = list.getBoundingClientRect(), group = item.closest(".group").getBoundingClientRect(), own = item.getBoundingClientRect();
+  if (group.top < seen.top) list.scrollTop -= seen.top - group.top;
+  else if (own.bottom > seen.bottom) list.scrollTop += Math.min(own.bottom - seen.bottom + 8, group.top - seen.top);
 }
 
 function pages(count, page) {
@@ -52,13 +60,14 @@ async function showSurprises(place) {
   const found = await ask("surprises", { run: state.run, file: state.file });
   const rows = found.map((each) => {
     const open = () => go({ group: each.group, member: each.member, step: each.step, at: each.at, view: "steps" });
-    const text = element("span", { class: "tokens" }, `\u2026${each.before}`, token(each.token, each.p, false, false, true), `${each.after}\u2026`);
+    const text = element("span", { class: "tokens" }, each.before ? `\u2026${each.before}` : "", token(each.token, { p: each.p }, true), `${each.after}\u2026`);
     return element("tr", {},
       element("td", { class: "numbers" }, probability(each.p)),
-      element("td", {}, element("button", { type: "button", onclick: open }, `group ${each.group}, member ${each.member}, step ${each.step}`)),
+      element("td", { class: "numbers" }, each.times === 1 ? "" : `${each.times}\u00d7`),
+      element("td", {}, element("button", { type: "button", class: "whole", onclick: open }, `group ${each.group}, member ${each.member}, step ${each.step}`)),
       element("td", {}, each.action), element("td", {}, text));
   });
-  const head = element("tr", {}, element("th", { class: "numbers" }, "p"), element("th", {}, "where"), element("th", {}, "after"), element("th", {}, "what came"));
+  const head = element("tr", {}, element("th", { class: "numbers" }, "p"), element("th", { class: "numbers" }, "like it"), element("th", {}, "where"), element("th", {}, "after"), element("th", {}, "what came"));
   const none = "The policy was not asked about next observations here: train with the world-model loss, or look at an evaluation.";
-  place.replaceChildren(element("h2", {}, "What was expected least"), rows.length ? element("div", { class: "wide" }, element("table", {}, head, ...rows)) : element("p", {}, none));
+  place.replaceChildren(element("h2", {}, "What was expected least"), rows.length ? element("div", { class: "wide" }, element("table", { class: "surprises" }, head, ...rows)) : element("p", {}, none));
 }

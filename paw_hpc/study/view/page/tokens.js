@@ -18,14 +18,18 @@ function shade(p) {
 
 const probability = (p) => (p < 0.001 ? p.toExponential(1) : String(p));
 
-function token(text, p, silenced, copied, chosen) {
+// What is known of the token: p, entropy, silenced, copied.
+function token(text, { p = null, entropy = null, silenced, copied }, chosen) {
   const classes = ["t", p === null ? "" : shade(p), silenced ? "silenced" : "", copied ? "copied" : "", chosen ? "at" : ""];
-  const facts = [p === null ? null : `p ${probability(p)}`, silenced ? "silenced: carries no loss" : null, copied ? "a copier says it" : null];
+  const facts = [p === null ? null : `p ${probability(p)}`, entropy === null ? null : `entropy ${entropy}`, silenced ? "silenced: carries no loss" : null,
+    copied ? "a copier says it" : null];
   return element("span", { class: classes.filter(Boolean).join(" "), title: facts.filter(Boolean).join(", ") || null }, text);
 }
 
-function tokens(pieces, p, silenced = null, copied = null, chosen = null) {
-  return element("div", { class: "tokens" }, ...pieces.map((text, n) => token(text, p ? p[n] : null, silenced && silenced[n], copied && copied[n], n === chosen)));
+// `known`: the same, of each token or null.
+function tokens(pieces, known, chosen = null) {
+  const of = (n) => Object.fromEntries(Object.entries(known).map(([name, values]) => [name, values ? values[n] : null]));
+  return element("div", { class: "tokens" }, ...pieces.map((text, n) => token(text, of(n), n === chosen)));
 }
 
 // Places of the tokens that were expected least, the least probable first.
@@ -36,12 +40,16 @@ function leastProbable(step, count) {
 
 function legend() {
   const names = ["p \u2265 0.5 ", "p < 0.5", "p < 0.2", "p < 0.05", "p < 0.01"], samples = [0.9, 0.4, 0.1, 0.03, 0.001];
-  const shown = samples.flatMap((p, n) => [token(names[n], p), "  "]);
-  return [...shown, token("silenced", null, true), " by clipping: probable enough to carry no loss  ", token("copied", null, false, true), " what a copier of the previous observation says"];
+  const shown = samples.flatMap((p, n) => [token(names[n], { p }), "  "]);
+  return [...shown, token("silenced", { silenced: true }), " by clipping: probable enough to carry no loss  ", token("copied", { copied: true }), " what a copier of the previous observation says"];
 }
 
 function number(value, digits = 2) {
   return value === null || value === undefined ? "\u2013" : value.toFixed(digits);
+}
+
+function signed(value) {
+  return `${value < 0 ? "\u2212" : "+"}${Math.abs(value).toFixed(2)}`;
 }
 
 function facts(pairs) {
