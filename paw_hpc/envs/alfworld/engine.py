@@ -4,21 +4,28 @@ Everything a player sees (feedback, admissible commands, their order, the goal t
 and grammar, and Fast Downward's state. Stock TextWorld spends nearly all its time on work that cannot change between two calls; that work is done
 once:
 
-- the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody asked),
+- the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody asked), which is kept from run to run
+  together with what the player reads first (see translations.py),
 - the parse of each grammar text and query (stock: at every derivation),
 - the copy of the whole context at every symbol (a shallow copy is enough: nothing writes into the nested parts),
-- the text of a command, whenever its template asks only for facts that no action can change.
+- the text of a command, whenever its template asks only for facts that no action can change,
+- the copy of Fast Downward's library (34 MB) per game: one whose game is over is taken for the next.
 
 `tests/envs/test_alfworld_engine.py` walks stock and this engine side by side.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import gc
 import json
 import re
+import weakref
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import fast_downward
@@ -27,7 +34,11 @@ import textworld.envs.pddl.logic as pddl_logic
 import textworld.envs.pddl.textgen as textgen
 from alfworld.agents.utils.misc import Demangler
 from textworld.envs.pddl.pddl import PddlEnv
+from textworld.generator.game import EntityInfo
 from textworld.logic import Rule
+
+from paw_hpc.envs.alfworld import translations
+from paw_hpc.envs.alfworld.translations import Translation
 
 TASK_RHS = re.compile(r'("task":\s*\[\s*\{\s*"rhs":\s*)("(?:[^"\\]|\\.)*")')
 PREDICATE = re.compile(r"(\w+)\(")
@@ -46,9 +57,6 @@ class GameEngine:
         infos = textworld.EnvInfos(won=True, admissible_commands=True, policy_commands=planner)
         self._env = _CachedPddlEnv(infos, planner)
         self._env.load(game)
-        demangler = Demangler(game_infos=self._env._entity_infos, shuffle=False)
-        for info in self._env._entity_infos.values():
-            info.name = demangler.demangle_alfred_name(info.id)
         self._state: Any = None
 
     def reset(self) -> tuple[str, tuple[str, ...], bool]:
@@ -72,49 +80,46 @@ class _CachedPddlEnv(PddlEnv):
     """PddlEnv that translates a problem once and remembers the text of commands."""
 
     def __init__(self, infos: textworld.EnvInfos, planner: bool):
-        super().__init__(infos)
+        textworld.Environment.__init__(self, infos)
+        self.downward_lib = _library()
+        weakref.finalize(self, _idle_libraries.append, self.downward_lib).atexit = False
         self._planner = planner
-        self._moved = False
         self._texts: dict[str, tuple[Any, str]] = {}
+        self._first_texts: Mapping[str, str] = {}
         self._static_templates: dict[str, bool] = {}
 
     def load(self, game: Mapping[str, Any]) -> None:
         self._game_file, self._game_data, self.walkthrough = None, game, game.get("walkthrough")
         self._logic = _game_logic(game["pddl_domain"], game["grammar"])
-        self._new_state()
-        self._entity_infos = self._get_entity_infos()
+        self._key = translations.key_of(game, self._planner)
+        self._translation = translations.read(self._key) or _translate(game, self._logic, self.downward_lib, self._planner)
+        self._changing = set(self._translation.changing)
+        self._pddl_state = TranslatedState(self.downward_lib, game["pddl_problem"], self._logic, self._translation)
+        self._entity_infos = {}
+        for name, type_name, shown in self._translation.variables:
+            info = self._entity_infos[name] = EntityInfo(name, type_name)
+            info.name, info.definite, info.indefinite = shown, "the", "a"
 
     def reset(self) -> Any:
-        # Stock reset builds the PDDL state a second time; the one that `load` built is as fresh if nothing has moved yet.
-        if self._moved:
-            self._rewind()
-        self._moved = True
-        fresh, pddl_logic.PddlState = self._pddl_state, lambda *_: fresh
-        original = _ORIGINAL_STATE
-        try:
-            return super().reset()
-        finally:
-            pddl_logic.PddlState = original
-
-    def _new_state(self) -> None:
-        translate = functools.partial(_translate, planner=self._planner)
-        original, fast_downward.pddl2sas = fast_downward.pddl2sas, translate
-        try:
-            self._pddl_state = pddl_logic.PddlState(self.downward_lib, self._game_data["pddl_problem"], self._logic)
-        finally:
-            fast_downward.pddl2sas = original
-        self._changing = _changing_predicates(self._pddl_state.task)
-        self._initial = _facts_of(self._pddl_state)
-
-    def _rewind(self) -> None:
-        """Back to the initial state without building it anew: Fast Downward reads its own translation again, the facts are those kept."""
-        pddl = self._pddl_state
-        pddl.downward_lib.load_sas(pddl.sas.encode())
-        if self._planner:
-            pddl.downward_lib.load_sas_replan(pddl.sas_replan.encode())
-        for name, value in self._initial.items():
-            setattr(pddl, name, value)
-        self._initial = _facts_of(pddl)
+        self._pddl_state.rewind()
+        translation = self._translation
+        if translation.feedback is None:
+            # Stock reset builds the PDDL state a second time; ours is as fresh.
+            fresh, pddl_logic.PddlState = self._pddl_state, lambda *_: fresh
+            try:
+                super().reset()
+            finally:
+                pddl_logic.PddlState = _STOCK_STATE
+            translation.feedback = self.state.feedback
+            translation.texts = dict(zip((a.operator for a in self.state["_valid_actions"]), self.state["_valid_commands"], strict=True))
+            translations.keep(self._key, translation)
+            return self.state
+        self.prev_state, self.state, self._last_action, self._moves = None, textworld.GameState(), None, 0
+        self.state.feedback = self.state.raw = translation.feedback
+        self._first_texts = translation.texts
+        self._gather_infos()
+        self._first_texts = {}
+        return self.state
 
     def _gather_infos(self) -> None:
         """As stock, but each operator's text is derived once per game where no action can change it."""
@@ -132,16 +137,18 @@ class _CachedPddlEnv(PddlEnv):
         known = self._texts.get(action.operator)
         if known is not None:
             return known[1]
-        context = {
-            "state": self._pddl_state,
-            "facts": [],
-            "variables": {ph.name: self._entity_infos[var.name] for ph, var in action.mapping.items()},
-            "mapping": action.mapping,
-            "entity_infos": self._entity_infos,
-        }
         raw = self._logic.actions[action.name].template
-        action.command_template = self._logic.grammar.derive(raw, context)
-        text = action.format_command(names)
+        text = self._first_texts.get(action.operator)
+        if text is None:
+            context = {
+                "state": self._pddl_state,
+                "facts": [],
+                "variables": {ph.name: self._entity_infos[var.name] for ph, var in action.mapping.items()},
+                "mapping": action.mapping,
+                "entity_infos": self._entity_infos,
+            }
+            action.command_template = self._logic.grammar.derive(raw, context)
+            text = action.format_command(names)
         if raw not in self._static_templates:
             self._static_templates[raw] = "#" not in raw and not set(PREDICATE.findall(raw)) & self._changing
         if self._static_templates[raw]:
@@ -174,36 +181,81 @@ def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list
     return list(actions.values())
 
 
-def _facts_of(pddl: Any) -> dict[str, Any]:
-    """Copies of the containers in which a TextWorld state keeps its facts and variables."""
+class TranslatedState(pddl_logic.PddlState):
+    """A PddlState made from a translation; at the start after `rewind`. Its facts are built when they are first asked for."""
 
-    def copied(value: Any) -> Any:
-        twin = copy.copy(value)
-        for key, nested in value.items():
-            if isinstance(nested, set):
-                twin[key] = set(nested)
-        return twin
+    FACTS = ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")
 
-    return {name: copied(getattr(pddl, name)) for name in ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")}
+    def __init__(self, downward_lib: Any, pddl_problem: str, logic: Any, translation: Translation):
+        self.downward_lib, self.pddl_problem, self._logic, self._translation = downward_lib, pddl_problem, logic, translation
+        self.name2type = translation.objects
+        self._actions = {
+            verb: SimpleNamespace(name=verb, parameters=[SimpleNamespace(name=name, type_name=type_name) for name, type_name in parameters])
+            for verb, parameters in translation.actions.items()
+        }
+        for name, above in translation.types:
+            with contextlib.suppress(ValueError):  # as stock: a type that is known already
+                logic.types.add(textworld.logic.Type(name, above))
+
+    def rewind(self) -> None:
+        self.downward_lib.load_sas(self._translation.sas)
+        # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will do.
+        self.downward_lib.load_sas_replan(self._translation.replan)
+        for name in self.FACTS:
+            self.__dict__.pop(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.FACTS:
+            raise AttributeError(name)
+        self._facts, self._vars_by_name, self._vars_by_type, self._var_counts = defaultdict(set), {}, defaultdict(set), Counter()
+        variables = [textworld.logic.Variable(id_, type_name) for id_, type_name, _ in self._translation.variables]
+        for predicate, *arguments in self._translation.facts:
+            self.add_fact(textworld.logic.Proposition(predicate, [variables[i] for i in arguments]))
+        return self.__dict__[name]
 
 
-def _changing_predicates(task: Any) -> set[str]:
-    """Names of the predicates that some action's effect can change."""
-    return {effect.literal.predicate.lower() for action in task.actions for effect in action.effects}
+def _translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: bool) -> Translation:
+    """By stock TextWorld and Fast Downward; what the player reads first is left open."""
+
+    made: list[tuple[Any, str]] = []
+
+    def once(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:
+        if not made or (optimize and planner):
+            made.append(_stock_pddl2sas(domain, problem, verbose=False, optimize=optimize))
+        return made[-1]
+
+    collecting = gc.isenabled()
+    gc.disable()  # a third of the time went into looking for garbage, and there is none
+    original, fast_downward.pddl2sas = fast_downward.pddl2sas, once
+    try:
+        state = _STOCK_STATE(downward_lib, game["pddl_problem"], logic)
+    finally:
+        fast_downward.pddl2sas = original
+        if collecting:
+            gc.enable()
+    found = {variable.name: variable for fact in state.facts for variable in fact.arguments}
+    demangler = Demangler(game_infos={name: SimpleNamespace(id=name) for name in found}, shuffle=False)
+    place = {name: number for number, name in enumerate(found)}
+    return Translation(
+        sas=state.sas.encode(),
+        replan=state.sas_replan.encode(),
+        types=[(type_.name, list(type_.supertype_names)) for type_ in state.task.types],
+        objects=dict(state.name2type),
+        actions={action.name: [(p.name, p.type_name) for p in action.parameters] for action in state.task.actions},
+        changing=sorted({effect.literal.predicate.lower() for action in state.task.actions for effect in action.effects}),
+        variables=[(name, variable.type, demangler.demangle_alfred_name(name)) for name, variable in found.items()],
+        facts=[[fact.name, *(place[variable.name] for variable in fact.arguments)] for fact in state.facts],
+    )
 
 
-_ORIGINAL_STATE = pddl_logic.PddlState
+_STOCK_STATE = pddl_logic.PddlState
 _stock_pddl2sas = fast_downward.pddl2sas
+_idle_libraries: list[Any] = []
+"""Copies of Fast Downward whose game is over; processes that are forked from here inherit them."""
 
 
-@functools.lru_cache(maxsize=2)
-def _translate_once(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
-    return _stock_pddl2sas(domain, problem, verbose=False, optimize=optimize)
-
-
-def _translate(domain: str, problem: str, verbose: bool = False, optimize: bool = False, *, planner: bool = False) -> tuple[Any, str]:
-    # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will do.
-    return _translate_once(domain, problem, optimize and planner)
+def _library() -> Any:
+    return _idle_libraries.pop() if _idle_libraries else fast_downward.load_lib()
 
 
 @functools.lru_cache(maxsize=8)
