@@ -7,7 +7,7 @@ episodes are one process group, which the worker kills when the game does not lo
 outlives the trainer.
 
 `FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won), or an
-`EnvironmentState` with a reward of its own.
+`EnvironmentState` with a reward of its own. Where it has `share()`, that is called before several episodes are forked: for work that it put off.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ def _game_process(path: str, order: dict[str, Any], factory: Factory, writer: in
     try:
         engine = factory(order["game"])
         start = _as_message(engine.reset())
+        if order["members"] > 1 and hasattr(engine, "share"):
+            engine.share()
         for member in range(order["members"]):
             if os.fork() == 0:
                 os.close(writer)

@@ -68,6 +68,10 @@ class GameEngine:
         self._state, _, _ = self._env.step(command)
         return self._said()
 
+    def share(self) -> None:
+        """Build now what the first step needs, because several processes are to be forked from here."""
+        self._env._pddl_state.build()
+
     def plan(self) -> tuple[str, ...]:
         """The planner's commands from here to the goal (needs `planner=True`)."""
         return tuple(self._state["policy_commands"])
@@ -84,6 +88,7 @@ class _CachedPddlEnv(PddlEnv):
         self.downward_lib = _library()
         weakref.finalize(self, _idle_libraries.append, self.downward_lib).atexit = False
         self._planner = planner
+        self.state: Any = None
         self._texts: dict[str, tuple[Any, str]] = {}
         self._first_texts: Mapping[str, str] = {}
         self._static_templates: dict[str, bool] = {}
@@ -207,11 +212,20 @@ class TranslatedState(pddl_logic.PddlState):
     def __getattr__(self, name: str) -> Any:
         if name not in self.FACTS:
             raise AttributeError(name)
-        self._facts, self._vars_by_name, self._vars_by_type, self._var_counts = defaultdict(set), {}, defaultdict(set), Counter()
+        self.build()
+        return self.__dict__[name]
+
+    def build(self) -> None:
+        """The facts of the start, once."""
+        if "_facts" in self.__dict__:
+            return
+        self._facts: Any = defaultdict(set)
+        self._vars_by_name: dict[str, Any] = {}
+        self._vars_by_type: Any = defaultdict(set)
+        self._var_counts: Any = Counter()
         variables = [textworld.logic.Variable(id_, type_name) for id_, type_name, _ in self._translation.variables]
         for predicate, *arguments in self._translation.facts:
             self.add_fact(textworld.logic.Proposition(predicate, [variables[i] for i in arguments]))
-        return self.__dict__[name]
 
 
 def _translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: bool) -> Translation:

@@ -1,9 +1,9 @@
 """Translations of games that were played before: files in the user's cache, so that a reset need not run Fast Downward's translator again.
 
 A file is a digest (SHA-256 of its key and of all that follows) and a zlib stream of three parts: a line of JSON, the translation in Fast Downward's
-own format (SAS), and the one for its planner. Nothing is unpickled. The key is a digest of the game's domain, grammar and problem, of this format, and
-of the versions of what made it: for a game that changed, or another release, there is no file. What is damaged, too large, of another user or writable
-by others is taken for absent, and made again. Files are written under another name and renamed: many processes may read and write at once.
+own format (SAS), and the one for its planner. Nothing is unpickled. The key is a digest of the game's domain, grammar and problem, of this format,
+and of the versions of what made it: for a game that changed, or another release, there is no file. What is damaged, too large, of another user or
+writable by others is taken for absent, and made again. Files are written under another name and renamed: many processes may read and write at once.
 """
 
 from __future__ import annotations
