@@ -7,7 +7,8 @@ episodes are one process group, which the worker kills when the game does not lo
 outlives the trainer.
 
 `FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won), or an
-`EnvironmentState` with a reward of its own. Where it has `share()`, that is called before several episodes are forked: for work that it put off.
+`EnvironmentState` with a reward of its own. Two methods are called where it has them: `warm()` once in the worker, for what every
+later fork should inherit, and `share()` before several episodes are forked, for work of the first step that a reset puts off.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
             _reap(games)
             if not warm and "ready" in reply:
                 # Parse caches filled here are inherited by every later fork. Only a game that has just loaded elsewhere is let into this process.
-                factory(order["game"]).reset()
+                engine = factory(order["game"])
+                engine.reset()
+                if hasattr(engine, "warm"):
+                    engine.warm()
+                del engine
                 gc.collect()
                 gc.freeze()
                 warm = True

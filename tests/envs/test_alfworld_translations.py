@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.envs.alfworld import engine, translations
+from paw_hpc.envs.alfworld import state, translations
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.engine import GameEngine
 from paw_hpc.recipe import TASK_TYPES
 
 PLAY = """
 import json, sys
-from paw_hpc.envs.alfworld import engine
+from paw_hpc.envs.alfworld import state
 from tests.envs.test_alfworld_translations import transcript
 if sys.argv[2] == "kept":
-    engine._translate = None  # must not be asked
+    state.translate = None  # must not be asked
 print(json.dumps([transcript(game) for game in json.load(open(sys.argv[1]))]))
 """
 
@@ -58,8 +58,8 @@ def game() -> dict[str, Any]:
 @pytest.fixture
 def translated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one with every translation."""
-    calls, stock = list[str](), engine._translate
-    monkeypatch.setattr(engine, "_translate", lambda *a: (calls.append("made"), stock(*a))[1])
+    calls, stock = list[str](), state.translate
+    monkeypatch.setattr(state, "translate", lambda *a: (calls.append("made"), stock(*a))[1])
     return calls
 
 
@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(
 
 
 def test_engines_of_one_process_take_over_each_others_library(cache: Path, game: dict[str, Any]) -> None:
-    engine._idle_libraries.clear()
+    state.idle_libraries.clear()
     one = GameEngine(game)
     two = GameEngine(game)
     assert one._env.downward_lib is not two._env.downward_lib

@@ -16,29 +16,23 @@ once:
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import gc
 import json
 import re
 import weakref
-from collections import Counter, defaultdict
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import fast_downward
 import textworld
 import textworld.envs.pddl.logic as pddl_logic
 import textworld.envs.pddl.textgen as textgen
-from alfworld.agents.utils.misc import Demangler
 from textworld.envs.pddl.pddl import PddlEnv
 from textworld.generator.game import EntityInfo
 from textworld.logic import Rule
 
-from paw_hpc.envs.alfworld import translations
-from paw_hpc.envs.alfworld.translations import Translation
+from paw_hpc.envs.alfworld import state, translations
 
 TASK_RHS = re.compile(r'("task":\s*\[\s*\{\s*"rhs":\s*)("(?:[^"\\]|\\.)*")')
 PREDICATE = re.compile(r"(\w+)\(")
@@ -68,6 +62,12 @@ class GameEngine:
         self._state, _, _ = self._env.step(command)
         return self._said()
 
+    def warm(self) -> None:
+        """Parse all that games say and ask for, and have a library at hand: for processes that are forked from here."""
+        _parse_all(self._env._logic)
+        if not state.idle_libraries:
+            state.idle_libraries.append(fast_downward.load_lib())
+
     def share(self) -> None:
         """Build now what the first step needs, because several processes are to be forked from here."""
         self._env._pddl_state.build()
@@ -85,8 +85,8 @@ class _CachedPddlEnv(PddlEnv):
 
     def __init__(self, infos: textworld.EnvInfos, planner: bool):
         textworld.Environment.__init__(self, infos)
-        self.downward_lib = _library()
-        weakref.finalize(self, _idle_libraries.append, self.downward_lib).atexit = False
+        self.downward_lib = state.library()
+        weakref.finalize(self, state.idle_libraries.append, self.downward_lib).atexit = False
         self._planner = planner
         self.state: Any = None
         self._texts: dict[str, tuple[Any, str]] = {}
@@ -97,9 +97,9 @@ class _CachedPddlEnv(PddlEnv):
         self._game_file, self._game_data, self.walkthrough = None, game, game.get("walkthrough")
         self._logic = _game_logic(game["pddl_domain"], game["grammar"])
         self._key = translations.key_of(game, self._planner)
-        self._translation = translations.read(self._key) or _translate(game, self._logic, self.downward_lib, self._planner)
+        self._translation = translations.read(self._key) or state.translate(game, self._logic, self.downward_lib, self._planner)
         self._changing = set(self._translation.changing)
-        self._pddl_state = TranslatedState(self.downward_lib, game["pddl_problem"], self._logic, self._translation)
+        self._pddl_state = state.TranslatedState(self.downward_lib, game["pddl_problem"], self._logic, self._translation)
         self._entity_infos = {}
         for name, type_name, shown in self._translation.variables:
             info = self._entity_infos[name] = EntityInfo(name, type_name)
@@ -114,7 +114,7 @@ class _CachedPddlEnv(PddlEnv):
             try:
                 super().reset()
             finally:
-                pddl_logic.PddlState = _STOCK_STATE
+                pddl_logic.PddlState = state.STOCK_STATE
             translation.feedback = self.state.feedback
             translation.texts = dict(zip((a.operator for a in self.state["_valid_actions"]), self.state["_valid_commands"], strict=True))
             translations.keep(self._key, translation)
@@ -128,15 +128,15 @@ class _CachedPddlEnv(PddlEnv):
 
     def _gather_infos(self) -> None:
         """As stock, but each operator's text is derived once per game where no action can change it."""
-        state, pddl = self.state, self._pddl_state
-        state["won"], state["lost"] = pddl.check_goal(), False
-        state["last_action"], state["_last_action"] = None, self._last_action
+        told, pddl = self.state, self._pddl_state
+        told["won"], told["lost"] = pddl.check_goal(), False
+        told["last_action"], told["_last_action"] = None, self._last_action
         actions = _applicable_actions(pddl, self._texts)
         mapping = {key: info.name for key, info in self._entity_infos.items()}
-        state["_valid_actions"], state["_valid_commands"] = actions, [self._text(action, mapping) for action in actions]
-        state["admissible_commands"] = sorted(set(state["_valid_commands"]))
+        told["_valid_actions"], told["_valid_commands"] = actions, [self._text(action, mapping) for action in actions]
+        told["admissible_commands"] = sorted(set(told["_valid_commands"]))
         if self.request_infos.policy_commands:
-            state["policy_commands"] = pddl.replan(self._entity_infos)
+            told["policy_commands"] = pddl.replan(self._entity_infos)
 
     def _text(self, action: Any, names: dict[str, str]) -> str:
         known = self._texts.get(action.operator)
@@ -186,92 +186,6 @@ def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list
     return list(actions.values())
 
 
-class TranslatedState(pddl_logic.PddlState):
-    """A PddlState made from a translation; at the start after `rewind`. Its facts are built when they are first asked for."""
-
-    FACTS = ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")
-
-    def __init__(self, downward_lib: Any, pddl_problem: str, logic: Any, translation: Translation):
-        self.downward_lib, self.pddl_problem, self._logic, self._translation = downward_lib, pddl_problem, logic, translation
-        self.name2type = translation.objects
-        self._actions = {
-            verb: SimpleNamespace(name=verb, parameters=[SimpleNamespace(name=name, type_name=type_name) for name, type_name in parameters])
-            for verb, parameters in translation.actions.items()
-        }
-        for name, above in translation.types:
-            with contextlib.suppress(ValueError):  # as stock: a type that is known already
-                logic.types.add(textworld.logic.Type(name, above))
-
-    def rewind(self) -> None:
-        self.downward_lib.load_sas(self._translation.sas)
-        # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will do.
-        self.downward_lib.load_sas_replan(self._translation.replan)
-        for name in self.FACTS:
-            self.__dict__.pop(name, None)
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.FACTS:
-            raise AttributeError(name)
-        self.build()
-        return self.__dict__[name]
-
-    def build(self) -> None:
-        """The facts of the start, once."""
-        if "_facts" in self.__dict__:
-            return
-        self._facts: Any = defaultdict(set)
-        self._vars_by_name: dict[str, Any] = {}
-        self._vars_by_type: Any = defaultdict(set)
-        self._var_counts: Any = Counter()
-        variables = [textworld.logic.Variable(id_, type_name) for id_, type_name, _ in self._translation.variables]
-        for predicate, *arguments in self._translation.facts:
-            self.add_fact(textworld.logic.Proposition(predicate, [variables[i] for i in arguments]))
-
-
-def _translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: bool) -> Translation:
-    """By stock TextWorld and Fast Downward; what the player reads first is left open."""
-
-    made: list[tuple[Any, str]] = []
-
-    def once(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:
-        if not made or (optimize and planner):
-            made.append(_stock_pddl2sas(domain, problem, verbose=False, optimize=optimize))
-        return made[-1]
-
-    collecting = gc.isenabled()
-    gc.disable()  # a third of the time went into looking for garbage, and there is none
-    original, fast_downward.pddl2sas = fast_downward.pddl2sas, once
-    try:
-        state = _STOCK_STATE(downward_lib, game["pddl_problem"], logic)
-    finally:
-        fast_downward.pddl2sas = original
-        if collecting:
-            gc.enable()
-    found = {variable.name: variable for fact in state.facts for variable in fact.arguments}
-    demangler = Demangler(game_infos={name: SimpleNamespace(id=name) for name in found}, shuffle=False)
-    place = {name: number for number, name in enumerate(found)}
-    return Translation(
-        sas=state.sas.encode(),
-        replan=state.sas_replan.encode(),
-        types=[(type_.name, list(type_.supertype_names)) for type_ in state.task.types],
-        objects=dict(state.name2type),
-        actions={action.name: [(p.name, p.type_name) for p in action.parameters] for action in state.task.actions},
-        changing=sorted({effect.literal.predicate.lower() for action in state.task.actions for effect in action.effects}),
-        variables=[(name, variable.type, demangler.demangle_alfred_name(name)) for name, variable in found.items()],
-        facts=[[fact.name, *(place[variable.name] for variable in fact.arguments)] for fact in state.facts],
-    )
-
-
-_STOCK_STATE = pddl_logic.PddlState
-_stock_pddl2sas = fast_downward.pddl2sas
-_idle_libraries: list[Any] = []
-"""Copies of Fast Downward whose game is over; processes that are forked from here inherit them."""
-
-
-def _library() -> Any:
-    return _idle_libraries.pop() if _idle_libraries else fast_downward.load_lib()
-
-
 @functools.lru_cache(maxsize=8)
 def _parsed_logic(domain: str, grammar: str) -> Any:
     return pddl_logic.GameLogic(domain=domain, grammar=grammar)
@@ -290,6 +204,21 @@ def _game_logic(domain: str, grammar: str) -> Any:
     logic.grammar._rules["task"] = [textgen.ProductionRule(lhs="task", rhs=sentence, condition="")]
     logic.types = textworld.logic.TypeHierarchy()
     return logic
+
+
+def _parse_all(logic: Any) -> None:
+    """Fill the caches of `install_caches` with every text and query of a grammar."""
+    symbols = [symbol for rules in logic.grammar._rules.values() for rule in rules for symbol in rule.rhs]
+    queries = {rule.condition for rules in logic.grammar._rules.values() for rule in rules}
+    for action in logic.actions.values():
+        for text in (action.template, action.feedback_rule):
+            symbols += textgen._parse_and_convert(text, rule_name="symbols")
+    while symbols:
+        symbol = symbols.pop()
+        queries.add(getattr(symbol, "given", None))
+        symbols += [nested for nested in (getattr(symbol, "symbol", None), getattr(symbol, "expression", None)) if isinstance(nested, textgen.Symbol)]
+    for query in queries - {None, ""}:
+        textgen.Rule.parse_conjunctive_query(query)
 
 
 def _clone(symbol: Any) -> Any:
