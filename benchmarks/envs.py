@@ -6,8 +6,9 @@ Each row is measured in a process of its own. Speeds are per second of CPU time 
 the proportional set size (what the row's processes use, pages that they share counted once), imports included.
 
 WebShop is played by the random player of `envs/webshop/agents.py`: every seventh step or so is a search of one to three words, seldom asked before.
-ALFWorld is played by random admissible commands; its reset is that of a game not seen before, file and grammar included, which the members of a group
-share, and "again" that of one whose translation is kept; both begin in a process that has reset another game before, as a worker has. Memory is that of the worker and of one process per episode.
+ALFWorld is played by random admissible commands, four games; its reset is the mean over twelve games not seen before, file and grammar included,
+which the members of a group share, and "again" that of games whose translation is kept; both in a process that has reset another, as a worker has.
+Memory is that of the worker and of one process per episode.
 Search QA is played by one that searches for the question's own words, one word less in each turn, and answers in the last; its queries go to BM25 as
 many at once as there are episodes.
 """
@@ -107,11 +108,11 @@ def alfworld(environments: int, steps: int, catalogue: str) -> Row:
         del warm
         new = [reset(task)[0] for task in chosen]
         again = [reset(task)[0] for task in chosen for _ in range(5)]
-        engines = [reset(task)[1:] for task in chosen]
+        engines = [reset(task)[1:] for task in chosen[:4]]
     for engine, admissible in engines:
         start = time.process_time()
         taken = 0
-        while taken < max(1, min(steps, 400) // len(chosen)):
+        while taken < max(1, min(steps, 400) // len(engines)):
             _, admissible, won = engine.step(rng.choice(admissible))
             taken += 1
             if won:
