@@ -205,7 +205,16 @@ def main() -> None:
     parser.add_argument("--catalogue", default="auto", help="of WebShop: auto, small, full or generated")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--out", type=Path, help="also write the table here, with versions")
+    parser.add_argument("--interfaces", type=int, nargs="?", const=64, metavar="EPISODES", help="only steps/s through each interface (64)")
     options = parser.parse_args()
+    if options.interfaces:
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from benchmarks.envs_interfaces import INTERFACES, measure
+
+        print(f"| steps/s per core | {' | '.join(INTERFACES)} |\n|---|{'---:|' * len(INTERFACES)}")
+        for cells in measure(options.benchmarks or list(BENCHMARKS), options.interfaces):
+            print(f"| {' | '.join(cells)} |", flush=True)
+        return
     rows = []
     for name in options.benchmarks or BENCHMARKS:
         for environments in options.environments:
