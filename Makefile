@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v c++ >/dev/null || { echo "a C++ compiler is missing (Fast Downward is compiled); for example: apt-get install g++" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[alfworld,gguf,gym,kernels,megatron,sglang,search,webshop,docs,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,alfworld,gguf,gym,kernels,megatron,sglang,search,webshop,docs,dev]"
 	@touch $@
 
 setup-sglang: $(SGLANG_STAMP)  ## SGLang's own environment in .venv-sglang: real servers on a CPU, also for tests (3.4 GB)

@@ -6,8 +6,9 @@ Each row is measured in a process of its own. Speeds are per second of CPU time 
 the proportional set size (what the row's processes use, pages that they share counted once), imports included.
 
 WebShop is played by the random player of `envs/webshop/agents.py`: every seventh step or so is a search of one to three words, seldom asked before.
-ALFWorld is played by random admissible commands; its reset is that of a game not seen before, file and grammar included, which the members of a group
-share; memory is that of the worker and of one process per episode.
+ALFWorld is played by random admissible commands, four games; its reset is the mean over twelve games not seen before, file and grammar included,
+which the members of a group share, and "again" that of games whose translation is kept; both in a process that has reset another, as a worker has.
+Memory is that of the worker and of one process per episode.
 Search QA is played by one that searches for the question's own words, one word less in each turn, and answers in the last; its queries go to BM25 as
 many at once as there are episodes.
 """
@@ -20,11 +21,13 @@ import json
 import multiprocessing
 import platform
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
+from statistics import mean
 from typing import Any
 
 import psutil
@@ -44,6 +47,7 @@ class Row:
     reset_ms: float
     memory_mib: float
     searches_per_s: float | None = None
+    reset_again_ms: float | None = None
 
 
 def webshop(environments: int, steps: int, catalogue: str) -> Row:
@@ -83,27 +87,39 @@ def webshop(environments: int, steps: int, catalogue: str) -> Row:
 
 def alfworld(environments: int, steps: int, catalogue: str) -> Row:
     """One group of members on one game in the pool for memory; the engine itself for speed."""
-    from paw_hpc.envs.alfworld import games
+    from paw_hpc.envs.alfworld import games, translations
     from paw_hpc.envs.alfworld.engine import GameEngine
 
     listed = games.tasks("train")
-    chosen = [listed[i] for i in Random(0).sample(range(len(listed)), 4)]
+    chosen = [listed[i] for i in Random(0).sample(range(len(listed)), 12)]
     memory = asyncio.run(_alfworld_memory(chosen, environments))
-    resets, moves, rng = list[float](), list[float](), Random(0)
-    for task in chosen:
+    moves, rng = list[float](), Random(0)
+
+    def reset(task: Any) -> tuple[float, GameEngine, tuple[str, ...]]:
         start = time.process_time()
         engine = GameEngine(games.load_game(task))
-        _, admissible, won = engine.reset()
-        resets.append(time.process_time() - start)
+        _, admissible, _ = engine.reset()
+        return time.process_time() - start, engine, admissible
+
+    with tempfile.TemporaryDirectory() as empty:
+        translations.folder = lambda: Path(empty)  # nothing is kept from an earlier run
+        warm = reset(listed[0])[1]
+        warm.warm()
+        del warm
+        new = [reset(task)[0] for task in chosen]
+        again = [reset(task)[0] for task in chosen for _ in range(5)]
+        engines = [reset(task)[1:] for task in chosen[:4]]
+    for engine, admissible in engines:
         start = time.process_time()
         taken = 0
-        while taken < max(1, min(steps, 400) // len(chosen)):
+        while taken < max(1, min(steps, 400) // len(engines)):
             _, admissible, won = engine.step(rng.choice(admissible))
             taken += 1
             if won:
                 break
         moves.append((time.process_time() - start) / taken)
-    return Row(f"ALFWorld ({games.source_name()})", environments, len(moves) / sum(moves), 1000 * sum(resets) / len(resets), memory)
+    name, per_s = f"ALFWorld ({games.source_name()})", len(moves) / sum(moves)
+    return Row(name, environments, per_s, 1000 * mean(new), memory, reset_again_ms=1000 * mean(again))
 
 
 def search(environments: int, steps: int, catalogue: str) -> Row:
@@ -177,7 +193,7 @@ def _memory(children_only: bool = False) -> float:
     return sum(process.memory_full_info().pss for process in processes) / 2**20
 
 
-HEAD = ("benchmark", "environments", "steps/s per core", "reset ms", "memory MiB", "searches/s")
+HEAD = ("benchmark", "environments", "steps/s per core", "reset ms", "again", "memory MiB", "searches/s")
 BENCHMARKS = {"webshop": webshop, "alfworld": alfworld, "search": search}
 
 
@@ -189,7 +205,16 @@ def main() -> None:
     parser.add_argument("--catalogue", default="auto", help="of WebShop: auto, small, full or generated")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--out", type=Path, help="also write the table here, with versions")
+    parser.add_argument("--interfaces", type=int, nargs="?", const=64, metavar="EPISODES", help="only steps/s through each interface (64)")
     options = parser.parse_args()
+    if options.interfaces:
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from benchmarks.envs_interfaces import INTERFACES, measure
+
+        print(f"| steps/s per core | {' | '.join(INTERFACES)} |\n|---|{'---:|' * len(INTERFACES)}")
+        for cells in measure(options.benchmarks or list(BENCHMARKS), options.interfaces):
+            print(f"| {' | '.join(cells)} |", flush=True)
+        return
     rows = []
     for name in options.benchmarks or BENCHMARKS:
         for environments in options.environments:
@@ -208,6 +233,7 @@ def main() -> None:
             str(row.environments),
             f"{row.steps_per_s:,.0f}",
             f"{row.reset_ms:.2f}",
+            "" if row.reset_again_ms is None else f"{row.reset_again_ms:.2f}",
             f"{row.memory_mib:,.0f}",
             "" if row.searches_per_s is None else f"{row.searches_per_s:,.0f}",
         ]
@@ -227,7 +253,7 @@ def main() -> None:
             f"`python benchmarks/envs.py {' '.join(sys.argv[1:])}`: per second of CPU time of one core; memory with Python and all imports.",
             "",
             f"| {' | '.join(HEAD)} |",
-            "|---|---:|---:|---:|---:|---:|",
+            "|---|---:|---:|---:|---:|---:|---:|",
             *(f"| {' | '.join(each)} |" for each in cells),
         ]
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ case $device in
 esac
 "$python" -m venv .venv
 export PATH=$PWD/.venv/bin:$PATH # Fast Downward's build calls `python`, which Debian and Ubuntu do not have under that name
-.venv/bin/pip install --no-cache-dir --constraint constraints-image.txt --editable ".[alfworld,gguf,kernels,megatron,sglang,search,webshop]"
+.venv/bin/pip install --no-cache-dir --constraint constraints-image.txt --editable ".[train,alfworld,gguf,kernels,megatron,sglang,search,webshop]"
 rm constraints-image.txt
 
 if [[ $device == cuda ]]; then

@@ -175,7 +175,15 @@ def without(modules: set[str], *arguments: str) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(("benchmark", "name"), [("alfworld", "quickstart"), ("webshop", "webshop/quickstart")])
 def test_a_run_needs_the_extras_of_what_it_uses_alone(tmp_path: Path, benchmark: str, name: str) -> None:
     """Training in process, evaluated and reported, where every other optional package is missing."""
-    core = {"regex", "httpx", "accelerate"}  # which transformers and huggingface_hub bring with them, or import where they see it installed
+    core = {
+        "httpx",
+        "accelerate",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "tensorboard",
+    }  # what training itself is made of, and what that brings or imports where it is installed
     others = {module for module, extra in EXTRAS.items() if extra.name != benchmark} - core
     small = ["updates=1", "rollout.groups=1", "rollout.group_size=2", "env.max_steps=2", "wm.enabled=true", "env.train_games=1"]
     start = ["model.path=warm-start", "rollout.max_prompt_tokens=4096"]

@@ -38,6 +38,13 @@ def test_everything_that_set_up_asks_for_is_on_the_plain_index(version: str) -> 
     assert {"torch", "triton", "pytest"} <= {line.partition("==")[0] for line in done.stdout.splitlines()}
 
 
+@pytest.mark.parametrize("extra", ["alfworld", "webshop", "search", "gym"])
+def test_environments_bring_nothing_that_trains(extra: str) -> None:
+    done = resolve(VERSIONS[0], CONSTRAINTS, "pyproject.toml", f"--extra={extra}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not {"torch", "transformers", "megatron-core", "triton", "tensorboard"} & {line.partition("==")[0] for line in done.stdout.splitlines()}
+
+
 def test_a_triton_that_torch_does_not_want_is_found_out(tmp_path: Path) -> None:
     """The control, and the fault that this file is for."""
     pinned = tmp_path / "constraints.txt"

@@ -65,7 +65,7 @@ def _torch() -> list[Check]:
     try:
         import torch
     except ImportError as error:
-        return [Check("torch", False, str(error), "run `make setup`, or pip install torch for this machine's accelerator")]
+        return [Check("torch", False, str(error), "run `make setup`, or pip install 'paw-hpc[train]' (environments and reports work without)")]
     checks = [Check("torch", True, torch.__version__), _package("transformers", required=True, advice="run `make setup`")]
     if not torch.cuda.is_available():
         why = "torch is built without CUDA" if torch.version.cuda is None else f"torch for CUDA {torch.version.cuda} sees no device"

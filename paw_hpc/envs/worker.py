@@ -1,13 +1,14 @@
 """A worker process that plays text games for a trainer: `python -m paw_hpc.envs.worker SOCKET MODULE:FACTORY`.
 
 The worker never holds a game for long. For each group it forks a *game process*, which loads and resets the game once; that process forks one
-*episode process* per member, so all members share the reset work (copy on write) and nobody's memory grows: a process ends with its episode. Each
-episode process talks to the trainer over its own Unix socket, one JSON object per line, and ends when that socket closes. A game process and its
-episodes are one process group, which the worker kills when the game does not load in time and when the trainer has gone: so not even a hung game
-outlives the trainer.
+*episode process* per member, or is that itself where there is one. So all members share the reset work (copy on write) and nobody's memory grows: a
+process ends with its episode. Each episode process talks to the trainer over its own Unix socket, one JSON object per line, and ends when that
+socket closes. A game process and its episodes are one process group, which the worker kills when the game does not load in time and when the trainer
+has gone: so not even a hung game outlives the trainer.
 
 `FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won), or an
-`EnvironmentState` with a reward of its own.
+`EnvironmentState` with a reward of its own. Two methods are called where it has them: `warm()` once in the worker, for what every
+later fork should inherit, and `share()` before several episodes are forked, for work of the first step that a reset puts off.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
             _reap(games)
             if not warm and "ready" in reply:
                 # Parse caches filled here are inherited by every later fork. Only a game that has just loaded elsewhere is let into this process.
-                factory(order["game"]).reset()
+                engine = factory(order["game"])
+                engine.reset()
+                if hasattr(engine, "warm"):
+                    engine.warm()
+                del engine
                 gc.collect()
                 gc.freeze()
                 warm = True
@@ -113,6 +118,12 @@ def _game_process(path: str, order: dict[str, Any], factory: Factory, writer: in
     try:
         engine = factory(order["game"])
         start = _as_message(engine.reset())
+        if order["members"] == 1:  # nobody to share with: it is the episode process itself
+            _tell(writer, {"ready": order["token"]})
+            os.close(writer)
+            return _episode_process(path, order["token"], 0, engine, start)
+        if hasattr(engine, "share"):
+            engine.share()
         for member in range(order["members"]):
             if os.fork() == 0:
                 os.close(writer)

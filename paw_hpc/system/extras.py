@@ -21,7 +21,9 @@ class Extra:
 _SEARCH = Extra("search", "search-augmented QA")
 _WEBSHOP = Extra("webshop", "WebShop")
 _ALFWORLD = Extra("alfworld", "ALFWorld (builds with a C++ compiler)")
+_TRAIN = Extra("train", "every policy (to train, play or be judged)")
 EXTRAS: Mapping[str, Extra] = {
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "tensorboard"), _TRAIN),
     "alfworld": _ALFWORLD,
     "textworld": _ALFWORLD,
     "triton": Extra("kernels", "the fused LM head on GPUs"),
@@ -30,7 +32,7 @@ EXTRAS: Mapping[str, Extra] = {
     "gymnasium": Extra("gym", "environments as Gymnasium environments"),
     "openenv": Extra("openenv", "environments behind an OpenEnv server"),
     "aiohttp": Extra("sglang", "generation by SGLang servers"),
-    **dict.fromkeys(("textblob", "nltk", "rapidfuzz", "regex"), _WEBSHOP),
+    **dict.fromkeys(("textblob", "nltk", "rapidfuzz"), _WEBSHOP),
     **dict.fromkeys(("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH),
 }
 """Top-level module -> the extra that installs it. The same as in pyproject.toml (tested)."""

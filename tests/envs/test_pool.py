@@ -222,16 +222,16 @@ class TestFailures:
     def test_a_game_that_hangs_while_it_loads_is_killed(self) -> None:
         async def test() -> None:
             async with started(timeout_s=0.5) as pool:
-                await pool.open(task(), 1)
+                await pool.open(task(), 2)
                 hanging = asyncio.create_task(pool.open(task("h", load="never"), 1))
                 await asyncio.sleep(0.25)
                 [worker] = [p for p in children_of(ME) if p.pid in workers_of(pool)]
                 processes = children_of(worker, recursive=True)
                 with pytest.raises(EnvironmentFailure):
                     await hanging
-                assert len(processes) == 3
+                assert len(processes) == 4, "a game, its two episodes, and the game that hangs"
                 left = await asyncio.to_thread(gone, processes, 0.5)
-                assert len(left) == 2  # the first game and its one episode live on
+                assert len(left) == 3  # the first game and its two episodes live on
 
         run(test)
 

@@ -4,10 +4,12 @@ Everything a player sees (feedback, admissible commands, their order, the goal t
 and grammar, and Fast Downward's state. Stock TextWorld spends nearly all its time on work that cannot change between two calls; that work is done
 once:
 
-- the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody asked),
+- the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody asked), which is kept from run to run
+  together with what the player reads first (see translations.py),
 - the parse of each grammar text and query (stock: at every derivation),
 - the copy of the whole context at every symbol (a shallow copy is enough: nothing writes into the nested parts),
-- the text of a command, whenever its template asks only for facts that no action can change.
+- the text of a command, whenever its template asks only for facts that no action can change,
+- the copy of Fast Downward's library (34 MB) per game: one whose game is over is taken for the next.
 
 `tests/envs/test_alfworld_engine.py` walks stock and this engine side by side.
 """
@@ -18,6 +20,7 @@ import copy
 import functools
 import json
 import re
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +28,11 @@ import fast_downward
 import textworld
 import textworld.envs.pddl.logic as pddl_logic
 import textworld.envs.pddl.textgen as textgen
-from alfworld.agents.utils.misc import Demangler
 from textworld.envs.pddl.pddl import PddlEnv
+from textworld.generator.game import EntityInfo
 from textworld.logic import Rule
+
+from paw_hpc.envs.alfworld import state, translations
 
 TASK_RHS = re.compile(r'("task":\s*\[\s*\{\s*"rhs":\s*)("(?:[^"\\]|\\.)*")')
 PREDICATE = re.compile(r"(\w+)\(")
@@ -46,9 +51,6 @@ class GameEngine:
         infos = textworld.EnvInfos(won=True, admissible_commands=True, policy_commands=planner)
         self._env = _CachedPddlEnv(infos, planner)
         self._env.load(game)
-        demangler = Demangler(game_infos=self._env._entity_infos, shuffle=False)
-        for info in self._env._entity_infos.values():
-            info.name = demangler.demangle_alfred_name(info.id)
         self._state: Any = None
 
     def reset(self) -> tuple[str, tuple[str, ...], bool]:
@@ -59,6 +61,16 @@ class GameEngine:
         """Play a command. One that is not admissible changes nothing: the feedback is "Nothing happens."."""
         self._state, _, _ = self._env.step(command)
         return self._said()
+
+    def warm(self) -> None:
+        """Parse all that games say and ask for, and have a library at hand: for processes that are forked from here."""
+        _parse_all(self._env._logic)
+        if not state.idle_libraries:
+            state.idle_libraries.append(fast_downward.load_lib())
+
+    def share(self) -> None:
+        """Build now what the first step needs, because several processes are to be forked from here."""
+        self._env._pddl_state.build()
 
     def plan(self) -> tuple[str, ...]:
         """The planner's commands from here to the goal (needs `planner=True`)."""
@@ -72,76 +84,76 @@ class _CachedPddlEnv(PddlEnv):
     """PddlEnv that translates a problem once and remembers the text of commands."""
 
     def __init__(self, infos: textworld.EnvInfos, planner: bool):
-        super().__init__(infos)
+        textworld.Environment.__init__(self, infos)
+        self.downward_lib = state.library()
+        weakref.finalize(self, state.idle_libraries.append, self.downward_lib).atexit = False
         self._planner = planner
-        self._moved = False
+        self.state: Any = None
         self._texts: dict[str, tuple[Any, str]] = {}
+        self._first_texts: Mapping[str, str] = {}
         self._static_templates: dict[str, bool] = {}
 
     def load(self, game: Mapping[str, Any]) -> None:
         self._game_file, self._game_data, self.walkthrough = None, game, game.get("walkthrough")
         self._logic = _game_logic(game["pddl_domain"], game["grammar"])
-        self._new_state()
-        self._entity_infos = self._get_entity_infos()
+        self._key = translations.key_of(game, self._planner)
+        self._translation = translations.read(self._key) or state.translate(game, self._logic, self.downward_lib, self._planner)
+        self._changing = set(self._translation.changing)
+        self._pddl_state = state.TranslatedState(self.downward_lib, game["pddl_problem"], self._logic, self._translation)
+        self._entity_infos = {}
+        for name, type_name, shown in self._translation.variables:
+            info = self._entity_infos[name] = EntityInfo(name, type_name)
+            info.name, info.definite, info.indefinite = shown, "the", "a"
 
     def reset(self) -> Any:
-        # Stock reset builds the PDDL state a second time; the one that `load` built is as fresh if nothing has moved yet.
-        if self._moved:
-            self._rewind()
-        self._moved = True
-        fresh, pddl_logic.PddlState = self._pddl_state, lambda *_: fresh
-        original = _ORIGINAL_STATE
-        try:
-            return super().reset()
-        finally:
-            pddl_logic.PddlState = original
-
-    def _new_state(self) -> None:
-        translate = functools.partial(_translate, planner=self._planner)
-        original, fast_downward.pddl2sas = fast_downward.pddl2sas, translate
-        try:
-            self._pddl_state = pddl_logic.PddlState(self.downward_lib, self._game_data["pddl_problem"], self._logic)
-        finally:
-            fast_downward.pddl2sas = original
-        self._changing = _changing_predicates(self._pddl_state.task)
-        self._initial = _facts_of(self._pddl_state)
-
-    def _rewind(self) -> None:
-        """Back to the initial state without building it anew: Fast Downward reads its own translation again, the facts are those kept."""
-        pddl = self._pddl_state
-        pddl.downward_lib.load_sas(pddl.sas.encode())
-        if self._planner:
-            pddl.downward_lib.load_sas_replan(pddl.sas_replan.encode())
-        for name, value in self._initial.items():
-            setattr(pddl, name, value)
-        self._initial = _facts_of(pddl)
+        self._pddl_state.rewind()
+        translation = self._translation
+        if translation.feedback is None:
+            # Stock reset builds the PDDL state a second time; ours is as fresh.
+            fresh, pddl_logic.PddlState = self._pddl_state, lambda *_: fresh
+            try:
+                super().reset()
+            finally:
+                pddl_logic.PddlState = state.STOCK_STATE
+            translation.feedback = self.state.feedback
+            translation.texts = dict(zip((a.operator for a in self.state["_valid_actions"]), self.state["_valid_commands"], strict=True))
+            translations.keep(self._key, translation)
+            return self.state
+        self.prev_state, self.state, self._last_action, self._moves = None, textworld.GameState(), None, 0
+        self.state.feedback = self.state.raw = translation.feedback
+        self._first_texts = translation.texts
+        self._gather_infos()
+        self._first_texts = {}
+        return self.state
 
     def _gather_infos(self) -> None:
         """As stock, but each operator's text is derived once per game where no action can change it."""
-        state, pddl = self.state, self._pddl_state
-        state["won"], state["lost"] = pddl.check_goal(), False
-        state["last_action"], state["_last_action"] = None, self._last_action
+        told, pddl = self.state, self._pddl_state
+        told["won"], told["lost"] = pddl.check_goal(), False
+        told["last_action"], told["_last_action"] = None, self._last_action
         actions = _applicable_actions(pddl, self._texts)
         mapping = {key: info.name for key, info in self._entity_infos.items()}
-        state["_valid_actions"], state["_valid_commands"] = actions, [self._text(action, mapping) for action in actions]
-        state["admissible_commands"] = sorted(set(state["_valid_commands"]))
+        told["_valid_actions"], told["_valid_commands"] = actions, [self._text(action, mapping) for action in actions]
+        told["admissible_commands"] = sorted(set(told["_valid_commands"]))
         if self.request_infos.policy_commands:
-            state["policy_commands"] = pddl.replan(self._entity_infos)
+            told["policy_commands"] = pddl.replan(self._entity_infos)
 
     def _text(self, action: Any, names: dict[str, str]) -> str:
         known = self._texts.get(action.operator)
         if known is not None:
             return known[1]
-        context = {
-            "state": self._pddl_state,
-            "facts": [],
-            "variables": {ph.name: self._entity_infos[var.name] for ph, var in action.mapping.items()},
-            "mapping": action.mapping,
-            "entity_infos": self._entity_infos,
-        }
         raw = self._logic.actions[action.name].template
-        action.command_template = self._logic.grammar.derive(raw, context)
-        text = action.format_command(names)
+        text = self._first_texts.get(action.operator)
+        if text is None:
+            context = {
+                "state": self._pddl_state,
+                "facts": [],
+                "variables": {ph.name: self._entity_infos[var.name] for ph, var in action.mapping.items()},
+                "mapping": action.mapping,
+                "entity_infos": self._entity_infos,
+            }
+            action.command_template = self._logic.grammar.derive(raw, context)
+            text = action.format_command(names)
         if raw not in self._static_templates:
             self._static_templates[raw] = "#" not in raw and not set(PREDICATE.findall(raw)) & self._changing
         if self._static_templates[raw]:
@@ -174,38 +186,6 @@ def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list
     return list(actions.values())
 
 
-def _facts_of(pddl: Any) -> dict[str, Any]:
-    """Copies of the containers in which a TextWorld state keeps its facts and variables."""
-
-    def copied(value: Any) -> Any:
-        twin = copy.copy(value)
-        for key, nested in value.items():
-            if isinstance(nested, set):
-                twin[key] = set(nested)
-        return twin
-
-    return {name: copied(getattr(pddl, name)) for name in ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")}
-
-
-def _changing_predicates(task: Any) -> set[str]:
-    """Names of the predicates that some action's effect can change."""
-    return {effect.literal.predicate.lower() for action in task.actions for effect in action.effects}
-
-
-_ORIGINAL_STATE = pddl_logic.PddlState
-_stock_pddl2sas = fast_downward.pddl2sas
-
-
-@functools.lru_cache(maxsize=2)
-def _translate_once(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
-    return _stock_pddl2sas(domain, problem, verbose=False, optimize=optimize)
-
-
-def _translate(domain: str, problem: str, verbose: bool = False, optimize: bool = False, *, planner: bool = False) -> tuple[Any, str]:
-    # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will do.
-    return _translate_once(domain, problem, optimize and planner)
-
-
 @functools.lru_cache(maxsize=8)
 def _parsed_logic(domain: str, grammar: str) -> Any:
     return pddl_logic.GameLogic(domain=domain, grammar=grammar)
@@ -224,6 +204,21 @@ def _game_logic(domain: str, grammar: str) -> Any:
     logic.grammar._rules["task"] = [textgen.ProductionRule(lhs="task", rhs=sentence, condition="")]
     logic.types = textworld.logic.TypeHierarchy()
     return logic
+
+
+def _parse_all(logic: Any) -> None:
+    """Fill the caches of `install_caches` with every text and query of a grammar."""
+    symbols = [symbol for rules in logic.grammar._rules.values() for rule in rules for symbol in rule.rhs]
+    queries = {rule.condition for rules in logic.grammar._rules.values() for rule in rules}
+    for action in logic.actions.values():
+        for text in (action.template, action.feedback_rule):
+            symbols += textgen._parse_and_convert(text, rule_name="symbols")
+    while symbols:
+        symbol = symbols.pop()
+        queries.add(getattr(symbol, "given", None))
+        symbols += [nested for nested in (getattr(symbol, "symbol", None), getattr(symbol, "expression", None)) if isinstance(nested, textgen.Symbol)]
+    for query in queries - {None, ""}:
+        textgen.Rule.parse_conjunctive_query(query)
 
 
 def _clone(symbol: Any) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from tokenizers.decoders import DecodeStream
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:  # what reads kept episodes does without
+    from transformers import PreTrainedTokenizerBase
 
-from paw_hpc.experience import Ids
+    from paw_hpc.experience import Ids
 
 
 class Speller:
@@ -31,6 +32,8 @@ class Speller:
         A token that ends within a character (bytes of an emoji) ends where the one before it does; the one that completes it has it. Bytes that never
         become a character are in the text of the last token.
         """
+        from tokenizers.decoders import DecodeStream
+
         stream, backend, ends, spelled = DecodeStream(skip_special_tokens=False), self._tokenizer.backend_tokenizer, [], 0  # type: ignore[attr-defined]
         for token in ids.tolist():
             spelled += len(stream.step(backend, token) or "")
