@@ -176,13 +176,13 @@ def _hints(error: Any) -> str:
 
 
 TARGETS = [
-    Target("recipe", FILES, _recipe, lambda patch: patch.setattr(recipe_loading, "read_yaml", _plain_yaml), BaseException, examples=250),
+    Target("recipe", FILES, _recipe, lambda patch: patch.setattr(recipe_loading, "read_yaml", _plain_yaml), BaseException),
     Target("values of a recipe", documents(VALID), _values, lambda patch: patch.setattr(recipe_loading, "explain", _hints)),
     Target(
         "overrides", _overrides(), _overridden,
         lambda patch: patch.setattr(recipe_loading, "_said", broken_on(recipe_loading._said, lambda error: "flow" in str(error))),
     ),
-    Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", _plain_yaml), BaseException, examples=250),
+    Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", _plain_yaml), BaseException),
 ]  # fmt: skip
 
 

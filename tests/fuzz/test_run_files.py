@@ -238,7 +238,7 @@ TARGETS = [
     ),
     Target(
         "state of a checkpoint", damaged(st.just((_MADE[0] / "state.pt").read_bytes())), _state,
-        lambda patch: patch.setattr(torch, "load", _open_state), KeyboardInterrupt, examples=300,
+        lambda patch: patch.setattr(torch, "load", _open_state), KeyboardInterrupt,
     ),
     Target(
         "evaluation", st.tuples(json_files(EVALUATION[0]), json_lines(EVALUATION[1:])), _evaluation,
