@@ -60,6 +60,7 @@ def test_two_ranks_that_share_the_data(folder: Path) -> None:
         cases.fewer_samples_than_replicas,
         cases.replicas_of_a_critic_of_tokens,
         cases.chains_of_replicas,
+        cases.what_has_no_gradient_is_left_out,
         cases.a_wrong_gradient_is_seen,
         cases.a_loss_that_is_no_number_is_skipped_by_all,
     )

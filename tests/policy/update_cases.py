@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from paw_hpc.experience import Group, Pool
+from paw_hpc.objective.batching import with_gradient
 from paw_hpc.objective.packing import pack
 from paw_hpc.objective.plan import plan
 from paw_hpc.policy.backend import Metrics, Policy
@@ -21,7 +22,7 @@ from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.policy import MegatronPolicy
 from paw_hpc.recipe import Recipe, parse_recipe
-from tests.factories import as_conversations
+from tests.factories import as_conversations, random_scores
 
 SMOOTH = {"lr": 1e-3, "critic_lr": 1e-3, "eps": 1e-3}
 """AdamW divides a gradient by its own size. With its usual eps, rounding errors alone make a step of full length in a random direction: of a
@@ -63,9 +64,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "rounding": {"optimizer.mini_batch": 1, "optimizer.epochs": 1, "wm.enabled": False, "env.invalid_penalty": 0.0},
     "chains": {"optimizer.mini_batch": None},
     "chains-ppo": {"optimizer.mini_batch": None, "algorithm.name": "ppo"},
+    "free": {"algorithm.kl_coefficient": 0.0, "env.invalid_penalty": 0.0, "wm.enabled": False},
 }
 """`rounding`: the gradient of its first step is nothing but rounding, as no episode is better than another and the KL term begins at its minimum.
-`chains`: prompts that go on from one another, which the one process takes apart and the layouts do not."""
+`chains`: prompts that go on from one another, which the one process takes apart and the layouts do not. `free`:
+nothing moves the policy but advantages, so that some samples do not."""
+OF_WHAT_IS_TRAINED_ON = ("tokens", "rows", "entropy", "approx_kl", "row_logp")
+"""Metrics of `free` that differ where samples are left out."""
 
 
 def experience(folder: Path, arm: str) -> list[list[Group]]:
@@ -80,8 +85,10 @@ def experience(folder: Path, arm: str) -> list[list[Group]]:
     if arm.startswith("chains"):
         for update in groups:
             as_conversations(update)
-    for transition in (t for update in groups for group in update for episode in group.episodes for t in episode.transitions if arm == "rounding"):
-        transition.reward = 0.0
+    for transition in (t for update in groups for group in update for episode in group.episodes for t in episode.transitions):
+        transition.reward = 0.0 if arm in ("rounding", "free") else transition.reward
+    for update in groups if arm == "free" else []:
+        update[0].episodes[0].transitions[-1].reward = 10.0  # only the first group has anything to tell
     return groups
 
 
@@ -158,7 +165,8 @@ def check(folder: Path, layout: Layout, arm: str = "paw", **dotted: Any) -> None
         layout.close()
     for mine, theirs in zip(metrics, expected["metrics"], strict=True):
         for name, value in theirs.items():
-            if name not in ("seconds", *(("tokens", "sequences") if arm.startswith("chains") else ())) and not name.startswith("system/"):
+            left_out = {"seconds"} | ({"tokens", "sequences"} if arm.startswith("chains") else set(OF_WHAT_IS_TRAINED_ON) if arm == "free" else set())
+            if name not in left_out and not name.startswith("system/"):
                 assert abs(mine[name] - value) <= 2e-5 * max(1.0, abs(value)), f"{layout} {dotted}: {name} is {mine[name]}, not {value}"
 
 
@@ -205,6 +213,16 @@ def any_micro_batch(rank: int, folder: Path) -> None:
 def fewer_samples_than_replicas(rank: int, folder: Path) -> None:
     check(folder, Layout(data=2), "one-sample")
     check(folder, Layout(data=2), "rounding")
+
+
+def what_has_no_gradient_is_left_out(rank: int, folder: Path) -> None:
+    """The control counts it."""
+    skip = {"policy.skip_zero_gradient": True}
+    check(folder, Layout(data=2), "free", **skip)
+    chosen = recipe(**ARMS["free"], **skip)
+    pool = Pool.from_groups(experience(folder, "free")[0])
+    batch = plan(pool, random_scores(pool), chosen, 0).batch
+    assert with_gradient(batch, chosen.algorithm).num_sequences < batch.num_sequences
 
 
 def chains(rank: int, folder: Path) -> None:
