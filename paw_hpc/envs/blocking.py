@@ -168,6 +168,10 @@ class Episode:
         """The prompt for this step; what a model says to it goes to `respond`."""
         return self._episode.messages()
 
+    def turn(self) -> str:
+        """What the next user turn of a conversation says, for callers that keep the messages. Raises UserError: a benchmark without conversations."""
+        return self._episode.turn()
+
     def outcome(self) -> Outcome:
         """How it went, as a line of a file of outcomes. Raises UserError: the environment broke it."""
         return self._episode.outcome()

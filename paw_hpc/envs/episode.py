@@ -72,6 +72,21 @@ class EpisodeRecord:
         """The prompt for this step, by the rules (`prompt`, `prompt_template`, `history`); what a model says to it goes to `respond`."""
         return self._agent().messages()
 
+    def turn(self) -> str:
+        """What the next user turn of a conversation says: the whole prompt at first, then what was observed and what is said behind it.
+
+        For callers that keep the messages (`prompt="conversation"` or "paper"); what a model says to it goes to `respond`.
+
+        Raises:
+            UserError: a benchmark that plays no conversations.
+        """
+        view = self._agent()
+        if not self.steps:
+            return "\n\n".join(message["content"] for message in view.messages())
+        if not callable(getattr(view, "next_turn", None)):
+            raise UserError(f"{self._environments.env.name}: its {type(view).__name__} has no next_turn; ask for messages() at every step")
+        return f"{self.observation}\n{view.next_turn()}"  # type: ignore[attr-defined]
+
     def _agent(self) -> AgentView:
         """The agent's view, which learns of what has happened only here: most of a fast environment's time would go into prompts nobody asks for."""
         if self._view is None:
