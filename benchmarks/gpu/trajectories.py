@@ -54,6 +54,11 @@ def middle(found: Found, name: str) -> float:
     return float(np.median(found[name]))
 
 
+def peak_gib(found: Found) -> str:
+    """Of a GPU; a process's own says nothing of one update."""
+    return f"{middle(found, 'memory_peak_bytes') / 2**30:.2f}" if torch.cuda.is_available() else ""
+
+
 COLUMNS = ["steps", "episodes", "arm", "tokens of samples", "of chains", "ratio", "samples: s", "chains: s", "faster", "samples: GiB", "chains: GiB"]
 COLUMNS += ["norm of the gradient, chains / samples - 1"]
 
@@ -65,9 +70,8 @@ def both_ways(policy: Policy, arms: dict[str, Recipe], pool: Pool, steps: int, e
     apart = measured(policy, arms, pool, False, 1)
     for arm in arms:
         tokens, seconds, norms = ([middle(f[arm], name) for f in (apart, whole)] for name in ("tokens", "total_s", "grad_norm"))
-        peaks = [middle(f[arm], "memory_peak_bytes") / 2**30 for f in (apart, whole)] if torch.cuda.is_available() else [float("nan")] * 2
         cells = [f"{tokens[0]:,.0f}", f"{tokens[1]:,.0f}", f"{tokens[0] / tokens[1]:.1f}", f"{seconds[0]:.2f}", f"{seconds[1]:.2f}"]
-        cells += [f"{seconds[0] / seconds[1]:.1f}", *(f"{p:.1f}" for p in peaks), f"{norms[1] / norms[0] - 1:+.1e}"]
+        cells += [f"{seconds[0] / seconds[1]:.1f}", peak_gib(apart[arm]), peak_gib(whole[arm]), f"{norms[1] / norms[0] - 1:+.1e}"]
         rows.append([steps, episodes, arm, *cells])
     return rows
 
@@ -77,9 +81,8 @@ def arms_on_chains(policy: Policy, arms: dict[str, Recipe], pool: Pool, repeats:
     found = measured(policy, arms, pool, True, repeats)
     rows = []
     for arm, values in found.items():
-        peak = middle(values, "memory_peak_bytes") / 2**30 if torch.cuda.is_available() else float("nan")
         cells = [f"{middle(values, name):,.0f}" for name in ("tokens", "rows")] + [f"{middle(values, name):.3f}" for name in ("score_s", "update_s")]
-        rows.append([arm, *cells, f"{peak:.2f}"])
+        rows.append([arm, *cells, peak_gib(values)])
     ratios = []
     for column, said in (("update_s", "update"), ("total_s", "scoring, planning and update")):
         paw, vanilla = (found[arm][column][1:] for arm in ("PaW", "vanilla"))
