@@ -122,7 +122,7 @@ def test_evaluations_written_elsewhere_do_not_spoil_a_folder_of_runs(tmp_path: P
 # ------------------------------------------------------------------------------------------------------------- one line, no traceback
 
 
-@pytest.mark.parametrize("module", ["bm25s", "nltk", "rapidfuzz", "rapidfuzz", "aiohttp", "httpx", "faiss", "uvicorn", "textworld", "numba.core"])
+@pytest.mark.parametrize("module", ["bm25s", "nltk", "rapidfuzz", "aiohttp", "httpx", "faiss", "uvicorn", "textworld", "numba.core"])
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str) -> None:
     def lacking(*_: object) -> None:
         raise ModuleNotFoundError(f"No module named '{module}'", name=module)
