@@ -24,6 +24,7 @@ from paw_hpc.system import storage
 from paw_hpc.system.errors import RecipeError, StorageError
 from paw_hpc.system.extras import EXTRAS
 from paw_hpc.system.storage import check_writable, write_atomically
+from tests.missing import COMMAND, WITHOUT
 from tests.report.synthetic import draw, recipe, training_metrics, write_run
 from tests.report.synthetic import evaluation as played
 
@@ -151,24 +152,8 @@ def test_the_table_of_packages_is_that_of_the_project() -> None:
         assert re.search(rf"(^| ){re.escape(names.get(module, module))}\b", required), (module, extra.name)
 
 
-WITHOUT = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Missing(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Missing())
-sys.argv = ["paw", *{arguments}]
-from paw_hpc.cli.main import main
-main()
-"""
-
-
 def without(modules: set[str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    code = WITHOUT.format(missing=sorted(modules), arguments=arguments)
+    code = (WITHOUT + COMMAND).format(missing=sorted(modules), arguments=arguments)
     return subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
 
 

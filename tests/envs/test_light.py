@@ -11,22 +11,11 @@ from pathlib import Path
 import pytest
 
 from paw_hpc.system.extras import EXTRAS
+from tests.missing import COMMAND, WITHOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "tensorboard", "megatron", "triton", "accelerate", "gguf", "huggingface_hub"}
 
-# What the base and one benchmark's extra bring is there; all else is not, and each program says what was asked for in vain.
-WITHOUT = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Missing(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {missing}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Missing())
-"""
 PLAY = """
 from paw_hpc.envs import Environments, write_outcomes
 name, panel, target, settings = {arguments}
@@ -38,11 +27,6 @@ with Environments(name, **settings) as environments:
     assert all(episode.messages() for episode in batch.episodes) and not any(episode.failed for episode in batch.episodes)
     outcomes = [episode.outcome() for episode in batch.episodes]
     write_outcomes(target, outcomes, player="nobody", benchmark=name, panel=panel, temperature=0.0, rules="few steps")
-"""
-COMMAND = """
-sys.argv = ["paw", *{arguments}]
-from paw_hpc.cli.main import main
-main()
 """
 CASES = {
     "alfworld": ("valid_seen:3@0", {"max_steps": 4, "games": "generated", "task_types": ["look_at_obj_in_light"]}),
