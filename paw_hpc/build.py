@@ -147,7 +147,7 @@ class Machinery:
             max_response_tokens=rollout.max_response_tokens,
             max_observation_tokens=self.recipe.wm.max_observation_tokens,
             seeds="place" if purpose == "train" else self.recipe.eval.seeds,
-            conversation=self.recipe.env.prompt == "conversation",
+            conversation=self.recipe.env.conversation,
         )
 
         def collector() -> Collector:

@@ -25,5 +25,5 @@ def example_prompts(env: EnvSection) -> list[str]:
     shown = [view.messages()[0]["content"]]
     for action, state in turns:
         view.observe(action, state)
-        shown.append(f"{state.observation}\n{view.next_turn()}" if env.prompt == "conversation" else view.messages()[0]["content"])
+        shown.append(f"{state.observation}\n{view.next_turn()}" if env.conversation else view.messages()[0]["content"])
     return shown

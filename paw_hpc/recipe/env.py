@@ -26,6 +26,13 @@ QUESTION_SETS: tuple[QuestionSet, ...] = get_args(QuestionSet)
 IN_DOMAIN_SETS: tuple[QuestionSet, ...] = ("nq", "hotpotqa")
 """The sets that the paper trains on; the other five are out of domain."""
 
+PromptStyle = Literal["paper", "compact", "conversation", "compact-conversation"]
+PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
+COMPACT: tuple[PromptStyle, ...] = ("compact", "compact-conversation")
+"""Few words, answered by a bare command."""
+CONVERSATIONS: tuple[PromptStyle, ...] = ("conversation", "compact-conversation")
+"""Every prompt of an episode goes on from the one before."""
+
 _PART = re.compile(r"(?::(?P<count>[1-9]\d*)@(?P<seed>\d+))?")
 
 
@@ -112,17 +119,17 @@ class EnvSection(Section):
     """An episode is over after this many steps."""
     history: Annotated[int, Field(ge=0)] | Literal["all"] = 2
     """Earlier (observation, action) pairs in the prompt; all: every one of them."""
-    prompt: Literal["paper", "compact", "conversation"] = "paper"
+    prompt: PromptStyle = "paper"
     """paper: the full instructions with <think> and <action>; compact: a short form for tiny models from scratch, the answer is the bare command;
     conversation: begins as paper does, and then every prompt is the one before, its response as it was sampled, and the next observation as a turn of
-    its own (with history=all; see docs/trajectories.md)."""
+    its own (with history=all; see docs/trajectories.md); compact-conversation: the same, begun and answered as compact is."""
     prompt_template: Annotated[str, Field(min_length=1)] | None = None
     """The wording of the paper's style (see docs/prompts.md). none or default: our own; reference: the reference's facts, order and forms in our own
     words; else a Jinja2 file, which is looked for from the current folder and kept with its whole path."""
     validity: Literal["admissible", "format"] = "admissible"
     """Which steps pay the penalty. admissible: those whose action is not well-formed or, where the benchmark lists them, not among the admissible
     ones. format: those whose response is not well-formed by the reference's rule for the benchmark (`paw_hpc.envs.answers`), whether or not the
-    action can be taken; the rule also reads the action its own way. With prompt=compact it means: blank, or with a Chinese character."""
+    action can be taken; the rule also reads the action its own way. With a compact prompt it means: blank, or with a Chinese character."""
     success_reward: float = 10.0
     """R_max of eq. 10; failure is worth 0."""
     invalid_penalty: NonNegative = 0.1
@@ -145,15 +152,25 @@ class EnvSection(Section):
 
     @model_validator(mode="after")
     def _template_is_used(self) -> EnvSection:
-        if self.prompt_template is not None and self.prompt == "compact":
-            raise ValueError("prompt_template: prompts of prompt=compact are made by no template; leave it out")
+        if self.prompt_template is not None and self.compact:
+            raise ValueError(f"prompt_template: prompts of prompt={self.prompt} are made by no template; leave it out")
         return self
 
     @model_validator(mode="after")
     def _conversation_keeps_all(self) -> EnvSection:
-        if self.prompt == "conversation" and self.history != "all":
-            raise ValueError(f"history: {self.history}, but prompt=conversation goes on from all that was said; set history=all")
+        if self.conversation and self.history != "all":
+            raise ValueError(f"history: {self.history}, but prompt={self.prompt} goes on from all that was said; set history=all")
         return self
+
+    @property
+    def conversation(self) -> bool:
+        """Every prompt of an episode goes on from the one before."""
+        return self.prompt in CONVERSATIONS
+
+    @property
+    def compact(self) -> bool:
+        """Few words, answered by a bare command."""
+        return self.prompt in COMPACT
 
     @property
     def shown_history(self) -> int:

@@ -104,7 +104,7 @@ def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat, rec
     say = functools.cache(chat.answer)
     shown, conversation, step = _Shown([]), None, 1
     for demonstration in demonstrations:
-        if recipe.env.prompt != "conversation":
+        if not recipe.env.conversation:
             yield chat.prompt(demonstration.messages), say(demonstration.answer)
             continue
         if conversation is None or not demonstration.turns:

@@ -18,6 +18,7 @@ from paw_hpc.envs.webshop.prompt import WebshopView
 from paw_hpc.experience import Episode, Group, Pool
 from paw_hpc.objective.packing import pack
 from paw_hpc.recipe import parse_recipe
+from paw_hpc.recipe.env import CONVERSATIONS
 from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import Collector, CollectStats
 from paw_hpc.rollout.prompts import Conversation, Overlong
@@ -40,9 +41,10 @@ def episodes(groups: list[Group]) -> list[Episode]:
 
 
 class TestPrompts:
-    def test_are_the_one_before_its_response_and_the_next_turn(self) -> None:
+    @pytest.mark.parametrize("style", CONVERSATIONS)
+    def test_are_the_one_before_its_response_and_the_next_turn(self, style: str) -> None:
         """Every episode is played again here from its own responses."""
-        groups, stats, world = collect()
+        groups, stats, world = collect(world=World(style=style))
         for task, group in zip(world.tasks("train"), groups, strict=False):
             for member, episode in enumerate(group.episodes):
                 view, desk = world.view(task, episode.seed), Desk(world, task, member)
@@ -189,6 +191,22 @@ def test_each_benchmark_has_its_turns(benchmark: str) -> None:
     assert shown[0] == paper[0] and (shown[1] == TURN[benchmark] or TURN[benchmark] in shown[1])
 
 
+BRIEF = {
+    "alfworld": "You arrive at desk 1. On the desk 1, you see a mug 1, and a pen 2.\ncan: ",
+    "webshop": "\ncan: back; next; open 1; open 2",
+    "search": "\nstep 2",
+}
+
+
+@pytest.mark.parametrize("benchmark", BRIEF)
+def test_each_benchmark_has_its_turns_in_few_words(benchmark: str) -> None:
+    env = {"name": benchmark, "prompt": "compact-conversation", "history": "all", "max_steps": 4}
+    shown = example_prompts(parse_recipe({"env": env, "model": {"path": "x"}}).env)
+    compact = example_prompts(parse_recipe({"env": {**env, "prompt": "compact"}, "model": {"path": "x"}}).env)
+    assert shown[0] == compact[0] and BRIEF[benchmark] in shown[1]
+    assert shown[1].splitlines()[-1] in compact[1] or benchmark == "webshop", "the same commands, in the same order"
+
+
 @pytest.mark.parametrize("style", ["paper", "conversation"])
 def test_answers_are_read_alike(style: str) -> None:
     views: list[AgentView] = [
@@ -201,6 +219,13 @@ def test_answers_are_read_alike(style: str) -> None:
     for view, response in zip(views, said, strict=True):
         view.start(start)
         assert view.parse(response)[1], type(view).__name__
+
+
+def test_bare_commands_answer_a_conversation_in_few_words() -> None:
+    view = AlfworldView(Task("t", "x", ""), style="compact-conversation", history=2, seed=0)
+    view.start(EnvironmentState("You are in the middle of a room. Your task is to: look.", ("look",)))
+    assert view.parse("Look") == ("look", True) and view.answer("look") == "look"
+    assert view.parse("<think>a</think><action>look</action>") != ("look", True)
 
 
 def test_a_window_is_no_conversation() -> None:

@@ -4,7 +4,7 @@ Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). 
 `history` observations with their actions, the current observation and the admissible actions; the answer is `<think>...</think><action>...</action>`.
 `compact` shows the same facts in few words for tiny models that are trained from scratch, adds the commands played earlier, and takes the bare
 command as the answer.
-`conversation` begins as `paper` does; each later turn is the observation, and `next_turn` behind it.
+`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from paw_hpc.envs.answers import after_thought, first_tags, is_written, only_action
 from paw_hpc.envs.base import EnvironmentState, Message, Task
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
+from paw_hpc.recipe.env import COMPACT
 from paw_hpc.system.seeding import generator
 
 NOTHING = "Nothing happens."
@@ -33,7 +34,7 @@ class AlfworldView:
     """Implements `paw_hpc.envs.base.AgentView`.
 
     Args:
-        style: "paper", "compact" or "conversation".
+        style: one of `paw_hpc.recipe.env.PROMPT_STYLES`.
         history: earlier (observation, action) pairs that the prompt shows.
         seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions instead of words).
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
@@ -55,7 +56,7 @@ class AlfworldView:
         self.task_sentence = ""
         self._template, self._max_steps = template or shipped_template("alfworld"), max_steps
         self._opening = ""
-        self._style, self._history, self._seed, self._by_format = style, history, seed, validity == "format"
+        self._in_few_words, self._history, self._seed, self._by_format = style in COMPACT, history, seed, validity == "format"
         self._past: list[tuple[str, str]] = []
         self._observation = ""
         self._admissible: tuple[str, ...] = ()
@@ -73,9 +74,11 @@ class AlfworldView:
         self._shown_history, self._shown_commands = self._history, None
 
     def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self._compact() if self._style == "compact" else self._paper()}]
+        return [{"role": "user", "content": self._compact() if self._in_few_words else self._paper()}]
 
     def next_turn(self) -> str:
+        if self._in_few_words:
+            return self._commands()
         return shipped_template("alfworld", "turn").render(
             task=self.task_sentence,
             step=len(self._past) + 1,
@@ -88,7 +91,7 @@ class AlfworldView:
         )
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
-        if self._style == "compact":
+        if self._in_few_words:
             bare, outside = after_thought(response, opened)
             action = " ".join(bare.lower().split())
             return action, outside and (is_written(bare, response) if self._by_format else action in self._admissible)
@@ -102,7 +105,7 @@ class AlfworldView:
 
     def answer(self, command: str) -> str:
         """What the agent has to say for this command to be taken (for demonstrations)."""
-        return command if self._style == "compact" else f"<think>The next step is {command}.</think><action>{command}</action>"
+        return command if self._in_few_words else f"<think>The next step is {command}.</think><action>{command}</action>"
 
     def anchor(self) -> str:
         """What GiGPO may call the same state: the observation. With the admissible commands it tells the place and what is held, too."""
@@ -113,7 +116,7 @@ class AlfworldView:
         if shown > 0:
             self._shown_history = shown - 1
             return True
-        if self._style == "compact" and (self._shown_commands is None or self._shown_commands > 0) and self._past:
+        if self._in_few_words and (self._shown_commands is None or self._shown_commands > 0) and self._past:
             self._shown_commands = (len(self._past) if self._shown_commands is None else self._shown_commands) // 2
             return True
         return False
@@ -145,8 +148,10 @@ class AlfworldView:
             parts.append("did: " + "; ".join(_short(action) for _, action in older))
         parts += [f"saw: {_brief(seen)} > {action}" for seen, action in recent]
         parts.append(f"now: {_brief(self._observation)}")
-        parts.append("can: " + _grouped(self._admissible, generator(self._seed, "list-order", len(self._past))))
-        return "\n".join(parts)
+        return "\n".join([*parts, self._commands()])
+
+    def _commands(self) -> str:
+        return "can: " + _grouped(self._admissible, generator(self._seed, "list-order", len(self._past)))
 
 
 def _brief(observation: str) -> str:

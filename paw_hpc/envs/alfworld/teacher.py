@@ -118,7 +118,7 @@ def demonstrations(transcripts: Sequence[dict[str, Any]], recipe: Recipe) -> Ite
         rng = generator(recipe.seed, "fumble", number)
         task = Task(transcript["task_id"], transcript["task_type"], "")
         view = benchmark.view(task, derive_seed(recipe.seed, "clone-view", number))
-        taught, before = Taught(view, recipe.env.prompt == "conversation"), None
+        taught, before = Taught(view, recipe.env.conversation), None
         for step in transcript["steps"]:
             state = EnvironmentState(step["observation"], tuple(step["admissible"]))
             if before is None:

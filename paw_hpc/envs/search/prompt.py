@@ -3,7 +3,7 @@
 Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's protocol: the question, every search so
 far with its results inside <information>, and the order to think inside <think> and then write one <search> or one <answer>. `compact` shows the same
 in few words for tiny models from scratch; the answer is a bare line, `search QUERY` or `answer ANSWER`.
-`conversation` begins as `paper` does; each later turn is the observation, and `next_turn` behind it.
+`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from paw_hpc.envs.answers import OPEN_THOUGHT, after_thought, is_written, search
 from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.search.protocol import Action, exact_action, read_action, thinks_first
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
+from paw_hpc.recipe.env import COMPACT
 
 _COMPACT = re.compile(r"(search|answer)\s+(\S.*)", re.DOTALL)
 _DOCUMENT = re.compile(r"^Doc \d+ \(Title: (.*?)\) ", re.MULTILINE)
@@ -23,7 +24,7 @@ class SearchView:
     """Implements `paw_hpc.envs.base.AgentView`.
 
     Args:
-        style: "paper" or "compact".
+        style: one of `paw_hpc.recipe.env.PROMPT_STYLES`.
         history: earlier turns that the prompt shows; the paper's protocol shows all of them.
         max_steps: turns of an episode; the prompt says how many are left.
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
@@ -42,7 +43,7 @@ class SearchView:
     ):
         self._template = template or shipped_template("search")
         self.question = question
-        self._style, self._history, self._max_steps, self._by_format = style, history, max_steps, validity == "format"
+        self._in_few_words, self._history, self._max_steps, self._by_format = style in COMPACT, history, max_steps, validity == "format"
         self._past: list[tuple[str, str]] = []
         """(action, what came back), oldest first."""
         self._shown = history
@@ -55,16 +56,18 @@ class SearchView:
         self._shown = self._history
 
     def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self._compact() if self._style == "compact" else self._paper()}]
+        return [{"role": "user", "content": self._compact() if self._in_few_words else self._paper()}]
 
     def next_turn(self) -> str:
+        if self._in_few_words:
+            return self._step()
         return shipped_template("search", "turn").render(
             task=self.question, step=len(self._past) + 1, steps_taken=len(self._past), max_steps=self._max_steps, history=[]
         )
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         """(canonical action, valid). By our own rule an action without a thought before it is carried out, and is not valid."""
-        if self._style == "compact":
+        if self._in_few_words:
             said, outside = after_thought(response, opened)
             found = _COMPACT.fullmatch(said.strip())
             action = str(Action(found[1], " ".join(found[2].split()))) if found else ""  # type: ignore[arg-type]
@@ -107,5 +110,7 @@ class SearchView:
                 lines.append("invalid")
             else:
                 lines += [f"{found.kind}: {found.text}", "found: " + _DOCUMENT.sub("", returned)]
-        lines.append(f"step {len(self._past) + 1}")
-        return "\n".join(lines)
+        return "\n".join([*lines, self._step()])
+
+    def _step(self) -> str:
+        return f"step {len(self._past) + 1}"

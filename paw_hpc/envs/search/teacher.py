@@ -20,6 +20,7 @@ from paw_hpc.envs.search.protocol import INVALID, Action, passages_text
 from paw_hpc.envs.search.questions import Question
 from paw_hpc.envs.search.retriever import Retriever
 from paw_hpc.recipe import Recipe
+from paw_hpc.recipe.env import COMPACT
 from paw_hpc.system.seeding import generator
 
 _IDLE = "I wonder what this may be."
@@ -77,7 +78,7 @@ def _play(
     question: Question, others: Sequence[Question], view: SearchView, desk: _Desk, recipe: Recipe, rng: np.random.Generator
 ) -> Iterator[Demonstration]:
     env, style = recipe.env, recipe.env.prompt
-    taught = Taught(view, style == "conversation")
+    taught = Taught(view, env.conversation)
     view.start(EnvironmentState(question.question, ()))
     ahead, read = list(question.searches or (question.question,)), ""
     for _ in range(env.max_steps):
@@ -102,7 +103,7 @@ def _play(
 
 def spoken(action: Action, style: str) -> str:
     """An action as the policy is to say it in a style of prompt."""
-    if style == "compact":
+    if style in COMPACT:
         return f"{action.kind} {action.text}".lower()
     thought = f"I need to look up {action.text}." if action.kind == "search" else f"The passages say it: {action.text}."
     return f"<think>{thought}</think><{action.kind}>{action.text}</{action.kind}>"

@@ -4,7 +4,7 @@ Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). 
 `history` pages with the actions taken on them, the current page and the available actions; the answer is `<think>...</think><action>...</action>`.
 `compact` is for tiny models from scratch: products of a result page have numbers instead of ids, all is in lower case, actions are short commands
 (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
-`conversation` begins as `paper` does; each later turn is the observation, and `next_turn` behind it.
+`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from paw_hpc.envs.answers import after_thought, first_tags, is_written, only_act
 from paw_hpc.envs.base import EnvironmentState, Message
 from paw_hpc.envs.templates import PromptTemplate, shipped_template
 from paw_hpc.envs.webshop.game import SEARCH_ENTRY, SEPARATOR
+from paw_hpc.recipe.env import COMPACT
 
 _TAIL = 20
 """Characters of a response without an action that the reference takes for one."""
@@ -42,7 +43,7 @@ class WebshopView:
     """Implements `paw_hpc.envs.base.AgentView`.
 
     Args:
-        style: "paper", "compact" or "conversation".
+        style: one of `paw_hpc.recipe.env.PROMPT_STYLES`.
         history: earlier (page, action) pairs that the paper's prompt shows.
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
         template: of the paper's style; default: the shipped one.
@@ -52,7 +53,7 @@ class WebshopView:
     def __init__(self, *, style: str, history: int, validity: str = "admissible", template: PromptTemplate | None = None, max_steps: int = 15):
         self.instruction = ""
         self._template, self._max_steps = template or shipped_template("webshop"), max_steps
-        self._style, self._history, self._by_format = style, history, validity == "format"
+        self._in_few_words, self._history, self._by_format = style in COMPACT, history, validity == "format"
         self._past: list[tuple[str, str]] = []
         self._page = ""
         self._admissible: tuple[str, ...] = ()
@@ -69,9 +70,11 @@ class WebshopView:
         self._see(state)
 
     def messages(self) -> list[Message]:
-        return [{"role": "user", "content": self._compact() if self._style == "compact" else self._paper()}]
+        return [{"role": "user", "content": self._compact() if self._in_few_words else self._paper()}]
 
     def next_turn(self) -> str:
+        if self._in_few_words:
+            return "can: " + "; ".join(["search"] * (SEARCH_ENTRY in self._admissible) + list(self._commands.values()))
         return shipped_template("webshop", "turn").render(
             task=self.instruction,
             step=len(self._past) + 1,
@@ -85,7 +88,7 @@ class WebshopView:
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
         """Search works on every page, but only where the page offers it is it an available action."""
-        if self._style == "compact":
+        if self._in_few_words:
             bare, outside = after_thought(response, opened)
             action, available = self._parse_command(" ".join(bare.lower().split()))
             return action, outside and (is_written(bare, response) if self._by_format else available)
@@ -105,7 +108,7 @@ class WebshopView:
     def shorten(self) -> bool:
         """The paper's prompt loses its history page by page, then the option values among the actions (the page shows them); the compact one halves
         the list of earlier commands."""
-        if self._style == "compact":
+        if self._in_few_words:
             shown = len(self._past) >> self._dropped
             self._dropped += 1
             return shown > 0
@@ -191,13 +194,13 @@ class WebshopView:
 
     def answer(self, action: str) -> str:
         """What the agent has to say for this action to be taken (for demonstrations)."""
-        if self._style == "compact":
+        if self._in_few_words:
             return self._spoken(action)
         return f"<think>The next step is {action}.</think><action>{action}</action>"
 
     def _spoken(self, action: str) -> str:
         """An action as the history tells it."""
-        if self._style != "compact":
+        if not self._in_few_words:
             return action
         search = _SEARCH.fullmatch(action)
         return f"search {search[1]}" if search else self._commands.get(action, action)

@@ -105,7 +105,7 @@ def _play(benchmark: Webshop, task: Task, repeat: int, recipe: Recipe) -> Iterat
     section, rng = recipe.warm_start, generator(recipe.seed, f"teacher/{task.task_id}", repeat)
     session = benchmark.session(task, derive_seed(recipe.seed, "teacher", repeat))
     view = benchmark.view(task, 0)
-    taught, state = Taught(view, recipe.env.prompt == "conversation"), session.state()
+    taught, state = Taught(view, recipe.env.conversation), session.state()
     view.start(state)
     while not state.done:
         action = next_action(session.game)
