@@ -264,7 +264,7 @@ def of_sglang(folder: Path, options: argparse.Namespace, stack: contextlib.ExitS
         async def once(number: int) -> None:
             await serving.engine.generate(GenerationRequest(f"{seconds}-{number}", prompt, seed=number, temperature=1.0, max_tokens=16))
 
-        return loop.run(measured(once, options.clients, seconds), errands=True)
+        return loop.run(measured(once, options.clients, seconds), serve=True)
 
     run(3.0)  # the first turns compile and fill caches
     port = urlsplit(serving.fleet.servers[0].http.url).port

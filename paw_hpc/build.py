@@ -92,7 +92,7 @@ class Machinery:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Its result, from the event loop of the run (on a rank that plays: requests to its engine)."""
-        return self._runner.run(coroutine, errands=True)
+        return self._runner.run(coroutine, serve=True)
 
     def play(
         self,
@@ -113,7 +113,7 @@ class Machinery:
         collector = self._collector(purpose, temperature)
 
         def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
-            return self._runner.run(collector().collect(share, members, index, first), errands=True, leave=leave)
+            return self._runner.run(collector().collect(share, members, index, first), serve=True, leave=leave)
 
         return self.players.play(tasks, first_group, play)
 
@@ -124,7 +124,7 @@ class Machinery:
 
         def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
             begun = ahead[1] if ahead is not None and ahead[0] == update else self._runner.start(collector().collect(share, members, update, first))
-            groups, stats = self._runner.wait(begun, errands=True)
+            groups, stats = self._runner.wait(begun, serve=True)
             stats.engine = self.playing.collected()
             return groups, stats
 

@@ -12,7 +12,7 @@ import torch
 
 from paw_hpc.build import Machinery
 from paw_hpc.evaluation import diagnostics
-from paw_hpc.evaluation.diagnostics import Copier, Seen, copied, observe, predictions
+from paw_hpc.evaluation.diagnostics import Copier, Seen, copied_tokens, observe, predictions
 from paw_hpc.evaluation.panel import Evaluation, evaluate, evaluate_path, rules
 from paw_hpc.evaluation.results import read_evaluations
 from paw_hpc.experience import Group
@@ -147,7 +147,7 @@ def argmax_exact(machinery: Machinery, seen: Seen) -> bool:
 
 def test_the_copier_goes_on_behind_what_it_copied() -> None:
     def of(previous: list[int], following: list[int]) -> list[bool]:
-        return copied(np.array(previous, dtype=np.int32), np.array(following, dtype=np.int32)).tolist()
+        return copied_tokens(np.array(previous, dtype=np.int32), np.array(following, dtype=np.int32)).tolist()
 
     assert of([1, 2, 3], [1, 2, 3]) == [True, True, True]
     assert of([1, 2, 3, 4], [1, 3, 4]) == [True, False, True]  # one left out: found again behind it
@@ -157,7 +157,7 @@ def test_the_copier_goes_on_behind_what_it_copied() -> None:
 
 def test_the_copiers_cross_entropy_is_that_of_its_best_confidence() -> None:
     seen = [s for s in seen_of(random_groups(3, groups=4, vocabulary=6)) if s.previous is not None]
-    hits = np.concatenate([copied(s.previous, s.transition.observation_ids) for s in seen if s.previous is not None])
+    hits = np.concatenate([copied_tokens(s.previous, s.transition.observation_ids) for s in seen if s.previous is not None])
     missed = np.concatenate([s.transition.observation_ids for s in seen])[~hits]
     shares = {token: float((missed == token).mean()) for token in set(missed.tolist())}
 

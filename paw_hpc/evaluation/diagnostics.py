@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paw_hpc.build import Machinery
-from paw_hpc.evaluation.episodes.copier import copied
+from paw_hpc.evaluation.episodes.copier import copied_tokens
 from paw_hpc.evaluation.results import Prediction
 from paw_hpc.evaluation.statistics import cluster_interval, ratio_interval
 from paw_hpc.experience import Floats, Group, Ids, Pool, Transition
@@ -98,7 +98,7 @@ class Copier:
     """
 
     def __init__(self, seen: Sequence[Seen]) -> None:
-        self._hits = {id(s): copied(s.previous, s.transition.observation_ids) for s in seen if s.previous is not None}
+        self._hits = {id(s): copied_tokens(s.previous, s.transition.observation_ids) for s in seen if s.previous is not None}
         hits, tokens = sum(int(h.sum()) for h in self._hits.values()), sum(s.tokens for s in seen)
         self._confidence = min(max(hits / tokens, 1e-6), 1 - 1e-6)
         missed = Counter(int(t) for s in seen for t in s.transition.observation_ids[~self._hits[id(s)]])

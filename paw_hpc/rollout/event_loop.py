@@ -26,7 +26,7 @@ class EventLoop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="paw-event-loop", daemon=True)
         self._thread.start()
-        self._errands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -38,27 +38,27 @@ class EventLoop:
         """Let it run in the background; `wait` for it, or cancel it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def run(self, coroutine: Coroutine[Any, Any, T], *, errands: bool = False, leave: Callable[[], bool] | None = None) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T], *, serve: bool = False, leave: Callable[[], bool] | None = None) -> T:
         """Its result. An interrupt (Ctrl-C) cancels it first.
 
         Args:
-            errands: do meanwhile, in this thread, what `errand` asks for.
-            leave: with errands; asked about every half second: once true, it is cancelled.
+            serve: meanwhile do, in this thread, what `in_waiting_thread` asks for.
+            leave: with `serve`; asked about every half second: once true, it is cancelled.
 
         Raises:
             EvaluationLeft: `leave` said so.
         """
-        return self.wait(self.start(coroutine), errands=errands, leave=leave)
+        return self.wait(self.start(coroutine), serve=serve, leave=leave)
 
-    def wait(self, future: Future[T], *, errands: bool = False, leave: Callable[[], bool] | None = None) -> T:
+    def wait(self, future: Future[T], *, serve: bool = False, leave: Callable[[], bool] | None = None) -> T:
         """The result of what `start` began (see `run`)."""
-        if errands:
-            future.add_done_callback(lambda _: self._errands.put((lambda: None, Future())))  # wakes the loop below
+        if serve:
+            future.add_done_callback(lambda _: self._tasks.put((lambda: None, Future())))  # wakes the loop below
         try:
-            while errands and not future.done():
+            while serve and not future.done():
                 if leave is not None and leave():
                     raise EvaluationLeft
-                self._do_errand()
+                self._do_task()
             return future.result()
         except BaseException:
             self.cancel(future)
@@ -69,10 +69,10 @@ class EventLoop:
         if future.cancel():
             self._settle()
 
-    async def errand(self, work: Callable[[], T]) -> T:
-        """Called in the loop: have `work` done by the thread that waits with `errands=True`, now or when it next does."""
+    async def in_waiting_thread(self, work: Callable[[], T]) -> T:
+        """Called in the loop: have `work` done by the thread that waits with `serve=True`, now or when it next does."""
         done: Future[T] = Future()
-        self._errands.put((work, done))
+        self._tasks.put((work, done))
         return await asyncio.wrap_future(done)
 
     def close(self) -> None:
@@ -83,9 +83,9 @@ class EventLoop:
         self._thread.join()
         self._loop.close()
 
-    def _do_errand(self) -> None:
+    def _do_task(self) -> None:
         try:
-            work, done = self._errands.get(timeout=_POLL_S)
+            work, done = self._tasks.get(timeout=_POLL_S)
         except queue.Empty:
             return
         if not done.set_running_or_notify_cancel():

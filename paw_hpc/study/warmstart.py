@@ -38,7 +38,7 @@ from paw_hpc.system.seeding import generator
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ClonedSequence:
     """Ids of a prompt and of the expert's answer with its end-of-turn token; of a conversation, as far as one goes on from the other, all of them."""
 
     ids: Ids
@@ -122,22 +122,22 @@ def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat, rec
         yield prompt, say(demonstration.answer)
 
 
-def joined(states: Iterable[tuple[Ids, Ids]]) -> Iterator[Sample]:
+def joined(states: Iterable[tuple[Ids, Ids]]) -> Iterator[ClonedSequence]:
     """(prompt, answer) of each state as samples: where a prompt goes on from the prompt and answer before it, both are one sequence, in which every
     token is once."""
     ids, is_answer = np.empty(0, dtype=np.int32), np.empty(0, dtype=bool)
     for prompt, answer in states:
         if len(ids) and not (len(prompt) > len(ids) and np.array_equal(prompt[: len(ids)], ids)):
-            yield Sample(ids, is_answer)
+            yield ClonedSequence(ids, is_answer)
             is_answer = is_answer[:0]
         grown = np.concatenate([prompt, answer])
         is_answer = np.concatenate([is_answer, np.zeros(len(prompt) - len(is_answer), dtype=bool), np.ones(len(answer), dtype=bool)])
         ids = grown
     if len(ids):
-        yield Sample(ids, is_answer)
+        yield ClonedSequence(ids, is_answer)
 
 
-def clone(model: PreTrainedModel, samples: Sequence[Sample], recipe: Recipe, console: Console | None = None) -> float:
+def clone(model: PreTrainedModel, samples: Sequence[ClonedSequence], recipe: Recipe, console: Console | None = None) -> float:
     """Behaviour cloning on packed batches; returns the answer's mean cross-entropy (nats per token) over the last tenth of the steps."""
     section, weight = recipe.warm_start, model.get_output_embeddings().weight
     optimizer = Optimizer(model, section.lr, OptimizerSection(betas=(0.9, 0.98), weight_decay=0.05))
@@ -162,7 +162,7 @@ def _weighted_nll(weight: torch.Tensor, logp: torch.Tensor, entropy: torch.Tenso
     return -weight[rows] * logp
 
 
-def _batches(samples: Sequence[Sample], batch_tokens: int, seed: int) -> Iterator[list[Sample]]:
+def _batches(samples: Sequence[ClonedSequence], batch_tokens: int, seed: int) -> Iterator[list[ClonedSequence]]:
     """Endless batches of about `batch_tokens`, every sample once per pass; samples of similar length stand together, so attention pads little."""
     lengths = np.array([len(s.ids) for s in samples])
     for epoch in range(1 << 30):
@@ -177,7 +177,7 @@ def _batches(samples: Sequence[Sample], batch_tokens: int, seed: int) -> Iterato
                 yield [samples[int(i)] for i in groups[index]]
 
 
-def _packed(batch: Sequence[Sample], prompt_weight: float) -> tuple[torch.Tensor, ...]:
+def _packed(batch: Sequence[ClonedSequence], prompt_weight: float) -> tuple[torch.Tensor, ...]:
     """(tokens[T], position_ids[T], cu_seqlens[N+1], row_position[R], row_weight[R], answer bool[R]); weights of answer rows sum to 1."""
     lengths = [len(s.ids) for s in batch]
     tokens = torch.from_numpy(np.concatenate([s.ids for s in batch]).astype(np.int64))

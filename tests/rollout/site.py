@@ -117,7 +117,7 @@ class Site:
             while any(s.state != "ready" or s.version != self.fleet.version for s in self.fleet.servers):
                 await asyncio.sleep(0.2)
 
-        self.loop.run(asyncio.wait_for(ready(), PATIENCE_S), errands=True)
+        self.loop.run(asyncio.wait_for(ready(), PATIENCE_S), serve=True)
 
     def prompts(self, count: int, seed: int = 0, length: int = 40) -> list[Ids]:
         """Sentences of the policy's own vocabulary that end where it is its turn."""
@@ -130,7 +130,7 @@ class Site:
         async def all_turns() -> list[Completion]:
             return list(await asyncio.gather(*((engine or self.engine).generate(r) for r in requests)))  # type: ignore[attr-defined]
 
-        return self.loop.run(all_turns(), errands=True)
+        return self.loop.run(all_turns(), serve=True)
 
     def only(self, server: Server, prompt: Ids, count: int = 8) -> tuple[list[int], list[float]]:
         """Greedy ids and log-probs of one certain server."""

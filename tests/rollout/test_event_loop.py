@@ -27,26 +27,26 @@ def test_coroutines_go_on_while_this_thread_does_something_else() -> None:
         assert loop.wait(begun) == "done" and set(ticks) == {"paw-event-loop"}
 
 
-def test_errands_are_done_by_the_thread_that_waits_and_their_errors_go_back() -> None:
+def test_tasks_are_done_by_the_thread_that_waits_and_their_errors_go_back() -> None:
     async def ask(loop: EventLoop) -> list[str]:
-        said = [await loop.errand(lambda: threading.current_thread().name)]
+        said = [await loop.in_waiting_thread(lambda: threading.current_thread().name)]
         with pytest.raises(ZeroDivisionError):
-            await loop.errand(lambda: 1 / 0)
+            await loop.in_waiting_thread(lambda: 1 / 0)
         return said
 
     with EventLoop() as loop:
-        assert loop.run(ask(loop), errands=True) == [threading.current_thread().name]
+        assert loop.run(ask(loop), serve=True) == [threading.current_thread().name]
 
 
-def test_an_errand_waits_for_somebody_who_does_errands() -> None:
+def test_a_task_waits_for_a_thread_that_serves() -> None:
     async def ask(loop: EventLoop) -> str:
-        return await loop.errand(lambda: "done")
+        return await loop.in_waiting_thread(lambda: "done")
 
     with EventLoop() as loop:
         begun = loop.start(ask(loop))
         loop.run(asyncio.sleep(0.05))
         assert not begun.done()
-        loop.run(asyncio.sleep(0.05), errands=True)
+        loop.run(asyncio.sleep(0.05), serve=True)
         assert loop.wait(begun) == "done"
 
 
@@ -81,7 +81,7 @@ def _interrupted(loop: EventLoop, begun: object) -> None:
         raise KeyboardInterrupt
 
     async def ask() -> None:
-        await loop.errand(interrupt)
+        await loop.in_waiting_thread(interrupt)
 
     loop.start(ask())
-    loop.wait(begun, errands=True)  # type: ignore[arg-type]
+    loop.wait(begun, serve=True)  # type: ignore[arg-type]

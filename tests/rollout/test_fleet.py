@@ -21,7 +21,7 @@ from paw_hpc.rollout.sglang.client import ServerClient, ServerFault
 from paw_hpc.rollout.sglang.fleet import Fleet
 from paw_hpc.rollout.sglang.lifecycle import FleetError, Keeper, Server
 from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, Weights
-from paw_hpc.rollout.sglang.publish.checks import Sample, cpu_checksum
+from paw_hpc.rollout.sglang.publish.checks import WeightSample, cpu_checksum
 from paw_hpc.rollout.sglang.publish.traversal import Passes
 from tests.rollout.desks import World
 from tests.rollout.site import PATIENCE_S, Site
@@ -43,7 +43,7 @@ def collect_and(site: Site, disturbances: dict[int, Callable[[], None]]) -> tupl
             disturb()
         return await played
 
-    groups, stats = site.loop.run(asyncio.wait_for(play(), PATIENCE_S), errands=True)
+    groups, stats = site.loop.run(asyncio.wait_for(play(), PATIENCE_S), serve=True)
     return groups, stats, world
 
 
@@ -133,7 +133,7 @@ class TestAtPublication:
         for path in ("disk", "tensor", "broadcast"):
             started = time.monotonic()
             with pytest.raises(ServerFault, match=r"^the dead server: "):
-                site.take(path).deliver([dead], Passes(whole, None, Sample(1, 1, 1, torch.float32, 1, cpu_checksum)), 1)
+                site.take(path).deliver([dead], Passes(whole, None, WeightSample(1, 1, 1, torch.float32, 1, cpu_checksum)), 1)
             assert time.monotonic() - started < site.recipe.rollout.publish.timeout_s / 2
         site.take("broadcast")
         site.all_ready()

@@ -20,7 +20,7 @@ from paw_hpc.recipe import TinyModel
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, buckets, in_turn, weights_of
-from paw_hpc.rollout.sglang.publish.checks import Sample, cpu_checksum
+from paw_hpc.rollout.sglang.publish.checks import WeightSample, cpu_checksum
 from paw_hpc.rollout.sglang.publish.files import WeightFiles
 from paw_hpc.rollout.sglang.publish.fleet_publisher import PublishError
 from paw_hpc.rollout.sglang.publish.paths import _handle, _shared_buffer
@@ -66,7 +66,7 @@ class TestEveryPath:
                     yield name, (tensor if name != lost else site.original[name])
 
         def torn(servers: Sequence[Server], passes: Passes, version: int) -> None:
-            deliver(servers, Torn(passes.weights, passes.tell, passes.sample), version)
+            deliver(servers, Torn(passes.weights, passes.give_order, passes.sample), version)
 
         monkeypatch.setattr(chosen, "deliver", torn)
         site.change_weights(3)
@@ -97,7 +97,7 @@ class TestTurnsUnderWay:
             site.loop.run(asyncio.sleep(0.7))
             site.change_weights(seed, scale=0.1)
             models[site.publish()] = {n: p.detach().clone() for n, p in site.model.named_parameters()}
-        turns = site.loop.wait(under_way, errands=True)
+        turns = site.loop.wait(under_way, serve=True)
         mixed = [t for t in turns if t.token_versions is not None]
         assert mixed, "no turn was under way when weights changed"
         for prompt, turn in zip(prompts, turns, strict=True):
@@ -183,7 +183,7 @@ class TestSample:
         kv_heads: int = 2,
         names: frozenset[str] = frozenset(),
     ) -> dict[str, list[str]]:
-        sample = Sample(version, count, ranks, torch.float32, kv_heads, cpu_checksum, names)
+        sample = WeightSample(version, count, ranks, torch.float32, kv_heads, cpu_checksum, names)
         assert sum(1 for _ in sample.watch(weights_of(model).tensors())) == len(list(model.parameters()))
         return sample.expected
 
@@ -198,7 +198,7 @@ class TestSample:
         expected = [self.sample(model, version, 3) for version in range(8)]
         for version in range(8):
             checksum = mock.Mock(side_effect=cpu_checksum)
-            sample = Sample(version, 3, 1, torch.float32, 2, checksum, names)
+            sample = WeightSample(version, 3, 1, torch.float32, 2, checksum, names)
             assert list(sample.watch(weights_of(model).tensors()))
             assert sample.expected == expected[version] and checksum.call_count == 3
             assert set(sample.unwanted()) == names - sample.expected.keys()
@@ -206,12 +206,12 @@ class TestSample:
     def test_of_stages_is_that_of_the_whole(self) -> None:
         named = list(weights_of(tiny()).tensors())
         for version in range(4):
-            whole = Sample(version, 3, 1, torch.float32, 2, cpu_checksum)
+            whole = WeightSample(version, 3, 1, torch.float32, 2, cpu_checksum)
             assert list(whole.watch(iter(named)))
-            parts = [Sample(version, 3, 1, torch.float32, 2, cpu_checksum) for _ in range(2)]
+            parts = [WeightSample(version, 3, 1, torch.float32, 2, cpu_checksum) for _ in range(2)]
             for part, share in zip(parts, (named[:14], named[14:]), strict=True):
                 assert list(part.watch(iter(share)))
-            merged = Sample(version, 3, 1, torch.float32, 2, cpu_checksum)
+            merged = WeightSample(version, 3, 1, torch.float32, 2, cpu_checksum)
             merged.merge([(p.expected, p.names) for p in parts])
             assert merged.expected == whole.expected and merged.names == whole.names
 

@@ -190,7 +190,7 @@ def turns(machinery: Machinery, event_loop: EventLoop) -> list[int]:
             requests = [GenerationRequest(i, np.arange(5, 40, dtype=np.int32), seed=i, temperature=1.0, max_tokens=4) for i in range(6)]
             return list(await asyncio.gather(*(machinery.engine.generate(r) for r in requests)))  # type: ignore[union-attr]
 
-        found.extend(t.weight_version for t in event_loop.run(all_turns(), errands=True))
+        found.extend(t.weight_version for t in event_loop.run(all_turns(), serve=True))
         return [], CollectStats()
 
     machinery.players.play([], 0, play)
@@ -225,7 +225,7 @@ def _wait_until_all_are_ready(machinery: Machinery, event_loop: EventLoop) -> No
             await asyncio.sleep(0.05)
 
     def play(tasks: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
-        event_loop.run(asyncio.wait_for(ready(), 300.0), errands=True)
+        event_loop.run(asyncio.wait_for(ready(), 300.0), serve=True)
         return [], CollectStats()
 
     machinery.players.play([], 0, play)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from paw_hpc.cli.main import app
-from paw_hpc.evaluation.episodes.copier import copied
+from paw_hpc.evaluation.episodes.copier import copied_tokens
 from paw_hpc.evaluation.episodes.folder import EpisodeFolder, find, read
 from paw_hpc.study.view.library import Library
 from paw_hpc.study.view.terminal import clean
@@ -61,7 +61,7 @@ def test_a_step_as_it_is_shown(runs: list[Path]) -> None:
             before = rows.get((e.group, e.member, step["step"] - 1))
             if before is not None:
                 ids = (np.int32(before["observation_ids"]), np.int32(row["observation_ids"]))
-                assert step["copied"] == copied(*ids).astype(int).tolist()
+                assert step["copied"] == copied_tokens(*ids).astype(int).tolist()
             assert json.dumps(step, allow_nan=False)
 
 

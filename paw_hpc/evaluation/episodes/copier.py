@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-def copied(previous: npt.NDArray[np.int32], following: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+def copied_tokens(previous: npt.NDArray[np.int32], following: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """bool[len(following)]: which tokens a copier gets right that knows the true tokens so far. It goes on copying behind the token that it copied
     last; after a wrong one, behind the next place in `previous` where the true token stands, or where it was."""
     known, hits, at = previous.tolist(), [], 0

@@ -20,7 +20,7 @@ from paw_hpc.rollout.sglang.publish.buckets import Weights
 from paw_hpc.rollout.sglang.publish.fleet_publisher import FleetPublisher
 from paw_hpc.rollout.sglang.publish.paths import BroadcastPath, DiskPath, PublishPath, TensorPath
 from paw_hpc.rollout.sglang.publish.pipeline_stages import StagedBroadcast, Stages
-from paw_hpc.rollout.sglang.publish.traversal import Ended, FollowingPublisher, Word
+from paw_hpc.rollout.sglang.publish.traversal import Ended, FollowingPublisher, Order
 from paw_hpc.system import distributed
 from paw_hpc.system.keys import INHERITED_KEY, new_key, read_key
 
@@ -73,7 +73,7 @@ class Serving:
             rollout.publish,
             dtype=getattr(torch, recipe.model.dtype),
             kv_heads=config.num_key_value_heads,
-            tell=None if distributed.size() == 1 else _tell,
+            give_order=None if distributed.size() == 1 else _broadcast,
             longest=(rollout.max_prompt_tokens, rollout.max_response_tokens),
         )
         loop.run(self.fleet.start())
@@ -108,18 +108,18 @@ def _ends(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
-def _tell(word: Word) -> None:
-    distributed.broadcast(word)
+def _broadcast(order: Order) -> None:
+    distributed.broadcast(order)
 
 
-def _hear() -> Word:
+def _receive() -> Order:
     return distributed.broadcast(Ended())  # what the first process says in its place
 
 
 def following(recipe: Recipe, loop: EventLoop, weights: Weights, bucket_bytes: int, stages: Stages | None = None) -> FollowingPublisher:
     """The publisher of the processes that have no servers (arguments as for `Serving`)."""
     sender = None if stages is None else StagedBroadcast(loop, bucket_bytes, recipe.rollout.publish.timeout_s, stages)
-    return FollowingPublisher(weights, _hear, sender)
+    return FollowingPublisher(weights, _receive, sender)
 
 
 def _path(

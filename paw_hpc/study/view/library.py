@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paw_hpc.evaluation.episodes import folder
-from paw_hpc.evaluation.episodes.copier import copied
+from paw_hpc.evaluation.episodes.copier import copied_tokens
 from paw_hpc.evaluation.episodes.folder import EpisodeFile
 from paw_hpc.evaluation.episodes.spelling import pieces
 from paw_hpc.system.errors import DataError
@@ -309,7 +309,7 @@ def _shown(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]
     logp, old = row["observation_logp"], row["old_logp"] or row["behaviour_logp"]
     hits = None
     if before is not None and before["observation_ids"]:
-        hits = copied(*(np.asarray(each["observation_ids"], dtype=np.int32) for each in (before, row))).astype(int).tolist()
+        hits = copied_tokens(*(np.asarray(each["observation_ids"], dtype=np.int32) for each in (before, row))).astype(int).tolist()
     return {name: row[name] for name in _SHOWN} | {
         "response": pieces(row["response"], row["response_ends"]),
         "response_p": [_short(math.exp(v)) for v in old],

@@ -24,7 +24,7 @@ VOCABULARY_MULTIPLE = 64
 """SGLang pads its vocabulary-parallel matrices to a multiple of this, with rows of zeros."""
 
 
-class Sample:
+class WeightSample:
     """What servers should hold of a few tensors, different ones for every version: their checksums, taken while the weights pass by.
 
     SGLang fuses q, k, v and gate, up, and splits over its tensor-parallel ranks; checksums are of what each rank holds.

@@ -30,7 +30,7 @@ class WeightFiles:
 
     def __init__(self, folder: Path, limit_bytes: int):
         self._folder, self._limit = folder, limit_bytes
-        self.places: dict[str, str] = {}
+        self.weight_map: dict[str, str] = {}
         self._file: BinaryIO | None = None
         self._header: dict[str, Any] = {}
         self._size = self._count = 0
@@ -54,7 +54,7 @@ class WeightFiles:
         offsets = [self._size, self._size + tensor.nbytes]
         self._header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         self._size = offsets[1]
-        self.places[name] = Path(self._file.name).name
+        self.weight_map[name] = Path(self._file.name).name
 
     def _begin(self) -> None:
         self._end()

@@ -17,9 +17,9 @@ from paw_hpc.rollout.sglang.engine import check_limits
 from paw_hpc.rollout.sglang.fleet import Fleet
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import Weights
-from paw_hpc.rollout.sglang.publish.checks import Sample, cpu_checksum, gpu_checksum
+from paw_hpc.rollout.sglang.publish.checks import WeightSample, cpu_checksum, gpu_checksum
 from paw_hpc.rollout.sglang.publish.paths import DiskPath, PublishPath, all_well
-from paw_hpc.rollout.sglang.publish.traversal import Ended, Passes, Word
+from paw_hpc.rollout.sglang.publish.traversal import Ended, Order, Passes
 from paw_hpc.system.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class FleetPublisher:
         dtype: of the servers' weights.
         kv_heads: of the model.
         longest: prompt and response tokens that servers must take; checked before the first publication.
-        tell: says to the other processes that share the model what they take part in; None: there are none.
+        give_order: says to the other processes that share the model what they take part in; None: there are none.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class FleetPublisher:
         *,
         dtype: torch.dtype,
         kv_heads: int,
-        tell: Callable[[Word], None] | None = None,
+        give_order: Callable[[Order], None] | None = None,
         longest: tuple[int, int] | None = None,
     ):
         self._loop, self._fleet, self._path, self._weights, self._settings = loop, fleet, path, weights, settings
-        self._dtype, self._kv_heads, self._tell = dtype, kv_heads, tell
+        self._dtype, self._kv_heads, self._give_order = dtype, kv_heads, give_order
         self._passes: Passes | None = None
         self._names: frozenset[str] = frozenset()
         self._longest = longest
         self._busy = False
-        self._listening = tell is None
+        self._listening = give_order is None
         """Whether the other processes would take part in a pass now."""
         self._released: set[str] = set()
         fleet.give_late_servers(self._bring_up)
@@ -81,9 +81,9 @@ class FleetPublisher:
             if self._longest is not None:
                 self._loop.run(check_limits(self._fleet, *self._longest))
                 self._longest = None
-            self._loop.run(self._fleet.healthy(), errands=True)
-            self._loop.run(self._fleet.hold(), errands=True)
-            self._passes = Passes(self._weights, self._tell, self._new_sample(version))
+            self._loop.run(self._fleet.healthy(), serve=True)
+            self._loop.run(self._fleet.hold(), serve=True)
+            self._passes = Passes(self._weights, self._give_order, self._new_sample(version))
             servers = self._until_well(version)
             self._loop.run(self._fleet.proceed(version, servers))
             outcome = ""
@@ -93,8 +93,8 @@ class FleetPublisher:
             raise
         finally:
             self._busy = False
-            if self._tell is not None:
-                self._tell(Ended(outcome))
+            if self._give_order is not None:
+                self._give_order(Ended(outcome))
 
     @contextmanager
     def while_players_play(self) -> Iterator[None]:
@@ -103,9 +103,9 @@ class FleetPublisher:
         try:
             yield
         finally:
-            if self._tell is not None:
+            if self._give_order is not None:
                 self._listening = False
-                self._tell(Ended())
+                self._give_order(Ended())
 
     def release_memory(self) -> None:
         """Colocated servers give up their weights and caches until the next publication. They must be idle."""
@@ -120,7 +120,7 @@ class FleetPublisher:
         """Servers that were seen to have the weights. Raises PublishError."""
         told = ""
         for attempt in range(ATTEMPTS):
-            servers = self._loop.run(self._alive(), errands=True)
+            servers = self._loop.run(self._alive(), serve=True)
             try:
                 self._to(servers, version)
                 return servers
@@ -168,10 +168,10 @@ class FleetPublisher:
         self._loop.run(all_well([self._check(s, version) for s in servers]))
         _log.info("version %d is on %d servers after %.2f s", version, len(servers), time.perf_counter() - started)
 
-    def _new_sample(self, version: int) -> Sample:
+    def _new_sample(self, version: int) -> WeightSample:
         server, count = self._fleet.servers[0], self._settings.sampled_tensors
         checksum = gpu_checksum if server.device == "cuda" else cpu_checksum
-        return Sample(version, None if count == "all" else count, server.ranks, self._dtype, self._kv_heads, checksum, self._names)
+        return WeightSample(version, None if count == "all" else count, server.ranks, self._dtype, self._kv_heads, checksum, self._names)
 
     async def _check(self, server: Server, version: int) -> None:
         """Cache flushed, version told, checksums of the sampled tensors equal. Raises ServerFault."""
@@ -204,7 +204,7 @@ class FleetPublisher:
                 await self._path.load([server], version)
                 await self._check(server, version)
                 return version
-        return await self._loop.errand(lambda: self._hand_over(server))
+        return await self._loop.in_waiting_thread(lambda: self._hand_over(server))
 
     def _hand_over(self, server: Server) -> int | None:
         """In the trainer's thread, while that waits for episodes: its weights are those that were published last."""

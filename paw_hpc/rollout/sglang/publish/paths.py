@@ -82,7 +82,7 @@ class DiskPath:
             temporary.mkdir(parents=True)
             with WeightFiles(temporary, self._bucket_bytes) as files:
                 files.add_all(tensors)
-            (temporary / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files.places}))
+            (temporary / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files.weight_map}))
             self._config.save_pretrained(temporary)
             temporary.rename(final)
         for old in sorted(self._folder.glob("[0-9]*"))[:-KEPT_VERSIONS]:

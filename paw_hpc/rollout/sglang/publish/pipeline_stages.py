@@ -14,7 +14,7 @@ from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.sglang.client import ServerClient, ServerFault, http_session
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import NamedTensor, Weights
-from paw_hpc.rollout.sglang.publish.checks import Sample
+from paw_hpc.rollout.sglang.publish.checks import WeightSample
 from paw_hpc.rollout.sglang.publish.paths import BroadcastPath, Smallest
 from paw_hpc.rollout.sglang.publish.traversal import Address, Passes, StagePass
 from paw_hpc.system import distributed
@@ -68,8 +68,8 @@ class StagedBroadcast(BroadcastPath):
             self._http = None
 
     def _send_all(self, servers: Sequence[Server], passes: Passes) -> NamedTensor:
-        assert passes.tell is not None, "a pipeline has several processes"
-        passes.tell(StagePass(tuple(map(Address.of, servers)), passes.sample, self._key))
+        assert passes.give_order is not None, "a pipeline has several processes"
+        passes.give_order(StagePass(tuple(map(Address.of, servers)), passes.sample, self._key))
         smallest, parts = self._take_part(servers, passes.sample)
         for part in parts:
             if part.error:
@@ -79,7 +79,7 @@ class StagedBroadcast(BroadcastPath):
         passes.sample.merge([(part.expected, part.names) for part in parts])
         return smallest.found
 
-    def _take_part(self, servers: Sequence[Server], sample: Sample) -> tuple[Smallest, list[_Part]]:
+    def _take_part(self, servers: Sequence[Server], sample: WeightSample) -> tuple[Smallest, list[_Part]]:
         """A collective of all processes; what each has done."""
         part, smallest, rank = _Part(), Smallest(), distributed.rank()
         if rank in self._stages.senders:
@@ -92,7 +92,7 @@ class StagedBroadcast(BroadcastPath):
             self._leave()  # somebody may have missed a broadcast
         return smallest, parts
 
-    def _send_stage(self, servers: Sequence[Server], sample: Sample, smallest: Smallest, part: _Part) -> None:
+    def _send_stage(self, servers: Sequence[Server], sample: WeightSample, smallest: Smallest, part: _Part) -> None:
         """Send this stage's tensors when it is its turn, unless an earlier stage has failed; gather them to the end in any case."""
         position = self._stages.senders.index(distributed.rank())
         before, after = [self._stages.senders[i] if 0 <= i < len(self._stages.senders) else None for i in (position - 1, position + 1)]
@@ -101,7 +101,7 @@ class StagedBroadcast(BroadcastPath):
         well = False
         try:
             first = next(packed)
-            well = before is None or _hear(before)
+            well = before is None or _await_turn(before)
             if well:
                 self._join(servers).send_all(itertools.chain([first], packed))
                 part.expected, part.names = sample.expected, sample.names
@@ -130,7 +130,7 @@ def _say(well: bool, rank: int) -> None:
     dist.send(torch.tensor([int(well)]), rank)
 
 
-def _hear(rank: int) -> bool:
+def _await_turn(rank: int) -> bool:
     """Waits until that rank has had its turn; whether all went well so far."""
     said = torch.zeros(1, dtype=torch.int64)
     dist.recv(said, rank)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, Weights
-from paw_hpc.rollout.sglang.publish.checks import Sample
+from paw_hpc.rollout.sglang.publish.checks import WeightSample
 from paw_hpc.system import distributed
 
 
@@ -37,7 +37,7 @@ class StagePass:
     """Every pipeline stage sends its own tensors to these servers, and takes this sample of them."""
 
     servers: tuple[Address, ...]
-    sample: Sample
+    sample: WeightSample
     key: str | None = field(default=None, repr=False)
     """Of the servers."""
 
@@ -49,24 +49,24 @@ class Ended:
     error: str = ""
 
 
-Word = WholePass | StagePass | Ended
+Order = WholePass | StagePass | Ended
 
 
 class Passes:
     """The passes of one publication: each is seen by its sample, and begun by all processes that share the weights.
 
     Args:
-        tell: says a word to the other processes; None: there are none.
+        give_order: gives an order to the other processes; None: there are none.
     """
 
-    def __init__(self, weights: Weights, tell: Callable[[Word], None] | None, sample: Sample):
-        self.weights, self.tell, self.sample = weights, tell, sample
+    def __init__(self, weights: Weights, give_order: Callable[[Order], None] | None, sample: WeightSample):
+        self.weights, self.give_order, self.sample = weights, give_order, sample
         self._passing: NamedTensors = iter(())
 
     def __call__(self) -> NamedTensors:
         """One pass over all tensors."""
-        if self.tell is not None:
-            self.tell(WholePass())
+        if self.give_order is not None:
+            self.give_order(WholePass())
         self._passing = self.sample.watch(self.weights.tensors())
         return self._passing
 
@@ -88,23 +88,23 @@ class FollowingPublisher:
     """The publisher of every process but the first, which publishes: takes part in its passes over the weights.
 
     Args:
-        hear: what the first process tells.
+        receive: what the first process tells.
         stages: sends this process's part where stages send for themselves.
     """
 
-    def __init__(self, weights: Weights, hear: Callable[[], Word], stages: StageSender | None):
-        self._weights, self._hear, self._stages = weights, hear, stages
+    def __init__(self, weights: Weights, receive: Callable[[], Order], stages: StageSender | None):
+        self._weights, self._receive, self._stages = weights, receive, stages
 
     def publish(self, version: int) -> None:
         """See `Publisher.publish`. Ends this process where the first one has met an error, which says it."""
-        while not isinstance(word := self._hear(), Ended):
-            if isinstance(word, StagePass):
+        while not isinstance(order := self._receive(), Ended):
+            if isinstance(order, StagePass):
                 assert self._stages is not None, "only those that have stages are told to send them"
-                self._stages.follow(word)
+                self._stages.follow(order)
             else:
                 for _ in self._weights.tensors():
                     pass
-        if word.error:
+        if order.error:
             raise distributed.SaidElsewhere(2)
 
     @contextmanager
