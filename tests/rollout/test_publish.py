@@ -257,9 +257,9 @@ class TestFiles:
         with WeightFiles(tmp_path, limit) as files:
             files.add_all(iter(named.items()))
         read = {name: (file.name, tensor) for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
-        assert {name: file for name, (file, _) in read.items()} == files.places
+        assert {name: file for name, (file, _) in read.items()} == files.weight_map
         assert read.keys() == named.keys() and all(torch.equal(read[n][1], t) and read[n][1].dtype == t.dtype for n, t in named.items())
-        assert len(list(tmp_path.iterdir())) == {1: len(named), 1 << 30: 1}.get(limit, len(set(files.places.values())))
+        assert len(list(tmp_path.iterdir())) == {1: len(named), 1 << 30: 1}.get(limit, len(set(files.weight_map.values())))
 
     def test_have_room_for_the_names_of_many_tensors(self, tmp_path: Path) -> None:
         named = {f"{'layer.' * 60}{i}": torch.full((1,), float(i)) for i in range(5000)}
@@ -267,7 +267,7 @@ class TestFiles:
             files.add_all(iter(named.items()))
         read = {name: tensor for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
         assert read.keys() == named.keys() and all(torch.equal(read[n], t) for n, t in named.items())
-        assert len(set(files.places.values())) > 1
+        assert len(set(files.weight_map.values())) > 1
 
 
 def test_a_folder_is_what_transformers_would_write(site: Site, tmp_path: Path) -> None:
