@@ -56,12 +56,13 @@ setup-pretrained: setup  ## A small pretrained model in the cache, for tests wit
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven to nine minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart $(QUICKSTART)
 
-# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out.
+# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, so they are not shared out one by one. Those of the cluster mostly
+# wait, for Slurm, and run beside all others (tests/conftest.py makes the two groups).
 MANY := tests/rollout tests/cluster tests/pretrained $(wildcard tests/policy/test_megatron_*.py)
 
 test: setup check  ## Lint, types and all tests; those of servers and of Slurm as far as these are here
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(MANY))
-	$(BIN)/python -m pytest $(MANY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(MANY)
 
 test-all: setup-sglang setup-slurm setup-browser setup-pretrained  ## The same, and SGLang, Slurm and a browser must be here (root); a pretrained model where it can be had
 	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_BROWSER=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test
