@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from paw_hpc.recipe.doors import JobState
 from paw_hpc.run.fence import job_name as job_name
 from paw_hpc.system.errors import UserError
 
@@ -18,6 +19,7 @@ RETRY_FOR_S = 180.0
 """slurmctld restarts under running jobs; meanwhile its commands fail."""
 RETRY_EVERY_S = 3.0
 _BATCH_STEP = "4294967291"  # SLURM_BATCH_SCRIPT of slurm.h, for versions that set SLURM_STEP_ID there
+_ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "SIGNALING", "STAGE_OUT")
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Transport endpoint", "Zero Bytes were transmitted")
 
 
@@ -27,17 +29,6 @@ class SlurmError(UserError):
     def last_words(self) -> str:
         """The end of what it said: Slurm's commands name the reason last, after lines about every way that they tried."""
         return re.split(r"\b\w+: (?:error|fatal): ", str(self))[-1].strip()
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """One job as Slurm sees it now."""
-
-    state: str
-    """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, PREEMPTED, ..."""
-    nodes: str
-    reason: str = ""
-    """Why it waits; empty where it does not."""
 
 
 def available() -> bool:
@@ -118,7 +109,7 @@ def states(jobs: Sequence[str], *, retry: bool = True) -> dict[str, JobState]:
     for line in known.splitlines():
         name, state, nodes, reason = line.strip().split("|", 3)
         if name in jobs:
-            found[name] = JobState(state, nodes, "" if reason == "None" else reason)
+            found[name] = JobState(state, nodes, "" if reason == "None" else reason, state in _ALIVE)
     missing = [job for job in jobs if job not in found]
     if missing:
         found |= _accounted(missing)
@@ -132,7 +123,7 @@ def _accounted(jobs: Sequence[str]) -> dict[str, JobState]:
     except SlurmError:
         return {}
     rows = (line.split("|") for line in text.splitlines())
-    return {name: JobState(state.split()[0], nodes) for name, state, nodes in rows if name in jobs}
+    return {name: JobState(state.split()[0], nodes, alive=state in _ALIVE) for name, state, nodes in rows if name in jobs}
 
 
 @dataclass(frozen=True, slots=True)
