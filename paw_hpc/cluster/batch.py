@@ -15,6 +15,7 @@ from paw_hpc.cluster import attempts, slurm
 from paw_hpc.cluster.submit import JOB, Launchable
 from paw_hpc.recipe.doors import JobState
 from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.slurm import SlurmError, ask
 
 _TEMPLATE = Path(__file__).resolve().parent / "job.sh.j2"
 
@@ -45,17 +46,17 @@ def submit(_: Launchable, file: Path) -> str:
     """The job's id. Raises SlurmError with what sbatch said."""
     try:
         # Asked once: where the answer was lost the job may be there, and sbatch itself waits for a controller that is away.
-        return slurm.ask("sbatch", "--parsable", str(file), retry=False).strip().partition(";")[0]
-    except slurm.SlurmError as error:
-        raise slurm.SlurmError(f"sbatch refused the job: {error.last_words()}; see `paw launch --dry-run`") from None
+        return ask("sbatch", "--parsable", str(file), retry=False).strip().partition(";")[0]
+    except SlurmError as error:
+        raise SlurmError(f"sbatch refused the job: {error.last_words()}; see `paw launch --dry-run`") from None
 
 
 def states(jobs: Iterable[str]) -> Mapping[str, JobState]:
     """Of the jobs that Slurm knows, asked once; of none where there is no Slurm. Raises SlurmError: the last of what it said."""
     try:
         return slurm.states(list(jobs), retry=False) if slurm.available() else {}
-    except slurm.SlurmError as error:
-        raise slurm.SlurmError(error.last_words()) from None
+    except SlurmError as error:
+        raise SlurmError(error.last_words()) from None
 
 
 def check(launch: Launchable) -> None:

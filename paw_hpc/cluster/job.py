@@ -19,6 +19,7 @@ from paw_hpc.cluster.steps import LocalMachine, SlurmMachine
 from paw_hpc.cluster.supervise import Ending, Result, Supervisor
 from paw_hpc.run.metrics import RunDirectory
 from paw_hpc.system.errors import UserError
+from paw_hpc.system.slurm import hostnames
 
 _log = logging.getLogger("paw_hpc.cluster")
 END_WITHIN_S = 120.0
@@ -43,7 +44,7 @@ def main(run: Path, *, local: bool = False) -> int:
 def _in_allocation(run: Path, job: int) -> int:
     recipe = RunDirectory(run).recipe()
     layout = plan_layout(recipe)
-    hosts = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    hosts = hostnames(os.environ["SLURM_JOB_NODELIST"])
     if len(hosts) < layout.nodes:
         raise UserError(f"cluster: the layout needs {layout.nodes} nodes, and job {job} has {len(hosts)} ({','.join(hosts)}); see paw plan")
     container = recipe.cluster.container

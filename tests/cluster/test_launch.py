@@ -23,6 +23,7 @@ from paw_hpc.recipe import load_recipe
 from paw_hpc.recipe.doors import LAUNCHERS, JobState
 from paw_hpc.run import fence
 from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.slurm import RETRY_FOR_S, SlurmError
 from tests.cluster.runs import recipe, write
 from tests.recipe_files import RECIPES
 
@@ -158,7 +159,7 @@ def test_what_slurm_would_never_start_is_refused_first(fake_slurm: Path, tmp_pat
 
 def test_sbatch_refusing_is_one_line(fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "partitions", lambda: [slurm.Partition("forbidden", 9, 8, None)])
-    with pytest.raises(slurm.SlurmError, match="Invalid account") as refused:
+    with pytest.raises(SlurmError, match="Invalid account") as refused:
         submit(launchable(tmp_path, cluster={"partition": "forbidden"}))
     assert "\n" not in str(refused.value)
 
@@ -216,7 +217,7 @@ def test_a_controller_that_is_away_is_not_waited_for(fake_slurm: Path, tmp_path:
     said: list[str] = []
     begun = time.monotonic()
     assert [row.state for row in status_of([one.run], said.append)] == ["?"]
-    assert away in said[0] and time.monotonic() - begun < slurm.RETRY_FOR_S / 4
+    assert away in said[0] and time.monotonic() - begun < RETRY_FOR_S / 4
 
 
 def test_a_task_of_an_array_is_named_as_slurm_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
