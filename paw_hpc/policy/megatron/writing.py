@@ -14,11 +14,11 @@ import queue
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from paw_hpc.policy.checkpoint_folder import digest
+from paw_hpc.policy.megatron.patches import MEGATRON, patched
 from paw_hpc.policy.megatron.shim import quiet_imports
 from paw_hpc.system.children import die_with_parent
 
@@ -40,7 +40,8 @@ class ShardWriter:
         self._report = _Report()
         self._process: Any = None
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-        with quiet_imports(), mock.patch.object(filesystem_async, "_get_write_results_queue", lambda: self._report):
+        reporting = patched(filesystem_async, "_get_write_results_queue", lambda: self._report, written_for=MEGATRON)
+        with quiet_imports(), reporting:
             self._request: Any = dist_checkpointing.save(
                 state, str(folder), strategy, async_sharded_save=True, preprocess_common_before_consistancy_check=lambda _: {}
             )
