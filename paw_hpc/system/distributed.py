@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, how they meet, and the few words they exchange beside tensors.
+"""The processes of a run: which one this is, how they meet, and the few Python objects that they exchange (tensors are for the backends).
 
 Every rank runs the same program. Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) or srun (SLURM_PROCID, SLURM_NTASKS,
 SLURM_LOCALID), or alone; where they meet is for meeting.py to say. Alone, everything here is a no-op.
@@ -89,7 +89,7 @@ def is_main() -> bool:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns on the main rank, on every rank. A UserError there ends the other ranks without a word of their own."""
+    """What `work` returns on the main rank, on every rank. A UserError there ends the other ranks, which say nothing of it (PeerFailed)."""
     if size() == 1:
         return work()
     result: tuple[Any, UserError | None] = (None, None)
@@ -100,7 +100,7 @@ def on_main(work: Callable[[], T]) -> T:
             result = (None, error)
     value, problem = broadcast(result)
     if problem is not None:
-        raise problem if is_main() else SaidElsewhere(2)
+        raise problem if is_main() else PeerFailed(2)
     return cast(T, value)
 
 
@@ -134,5 +134,5 @@ def first(value: T | None) -> T | None:
     return next((found for found in gather(value) if found is not None), None)
 
 
-class SaidElsewhere(SystemExit):
-    """Ends this process because another rank has met an error, which says it."""
+class PeerFailed(SystemExit):
+    """Ends this rank because another has failed, which reports the error; it says nothing itself."""
