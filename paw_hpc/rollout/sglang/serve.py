@@ -14,7 +14,6 @@ arguments into its log; what it says passes through here, and the key is taken o
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import select
@@ -25,7 +24,10 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "system"))  # the package, and what it needs, is not in this environment
+import children
 
 GRACE_S = 5.0
 POLL_S = 0.2
@@ -34,19 +36,6 @@ LAST_WORDS_S = 5.0
 LONGEST_FOLDER = 60
 """Characters of the folder of temporary files: the system takes a socket's path of 107, and SGLang's own names come behind."""
 _PIECE_BYTES = 1 << 16
-_CHILDREN = Path(__file__).resolve().parents[2] / "system" / "children.py"
-"""Read as a file: the package, and what it needs, is not in this environment."""
-
-
-def _module(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-children = _module(_CHILDREN)
 
 
 def main() -> int:
