@@ -3,7 +3,7 @@ environment, perhaps on another node.
 
     python serve.py '{"arguments": [...], "key_config": PATH, "host": "127.0.0.1", "log": PATH, "environment": {...}}'
 
-It picks free ports (unless `ports` names two), starts `sglang.launch_server` in a process group of its own, and says where it is in one line of
+It picks free ports (unless `ports` names two), runs `sglang.launch_server` in a process group of its own, and says where it is in one line of
 JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first,
 then killed (`patience_s` later), which also ends a frozen one. It ends itself, with the server's status, when the server does.
 
@@ -29,6 +29,17 @@ from typing import BinaryIO
 sys.path.append(str(Path(__file__).resolve().parents[2] / "system"))  # the package, and what it needs, is not in this environment
 import children
 
+SERVER = """
+import runpy, signal, sys
+from multiprocessing import resource_tracker
+mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+resource_tracker.ensure_running()
+signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""`python -m`, with the signals blocked that the owner has blocked: multiprocessing, when it first starts its tracker, would unblock SIGTERM, which
+cluster/server.py keeps from servers."""
 GRACE_S = 5.0
 POLL_S = 0.2
 LAST_WORDS_S = 5.0
@@ -52,7 +63,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the owner's to obey
     with open(order["log"], "ab", buffering=0) as log, own_folder() as folder:
         server = children.start(
-            [sys.executable, "-m", "sglang.launch_server", *arguments],
+            [sys.executable, "-c", SERVER, "sglang.launch_server", *arguments],
             env={**os.environ, **order["environment"], "TMPDIR": folder},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
