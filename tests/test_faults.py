@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from paw_hpc.cli import main as cli
-from paw_hpc.cluster import attempts, job
 from paw_hpc.evaluation import panel as evaluation
 from paw_hpc.evaluation.results import write_evaluation
 from paw_hpc.policy.loading import WARM_START
@@ -43,17 +42,6 @@ def run_paw(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_quickstart_that_ended_early_has_a_status(monkeypatch: pytest.MonkeyPatch, finished: bool, status: int) -> None:
     monkeypatch.setattr(quickstart, "run", lambda *_: finished)
     assert run_paw(monkeypatch, "quickstart") == status
-
-
-def test_a_job_keeps_its_status_for_the_local_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """submitit's local controller ends with 0, whatever its job did."""
-    attempts.folder(tmp_path).mkdir()
-    assert attempts.take_status(tmp_path) is None, "a job that was killed says nothing"
-    monkeypatch.setattr(job, "main", lambda run: 3)
-    with pytest.raises(SystemExit):
-        job.Job(str(tmp_path))()
-    assert attempts.take_status(tmp_path) == 3
-    assert attempts.take_status(tmp_path) is None, "it is that of one job alone"
 
 
 # --------------------------------------------------------------------------------------------------- a stored recipe finds its model

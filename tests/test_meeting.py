@@ -12,6 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from paw_hpc.recipe import parse_recipe
+from paw_hpc.rollout.sglang import process
+from paw_hpc.system import meeting
+from paw_hpc.system.errors import RecipeError
 from paw_hpc.system.keys import new_key, write_secret
 from paw_hpc.system.meeting import derived, open_store
 from tests.envs.search.servers import free_port
@@ -145,3 +149,43 @@ def test_ranks_that_are_started_here_get_a_word_of_their_own(tmp_path: Path) -> 
         assert mode == "0o600" and not Path(path).exists()
         found.add(key)
     assert len(found) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ where it is
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Slurm that knows one list of nodes; nobody has said where ranks meet."""
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\n[ "$3" = "node[2-3]" ] || { echo "Invalid hostlist: $3" >&2; exit 1; }\nprintf "node2\\nnode3\\n"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "40007")
+
+
+def test_ranks_meet_where_their_starter_says_else_on_the_first_node_of_their_step(scontrol: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RecipeError, match="nor Slurm says where they meet"):
+        meeting.meeting_point()
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-3]")  # the job's first node is not of the step
+    with pytest.raises(RecipeError, match=r"'node\[1-3\]' cannot be resolved .*Invalid hostlist.* set MASTER_ADDR"):
+        meeting.meeting_point()
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[2-3]")
+    assert meeting.meeting_point() == ("node2", 20_007)
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    assert meeting.meeting_point() == ("node2", 20_007), "half of it says nothing"
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert meeting.meeting_point() == ("10.0.0.1", 29500)
+
+
+def test_servers_of_an_allocation_are_on_its_nodes(scontrol: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = parse_recipe({"model": {"path": "warm-start"}, "rollout": {"fleet": {"hosts": ["allocation"]}}}).rollout.fleet
+    with pytest.raises(RecipeError, match="needs a Slurm job"):
+        process._hosts(fleet)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[2-3]")
+    assert process._hosts(fleet) == ("node2", "node3")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[")
+    with pytest.raises(RecipeError, match=r"rollout.fleet.hosts: the nodes 'node\[' cannot be resolved .* name the hosts"):
+        process._hosts(fleet)

@@ -98,7 +98,7 @@ def test_a_wheel_has_everything(unpacked: Path) -> None:
         source = CHECKOUT / folder if folder == "recipes" else CHECKOUT / "paw_hpc" / folder
         wanted = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
         assert wanted == {path.relative_to(package / folder) for path in (package / folder).rglob("*") if path.is_file()}
-    assert (package / "py.typed").is_file() and (package / "slurm" / "train.sbatch").is_file()
+    assert all((package / file).is_file() for file in ("py.typed", "cluster/job.sh.j2", "slurm/train.sbatch"))
     [licence] = unpacked.glob("*.dist-info/licenses/LICENSE")
     assert "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION" in licence.read_text()
 

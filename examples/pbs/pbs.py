@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from paw_hpc.cluster.submit import Launchable
-from paw_hpc.recipe.doors import LAUNCHERS, Launcher
+from paw_hpc.cluster.submit import JOB, Launchable
+from paw_hpc.recipe.doors import LAUNCHERS, JobState, Launcher
 from paw_hpc.system.errors import UserError
 
 STATES = {"Q": "queued", "H": "held", "W": "waiting", "R": "running", "E": "ending", "F": "finished"}
@@ -33,7 +32,7 @@ def script(launch: Launchable) -> str:
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(c.environment.items())),
         f"cd {shlex.quote(str(Path.cwd()))}",
         # exec: PBS's signal before the end reaches the process that saves.
-        f"exec {shlex.quote(sys.executable)} -m paw_hpc.cluster.job {shlex.quote(str(run))}",
+        f"exec {shlex.join([*JOB, str(run)])}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -42,7 +41,7 @@ def submit(launch: Launchable, file: Path) -> str:
     return _ask("qsub", str(file)).strip()
 
 
-def states(jobs: Iterable[str]) -> Mapping[str, str]:
+def states(jobs: Iterable[str]) -> Mapping[str, JobState]:
     found = {}
     for job in jobs:
         try:
@@ -50,7 +49,8 @@ def states(jobs: Iterable[str]) -> Mapping[str, str]:
         except UserError:  # forgotten long ago
             continue
         letters = [line.split("=")[1].strip() for line in facts.splitlines() if line.strip().startswith("job_state")]
-        found[job] = STATES.get(letters[0], letters[0]) if letters else "unknown to PBS"
+        if letters:
+            found[job] = JobState(STATES.get(letters[0], letters[0]), alive=letters[0] != "F")
     return found
 
 

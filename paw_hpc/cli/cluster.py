@@ -84,21 +84,20 @@ def launch(
     for one in launches:
         if one.finished:
             print(f"{one.run}: complete already", file=sys.stderr)
+    chosen = submit.resolve_executor(executor, queue=array or dry_run)
+    launcher = LAUNCHERS.find(chosen)
+    if not dry_run:
+        launcher.ready()
     if array:
-        if executor not in ("auto", "slurm"):
-            raise UserError(f"--array: an array is Slurm's; leave out --executor {executor}")
         if unfinished:
-            _array(unfinished, parallelism, dry_run)
+            _array(unfinished, chosen, parallelism, dry_run)
         return
-    chosen = "slurm" if dry_run and executor in submit.EXECUTORS else submit.resolve_executor(executor)
     for one in unfinished:
         if dry_run:
             print(submit.script(one, chosen), end="")
-        elif chosen == "slurm":
-            print(f"{one.run}: job {submit.submit(one).job}; paw status {_short(one.run)}")
-        elif chosen in LAUNCHERS.names():
-            print(f"{one.run}: job {submit.submit_to(chosen, one).job}; paw status {_short(one.run)}")
-        elif status := submit.run_here(one, chosen):  # type: ignore[arg-type]
+        elif launcher.run is None:
+            print(f"{one.run}: job {submit.submit(one, chosen).job}; paw status {_short(one.run)}")
+        elif status := submit.run_here(one, chosen):
             raise typer.Exit(status)
 
 
@@ -229,25 +228,25 @@ def _launchable(wanted: _Wanted, run_dir: Path | None, change: Sequence[str] = (
     return Launchable.of(recipe, run_dir or Path("runs") / f"{recipe.name}-s{recipe.seed}", change)
 
 
-def _array(launches, parallelism: int | None, dry_run: bool) -> None:  # type: ignore[no-untyped-def]
+def _array(launches, executor: str, parallelism: int | None, dry_run: bool) -> None:  # type: ignore[no-untyped-def]
     from paw_hpc.cluster import submit
+    from paw_hpc.recipe.doors import LAUNCHERS
 
+    for tasks in submit.alike(launches) if not dry_run else ():
+        LAUNCHERS.find(executor).check(tasks[0])  # of all, before the first is submitted
     if not dry_run:
-        already = submit.queued(launches)
+        already = submit.queued(launches, executor)
         for run, job in already.items():
             print(f"{run}: in the queue already, job {job}", file=sys.stderr)
         launches = [one for one in launches if one.run not in already]
-    arrays = submit.alike(launches)
-    for tasks in arrays if not dry_run else ():
-        submit.check_partition(tasks[0])  # of all, before the first is submitted
-    for tasks in arrays:
+    for tasks in submit.alike(launches):
         folder = submit.sweep_folder(tasks)
         if dry_run:
-            print(submit.array_script(tasks, parallelism, folder), end="")
+            print(submit.array_script(tasks, parallelism, folder, executor), end="")
             for index, one in enumerate(tasks):
                 print(f"task {index}: {_short(one.run)}", file=sys.stderr)
         else:
-            for one, submission in zip(tasks, submit.submit_array(tasks, parallelism, folder), strict=True):
+            for one, submission in zip(tasks, submit.submit_array(tasks, parallelism, folder, executor), strict=True):
                 print(f"{one.run}: job {submission.job}")
 
 

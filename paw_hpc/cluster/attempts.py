@@ -15,10 +15,9 @@ from typing import Any
 from paw_hpc.policy.checkpoint_folder import MANIFEST, checkpoints
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.outside import checked, read_json
-from paw_hpc.system.storage import storage_errors, write_atomically
+from paw_hpc.system.storage import storage_errors
 from paw_hpc.system.text import require_text
 
-_STATUS = "exit-status"
 CUT_OFF = "cut off (killed by Slurm, or its node died)"
 
 
@@ -98,21 +97,6 @@ def launched(run: Path) -> None:
 def history(run: Path) -> list[Attempt]:
     """All attempts, oldest first."""
     return [attempt for attempt, _ in _read(run)]
-
-
-def ended(run: Path, status: int) -> None:
-    """Keep a job's exit status: submitit's local executor ends with 0, whatever its job did."""
-    write_atomically(folder(run) / _STATUS, f"{status}\n")
-
-
-def take_status(run: Path) -> int | None:
-    """The status that the last job kept, once; None: it ended without a word."""
-    try:
-        status = int((folder(run) / _STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    (folder(run) / _STATUS).unlink()
-    return status
 
 
 def check_progress(run: Path, allowed: int) -> None:

@@ -11,8 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from paw_hpc.cluster import attempts, slurm
@@ -21,34 +19,22 @@ from paw_hpc.cluster.steps import LocalMachine, SlurmMachine
 from paw_hpc.cluster.supervise import Ending, Result, Supervisor
 from paw_hpc.run.metrics import RunDirectory
 from paw_hpc.system.errors import UserError
+from paw_hpc.system.slurm import hostnames
 
 _log = logging.getLogger("paw_hpc.cluster")
 END_WITHIN_S = 120.0
 """How long a job that was put back into the queue waits for its own end."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A callable that submitit can pickle and run: the supervisor of one run.
+def main(run: Path, *, local: bool = False) -> int:
+    """Run as what this process is: a batch job, an interactive allocation, or a plain machine. Returns the exit status.
 
     Args:
-        run: the run directory, absolute: all nodes see it under this name.
+        local: a plain machine, also inside of an allocation.
     """
-
-    run: str
-
-    def __call__(self) -> None:
-        """Leaves by SystemExit, with the status that the job is to have (submitit would make any other error status 1)."""
-        status = main(Path(self.run))
-        attempts.ended(Path(self.run), status)
-        sys.exit(status)
-
-
-def main(run: Path) -> int:
-    """Run as what this process is: a batch job, an interactive allocation, or a plain machine. Returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s paw %(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
-        job = slurm.job_id()
+        job = None if local else slurm.job_id()
         return _alone(run) if job is None else _in_allocation(run, job)
     except UserError as error:
         _log.error("%s", " ".join(str(error).split()))
@@ -58,7 +44,7 @@ def main(run: Path) -> int:
 def _in_allocation(run: Path, job: int) -> int:
     recipe = RunDirectory(run).recipe()
     layout = plan_layout(recipe)
-    hosts = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    hosts = hostnames(os.environ["SLURM_JOB_NODELIST"])
     if len(hosts) < layout.nodes:
         raise UserError(f"cluster: the layout needs {layout.nodes} nodes, and job {job} has {len(hosts)} ({','.join(hosts)}); see paw plan")
     container = recipe.cluster.container
@@ -99,17 +85,15 @@ def _another(supervisor: Supervisor, run: Path) -> bool:
 
 def _back_into_the_queue(job: int, result: Result) -> int:
     """Requeue this job, unless Slurm or the user is ending it already."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # by which Slurm ends this process, perhaps before scontrol has answered
     state = slurm.state_of(job)
     if state != "RUNNING":
         _log.info("job %d is %s: it is not put back into the queue", job, state or "unknown to Slurm")
         return result.status
     _log.info("job %d goes back into the queue", job)
     slurm.requeue(job)
-    # Slurm ends this process; an exit status of its own would only confuse who reads it.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda *_: sys.exit(0))
-    time.sleep(END_WITHIN_S)
-    return result.status
+    # An exit status of its own would only confuse who reads it.
+    return result.status if signal.sigtimedwait([signal.SIGTERM], END_WITHIN_S) is None else 0
 
 
 def _check_nodes(machine: SlurmMachine, run: Path, python: str, nodes: int) -> None:
@@ -138,4 +122,4 @@ def _check_nodes(machine: SlurmMachine, run: Path, python: str, nodes: int) -> N
 
 
 if __name__ == "__main__":
-    Job(sys.argv[1])()
+    sys.exit(main(Path(sys.argv[1])))

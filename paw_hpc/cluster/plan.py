@@ -82,7 +82,7 @@ def plan_lines(plan: Plan) -> list[str]:
         return [*lines, "time: not estimated for CPU nodes"]
     t = plan.time
     lines.append(
-        f"time per update, estimated: {t.update_s:.0f} s = play {t.play_s:.0f}{' beside' if t.overlapped else ' +'} score {t.score_s:.0f}"
+        f"time per update, estimated: {t.update_s:.0f} s = play {t.play_s:.0f}{' overlapping' if t.overlapped else ' +'} score {t.score_s:.0f}"
         f" + train {t.train_s:.0f}, publish {t.publish_s:.1f}; {recipe.updates} updates in {t.update_s * recipe.updates / 3600:.1f} h"
     )
     return lines + [f"  assumed: {line}" for line in plan.assumptions.lines()]

@@ -9,7 +9,6 @@ still needs them. So all processes of a server have it blocked, and are killed i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -28,6 +27,7 @@ from paw_hpc.recipe import Recipe, policy_folder
 from paw_hpc.rollout.sglang.process import SUPERVISOR, Launch, make_launch
 from paw_hpc.run import fence
 from paw_hpc.run.metrics import RunDirectory
+from paw_hpc.system import children
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.keys import INHERITED_KEY, read_key
 from paw_hpc.system.seeding import derive_seed
@@ -99,7 +99,7 @@ def _serve(launch: Launch, place: _Place, first: int, restart: int) -> int | Non
         "patience_s": 0.0,  # it would not hear that it is asked
     }
     command = [launch.python, str(SUPERVISOR), json.dumps(order)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, preexec_fn=_block_sigterm)
+    process = children.start(command, stdin=subprocess.PIPE, preexec_fn=_block_sigterm)
     try:
         while process.poll() is None:
             ready, _, _ = select.select([0], [], [], POLL_S)
@@ -107,14 +107,8 @@ def _serve(launch: Launch, place: _Place, first: int, restart: int) -> int | Non
                 return None
         return process.returncode
     finally:
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        try:
-            process.wait(ENDING_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if not children.let_go(process, patience_s=ENDING_S):
+            children.end(process, 0)
 
 
 def _block_sigterm() -> None:

@@ -1,43 +1,18 @@
-"""What a launcher asks of Slurm, and does with it: every call of its commands, and their errors in one line."""
+"""What a launcher asks of Slurm, and does with it."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from paw_hpc.recipe.doors import JobState
 from paw_hpc.run.fence import job_name as job_name
-from paw_hpc.system.errors import UserError
+from paw_hpc.system.slurm import SlurmError, ask
 
-COMMAND_TIMEOUT_S = 60.0
-RETRY_FOR_S = 180.0
-"""slurmctld restarts under running jobs; meanwhile its commands fail."""
-RETRY_EVERY_S = 3.0
 _BATCH_STEP = "4294967291"  # SLURM_BATCH_SCRIPT of slurm.h, for versions that set SLURM_STEP_ID there
-_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Transport endpoint", "Zero Bytes were transmitted")
-
-
-class SlurmError(UserError):
-    """A Slurm command that failed, with what it said."""
-
-    def last_words(self) -> str:
-        """The end of what it said: Slurm's commands name the reason last, after lines about every way that they tried."""
-        return re.split(r"\b\w+: (?:error|fatal): ", str(self))[-1].strip()
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """One job as Slurm sees it now."""
-
-    state: str
-    """PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, PREEMPTED, ..."""
-    nodes: str
-    reason: str = ""
-    """Why it waits; empty where it does not."""
+_ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "SIGNALING", "STAGE_OUT")
 
 
 def available() -> bool:
@@ -54,38 +29,6 @@ def job_id(environment: Mapping[str, str] = os.environ) -> int | None:
 def in_batch() -> bool:
     """This process runs in its job's batch script: not in a shell of salloc, nor in a step of srun."""
     return "SLURM_TASK_PID" in os.environ and os.environ.get("SLURM_STEP_ID", _BATCH_STEP) == _BATCH_STEP
-
-
-def ask(*command: str, retry: bool = True) -> str:
-    """Standard output of a Slurm command.
-
-    Args:
-        retry: try again for three minutes while slurmctld is away.
-
-    Raises:
-        SlurmError: it failed; what it said in one line.
-    """
-    deadline = time.monotonic() + RETRY_FOR_S
-    while True:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
-        except FileNotFoundError:
-            raise SlurmError(f"{command[0]}: not found: this machine has no Slurm; use a login node, or --executor local") from None
-        except subprocess.TimeoutExpired:
-            said = f"no answer in {COMMAND_TIMEOUT_S:.0f} s"
-        else:
-            if done.returncode == 0:
-                return done.stdout
-            said = " ".join((done.stderr or done.stdout).split()) or f"status {done.returncode}"
-        away = any(words in said for words in _AWAY) or said.startswith("no answer")
-        if not (retry and away and time.monotonic() < deadline):
-            raise SlurmError(f"{command[0]}: {said}")
-        time.sleep(RETRY_EVERY_S)
-
-
-def hostnames(nodelist: str) -> list[str]:
-    """Names of a node list such as node[1-3]."""
-    return ask("scontrol", "show", "hostnames", nodelist).split()
 
 
 def state_of(job: int) -> str:
@@ -118,7 +61,7 @@ def states(jobs: Sequence[str], *, retry: bool = True) -> dict[str, JobState]:
     for line in known.splitlines():
         name, state, nodes, reason = line.strip().split("|", 3)
         if name in jobs:
-            found[name] = JobState(state, nodes, "" if reason == "None" else reason)
+            found[name] = JobState(state, nodes, "" if reason == "None" else reason, state in _ALIVE)
     missing = [job for job in jobs if job not in found]
     if missing:
         found |= _accounted(missing)
@@ -132,7 +75,7 @@ def _accounted(jobs: Sequence[str]) -> dict[str, JobState]:
     except SlurmError:
         return {}
     rows = (line.split("|") for line in text.splitlines())
-    return {name: JobState(state.split()[0], nodes) for name, state, nodes in rows if name in jobs}
+    return {name: JobState(state.split()[0], nodes, alive=state in _ALIVE) for name, state, nodes in rows if name in jobs}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paw_hpc.cluster import attempts, slurm
+from paw_hpc.cluster import attempts
 from paw_hpc.cluster.submit import Submission, read_submission
-from paw_hpc.recipe.doors import LAUNCHERS
+from paw_hpc.recipe.doors import LAUNCHERS, JobState
 from paw_hpc.run.metrics import RunDirectory, read_metrics
 from paw_hpc.system.errors import UserError
 
@@ -48,43 +48,43 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 def status_of(runs: Sequence[Path], complain: Callable[[str], None] = _log.warning) -> list[RunStatus]:
-    """Rows in the order of `runs`; Slurm is asked once.
+    """Rows in the order of `runs`; every scheduler is asked once.
 
     Args:
-        complain: gets one line where Slurm does not answer; the rows are then of what the runs themselves wrote.
+        complain: gets one line where a scheduler does not answer; the rows are then of what the runs themselves wrote.
     """
+    recipes = {run: RunDirectory(run).recipe() for run in runs}  # with their plugins, one of which may have submitted them
     submissions = {run: read_submission(run) for run in runs}
-    jobs = [s.job for s in submissions.values() if s is not None and s.executor == "slurm"]
-    states: dict[str, slurm.JobState] | None = {}
+    jobs: dict[str, list[str]] = {}
+    for submission in submissions.values():
+        if submission is not None and submission.executor in LAUNCHERS.names() and LAUNCHERS.find(submission.executor).run is None:
+            jobs.setdefault(submission.executor, []).append(submission.job)
+    states = {executor: _states(executor, of_it, complain) for executor, of_it in jobs.items()}
+    return [_row(run, recipes[run].updates, submissions[run], states) for run in runs]
+
+
+def _states(executor: str, jobs: Sequence[str], complain: Callable[[str], None]) -> Mapping[str, JobState] | None:
+    """None where the scheduler does not answer."""
     try:
-        states = slurm.states(jobs, retry=False) if jobs and slurm.available() else {}
-    except slurm.SlurmError as error:
-        states = None
-        complain(f"Slurm does not answer ({error.last_words()}); shown is what the runs themselves wrote")
-    return [_row(run, submissions[run], states) for run in runs]
+        return LAUNCHERS.find(executor).states(jobs)
+    except UserError as error:
+        complain(f"{executor} does not answer ({error}); shown is what the runs themselves wrote")
+        return None
 
 
-def _state_elsewhere(submission: Submission) -> str:
-    """What a launcher that a plugin brings says of a job, or where the job is, if nobody here knows that launcher."""
-    if submission.executor not in LAUNCHERS.names():
-        return submission.executor
-    try:
-        return LAUNCHERS.find(submission.executor).states([submission.job]).get(submission.job, f"unknown to {submission.executor}")
-    except UserError:
-        return "?"
-
-
-def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobState] | None) -> RunStatus:
-    recipe = RunDirectory(run).recipe()
+def _row(run: Path, wanted: int, submission: Submission | None, states: Mapping[str, Mapping[str, JobState] | None]) -> RunStatus:
     history = attempts.history(run)
     saved, played = attempts.saved_updates(run), len(read_metrics(run / "metrics.jsonl"))
-    state = states.get(submission.job) if submission is not None and states is not None else None
+    state = None
     if submission is None:
         shown = "not launched"
-    elif submission.executor != "slurm":
-        shown = _state_elsewhere(submission)
+    elif submission.executor not in states:  # it has no queue, or nobody here knows it
+        shown = submission.executor
+    elif (answer := states[submission.executor]) is None:
+        shown = "?"
     else:
-        shown = state.state if state is not None else "unknown to Slurm" if states is not None else "?"
+        state = answer.get(submission.job)
+        shown = state.state if state is not None else f"unknown to {submission.executor}"
     if state is not None and state.state == "FAILED" and not history:
         log = next(iter(sorted(attempts.folder(run).glob("job-*.log"))), None)
         note = f"see {log}" if log else f"it ended before it could write: is {run} visible on {state.nodes}?"
@@ -94,9 +94,7 @@ def _row(run: Path, submission: Submission | None, states: dict[str, slurm.JobSt
         note = history[-1].how if history else ""
     if state is not None and state.state == "RUNNING" and history and history[-1].updates is None:
         note = "running"
-    return RunStatus(
-        run, submission.job if submission else "", shown, state.nodes if state else "", played, saved, recipe.updates, len(history), note
-    )
+    return RunStatus(run, submission.job if submission else "", shown, state.nodes if state else "", played, saved, wanted, len(history), note)
 
 
 def cancel(run: Path) -> str:
@@ -107,12 +105,10 @@ def cancel(run: Path) -> str:
     """
     submission = read_submission(run)
     RunDirectory(run).recipe()  # with its plugins, one of which may have submitted it
-    if submission is not None and submission.executor in LAUNCHERS.names():
-        LAUNCHERS.find(submission.executor).cancel(submission.job)
-        return submission.job
-    if submission is None or submission.executor != "slurm":
-        raise UserError(f"{run}: no job of Slurm belongs to it; a run in a terminal ends with Ctrl-C")
-    slurm.cancel(submission.job)
+    launcher = LAUNCHERS.find(submission.executor) if submission is not None and submission.executor in LAUNCHERS.names() else None
+    if submission is None or launcher is None or launcher.run is not None:
+        raise UserError(f"{run}: no job of a scheduler belongs to it; a run in a terminal ends with Ctrl-C")
+    launcher.cancel(submission.job)
     return submission.job
 
 

@@ -8,15 +8,14 @@ import shlex
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from paw_hpc.cluster.layout import Role
-from paw_hpc.cluster.processes import end_group
 from paw_hpc.recipe import ClusterSection
+from paw_hpc.system import children
 
 LOOPBACK = "127.0.0.1"
 """The host of every node where this machine stands in for all of them."""
@@ -75,10 +74,8 @@ class SlurmMachine:
     def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> SrunGroup:
         log = logs / f"{role.name}-%N.log"
         srun = [*self.srun(role), f"--output={log}", *self.in_container(command)]
-        # Own session: a Ctrl-C at an interactive allocation is this process's to obey. Standard input is what `end` closes.
-        process = subprocess.Popen(
-            srun, env={**_clean(os.environ), **self.settings.environment, **environment}, stdin=subprocess.PIPE, start_new_session=True
-        )
+        # Standard input is what `end` closes.
+        process = children.start(srun, env={**_clean(os.environ), **self.settings.environment, **environment}, stdin=subprocess.PIPE)
         return SrunGroup(role, process)
 
     def srun(self, role: Role) -> list[str]:
@@ -136,16 +133,13 @@ class SrunGroup:
             self.process.send_signal(signal.SIGUSR1)
 
     def end(self, *, at_once: bool = False) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        if not at_once and _wait(self.process, GRACE_S):
+        if children.let_go(self.process, patience_s=0.0 if at_once else GRACE_S):
             return
         # On SIGTERM srun ends its step: the tasks get SIGKILL.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(number)
-            if _wait(self.process, 10.0):
+            if children.wait(self.process, 10.0):
                 return
 
 
@@ -168,13 +162,12 @@ class LocalMachine:
             ranks = {"RANK": str(rank), "WORLD_SIZE": str(role.processes), "LOCAL_RANK": str(rank % role.processes_per_node)}
             defaults = {"OMP_NUM_THREADS": str(threads), **_clean(os.environ)}
             with open(logs / f"{name}.log", "ab") as log:
-                process = subprocess.Popen(
+                process = children.start(
                     command,
                     env={**defaults, **self.settings.environment, **environment, **ranks},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,
                 )
             group.processes.append(process)
         return group
@@ -204,22 +197,9 @@ class LocalGroup:
                 process.send_signal(signal.SIGUSR1)
 
     def end(self, *, at_once: bool = False) -> None:
-        inputs: list[IO[bytes] | None] = [process.stdin for process in self.processes]
-        for stdin in inputs:
-            if stdin is not None:
-                with contextlib.suppress(OSError):
-                    stdin.close()
-        deadline = time.monotonic() + GRACE_S
+        children.let_go(*self.processes, patience_s=0.0 if at_once else GRACE_S)
         for process in self.processes:
-            if not at_once:
-                _wait(process, deadline - time.monotonic())
-            end_group(process)
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(max(0.0, seconds))
-    return process.poll() is not None
+            children.end(process)
 
 
 _OF_A_STEP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_ID")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paw_hpc.envs.base import EnvironmentFailure, EnvironmentState, Task
+from paw_hpc.system import children
 
 LINE_LIMIT_BYTES = 1 << 24
 SOCKET_PATH_BYTES = 100
@@ -24,6 +25,8 @@ GRACE_S = 10.0
 """How much longer than a game's own time limit a worker may be silent before it counts as hung."""
 POLL_S = 0.25
 """How often an `open` that waits for a free worker looks whether one has died."""
+ENDING_S = 5.0
+"""How long a worker may take to see that its socket is closed."""
 DEATHS_PER_WORKER = 3
 """Worker deaths without a single game loaded in between, per worker, before the pool gives up."""
 
@@ -268,8 +271,6 @@ def _socket_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
+    if not children.wait(process, ENDING_S):
         process.kill()
         process.wait()

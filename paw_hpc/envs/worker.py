@@ -27,6 +27,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from paw_hpc.system.children import signal_group
+
 Factory = Callable[[Any], Any]
 
 
@@ -88,7 +90,7 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
                 warm = True
     finally:
         for game in games:
-            _kill(game)
+            signal_group(game, signal.SIGKILL)
 
 
 def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, games: set[int]) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, gam
         if reader in ready:
             text = pipe.readline()
             return json.loads(text) if text else {"error": "the game process died while it loaded the game"}
-    _kill(game)
+    signal_group(game, signal.SIGKILL)
     return {"error": f"the game did not load in {order['timeout_s']:g} s"}
 
 
@@ -167,11 +169,6 @@ def _as_process(job: Callable[[], None]) -> None:
 
 def _tell(writer: int, message: dict[str, Any]) -> None:
     os.write(writer, json.dumps(message).encode() + b"\n")
-
-
-def _kill(game: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(game, signal.SIGKILL)
 
 
 def _reap(games: set[int]) -> None:

@@ -92,19 +92,56 @@ class Engine:
     options: type[Section] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job as its scheduler sees it now."""
+
+    state: str
+    """In the scheduler's word. Slurm's: PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, CANCELLED, TIMEOUT, NODE_FAIL, PREEMPTED, ..."""
+    nodes: str = ""
+    reason: str = ""
+    """Why it waits; empty where it does not."""
+    alive: bool = True
+    """It waits or runs."""
+
+
+def _no_queue(*_: Any) -> Any:
+    raise NotImplementedError("a launcher without a queue")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """A scheduler (`paw launch --executor NAME`). Its job runs `python -m paw_hpc.cluster.job RUN`, which begins or continues the run and ends with
-    its status; what is asked of the nodes stands in the `cluster` section."""
+    """Where runs go (`paw launch --executor NAME`): a scheduler, which takes a script into its queue, knows jobs' states and ends them; or a place
+    without a queue, which runs them at once (`run`). A job runs `python -m paw_hpc.cluster.job RUN` (`paw_hpc.cluster.submit.JOB`), which begins or
+    continues the run and ends with its status; what is asked of the nodes stands in the `cluster` section.
+
+    Raises:
+        TypeError: it has neither a queue nor `run`.
+    """
 
     script: Callable[[Any], str]
     """(`paw_hpc.cluster.submit.Launchable`) -> the text of the job's script."""
-    submit: Callable[[Any, Path], str]
+    submit: Callable[[Any, Path], str] = _no_queue
     """(the same, the script's file) -> the job's id. Raises UserError with what the scheduler said."""
-    states: Callable[[Iterable[str]], Mapping[str, str]]
-    """Job ids -> what the scheduler calls the state of those that it knows."""
-    cancel: Callable[[str], None]
+    states: Callable[[Iterable[str]], Mapping[str, JobState]] = _no_queue
+    """Job ids -> those that the scheduler knows. Raises UserError where it does not answer; nobody is kept waiting for it."""
+    cancel: Callable[[str], None] = _no_queue
     """End a job, gently: it is to save and stop."""
+    run: Callable[[Any], int] | None = None
+    """(`Launchable`) -> its exit status, once it has ended. None: there is a queue."""
+    ready: Callable[[], None] = field(default=lambda: None)
+    """Raises UserError where this machine cannot reach it, with what to do."""
+    check: Callable[[Any], None] = field(default=lambda launch: None)
+    """Raises RecipeError for a `Launchable` that the scheduler would refuse, or accept and never start."""
+    array_script: Callable[[Sequence[Any], int | None, Path], str] | None = None
+    """(`Launchable`s that ask for the same, at most so many at once, a folder for logs) -> the script of a job with a task for each, whose ids are
+    JOB_0, JOB_1, ... None: it has no arrays."""
+    several_nodes: bool = False
+    """The job's nodes can be reached with srun. Without it a layout must fit one node."""
+
+    def __post_init__(self) -> None:
+        if self.run is None and _no_queue in (self.submit, self.states, self.cancel):
+            raise TypeError("a launcher has submit, states and cancel, or it has run")
 
 
 ALGORITHMS = Registry(
@@ -117,7 +154,7 @@ WORLD_MODEL_LOSSES = Registry(
 )
 BENCHMARKS = Registry(Benchmark, "paw_hpc.benchmarks", {name: f"paw_hpc.envs.{name}.entry:ENTRY" for name in ("alfworld", "webshop", "search")})
 ENGINES = Registry(Engine, "paw_hpc.engines", {name: f"paw_hpc.rollout.entries:{name.upper()}" for name in ("local", "sglang")})
-LAUNCHERS = Registry(Launcher, "paw_hpc.launchers", {})
+LAUNCHERS = Registry(Launcher, "paw_hpc.launchers", {name: f"paw_hpc.cluster.launchers:{name.upper()}" for name in ("slurm", "allocation", "local")})
 
 
 @dataclass(frozen=True)

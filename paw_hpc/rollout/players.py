@@ -55,7 +55,7 @@ class Players:
         found = [distributed.broadcast(own, source=player) for player in self.ranks]
         for player, result in zip(self.ranks, found, strict=True):
             if isinstance(result, UserError):
-                raise result if player == distributed.rank() else distributed.SaidElsewhere(2)
+                raise result if player == distributed.rank() else distributed.PeerFailed(2)
         if left := next((result for result in found if isinstance(result, EvaluationLeft)), None):
             raise left
         played = [result for result in found if result is not None and not isinstance(result, (UserError, EvaluationLeft))]

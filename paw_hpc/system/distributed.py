@@ -1,7 +1,7 @@
-"""The processes of a run: which one this is, how they meet, and the few words they exchange beside tensors.
+"""The processes of a run: which one this is, how they meet, and the few Python objects that they exchange (tensors are for the backends).
 
 Every rank runs the same program. Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) or srun (SLURM_PROCID, SLURM_NTASKS,
-SLURM_LOCALID; the first node of the step is where they meet), or alone. Alone, everything here is a no-op.
+SLURM_LOCALID), or alone; where they meet is for meeting.py to say. Alone, everything here is a no-op.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -21,8 +20,6 @@ from paw_hpc.system.errors import RecipeError, UserError
 from paw_hpc.system.meeting import meet
 
 T = TypeVar("T")
-_SLURM_PORTS = (20_000, 20_000)
-"""First port and how many: a job's meeting point is at its id modulo their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,6 @@ def joined(*, gpu: bool, timeout_s: float) -> Iterator[Process]:
         torch.cuda.set_device(process.local_rank)
     store: dist.Store = dist.HashStore()
     if process.processes > 1:
-        _set_meeting_point(process)
         store = meet(process.rank, process.processes, timeout_s)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",
@@ -93,7 +89,7 @@ def is_main() -> bool:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns on the main rank, on every rank. A UserError there ends the other ranks without a word of their own."""
+    """What `work` returns on the main rank, on every rank. A UserError there ends the other ranks, which say nothing of it (PeerFailed)."""
     if size() == 1:
         return work()
     result: tuple[Any, UserError | None] = (None, None)
@@ -104,7 +100,7 @@ def on_main(work: Callable[[], T]) -> T:
             result = (None, error)
     value, problem = broadcast(result)
     if problem is not None:
-        raise problem if is_main() else SaidElsewhere(2)
+        raise problem if is_main() else PeerFailed(2)
     return cast(T, value)
 
 
@@ -138,21 +134,5 @@ def first(value: T | None) -> T | None:
     return next((found for found in gather(value) if found is not None), None)
 
 
-class SaidElsewhere(SystemExit):
-    """Ends this process because another rank has met an error, which says it."""
-
-
-def _set_meeting_point(process: Process) -> None:
-    """MASTER_ADDR and MASTER_PORT, where srun left them to us."""
-    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-        return
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
-    if not nodes:
-        raise RecipeError("megatron: this is one of several processes, but neither MASTER_ADDR and MASTER_PORT nor Slurm says where they meet")
-    try:
-        hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60).stdout.split()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise RecipeError(f"megatron: the nodes '{nodes}' cannot be resolved by scontrol ({error}); set MASTER_ADDR and MASTER_PORT") from None
-    low, count = _SLURM_PORTS
-    os.environ["MASTER_ADDR"] = hosts[0]
-    os.environ["MASTER_PORT"] = str(low + int(os.environ.get("SLURM_JOB_ID", "0")) % count)
+class PeerFailed(SystemExit):
+    """Ends this rank because another has failed, which reports the error; it says nothing itself."""

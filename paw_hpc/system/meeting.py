@@ -21,9 +21,12 @@ import time
 
 import torch.distributed as dist
 
-from paw_hpc.system.errors import UserError
+from paw_hpc.system.errors import RecipeError, UserError
 from paw_hpc.system.keys import INHERITED_KEY, read_key
+from paw_hpc.system.slurm import SlurmError, hostnames
 
+_SLURM_PORTS = (20_000, 20_000)
+"""First port and how many: where srun started the ranks, they meet at the job's id modulo their number."""
 _NAMES = ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID")
 
 
@@ -65,14 +68,35 @@ def open_store(address: str, port: int, patience_s: float) -> dist.TCPStore:
     return dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=patience, master_listen_fd=descriptor)
 
 
-def meet(rank: int, processes: int, timeout_s: float) -> dist.Store:
-    """The store of a run's processes at MASTER_ADDR and MASTER_PORT, once each has shown that it is one of them.
+def meeting_point() -> tuple[str, int]:
+    """Address and port: MASTER_ADDR and MASTER_PORT, where whoever started the ranks says so (torchrun, a job's supervisor, `run_here`); else
+    srun did, and they meet on the first node of its step, at a port that follows from the job's id.
 
     Raises:
+        RecipeError: nobody says it, or the step's nodes have no names here.
+    """
+    if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise RecipeError("megatron: this is one of several processes, but neither MASTER_ADDR and MASTER_PORT nor Slurm says where they meet")
+    try:
+        first = hostnames(nodes)[0]
+    except SlurmError as error:
+        raise RecipeError(f"megatron: the nodes '{nodes}' cannot be resolved ({error}); set MASTER_ADDR and MASTER_PORT") from None
+    low, count = _SLURM_PORTS
+    return first, low + int(os.environ.get("SLURM_JOB_ID", "0")) % count
+
+
+def meet(rank: int, processes: int, timeout_s: float) -> dist.Store:
+    """The store of a run's processes at their meeting point, once each has shown that it is one of them.
+
+    Raises:
+        RecipeError: see `meeting_point`.
         Stranger: one has not the run's word.
         UserError: not all have come in time, or there is nothing to come to.
     """
-    address, port, word = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), word_of_run()
+    (address, port), word = meeting_point(), word_of_run()
     here = f"{address}:{port}"
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else who started the ranks holds the store
         store = open_store(address, port, timeout_s)

@@ -7,7 +7,6 @@ effect between two updates and is a success. The ranks meet as under it, at a st
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TextIO
 
+from paw_hpc.system import children
 from paw_hpc.system.keys import INHERITED_KEY, KEY_FILE, new_key, write_secret
 from paw_hpc.system.meeting import open_store
 
@@ -28,7 +28,6 @@ GRACE_S = 10.0
 """How long the other ranks have to end by themselves once one has failed."""
 _PATIENCE_S = 300.0
 _STARTED_HERE = "PAW_STARTED_HERE"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +69,8 @@ def run_together(programs: Sequence[Program]) -> int:
     try:
         for program in programs:
             environment = {**os.environ, **program.environment, "PYTHONUNBUFFERED": "1", _STARTED_HERE: "1"}
-            # A session of its own: the terminal's Ctrl-C comes once, by `forward`, and what a program started can be ended with it.
-            process = subprocess.Popen(
-                program.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
-            )
+            # The terminal's Ctrl-C comes once, by `forward`.
+            process = children.start(program.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
             running.append(process)
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 assert source is not None
@@ -82,7 +79,7 @@ def run_together(programs: Sequence[Program]) -> int:
         return _wait(running)
     finally:
         for process in running:
-            _kill(process)
+            children.end(process, 0)
         for relay in relays:
             relay.join(GRACE_S)
         for signal_number, handler in before.items():
@@ -96,8 +93,8 @@ def threads_each(count: int) -> str:
 
 def end_with_parent() -> None:
     """Called by a program that `run_together` may have started: should the process that started it die, it is asked to stop (Linux)."""
-    if _STARTED_HERE in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _STARTED_HERE in os.environ:
+        children.die_with_parent(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -147,10 +144,3 @@ def _wait(ranks: Sequence[subprocess.Popen[str]]) -> int:
         time.sleep(0.05)
     status = status or next((rank.returncode for rank in ranks if rank.returncode), 0)
     return status if status >= 0 else 128 - status
-
-
-def _kill(rank: subprocess.Popen[str]) -> None:
-    if rank.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(rank.pid, signal.SIGKILL)
-        rank.wait()

@@ -46,7 +46,8 @@ if "--partition=forbidden" in text:
     sys.exit("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified")
 with open(os.environ["FAKE_SLURM"] + "/submitted.jsonl", "a") as file:
     file.write(json.dumps({"arguments": sys.argv[1:], "script": text}) + "\\n")
-print("Submitted batch job", 100 + sum(1 for _ in open(os.environ["FAKE_SLURM"] + "/submitted.jsonl")))
+number = 100 + sum(1 for _ in open(os.environ["FAKE_SLURM"] + "/submitted.jsonl"))
+print(f"{number};here" if "--parsable" in sys.argv else f"Submitted batch job {number}")
 """,
     "srun": "raise SystemExit('a fake srun runs nothing')",
     "sinfo": "print('gpu*|4|gpu:h100:8(S:0-1)|2-00:00:00')\nprint('gpu*|2|gpu:h100:4|2-00:00:00')\nprint('cpu|9|(null)|infinite')",

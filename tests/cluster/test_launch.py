@@ -13,15 +13,17 @@ import pytest
 
 from paw_hpc.cli import cluster as cli_cluster
 from paw_hpc.cli import doctor
-from paw_hpc.cluster import slurm
+from paw_hpc.cluster import batch, slurm
 from paw_hpc.cluster.layout import plan_layout
 from paw_hpc.cluster.settings import load_for_cluster
 from paw_hpc.cluster.status import status_of
 from paw_hpc.cluster.steps import SlurmMachine
 from paw_hpc.cluster.submit import Launchable, array_script, resolve_executor, script, submit, submit_array
 from paw_hpc.recipe import load_recipe
+from paw_hpc.recipe.doors import LAUNCHERS, JobState
 from paw_hpc.run import fence
 from paw_hpc.system.errors import RecipeError, UserError
+from paw_hpc.system.slurm import RETRY_FOR_S, SlurmError
 from tests.cluster.runs import recipe, write
 from tests.recipe_files import RECIPES
 
@@ -115,6 +117,25 @@ def test_an_array_has_a_cap_and_leaves_out_what_is_complete(fake_slurm: Path, tm
     assert [one.finished for one in launches] == [False, True, False]
 
 
+def test_a_task_of_an_array_is_its_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bash reads the script: names with blanks and quotes are whole, and set-up comes before the job."""
+    monkeypatch.setattr(batch, "JOB", ("echo", "it's"))
+    cluster = {"setup": ["set -u", "echo ready"]}
+    launches = [launchable(tmp_path / "the user's", seed=seed, cluster=cluster) for seed in range(3)]
+    for task, one in enumerate(launches):
+        tasks = {"SLURM_ARRAY_TASK_ID": str(task), "PATH": os.environ["PATH"]}
+        for text in (array_script(launches, None, tmp_path), script(one)):
+            done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, env=tasks)
+            assert done.stdout == f"ready\nit's {one.run}\n", done.stderr
+    assert array_script(launches[:1], 4, tmp_path) == script(launches[0]), "an array of one is a job"
+
+
+def test_the_environment_of_a_job_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "JOB", ("printenv", "WORDS", "--"))
+    text = script(launchable(tmp_path, cluster={"environment": {"WORDS": "a 'b' $HOME"}}))
+    assert subprocess.run(["bash", "-c", text.rpartition(" -- ")[0]], capture_output=True, text=True).stdout == "a 'b' $HOME\n"
+
+
 def test_runs_of_an_array_ask_for_the_same_allocation(tmp_path: Path) -> None:
     launches = [launchable(tmp_path, seed=0), launchable(tmp_path, seed=1, cluster={"time_min": 99})]
     with pytest.raises(RecipeError, match="another allocation"):
@@ -138,7 +159,7 @@ def test_what_slurm_would_never_start_is_refused_first(fake_slurm: Path, tmp_pat
 
 def test_sbatch_refusing_is_one_line(fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "partitions", lambda: [slurm.Partition("forbidden", 9, 8, None)])
-    with pytest.raises(slurm.SlurmError, match="Invalid account") as refused:
+    with pytest.raises(SlurmError, match="Invalid account") as refused:
         submit(launchable(tmp_path, cluster={"partition": "forbidden"}))
     assert "\n" not in str(refused.value)
 
@@ -146,17 +167,17 @@ def test_sbatch_refusing_is_one_line(fake_slurm: Path, tmp_path: Path, monkeypat
 def test_without_slurm_there_is_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match="--executor local"):
-        resolve_executor("auto")
-    with pytest.raises(UserError, match="salloc"):
-        resolve_executor("allocation")
+    for executor, said in (("auto", "--executor local"), ("allocation", "salloc")):
+        with pytest.raises(UserError, match=said):
+            LAUNCHERS.find(resolve_executor(executor)).ready()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert resolve_executor("auto") == "allocation"
+    assert resolve_executor("auto") == "allocation" and resolve_executor("auto", queue=True) == "slurm"
+    LAUNCHERS.find("allocation").ready()
 
 
 def test_states_come_from_squeue_then_sacct(fake_slurm: Path) -> None:
     found = slurm.states(["101", "102", "103_0", "104"])
-    assert found["101"] == slurm.JobState("PENDING", "", "Priority")
+    assert found["101"] == JobState("PENDING", "", "Priority")
     assert found["102"].state == "FAILED" and found["102"].nodes == "node7"
     assert found["103_0"].state == "CANCELLED" and "104" not in found
 
@@ -182,7 +203,7 @@ def test_status_without_a_controller_is_one_line_and_what_the_runs_wrote(
     (fake_slurm / "squeue").write_text(f"#!/usr/bin/env python3\n{NO_CONTROLLER}")
     said: list[str] = []
     [row] = status_of([one.run], said.append)
-    assert said == ["Slurm does not answer (Could not establish a configuration source); shown is what the runs themselves wrote"]
+    assert said == ["slurm does not answer (Could not establish a configuration source); shown is what the runs themselves wrote"]
     assert (row.job, row.state, row.saved, row.wanted) == ("101", "?", 0, 5)
     cli_cluster.status([one.run])
     assert capsys.readouterr().err.strip() == f"paw: {said[0]}"
@@ -196,7 +217,7 @@ def test_a_controller_that_is_away_is_not_waited_for(fake_slurm: Path, tmp_path:
     said: list[str] = []
     begun = time.monotonic()
     assert [row.state for row in status_of([one.run], said.append)] == ["?"]
-    assert away in said[0] and time.monotonic() - begun < slurm.RETRY_FOR_S / 4
+    assert away in said[0] and time.monotonic() - begun < RETRY_FOR_S / 4
 
 
 def test_a_task_of_an_array_is_named_as_slurm_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:

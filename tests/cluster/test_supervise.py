@@ -217,6 +217,8 @@ def test_every_attempt_has_a_key_of_its_own_for_as_long_as_it_lasts(tmp_path: Pa
 
 SERVER = """
 import signal, sys, time
+from multiprocessing import resource_tracker
+resource_tracker.ensure_running()  # as whatever starts processes by multiprocessing does; it unblocks signals
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 print("serving", file=sys.stderr, flush=True)
 while True: time.sleep(0.05)
@@ -238,7 +240,9 @@ def test_servers_outlive_sigterm_until_they_are_let_go(tmp_path: Path) -> None:
     try:
         wait_until(lambda: "serving" in log.read_text(), log.read_text)
         everybody = [psutil.Process(owner.pid), *psutil.Process(owner.pid).children(recursive=True)]
-        assert any("sglang.launch_server" in process.cmdline() for process in everybody)
+        [server] = [process.pid for process in everybody if "sglang.launch_server" in process.cmdline()]
+        blocked = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{server}/status").read_text(), re.MULTILINE)
+        assert blocked is not None and int(blocked[1], 16) >> (signal.SIGTERM - 1) & 1, "its next SIGTERM would end it"
         for process in everybody:
             process.terminate()
         time.sleep(1.0)

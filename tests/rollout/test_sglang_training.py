@@ -236,7 +236,7 @@ def ends_together_when_its_last_server_is_lost_for_good(rank: int, folder: Path)
         machinery.publisher.publish(411)
         spoil(folder, machinery, event_loop)
         started = time.monotonic()
-        with pytest.raises(FleetError if rank == 0 else distributed.SaidElsewhere):
+        with pytest.raises(FleetError if rank == 0 else distributed.PeerFailed):
             turns(machinery, event_loop)
         assert time.monotonic() - started < 60.0
 

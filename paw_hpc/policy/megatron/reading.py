@@ -12,10 +12,11 @@ import io
 import pickle
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.distributed.checkpoint import default_planner, filesystem
+
+from paw_hpc.policy.megatron.patches import TORCH, patched
 
 _PLANNER = default_planner.DefaultLoadPlanner
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -34,7 +35,7 @@ _DTYPES = {str(value).removeprefix("torch.") for value in vars(torch).values() i
 @contextlib.contextmanager
 def restricted() -> Iterator[None]:
     """Inside, `torch.distributed.checkpoint` unpickles data only, and raises pickle.UnpicklingError for anything else."""
-    with mock.patch.object(filesystem, "pickle", _DataOnly), mock.patch.object(_PLANNER, "load_bytes", _load_bytes):
+    with patched(filesystem, "pickle", _DataOnly, written_for=TORCH), patched(_PLANNER, "load_bytes", _load_bytes, written_for=TORCH):
         yield
 
 

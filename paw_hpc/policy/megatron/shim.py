@@ -11,10 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from paw_hpc.policy.megatron.patches import MEGATRON, patched
 
 STAND_IN = torch.device("cpu")
 """What CUDA means without a GPU."""
@@ -46,7 +47,7 @@ def _on_cpu() -> Iterator[None]:
     )
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in patches:
-            stack.enter_context(mock.patch.object(owner, name, replacement))
+            stack.enter_context(patched(owner, name, replacement, written_for=MEGATRON))
         stack.enter_context(_CudaMeansCpu())
         yield
 

@@ -1,7 +1,7 @@
 """Trained models as sharded state dicts, which Megatron-core saves in one layout and loads in another, and the random states beside them.
 
 Four defects of the library (0.16.1) are put right around it. Its distributed optimizer gathers shards without the padding between buckets, but cuts
-parameters out by their places with it: from the second bucket on, other numbers are saved. And where Adam is PyTorch's, not Transformer Engine's or
+parameters out by their offsets with it: from the second bucket on, other numbers are saved. And where Adam is PyTorch's, not Transformer Engine's or
 Apex's: an optimizer that has made no step yet cannot be saved or loaded; `step` is looked for among the loaded tensors, where it is not; and one
 `step` tensor is given to all parameters, each of which then counts up all of them.
 """
@@ -13,7 +13,6 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ import torch
 from paw_hpc.policy.checkpoint import decode, encode
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
+from paw_hpc.policy.megatron.patches import MEGATRON, patched
 from paw_hpc.policy.megatron.shim import quiet_imports
 from paw_hpc.policy.optimizer import SETTINGS
 from paw_hpc.system.errors import CheckpointError
@@ -87,12 +87,12 @@ def load_optimizer(trained: TrainedModel, state: Any) -> None:
 
 @contextlib.contextmanager
 def _padded_buckets(optimizer: Any) -> Iterator[None]:
-    """Inside, the shards of a bucket are gathered with its padding, so that parameters are at their places."""
+    """Inside, the shards of a bucket are gathered with its padding, so that the offsets of parameters hold."""
     with contextlib.ExitStack() as stack:
         for buffer in (buffer for part in _parts(optimizer) for buffer in getattr(part, "buffers", [])):
-            stack.enter_context(mock.patch.object(buffer, "numel_unpadded", buffer.numel))
+            stack.enter_context(patched(buffer, "numel_unpadded", buffer.numel, written_for=MEGATRON))
             for bucket in buffer.buckets:
-                stack.enter_context(mock.patch.object(bucket, "numel_unpadded", bucket.grad_data.numel()))
+                stack.enter_context(patched(bucket, "numel_unpadded", bucket.grad_data.numel(), written_for=MEGATRON))
         yield
 
 

@@ -7,29 +7,25 @@ takes their checksums and reports in a file that has no name.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
 import queue
-import signal
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from paw_hpc.policy.checkpoint_folder import digest
+from paw_hpc.policy.megatron.patches import MEGATRON, patched
 from paw_hpc.policy.megatron.shim import quiet_imports
+from paw_hpc.system.children import die_with_parent
 
 with quiet_imports():
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-
-_PR_SET_PDEATHSIG = 1
 
 
 class ShardWriter:
@@ -44,7 +40,8 @@ class ShardWriter:
         self._report = _Report()
         self._process: Any = None
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-        with quiet_imports(), mock.patch.object(filesystem_async, "_get_write_results_queue", lambda: self._report):
+        reporting = patched(filesystem_async, "_get_write_results_queue", lambda: self._report, written_for=MEGATRON)
+        with quiet_imports(), reporting:
             self._request: Any = dist_checkpointing.save(
                 state, str(folder), strategy, async_sharded_save=True, preprocess_common_before_consistancy_check=lambda _: {}
             )
@@ -113,10 +110,8 @@ class _Report:
 
 def _write_alone(trainer: int, *arguments: Any) -> None:
     """In a forked process, which ends with the trainer: its folder is not looked for by anybody then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == trainer:
-        _write(*arguments)
+    die_with_parent(parent=trainer)
+    _write(*arguments)
 
 
 def _write(transforms: Any, buckets: list[Any], report: _Report, folder: Path, rank: int) -> None:

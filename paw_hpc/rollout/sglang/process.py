@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from paw_hpc.recipe import FleetSection, Recipe
 from paw_hpc.system.errors import RecipeError
 from paw_hpc.system.keys import write_secret
 from paw_hpc.system.seeding import derive_seed
+from paw_hpc.system.slurm import SlurmError, hostnames
 
 _PACKAGE = Path(__file__).parent
 SUPERVISOR = _PACKAGE / "serve.py"
@@ -144,8 +144,10 @@ def _hosts(fleet: FleetSection) -> tuple[str, ...]:
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if nodes is None:
         raise RecipeError("rollout.fleet.hosts: 'allocation' needs a Slurm job (SLURM_JOB_NODELIST is not set); name the hosts, or leave it empty")
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True, timeout=60)
-    return tuple(listed.stdout.split())
+    try:
+        return tuple(hostnames(nodes))
+    except SlurmError as error:
+        raise RecipeError(f"rollout.fleet.hosts: the nodes '{nodes}' cannot be resolved ({error}); name the hosts") from None
 
 
 class ServerProcess:

@@ -1,9 +1,9 @@
-"""Runs one SGLang server and ends it with its owner. A script of its own, standard library only: it runs in SGLang's environment, perhaps on another
-node.
+"""Runs one SGLang server and ends it with its owner. A script of its own, with the standard library and system/children.py alone: it runs in SGLang's
+environment, perhaps on another node.
 
     python serve.py '{"arguments": [...], "key_config": PATH, "host": "127.0.0.1", "log": PATH, "environment": {...}}'
 
-It picks free ports (unless `ports` names two), starts `sglang.launch_server` in a process group of its own, and says where it is in one line of
+It picks free ports (unless `ports` names two), runs `sglang.launch_server` in a process group of its own, and says where it is in one line of
 JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first,
 then killed (`patience_s` later), which also ends a frozen one. It ends itself, with the server's status, when the server does.
 
@@ -14,7 +14,6 @@ arguments into its log; what it says passes through here, and the key is taken o
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -24,17 +23,29 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import BinaryIO
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "system"))  # the package, and what it needs, is not in this environment
+import children
+
+SERVER = """
+import runpy, signal, sys
+from multiprocessing import resource_tracker
+mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+resource_tracker.ensure_running()
+signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""`python -m`, with the signals blocked that the owner has blocked: multiprocessing, when it first starts its tracker, would unblock SIGTERM, which
+cluster/server.py keeps from servers."""
 GRACE_S = 5.0
 POLL_S = 0.2
 LAST_WORDS_S = 5.0
 """How long an ended server's last words may take to come through."""
 LONGEST_FOLDER = 60
 """Characters of the folder of temporary files: the system takes a socket's path of 107, and SGLang's own names come behind."""
-_PR_SET_PDEATHSIG = 1
 _PIECE_BYTES = 1 << 16
 
 
@@ -51,15 +62,14 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the owner's to obey
     with open(order["log"], "ab", buffering=0) as log, own_folder() as folder:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "sglang.launch_server", *arguments],
+        server = children.start(
+            [sys.executable, "-c", SERVER, "sglang.launch_server", *arguments],
             env={**os.environ, **order["environment"], "TMPDIR": folder},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             umask=0o077,
-            preexec_fn=_die_with_parent,
+            preexec_fn=children.die_with_parent,  # so that a killed supervisor leaves no server behind, whose own children follow it in the same way
         )
         assert server.stdout is not None
         writing = threading.Thread(target=pass_on, args=(server.stdout, log, secret), daemon=True)
@@ -71,7 +81,8 @@ def main() -> int:
                 if ready and not os.read(0, 4096):
                     break
         finally:
-            end_group(server, order.get("patience_s", GRACE_S))
+            children.end(server, order.get("patience_s", GRACE_S))
+            server.wait()
             writing.join(LAST_WORDS_S)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
@@ -110,24 +121,6 @@ def free_ports(host: str, count: int) -> list[int]:
         for each in sockets:
             each.bind((host, 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def end_group(server: subprocess.Popen, asked_s: float) -> None:
-    """End all processes of the server's group, killed when they were asked in vain for so long, and wait for the server itself."""
-    for number, patience_s in ((signal.SIGTERM, asked_s), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
-        deadline = None if patience_s is None else time.monotonic() + patience_s
-        while server.poll() is None and (deadline is None or time.monotonic() < deadline):
-            time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-
-
-def _die_with_parent() -> None:
-    """So that a killed supervisor leaves no server behind (the server's own children follow it in the same way)."""
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

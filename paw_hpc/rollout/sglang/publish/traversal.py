@@ -105,7 +105,7 @@ class FollowingPublisher:
                 for _ in self._weights.tensors():
                     pass
         if order.error:
-            raise distributed.SaidElsewhere(2)
+            raise distributed.PeerFailed(2)
 
     @contextmanager
     def while_players_play(self) -> Iterator[None]:
