@@ -28,7 +28,7 @@ from openenv.cli._validation import validate_running_environment
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from paw_hpc.envs.openenv import LONGEST_ACTION, Served, TextAction, TextClient, TextEnvironment, make_app
+from paw_hpc.envs.openenv import LONGEST_ACTION, LONGEST_MESSAGE_BYTES, Served, TextAction, TextClient, TextEnvironment, make_app
 
 ROOT = Path(__file__).resolve().parents[2]
 Test = Callable[[str], Awaitable[None]]
@@ -211,6 +211,68 @@ def test_a_client_that_dies_leaves_nothing(served: Served) -> None:
         await living.close()
 
     run(served, test)
+
+
+def test_who_has_not_sent_a_whole_request_takes_no_place(served: Served) -> None:
+    """As many as are answered at once, and more, send half of one; another is answered."""
+
+    async def test(url: str) -> None:
+        import httpx
+
+        host, port = url.removeprefix("http://").split(":")
+        half = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
+        for _, writer in half:
+            writer.write(b"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            assert (await client.post("/reset", json={"seed": 1})).status_code == 200
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Length: {LONGEST_MESSAGE_BYTES + 1}\r\n\r\n".encode())
+        assert b" 413 " in await reader.readline()
+        writer.close()
+        for _, writer in half:
+            writer.close()
+
+    run(served, test)
+
+
+def test_a_websocket_that_says_nothing_is_closed_with_its_session(served: Served) -> None:
+    async def test(url: str) -> None:
+        silent, talking = TextClient(url), TextClient(url)
+        await silent.reset()
+        await talking.reset()
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            await talking.step(TextAction(action="who"))
+            if (await talking.state()).step_count == 4:
+                await talking.reset()
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(silent._ws.recv(), 10)
+        assert len(served.environments._environments._open) == 1
+        await talking.close()
+
+    run(served, test, idle_s=0.5)
+
+
+def test_a_client_that_goes_amid_steps_is_no_error(served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    step = TextEnvironment.step_async
+
+    async def slow(self: TextEnvironment, *given: Any, **options: Any) -> Any:
+        said = await step(self, *given, **options)
+        await asyncio.sleep(0.2)
+        return said
+
+    monkeypatch.setattr(TextEnvironment, "step_async", slow)
+
+    async def test(url: str) -> None:
+        going = TextClient(url)
+        await going.reset()
+        for _ in range(3):
+            await going._send({"type": "step", "data": {"action": "who"}})
+        await asyncio.sleep(0.1)
+        going._ws.transport.abort()
+
+    run(served, test)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
