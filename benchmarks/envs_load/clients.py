@@ -24,7 +24,7 @@ from paw_hpc.envs.openenv import LONGEST_MESSAGE_BYTES, TextAction, TextClient, 
 from paw_hpc.system.keys import bearer, read_key
 from tests.envs.walks import Walk
 
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 """For an answer: the first resets of all sessions at once take a minute of two cores."""
 PATIENCE_OF_HARM_S = 15.0
 """For an answer to a hostile client."""
@@ -69,11 +69,11 @@ async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, seed: 
                         await walk_along(client, rng.choice(walks), played)
             except (OSError, ConnectionClosed, TimeoutError):
                 played.lost.append(time.time())
-            except RuntimeError as error:
+            except Exception as error:
                 if "CAPACITY_REACHED" in str(error):
                     played.full += 1
                 else:
-                    played.errors.append(str(error)[:300])
+                    played.errors.append(f"{type(error).__name__}: {error}"[:300])
             await asyncio.sleep(rng.uniform(0.05, 0.5))
 
     async with asyncio.TaskGroup() as group:

@@ -114,19 +114,23 @@ class Helper:
     """A process beside the server, which sends reports through the pipe that is its last argument."""
 
     def __init__(self, job: Callable[..., None], *arguments: Any):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # importing OpenEnv and all that it brings takes seconds
+        context.set_forkserver_preload([job.__module__])
         self._reports, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=job, args=(*arguments, theirs), daemon=True)
         self._process.start()
         theirs.close()
         self._last: Any = None
+        self._killed = False
 
     @property
     def last(self) -> Any:
-        """What it reported last; None: nothing yet."""
+        """What it reported last; None: nothing yet. Raises RuntimeError: it has ended, and nobody killed it."""
         with contextlib.suppress(EOFError, OSError):
             while self._reports.poll():
                 self._last = self._reports.recv()
+        if not self._killed and self._process.exitcode is not None:
+            raise RuntimeError(f"a process beside the server ended by itself, status {self._process.exitcode}; see above")
         return self._last
 
     def ports(self) -> set[int]:
@@ -135,6 +139,7 @@ class Helper:
 
     def kill(self) -> None:
         """SIGKILL."""
+        self._killed = True
         self._process.kill()
         self._process.join()
 

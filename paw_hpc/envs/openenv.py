@@ -23,6 +23,7 @@ from typing import Any
 
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.blocking import Environments, Episode
+from paw_hpc.envs.outcomes import Outcome
 from paw_hpc.run.limits import allow_files
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.extras import explained
@@ -72,8 +73,16 @@ class TextObservation(Observation):
     task_id: str
     task_type: str
     repeat: int
+    seed: int = Field(description="Of this episode; only told.")
+    episode_return: float = Field(description="Undiscounted, without penalties.")
     state_key: str | None = Field(default=None, description="Equal in equal states; where `reset` asked for prompts.")
     messages: list[dict[str, str]] | None = Field(default=None, description="The prompt for this step; where `reset` asked for prompts.")
+
+    def outcome(self) -> Outcome:
+        """How the episode went, as a line of a file of outcomes (`write_outcomes`); one that was left before its end has failed."""
+        score = self.score if self.done else 0.0
+        so_far = self.steps, self.invalid, self.episode_return
+        return Outcome(self.task_id, self.task_type, self.repeat, self.seed, self.success and self.done, score, *so_far)
 
 
 class Served:
@@ -200,6 +209,8 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
             task_id=episode.task.task_id,
             task_type=episode.task.task_type,
             repeat=episode.repeat,
+            seed=episode.seed,
+            episode_return=episode.episode_return,
             state_key=episode.state_key if self._prompts else None,
             messages=episode.messages() if self._prompts and not state.done else None,
         )

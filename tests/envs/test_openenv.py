@@ -95,6 +95,30 @@ def test_a_session_plays_episodes(served: Served) -> None:
     run(served, test)
 
 
+def test_an_outcome_is_that_of_the_plain_interface(served: Served) -> None:
+    task = served.tasks[2]
+    [answer] = [line for line in [served.environments._environments.benchmark.question(task).answers[0]] if line]
+    ways = [["who", f"<answer>{answer}</answer>"], ["<search>who</search>"]]
+    wanted = []
+    for repeat, way in enumerate(ways):
+        episode = served.environments.open(task, repeat=repeat)
+        for action in way:
+            episode.step(action)
+        wanted.append(episode.outcome())
+        episode.close()
+    assert [outcome.success for outcome in wanted] == [True, False] and wanted[0].episode_return > 0 and wanted[0].seed != wanted[1].seed
+
+    async def test(url: str) -> None:
+        async with TextClient(url) as client:
+            for repeat, way in enumerate(ways):
+                await client.reset(task_id=task.task_id, repeat=repeat)
+                for action in way:
+                    said = await client.step(TextAction(action=action))
+                assert said.observation.outcome() == wanted[repeat]
+
+    run(served, test)
+
+
 def test_a_client_that_knows_nothing_of_this_package_plays(served: Served) -> None:
     """OpenEnv's generic one."""
 
