@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -368,18 +369,22 @@ def test_it_plays_without_a_server(served: Served) -> None:
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    """As the image has it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "key").write_text("a-key\n")
     (tmp_path / "key").chmod(0o600)
-    command = [sys.executable, "-m", "paw_hpc.envs.openenv", "search", "search.data=generated", "max_steps=4"]
+    image = (ROOT / "containers" / "openenv.Dockerfile").read_text()
+    [entry], [health] = (map(json.loads, re.findall(rf"^{step} (\[.*\])$", image, re.MULTILINE)) for step in ("ENTRYPOINT", "  CMD"))
+    health = [sys.executable, *health[1:-1], health[-1].replace("8000", str(port))]
+    command = [sys.executable, *entry[1:], "search", "search.data=generated", "max_steps=4"]
     options = ["--panel", "test:8@0", "--port", str(port), "--key-file", str(tmp_path / "key")]
     process = subprocess.Popen([*command, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if " tasks, at " in line)
-        assert f"8 tasks, at http://127.0.0.1:{port}, with a key" in line
+        assert f"8 tasks, at http://0.0.0.0:{port}, with a key" in line
 
         async def play() -> None:
             for _ in range(200):
@@ -393,11 +398,13 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
             raise AssertionError("it does not answer")
 
         asyncio.run(play())
+        assert subprocess.run(health).returncode == 0, "the image's health check"
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     finally:
         process.kill()
         process.wait()
+    assert subprocess.run(health, stderr=subprocess.DEVNULL).returncode != 0, "the control: nobody is there any more"
 
 
 @pytest.mark.parametrize(
