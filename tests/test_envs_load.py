@@ -21,7 +21,12 @@ def test_killed_clients_killed_servers_and_hostile_ones(tmp_path: Path, monkeypa
     assert found.swapped == 2, "the control: exchanged sessions are noticed"
     assert found.client_kills and len(found.server_kills) == 2 and found.lost_in_peace == 0
     assert [files for _, files in [*found.server_kills, found.stopped]] == [0, 0, 0]
-    assert found.places == (16 + envs_load.SPARE, 16 + envs_load.SPARE) and found.at_rest is not None and found.at_rest.processes == 1
+    assert (
+        found.all_killed[0] == 0
+        and found.places == (16 + envs_load.SPARE, 16 + envs_load.SPARE)
+        and found.at_rest is not None
+        and found.at_rest.processes == 1
+    )
     strangers = {(kind.partition(",")[0], came) for kind, came in found.harm if "key" in kind}
     # (Where the server was dead just then, they were refused by the machine.)
     assert {came for _, came in strangers} <= {"status 403", "status 401", "ConnectionRefusedError", "ConnectionResetError", "closed"}, strangers

@@ -9,13 +9,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from statistics import mean
+from statistics import mean, quantiles
 
 from rich.box import MARKDOWN
 from rich.console import Console
@@ -42,11 +42,13 @@ class Found:
     seconds: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     client_kills: list[float] = field(default_factory=list)
-    """Seconds until nothing was left of a killed process of clients at the server."""
+    """Seconds until the server had closed all connections of a killed process of clients."""
     server_kills: list[tuple[float, int]] = field(default_factory=list)
     """Seconds until all that it had started had gone, and files that it left."""
     back_s: list[float] = field(default_factory=list)
-    """From the server's death until nine tenths of the sessions played again."""
+    """From the server's death until nine tenths of the sessions were there again."""
+    all_killed: tuple[int, float] = (0, 0.0)
+    """At the end everybody is killed at once: processes of episodes then, and seconds until these and all connections had gone."""
     lost_in_peace: int = 0
     """Connections that broke though no server was killed."""
     swapped: int = 0
@@ -66,14 +68,15 @@ class Load:
         self._options, self._server, self._walks_file, self._stack = options, server, walks_file, stack
         self._share, self._seeds = options.sessions // options.clients, iter(range(10**6))
         self.found, self._ended, self._deaths = Found(), list[Helper](), list[float]()
+        self._at_rest = 1 + (options.benchmark == "alfworld")  # the server, and one worker where there are any
         self._clients = [self._client() for _ in range(options.clients)]
         self._hostile = self._helper(harm, 4 * SPARE, options.half_open)
 
     def run(self) -> Found:
         """Play, kill and look, as long as asked for."""
         found, options = self.found, self._options
-        until(self._all_play, patience_s=PATIENCE_S)
-        say("all play")
+        until(self._all_there, patience_s=PATIENCE_S)
+        say("all there")
         started, plan = time.time(), _plan(options)
         while (now := time.time() - started) < options.seconds:
             found.samples.append(self._server.sample(now))
@@ -82,8 +85,10 @@ class Load:
             time.sleep(options.sample_s)
         until(lambda: bool(self._hostile.last), patience_s=PATIENCE_S)
         found.harm, found.seconds = self._hostile.last, time.time() - started
+        rest, episodes, killed = self._at_rest, len(self._server.family()) - self._at_rest, time.perf_counter()
         for one in [*self._clients, self._hostile]:
             one.kill()
+        found.all_killed = episodes, until(lambda: len(self._server.family()) == rest and not self._server.connected(), killed)
         found.played = _sum(one.last for one in [*self._ended, *self._clients] if one.last is not None)
         found.lost_in_peace = sum(not any(0 <= at - death < BROKEN_S for death in self._deaths) for at in found.played.lost)
         return found
@@ -93,31 +98,29 @@ class Load:
         self.found.server_kills.append(self._server.kill())
         self._server.start()
         time.sleep(2)  # what clients told before it died is old then
-        until(self._all_play, patience_s=PATIENCE_S)
+        until(self._all_there, patience_s=PATIENCE_S)
         self.found.back_s.append(time.time() - self._deaths[-1])
-        say(f"server killed, all play again after {self.found.back_s[-1]:.1f} s")
+        say(f"server killed, all there again after {self.found.back_s[-1]:.1f} s")
 
     def kill_client(self) -> None:
         victim = self._clients.pop(Random(len(self._ended)).randrange(len(self._clients)))
         ports, started = victim.ports(), time.perf_counter()
         victim.kill()
-        until(lambda: not ports & self._server.connected(), started)
-        # Two processes are no episode's, the server itself and its worker. Where episodes have no processes this holds at once.
-        self.found.client_kills.append(until(lambda: len(self._server.family()) - 2 <= len(self._server.connected()), started))
+        self.found.client_kills.append(until(lambda: not ports & self._server.connected(), started))
         say(f"clients killed, gone after {self.found.client_kills[-1]:.1f} s")
         self._ended.append(victim)
         self._clients.append(self._client())
 
     def _client(self) -> Helper:
-        return self._helper(play, str(self._walks_file), self._share, next(self._seeds))
+        return self._helper(play, str(self._walks_file), self._share, self._options.think_s, next(self._seeds))
 
     def _helper(self, job: Callable[..., None], *arguments: object) -> Helper:
         helper = Helper(job, self._server.url, str(self._server.key_file), *arguments)
         self._stack.callback(helper.kill)
         return helper
 
-    def _all_play(self) -> bool:
-        return sum(one.last.playing for one in self._clients if one.last is not None) >= 0.9 * self._share * len(self._clients)
+    def _all_there(self) -> bool:
+        return sum(one.last.connected for one in self._clients if one.last is not None) >= 0.9 * self._share * len(self._clients)
 
 
 def say(what: str) -> None:
@@ -133,7 +136,6 @@ def load(options: argparse.Namespace) -> Found:
         server = Server(Path(folder), options.benchmark, keys, options.sessions + SPARE)
         stack.callback(server.end)
         found = Load(options, server, walks_file, stack).run()
-        until(lambda: not server.connected())
         found.swapped = asyncio.run(swapped(server, walks))
         until(lambda: not server.connected())
         found.at_rest = server.sample(options.seconds)
@@ -177,11 +179,11 @@ async def places(server: Server) -> int:
 
 
 def _sum(all_played: Iterable[Played]) -> Played:
-    total = Played()
+    total = Played(waits_s=deque())
     for one in all_played:
         total.steps, total.walks, total.full = total.steps + one.steps, total.walks + one.walks, total.full + one.full
         total.differences, total.lost, total.errors = total.differences + one.differences, total.lost + one.lost, total.errors + one.errors
-        total.longest_s = max(total.longest_s, one.longest_s)
+        total.waits_s.extend(one.waits_s)
     return total
 
 
@@ -192,11 +194,15 @@ def report(found: Found, options: argparse.Namespace, console: Console) -> None:
     table.add_row("states that were not those of the walk", str(len(played.differences)))
     table.add_row("control: steps of two exchanged sessions that were noticed", f"{found.swapped} of 2")
     table.add_row("connections lost where no server was killed; errors", f"{found.lost_in_peace}; {len(played.errors)}")
-    table.add_row("longest wait for a step", f"{played.longest_s:.1f} s")
-    table.add_row("clients killed; their sessions, sockets and processes gone after", f"{len(found.client_kills)}; {_spread(found.client_kills)}")
+    waits = quantiles(played.waits_s, n=100) if len(played.waits_s) > 1 else [0.0] * 99
+    table.add_row(
+        "wait for a step: median, 99th of a hundred, longest (of the last ones)", f"{waits[49]:.2f}, {waits[98]:.2f}, {max(played.waits_s):.2f} s"
+    )
+    table.add_row("processes of clients killed; their connections gone after", f"{len(found.client_kills)}; {_spread(found.client_kills)}")
+    table.add_row("all killed at once: processes of episodes; all gone after", f"{found.all_killed[0]}; {found.all_killed[1]:.1f} s")
     gone, files = [seconds for seconds, _ in found.server_kills], sum(files for _, files in found.server_kills)
     table.add_row("servers killed; all processes gone after; files left", f"{len(gone)}; {_spread(gone)}; {files}")
-    table.add_row("until nine tenths of the sessions played again", _spread(found.back_s))
+    table.add_row("until nine tenths of the sessions were there again", _spread(found.back_s))
     after = [sample for sample in found.samples if sample.at_s > options.seconds * 0.4]
     for title, part in (("0.4 to 0.6", (0.4, 0.6)), ("0.8 to 1", (0.8, 1.0))):
         some = [sample for sample in after if part[0] <= sample.at_s / options.seconds <= part[1]]
@@ -231,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> Found:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--walks", type=int, default=512)
     parser.add_argument("--kill-client-s", type=float, default=40.0)
+    parser.add_argument("--think-s", type=float, default=0.0, help="mean time between an answer and the next step of a session")
     parser.add_argument("--half-open", type=int, default=256, help="connections that hostile clients leave half-open")
     parser.add_argument("--sample-s", type=float, default=5.0)
     options = parser.parse_args(arguments)

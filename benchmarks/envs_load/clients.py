@@ -9,7 +9,7 @@ import pickle
 import socket
 import struct
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,19 +45,23 @@ class Played:
     full: int = 0
     """How often the server had no place."""
     errors: list[str] = field(default_factory=list)
-    playing: int = 0
-    """Sessions that have an episode."""
-    longest_s: float = 0.0
-    """Wait for a step."""
+    connected: int = 0
+    """Sessions now."""
+    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=2000))
+    """For steps, the last ones."""
 
 
-def play(url: str, key_file: str, walks_file: str, sessions: int, seed: int, report: Any) -> None:
-    """A process of clients, until it is killed; `report` is sent what it has `Played`, every second."""
+def play(url: str, key_file: str, walks_file: str, sessions: int, think_s: float, seed: int, report: Any) -> None:
+    """A process of clients, until it is killed; `report` is sent what it has `Played`, every second.
+
+    Args:
+        think_s: mean time between an answer and the next step, as a model needs it.
+    """
     key, walks = read_key(key_file, "key"), pickle.loads(Path(walks_file).read_bytes())
-    asyncio.run(_play(url, key, walks, sessions, seed, report))
+    asyncio.run(_play(url, key, walks, sessions, think_s, seed, report))
 
 
-async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, seed: int, report: Any) -> None:
+async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, think_s: float, seed: int, report: Any) -> None:
     played = Played()
 
     async def session(number: int) -> None:
@@ -65,8 +69,13 @@ async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, seed: 
         while True:
             try:
                 async with TextClient(url, key=key, message_timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
-                    for _ in range(rng.randint(1, WALKS_OF_A_CONNECTION)):
-                        await walk_along(client, rng.choice(walks), played)
+                    await client.state()  # it has a place
+                    played.connected += 1
+                    try:
+                        for _ in range(rng.randint(1, WALKS_OF_A_CONNECTION)):
+                            await walk_along(client, rng.choice(walks), played, lambda: asyncio.sleep(rng.uniform(0, 2 * think_s)))
+                    finally:
+                        played.connected -= 1
             except (OSError, ConnectionClosed, TimeoutError):
                 played.lost.append(time.time())
             except Exception as error:
@@ -84,22 +93,20 @@ async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, seed: 
             await asyncio.sleep(1)
 
 
-async def walk_along(client: TextClient, walk: Walk, played: Played) -> None:
+async def walk_along(client: TextClient, walk: Walk, played: Played, think: Callable[[], Awaitable[None]]) -> None:
     """One walk in one session, compared state by state."""
     said = await client.reset(task_id=walk.task.task_id, repeat=walk.repeat)
-    played.playing += 1
-    try:
-        for step in range(len(walk.states)):
-            if step:
-                asked = time.perf_counter()
-                said = await client.step(TextAction(action=walk.actions[step - 1]))
-                played.longest_s, played.steps = max(played.longest_s, time.perf_counter() - asked), played.steps + 1
-            if difference := differs(said.observation, walk, step):
-                played.differences.append(difference)
-                return
-        played.walks += 1
-    finally:
-        played.playing -= 1
+    for step in range(len(walk.states)):
+        if step:
+            await think()
+            asked = time.perf_counter()
+            said = await client.step(TextAction(action=walk.actions[step - 1]))
+            played.waits_s.append(time.perf_counter() - asked)
+            played.steps += 1
+        if difference := differs(said.observation, walk, step):
+            played.differences.append(difference)
+            return
+    played.walks += 1
 
 
 def differs(seen: TextObservation, walk: Walk, step: int) -> str | None:

@@ -85,7 +85,8 @@ def trained(folder: str, updates: int, prompts: list[str], begin: Callable[[str,
         prompts: what TRL repeats, one for each task, and hands back for every completion that it wants.
         begin: an episode of a prompt, and which of its episodes, from 0.
     """
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    # Not in half precision, as the small policy is stored: there Adam divides nothing by nothing where a gradient is zero.
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     repeats = dict.fromkeys(prompts, 0)
 
     def play(wanted: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
