@@ -195,9 +195,7 @@ def report(found: Found, options: argparse.Namespace, console: Console) -> None:
     table.add_row("control: steps of two exchanged sessions that were noticed", f"{found.swapped} of 2")
     table.add_row("connections lost where no server was killed; errors", f"{found.lost_in_peace}; {len(played.errors)}")
     waits = quantiles(played.waits_s, n=100) if len(played.waits_s) > 1 else [0.0] * 99
-    table.add_row(
-        "wait for a step: median, 99th of a hundred, longest (of the last ones)", f"{waits[49]:.2f}, {waits[98]:.2f}, {max(played.waits_s):.2f} s"
-    )
+    table.add_row("wait for a step: median, 99th of a hundred, longest", f"{waits[49]:.2f}, {waits[98]:.2f}, {max(played.waits_s):.2f} s")
     table.add_row("processes of clients killed; their connections gone after", f"{len(found.client_kills)}; {_spread(found.client_kills)}")
     table.add_row("all killed at once: processes of episodes; all gone after", f"{found.all_killed[0]}; {found.all_killed[1]:.1f} s")
     gone, files = [seconds for seconds, _ in found.server_kills], sum(files for _, files in found.server_kills)
