@@ -144,6 +144,8 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
             came = f"status {error.response.status_code}"
         except ConnectionClosed as error:
             came = f"closed, {error.rcvd.code if error.rcvd else 'broken off'}"
+        except ConnectionRefusedError:  # the server is dead just now
+            return await asyncio.sleep(0.2)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             came = type(error).__name__
         found[kind, came] += 1

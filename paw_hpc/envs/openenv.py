@@ -278,7 +278,8 @@ class _Guard:
                 return {"type": "websocket.disconnect", "code": 1001}
 
         async def send_while_it_listens(message: Any) -> None:
-            with contextlib.suppress(OSError):  # the client has gone, as `receive` says next
+            await asyncio.sleep(0)  # that its client has gone is heard of between two turns of the loop
+            with contextlib.suppress(OSError):  # it has, as `receive` says next
                 await send(message)
 
         if scope["type"] == "websocket":
