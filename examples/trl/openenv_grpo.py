@@ -107,7 +107,7 @@ def main(updates: int, url: str | None, panel_url: str | None, key_file: Path | 
             episode = Remote(panel_session, task_id=task.task_id)
             played(model, tokenizer, episode)
             outcomes.append(episode.outcome())
-        judged("trl-openenv.jsonl", outcomes, panel, "TRL, OpenEnv", updates)
+        judged("trl-openenv.jsonl", outcomes, panel, "TRL-OpenEnv", updates)
 
 
 if __name__ == "__main__":
