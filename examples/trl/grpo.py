@@ -2,14 +2,15 @@
 
 TRL's trainer asks `play` for episodes: one per completion. A completion is a whole episode: what the model said, with the next prompts between,
 which `env_mask` leaves out of the loss. The model is the small policy that ships with the package; its games ship with it, too. When it has trained,
-a part of a panel is played once more, and the outcomes are written for `paw report`.
+a part of a panel is played once more, and the outcomes are written for `paw report`. openenv_grpo.py does the same against an OpenEnv server.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
@@ -17,12 +18,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 import paw_hpc.policy
-from paw_hpc.envs import Environments, write_outcomes
-from paw_hpc.envs.blocking import Episode
+from paw_hpc.envs import Environments, Outcome, Panel, write_outcomes
 
 SHIPPED = Path(paw_hpc.policy.__file__).parent / "shipped" / "warm_start"
 RULES = {"games": "generated", "task_types": ["pick_and_place_simple", "look_at_obj_in_light"], "prompt": "compact", "max_steps": 6}
 NEW_TOKENS = 16
+
+
+class Episode(Protocol):
+    """What is asked of an episode; those of `Environments` are such."""
+
+    @property
+    def done(self) -> bool: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def invalid(self) -> int: ...
+    def messages(self) -> Any: ...
+    def respond(self, response: str, /) -> Any: ...
+    def close(self) -> None: ...
 
 
 def rendered(tokenizer: Any, episode: Episode) -> list[int]:
@@ -62,50 +78,68 @@ def played(model: Any, tokenizer: Any, episode: Episode) -> dict[str, list[Any]]
         ids, mask, logps = ids + between, mask + [0] * len(between), logps + [0.0] * len(between)
 
 
+def trained(folder: str, updates: int, prompts: list[str], begin: Callable[[str, int], Episode]) -> tuple[Any, Any]:
+    """Model and tokenizer after so many updates.
+
+    Args:
+        prompts: what TRL repeats, one for each task, and hands back for every completion that it wants.
+        begin: an episode of a prompt, and which of its episodes, from 0.
+    """
+    # Not in half precision, as the small policy is stored: there Adam divides nothing by nothing where a gradient is zero.
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    repeats = dict.fromkeys(prompts, 0)
+
+    def play(wanted: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for prompt in wanted:  # each stands there once per completion that is wanted
+            episode = begin(prompt, repeats[prompt])
+            repeats[prompt] += 1
+            shown = {**played(trainer.model, tokenizer, episode), "score": episode.score, "invalid": episode.invalid / episode.steps}
+            for name, value in shown.items():
+                found.setdefault(name, []).append(value)
+            episode.close()
+        return found
+
+    def reward(completions: list[Any], score: list[float], invalid: list[float], **_: Any) -> list[float]:
+        return [10 * won - share for won, share in zip(score, invalid, strict=True)]
+
+    config = GRPOConfig(
+        output_dir="trl-out",
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_steps=updates,
+        learning_rate=1e-4,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+    )
+    data = Dataset.from_dict({"prompt": prompts})
+    trainer = GRPOTrainer(model, reward, args=config, train_dataset=data, processing_class=tokenizer, rollout_func=play)
+    trainer.train()
+    return trainer.model, tokenizer
+
+
+def judged(path: str, outcomes: list[Outcome], panel: Panel, player: str, updates: int) -> None:
+    """Written for `paw report`."""
+    rules = f"generated games, {RULES['max_steps']} steps, the whole episode as context"
+    write_outcomes(path, outcomes, player=player, benchmark="alfworld", panel=panel, update=updates, temperature=1.0, rules=rules)
+
+
 def main(updates: int, folder: str) -> None:
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     with Environments("alfworld", **RULES) as environments:
         tasks = {task.task_id: task for task in environments.tasks("train")}
-        repeats = dict.fromkeys(tasks, 0)
-
-        def play(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
-            found: dict[str, list[Any]] = {}
-            for task_id in prompts:  # each task stands there once per completion that is wanted
-                episode = environments.open(tasks[task_id], repeat=repeats[task_id])
-                repeats[task_id] += 1
-                shown = {**played(trainer.model, tokenizer, episode), "score": episode.score, "invalid": episode.invalid / episode.steps}
-                for name, value in shown.items():
-                    found.setdefault(name, []).append(value)
-                episode.close()
-            return found
-
-        def reward(completions: list[Any], score: list[float], invalid: list[float], **_: Any) -> list[float]:
-            return [10 * won - share for won, share in zip(score, invalid, strict=True)]
-
-        config = GRPOConfig(
-            output_dir="trl-out",
-            per_device_train_batch_size=8,
-            num_generations=4,
-            max_steps=updates,
-            learning_rate=1e-4,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            gradient_checkpointing=False,
-        )
-        data = Dataset.from_dict({"prompt": list(tasks)[:64]})
-        trainer = GRPOTrainer(model, reward, args=config, train_dataset=data, processing_class=tokenizer, rollout_func=play)
-        trainer.train()
+        prompts = list(tasks)[:64]
+        model, tokenizer = trained(folder, updates, prompts, lambda task_id, repeat: environments.open(tasks[task_id], repeat=repeat))
         panel = environments.panel("valid_seen:8@0")
         outcomes = []
         for task in panel.tasks:
             episode = environments.open(task)
-            played(trainer.model, tokenizer, episode)
+            played(model, tokenizer, episode)
             outcomes.append(episode.outcome())
-        rules = f"generated games, {RULES['max_steps']} steps, the whole episode as context"
-        write_outcomes("trl.jsonl", outcomes, player="TRL", benchmark="alfworld", panel=panel, update=updates, temperature=1.0, rules=rules)
+        judged("trl.jsonl", outcomes, panel, "TRL", updates)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ from typing import Any
 
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.blocking import Environments, Episode
+from paw_hpc.envs.outcomes import Outcome
+from paw_hpc.run.limits import allow_files
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.extras import explained
 from paw_hpc.system.keys import KeyDoor, bearer, read_key
 
 try:
-    import uvicorn
-    from fastapi import WebSocketDisconnect
     from openenv.core import EnvClient
     from openenv.core.client_types import StepResult
     from openenv.core.env_server.http_server import create_fastapi_app
@@ -38,6 +38,8 @@ try:
     from pydantic import Field
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed
+
+    from paw_hpc.envs.serving import MOST_WAITED_FOR, WholeBody, serve
 except ModuleNotFoundError as missing:
     raise explained(missing) or missing from None
 
@@ -46,6 +48,8 @@ LONGEST_ACTION = 100_000
 LONGEST_MESSAGE_BYTES = 1 << 20
 WITHOUT_SESSION = 4
 """Requests without a session that are answered at once; others wait."""
+FILES_OF_A_SESSION = 2
+"""Its websocket, and the socket to its episode's process where it has one."""
 REPEATS = 1024
 """Episodes of a task, counted from 0: a later one costs the start of those before it."""
 
@@ -69,8 +73,16 @@ class TextObservation(Observation):
     task_id: str
     task_type: str
     repeat: int
+    seed: int = Field(description="Of this episode; only told.")
+    episode_return: float = Field(description="Undiscounted, without penalties.")
     state_key: str | None = Field(default=None, description="Equal in equal states; where `reset` asked for prompts.")
     messages: list[dict[str, str]] | None = Field(default=None, description="The prompt for this step; where `reset` asked for prompts.")
+
+    def outcome(self) -> Outcome:
+        """How the episode went, as a line of a file of outcomes (`write_outcomes`); one that was left before its end has failed."""
+        score = self.score if self.done else 0.0
+        so_far = self.steps, self.invalid, self.episode_return
+        return Outcome(self.task_id, self.task_type, self.repeat, self.seed, self.success and self.done, score, *so_far)
 
 
 class Served:
@@ -197,6 +209,8 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
             task_id=episode.task.task_id,
             task_type=episode.task.task_type,
             repeat=episode.repeat,
+            seed=episode.seed,
+            episode_return=episode.episode_return,
             state_key=episode.state_key if self._prompts else None,
             messages=episode.messages() if self._prompts and not state.done else None,
         )
@@ -249,21 +263,29 @@ class TextClient(EnvClient[TextAction, TextObservation, State]):
 
 
 class _Guard:
-    """Two things that OpenEnv's application leaves to its surroundings. It closes every websocket at the end, also one whose client has closed it: no
-    error to report with a traceback. And requests without a session (POST /reset, /step) start an episode each, which no limit of sessions counts."""
+    """What OpenEnv's application leaves to its surroundings. It goes on talking to a websocket whose client has gone; one that says nothing it leaves
+    open when it has ended the session; and requests without a session (POST /reset, /step) start an episode each, which no limit counts."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]):
-        self._app, self._without_session = app, asyncio.Semaphore(WITHOUT_SESSION)
+    def __init__(self, app: Callable[..., Awaitable[None]], idle_s: float | None):
+        self._app, self._idle_s, self._without_session = app, idle_s, asyncio.Semaphore(WITHOUT_SESSION)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            async with self._without_session:
-                return await self._app(scope, receive, send)
-        try:
+        async def receive_in_time() -> Any:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    return await receive()
+            except TimeoutError:
+                return {"type": "websocket.disconnect", "code": 1001}
+
+        async def send_while_it_listens(message: Any) -> None:
+            await asyncio.sleep(0)  # that its client has gone is heard of between two turns of the loop
+            with contextlib.suppress(OSError):  # it has, as `receive` says next
+                await send(message)
+
+        if scope["type"] == "websocket":
+            return await self._app(scope, receive_in_time, send_while_it_listens)
+        async with self._without_session if scope["type"] == "http" and scope["method"] == "POST" else contextlib.nullcontext():
             await self._app(scope, receive, send)
-        except WebSocketDisconnect:
-            if scope["type"] != "websocket":
-                raise
 
 
 def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.0, key: str | None = None) -> Any:
@@ -276,7 +298,8 @@ def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.
     """
     limits = ConcurrencyConfig(max_concurrent_envs=sessions, session_timeout=idle_s)
     app = create_fastapi_app(lambda: TextEnvironment(served), TextAction, TextObservation, concurrency_config=limits)
-    app.add_middleware(_Guard)
+    app.add_middleware(_Guard, idle_s=idle_s)
+    app.add_middleware(WholeBody, longest=LONGEST_MESSAGE_BYTES)
     if key is not None:
         app.add_middleware(KeyDoor, key=key, health="/health")
     return app
@@ -307,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             who = "with a key" if key else "without a key: whoever reaches it may play"
             print(f"{environments.source}, {len(served.tasks)} tasks, at http://{given.host}:{given.port}, {who}", file=sys.stderr, flush=True)
             app = make_app(served, sessions=given.sessions, idle_s=given.idle_s, key=key)
-            uvicorn.run(app, host=given.host, port=given.port, log_level="warning", access_log=False, ws_max_size=LONGEST_MESSAGE_BYTES)
+            allow_files(FILES_OF_A_SESSION * given.sessions + MOST_WAITED_FOR, "this server", f"--sessions {given.sessions}")
+            serve(app, given.host, given.port, ws_max_size=LONGEST_MESSAGE_BYTES)
     except UserError as error:
         sys.exit(f"paw: {error}")
 

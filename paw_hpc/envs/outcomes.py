@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paw_hpc.envs.base import Panel
+from paw_hpc.recipe.experiment import NAME
 from paw_hpc.system.errors import DataError
 from paw_hpc.system.outside import checked, read_json
 from paw_hpc.system.storage import storage_errors, write_atomically
@@ -52,7 +54,7 @@ class Outcomes:
     """One policy on one panel."""
 
     player: str
-    """Who played, as the report calls it; files of one player are its seeds."""
+    """Who played, as the report calls it (letters, digits and . _ + -); files of one player are its seeds."""
     benchmark: str
     panel: str
     """The whole name of the panel (`Panel.name`), with its checksum and how many tasks it has."""
@@ -173,6 +175,10 @@ def _check(path: Path, whole: Outcomes) -> None:
     """Raises DataError for what no panel's outcomes can be."""
     if empty := next((name for name in ("player", "benchmark", "panel") if not getattr(whole, name).strip()), None):
         raise DataError(f"{path}: line 1: {empty} is empty; say its name")
+    if not re.fullmatch(NAME, whole.player):  # it becomes the name of an arm, as a recipe's
+        raise DataError(
+            f"{path}: line 1: player is {whole.player[:80]!a}; a name has letters, digits and . _ + -, and begins with one of the first two"
+        )
     bounds = {name: getattr(whole, name) for name in ("update", "temperature", "environment_failures", "tasks")}
     if wrong := next((name for name, value in bounds.items() if not (math.isfinite(value) and value >= 0)), None):
         raise DataError(f"{path}: line 1: {wrong} is {bounds[wrong]}, and cannot be")

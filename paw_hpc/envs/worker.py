@@ -91,6 +91,9 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
     finally:
         for game in games:
             signal_group(game, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # a trainer that was killed leaves its socket, and the folder that it made for it
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
 
 
 def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, games: set[int]) -> dict[str, Any]:

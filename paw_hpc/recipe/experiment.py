@@ -19,6 +19,8 @@ ProtocolName = Literal["reference", "ours"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 """The two set-ups, whole, that are shipped for every benchmark as recipes/BENCHMARK/PROTOCOL.yaml."""
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+"""Of runs and arms; also as a part of file names."""
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -62,7 +64,7 @@ class EpisodesSection(Section):
 class Recipe(Section):
     """A whole experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")] = "run"
+    name: Annotated[str, Field(pattern=NAME)] = "run"
     """Names the run, its directory (`runs/NAME`) and its job."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Every draw of the run derives from it: tasks, sampling, heads, orders."""

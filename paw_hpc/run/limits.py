@@ -23,20 +23,28 @@ def files_of_episodes(recipe: Recipe) -> int:
 
 
 def allow_open_files(recipe: Recipe) -> None:
-    """Raise this process's soft limit of open files to what a run needs beside those that are open now.
+    """Raise this process's soft limit of open files to what a run needs. Raises UserError, as `allow_files`."""
+    rollout = recipe.rollout
+    keys = f"rollout.groups={rollout.groups} x rollout.group_size={rollout.group_size}, rollout.max_batch={rollout.max_batch}"
+    allow_files(files_of_episodes(recipe), "this run", keys)
+
+
+def allow_files(files: int, who: str, why: str) -> None:
+    """Raise this process's soft limit of open files to so many more than are open now.
+
+    Args:
+        who, why: for the message: what needs them, and by which keys or options.
 
     Raises:
         UserError: the hard limit is lower; what is needed, and by which key.
     """
-    needed = files_of_episodes(recipe) + _open_now() + SPARE
+    needed = files + _open_now() + SPARE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
-        rollout = recipe.rollout
         raise UserError(
-            f"this machine allows {hard} open files in a process (ulimit -Hn), and this run needs about {needed}: rollout.groups={rollout.groups} x"
-            f" rollout.group_size={rollout.group_size}, rollout.max_batch={rollout.max_batch}; raise the limit, or lower these keys"
+            f"this machine allows {hard} open files in a process (ulimit -Hn), and {who} needs about {needed}: {why}; raise the limit, or lower these"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

@@ -13,6 +13,7 @@ import pytest
 from tests.cluster.conftest import REPOSITORY
 
 CONTAINER_FILE = REPOSITORY / "containers" / "Dockerfile"
+OPENENV_FILE = REPOSITORY / "containers" / "openenv.Dockerfile"
 pytestmark = [
     pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed (apt-get install buildah)"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can build without user namespaces"),
@@ -55,6 +56,19 @@ def test_every_step_but_those_that_run_something(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = build(tmp_path, without + "COPPY . .\n", "--build-arg=BASE=scratch", context=REPOSITORY)
     assert done.returncode != 0 and "COPPY" in done.stderr.upper(), done.stderr
+
+
+def test_every_step_of_the_openenv_image_but_those_that_run_something(tmp_path: Path) -> None:
+    """And all that its step of pip would need is copied: what `pip install ./source` reads of the package's top."""
+    text = OPENENV_FILE.read_text()
+    without = re.sub(r"^(RUN (?:.*\\\n)*.*|COPY --from=built .*)\n", "", text, flags=re.MULTILINE)
+    # Both stages are wanted, or the first would be left out.
+    without += "COPY --from=built /opt/paw/source/paw_hpc/__init__.py /opt/paw/source/recipes/quickstart.yaml /seen/\n"
+    assert "RUN " not in without and "HEALTHCHECK" in without
+    done = build(tmp_path, without, "--build-arg=BASE=scratch", "--format=docker", context=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    done = build(tmp_path, without.replace("/__init__.py /opt", "/no_such_file.py /opt"), "--build-arg=BASE=scratch", context=REPOSITORY)
+    assert done.returncode != 0 and "no_such_file.py" in done.stderr, done.stderr
 
 
 def test_pip_is_told_by_a_folder_that_does_not_stay(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ from openenv.cli._validation import validate_running_environment
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from paw_hpc.envs.openenv import LONGEST_ACTION, Served, TextAction, TextClient, TextEnvironment, make_app
+from paw_hpc.envs.openenv import LONGEST_ACTION, LONGEST_MESSAGE_BYTES, Served, TextAction, TextClient, TextEnvironment, make_app
 
 ROOT = Path(__file__).resolve().parents[2]
 Test = Callable[[str], Awaitable[None]]
@@ -91,6 +92,30 @@ def test_a_session_plays_episodes(served: Served) -> None:
                 await client.step(TextAction(action="<answer>nobody</answer>"))
             again = await client.reset(seed=3)
             assert again.observation.task_id == seen.task_id and again.observation.messages is None and not again.done
+
+    run(served, test)
+
+
+def test_an_outcome_is_that_of_the_plain_interface(served: Served) -> None:
+    task = served.tasks[2]
+    [answer] = [line for line in [served.environments._environments.benchmark.question(task).answers[0]] if line]
+    ways = [["who", f"<answer>{answer}</answer>"], ["<search>who</search>"]]
+    wanted = []
+    for repeat, way in enumerate(ways):
+        episode = served.environments.open(task, repeat=repeat)
+        for action in way:
+            episode.step(action)
+        wanted.append(episode.outcome())
+        episode.close()
+    assert [outcome.success for outcome in wanted] == [True, False] and wanted[0].episode_return > 0 and wanted[0].seed != wanted[1].seed
+
+    async def test(url: str) -> None:
+        async with TextClient(url) as client:
+            for repeat, way in enumerate(ways):
+                await client.reset(task_id=task.task_id, repeat=repeat)
+                for action in way:
+                    said = await client.step(TextAction(action=action))
+                assert said.observation.outcome() == wanted[repeat]
 
     run(served, test)
 
@@ -213,6 +238,68 @@ def test_a_client_that_dies_leaves_nothing(served: Served) -> None:
     run(served, test)
 
 
+def test_who_has_not_sent_a_whole_request_takes_no_place(served: Served) -> None:
+    """As many as are answered at once, and more, send half of one; another is answered."""
+
+    async def test(url: str) -> None:
+        import httpx
+
+        host, port = url.removeprefix("http://").split(":")
+        half = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
+        for _, writer in half:
+            writer.write(b"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            assert (await client.post("/reset", json={"seed": 1})).status_code == 200
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Length: {LONGEST_MESSAGE_BYTES + 1}\r\n\r\n".encode())
+        assert b" 413 " in await reader.readline()
+        writer.close()
+        for _, writer in half:
+            writer.close()
+
+    run(served, test)
+
+
+def test_a_websocket_that_says_nothing_is_closed_with_its_session(served: Served) -> None:
+    async def test(url: str) -> None:
+        silent, talking = TextClient(url), TextClient(url)
+        await silent.reset()
+        await talking.reset()
+        for _ in range(8):
+            await asyncio.sleep(0.1)
+            await talking.step(TextAction(action="who"))
+            if (await talking.state()).step_count == 4:
+                await talking.reset()
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(silent._ws.recv(), 10)
+        assert len(served.environments._environments._open) == 1
+        await talking.close()
+
+    run(served, test, idle_s=0.5)
+
+
+def test_a_client_that_goes_amid_steps_is_no_error(served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    step = TextEnvironment.step_async
+
+    async def slow(self: TextEnvironment, *given: Any, **options: Any) -> Any:
+        said = await step(self, *given, **options)
+        await asyncio.sleep(0.2)
+        return said
+
+    monkeypatch.setattr(TextEnvironment, "step_async", slow)
+
+    async def test(url: str) -> None:
+        going = TextClient(url)
+        await going.reset()
+        for _ in range(3):
+            await going._send({"type": "step", "data": {"action": "who"}})
+        await asyncio.sleep(0.1)
+        going._ws.transport.abort()
+
+    run(served, test)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("message", "said"),
     [
@@ -282,18 +369,22 @@ def test_it_plays_without_a_server(served: Served) -> None:
 
 
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    """As the image has it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "key").write_text("a-key\n")
     (tmp_path / "key").chmod(0o600)
-    command = [sys.executable, "-m", "paw_hpc.envs.openenv", "search", "search.data=generated", "max_steps=4"]
+    image = (ROOT / "containers" / "openenv.Dockerfile").read_text()
+    [entry], [health] = (map(json.loads, re.findall(rf"^{step} (\[.*\])$", image, re.MULTILINE)) for step in ("ENTRYPOINT", "  CMD"))
+    health = [sys.executable, *health[1:-1], health[-1].replace("8000", str(port))]
+    command = [sys.executable, *entry[1:], "search", "search.data=generated", "max_steps=4"]
     options = ["--panel", "test:8@0", "--port", str(port), "--key-file", str(tmp_path / "key")]
     process = subprocess.Popen([*command, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if " tasks, at " in line)
-        assert f"8 tasks, at http://127.0.0.1:{port}, with a key" in line
+        assert f"8 tasks, at http://0.0.0.0:{port}, with a key" in line
 
         async def play() -> None:
             for _ in range(200):
@@ -307,11 +398,13 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
             raise AssertionError("it does not answer")
 
         asyncio.run(play())
+        assert subprocess.run(health).returncode == 0, "the image's health check"
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     finally:
         process.kill()
         process.wait()
+    assert subprocess.run(health, stderr=subprocess.DEVNULL).returncode != 0, "the control: nobody is there any more"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def _without(key: str, line: int) -> Callable[[list[str]], list[str]]:
         (lambda lines: [*lines[:3], "", *lines[3:]], "line 4: no JSON object"),
         (_say("format", "paw-outcomes-2"), "line 1: no file of outcomes"),
         (_say("player", " "), "line 1: player is empty"),
+        (_say("player", "a, b"), "line 1: player is 'a, b'; a name has letters, digits and . _ + -"),
         (_say("temperature", "warm"), "line 1: temperature: Input should be a valid number"),
         (_say("temperature", -1), "line 1: temperature is -1.0, and cannot be"),
         (_say("tasks", 3), "episodes of 4 tasks (and 0 that the environment broke), where the panel has 3"),

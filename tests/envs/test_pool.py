@@ -309,13 +309,16 @@ asyncio.run(main())
 """
 
 
-def test_nothing_outlives_a_trainer_that_was_killed() -> None:
-    """Not even an episode that hangs in a step, or a game that hangs while it loads."""
-    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, cwd=ROOT) as trainer:
+def test_nothing_outlives_a_trainer_that_was_killed(tmp_path: Path) -> None:
+    """Not even an episode that hangs in a step, a game that hangs while it loads, or the folder of the sockets."""
+    where = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, cwd=ROOT, env=where) as trainer:
         try:
             assert trainer.stdout is not None and trainer.stdout.readline() == b"playing\n"
             children = children_of(psutil.Process(trainer.pid), recursive=True)
+            assert list(tmp_path.iterdir())
         finally:
             trainer.kill()
     assert len(children) == 6  # two workers, two games, two episodes
     assert gone(children) == []
+    assert list(tmp_path.iterdir()) == []

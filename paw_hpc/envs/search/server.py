@@ -15,15 +15,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 
 from paw_hpc.envs.search.batching import SearchDesk
 from paw_hpc.envs.search.retriever import Hit, Retriever, RetrieverFailure
+from paw_hpc.envs.serving import WholeBody
+from paw_hpc.envs.serving import serve as serve_app
 from paw_hpc.system.keys import KeyDoor
 
 MAX_QUERIES, MAX_TOPK, MAX_QUERY_CHARACTERS = 4096, 100, 20_000
+LONGEST_BODY_BYTES = MAX_QUERIES * MAX_QUERY_CHARACTERS
 
 
 class RetrieveRequest(BaseModel):
@@ -66,6 +68,7 @@ def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls
     async def health() -> dict[str, Any]:
         return {"status": "ok", "retriever": retriever.name, "queries": served["queries"], "uptime_s": round(time.monotonic() - started, 1)}
 
+    app.add_middleware(WholeBody, longest=LONGEST_BODY_BYTES)
     if key is not None:
         app.add_middleware(KeyDoor, key=key, health="/health")
     return app
@@ -73,7 +76,7 @@ def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls
 
 def serve(retriever: Retriever, host: str, port: int, *, key: str | None = None, **settings: int) -> None:
     """Serve until a signal ends it."""
-    uvicorn.run(make_app(retriever, key=key, **settings), host=host, port=port, log_level="warning", access_log=False)
+    serve_app(make_app(retriever, key=key, **settings), host, port)
 
 
 def _entry(hit: Hit, with_score: bool) -> dict[str, Any]:
