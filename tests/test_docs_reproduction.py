@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from paw_hpc import __version__
 from paw_hpc.cluster.overview import overview_lines
 from paw_hpc.cluster.plan import make_plan
-from paw_hpc.loop import public_names
 from paw_hpc.objective.plan import plan
 from paw_hpc.recipe import load_recipe
+from paw_hpc.run.public_names import public_names
 from paw_hpc.study.sweep import load_sweep
 from tests.factories import random_pool, random_scores, tiny_recipe
 from tests.recipe_files import CHOICES, SWEEPS

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from paw_hpc import __version__
+from paw_hpc.cli.alfworld import app as alfworld
 from paw_hpc.cli.cluster import OVERRIDE, Change
 from paw_hpc.cli.cluster import app as cluster
 from paw_hpc.cli.episodes import app as episodes
@@ -28,7 +29,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Policy and world-model co-training of language agents."
 )
 data = typer.Typer(no_args_is_help=True, help="Get, make and check the benchmarks' data, and a model.")
-alfworld = typer.Typer(no_args_is_help=True, help="ALFWorld's games.")
 app.add_typer(cluster)  # launch, plan, status, logs, cancel
 app.add_typer(episodes)  # view, episodes
 app.add_typer(data, name="data")
@@ -255,50 +255,6 @@ def study(
     from paw_hpc.study import local as job
 
     raise typer.Exit(0 if job.run_sweep(recipe_path(sweep), overrides or [], run_dir, parallel) else 1)
-
-
-@alfworld.command()
-def fetch() -> None:
-    """Download the official games into the cache."""
-    from paw_hpc.envs.alfworld import games
-
-    print(games.fetch())
-
-
-@alfworld.command()
-def generate() -> None:
-    """Make new games of all six task types, for machines that cannot get the official ones."""
-    from paw_hpc.envs.alfworld import games
-
-    for split in games.OFFICIAL_COUNTS:
-        print(f"{split}: {len(games.tasks(split, 'generated'))} generated games")
-
-
-@alfworld.command()
-def verify() -> None:
-    """Compare the official games at hand with the release, by content. Exit status 1 where they differ."""
-    from paw_hpc.envs.alfworld import games
-
-    found = games.verify()
-    for split in found:
-        state = "as released" if split.intact else "NOT those of the release"
-        print(f"{split.split}: {split.found} of {split.expected} games, {state}")
-    if not all(split.intact for split in found):
-        raise typer.Exit(1)
-
-
-@alfworld.command("list")
-def list_games(
-    split: Annotated[str, typer.Argument(help="train, valid_seen, valid_unseen or valid_train.")] = "valid_seen",
-    games_source: Annotated[str, typer.Option("--games", help="auto, official or generated.")] = "auto",
-) -> None:
-    """List the games of a split, one task id per line."""
-    from paw_hpc.envs.alfworld import games
-
-    if games_source not in ("auto", "official", "generated"):
-        raise UserError(f"--games {games_source}: one of auto, official, generated")
-    for task in games.tasks(split, games_source):  # type: ignore[arg-type]
-        print(task.task_id)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.envs.alfworld import games, generate, official, scenes
+from paw_hpc.envs.alfworld import games, generate, official, rooms, scenes
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.store import open_store
 from paw_hpc.recipe import TASK_TYPES, TaskType
@@ -122,7 +122,7 @@ class TestAGame:
         """Every object starts where ALFWorld's own table says it can be."""
         from alfworld.gen.constants import VAL_RECEPTACLE_OBJECTS
 
-        fixtures = {"DeskLamp", *(kind for room in scenes.ROOMS.values() for kind in room.fixtures)}
+        fixtures = {"DeskLamp", *(kind for room in rooms.ROOMS.values() for kind in room.fixtures)}
         seen = 0
         for _, game in composed("train", 20):
             for kind, place, basin in re.findall(r"\(inReceptacle (\w+?)_bar_\S+ (\w+?)_bar_\S*?(Basin)?\)", game["pddl_problem"]):
@@ -181,7 +181,7 @@ class TestLikeTheOfficialGames:
         forms = {sentence_form(task.task_id, games.load_game(task)) for task in games.tasks("train")[::3]}
         assert forms == {(task_type, number) for task_type in TASK_TYPES for number in (0, 1)}
 
-    @pytest.mark.parametrize("room", scenes.ROOMS)
+    @pytest.mark.parametrize("room", rooms.ROOMS)
     def test_size_of_rooms_and_number_of_objects(self, room: str) -> None:
         ours = [size(game) for task_id, game in composed("train", 80) if room_of(task_id) == room]
         theirs = [size(games.load_game(task)) for task in games.tasks("train")[::5] if room_of(task.task_id) == room]
@@ -227,7 +227,7 @@ class TestTheGamesThatComeWithThePackage:
 
 def room_of(task_id: str) -> str:
     scene = int(task_id.split("/")[1].rsplit("-", 1)[1])
-    return max(scenes.ROOMS, key=lambda room: (scenes.ROOMS[room].first_scene <= scene, scenes.ROOMS[room].first_scene))
+    return max(rooms.ROOMS, key=lambda room: (rooms.ROOMS[room].first_scene <= scene, rooms.ROOMS[room].first_scene))
 
 
 def size(game: dict[str, Any]) -> tuple[int, int]:

@@ -18,8 +18,10 @@ from paw_hpc.evaluation.statistics import crossed_mean, paired_difference, succe
 from paw_hpc.recipe import parse_recipe
 from paw_hpc.recipe.protocols import protocol
 from paw_hpc.study.report import compare, plots, predictions, print_evaluation, print_report, write_report
+from paw_hpc.study.report.cells import ABSENT
 from paw_hpc.study.report.document import TableBlock
-from paw_hpc.study.report.runs import panels, phase_seconds, read_arms
+from paw_hpc.study.report.measures import phase_seconds
+from paw_hpc.study.report.runs import panels, read_arms
 from paw_hpc.system.errors import CheckpointError, DataError
 from tests.report.synthetic import draw, evaluation, recipe, training_metrics, write_run
 
@@ -58,7 +60,7 @@ def test_the_panel_table_is_what_the_episodes_say(two_runs: Path) -> None:
     assert paw["success % [95 %]"] == percent(PAW) != percent(VANILLA)
     assert paw["observation CE"] == "0.700 [0.650, 0.750]"
     assert paw["episodes trained on"] == "1,440" and paw["updates"] == "30"
-    assert paw["n"] == "1 × 30 × 2" and paw["± seeds"] == compare.ABSENT
+    assert paw["n"] == "1 × 30 × 2" and paw["± seeds"] == ABSENT
     throughput = compare.throughput_table(arms)
     assert throughput is not None
     seconds = [np.mean([m["time/update_s"] for m in training_metrics(arm, 30, gain=0.2, wm=bool(arm))]) for arm in (0, 1)]
@@ -101,7 +103,7 @@ def test_the_training_table_shows_both_ends_and_no_invented_numbers(two_runs: Pa
     metrics = training_metrics(1, 30, gain=0.2, wm=True)
     first, last = (100 * np.mean([m["train/success"] for m in part]) for part in (metrics[:10], metrics[-10:]))
     assert cells(table, "grpo-paw")["success %"] == f"{first:.1f} → {last:.1f}"
-    assert cells(table, "grpo")["WM loss"] == cells(table, "grpo")["lambda"] == compare.ABSENT
+    assert cells(table, "grpo")["WM loss"] == cells(table, "grpo")["lambda"] == ABSENT
 
 
 def test_seeds_of_one_recipe_are_one_arm_and_other_recipes_are_not(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_a_study_is_grouped_by_arm_and_compared_without_being_told(study: Path, 
     assert row["n"] == "3 × 30" and row["seeds higher"] == f"{(of_arm[1].mean(1) > of_arm[2].mean(1)).sum()} of 3"
     start = crossed_mean(of_arm[3] - np.mean(START, axis=1))
     assert cells(table, "mini-vanilla: end - start")["difference, points [95 %]"].startswith(f"{100 * start.mean:+.1f} [{100 * start.low:+.1f}")
-    assert cells(table, "mini-paw - mini-vanilla")["the paper's"] == "+7.9 (1.5B)" and row["the paper's"] == compare.ABSENT
+    assert cells(table, "mini-paw - mini-vanilla")["the paper's"] == "+7.9 (1.5B)" and row["the paper's"] == ABSENT
     assert read_arms([study])[0].label == "mini-vanilla"  # the folder of all of them says the same
 
 
@@ -176,7 +178,7 @@ def test_predictions_stand_beside_the_copiers(tmp_path: Path) -> None:
     assert table is not None and splits is not None
     assert table.rows[0] == ("paw (2 seeds)", "own play", "80", "0.600 ± 0.141", "0.900", "50.0 ± 0.0", "25.0")
     assert [row[1] for row in table.rows] == ["own play", "the start's play"]
-    assert splits.rows[1][2:5] == ("0.60 (0.90) / 50 (25)", "0.60 (0.90) / 50 (25)", compare.ABSENT)  # no Pick games were measured
+    assert splits.rows[1][2:5] == ("0.60 (0.90) / 50 (25)", "0.60 (0.90) / 50 (25)", ABSENT)  # no Pick games were measured
     one = read_arms([tmp_path / "paw-s0"])
     alone = predictions.prediction_table(one, panels(one)[0])
     assert alone is not None and alone.rows[0][3] == "0.500 [0.400, 0.600]"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paw_hpc.policy.packed import SlotCache
+from paw_hpc.policy.cache import SlotCache
 from paw_hpc.rollout.engines.graphs import DecodingSteps, Recorded
 from tests.rollout.test_local_engine import engine_of, ids, packed_model, requests
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from paw_hpc.policy.packed import SlotCache
+from paw_hpc.policy.cache import SlotCache
 from paw_hpc.recipe import RolloutSection
 from paw_hpc.rollout.engines import decoder
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest

@@ -18,7 +18,8 @@ from alfworld.gen import constants
 from alfworld.gen.goal_library import gdict
 
 from paw_hpc.envs.alfworld.official import installed_logic
-from paw_hpc.envs.alfworld.scenes import ROOMS, Dice, Receptacle, furniture, has_objects, scenes, thing_name, weights
+from paw_hpc.envs.alfworld.rooms import ROOMS, weights
+from paw_hpc.envs.alfworld.scenes import Dice, Receptacle, furniture, has_objects, scenes, thing_name
 from paw_hpc.system.seeding import derive_seed
 
 LAMP = "DeskLamp"

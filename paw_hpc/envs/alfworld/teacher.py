@@ -22,7 +22,7 @@ from rich.progress import track
 from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.alfworld.benchmark import Alfworld
 from paw_hpc.envs.alfworld.prompt import NOTHING, split_intro
-from paw_hpc.envs.alfworld.scenes import ROOMS
+from paw_hpc.envs.alfworld.rooms import ROOMS
 from paw_hpc.envs.alfworld.tokenizer import alfworld_texts, save_tokenizer
 from paw_hpc.envs.base import Demonstration, EnvironmentState, Lessons, Task, Taught
 from paw_hpc.envs.panels import sub_panel

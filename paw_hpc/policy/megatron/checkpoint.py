@@ -11,9 +11,6 @@ environments. All functions are collectives of all ranks, which see one file sys
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Collection, Mapping
@@ -24,10 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paw_hpc.policy.checkpoint_folder import (
-    OTHER_WEIGHTS,
     begin,
     check_content,
     check_recipe,
@@ -39,9 +34,9 @@ from paw_hpc.policy.checkpoint_folder import (
     read_manifest,
     write_manifest,
 )
-from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.policy.convert.transfer import raise_together
 from paw_hpc.policy.megatron import states
+from paw_hpc.policy.megatron.identity import Identity
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.reading import restricted
@@ -58,47 +53,6 @@ with quiet_imports():
 FORMAT = "paw_hpc megatron checkpoint 1"
 HUGGING_FACE = "huggingface"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a checkpoint must share with the run that reads it."""
-
-    architecture: Architecture
-    config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    initial_fingerprint: str | None = None
-    """Of the weights that the run began with."""
-    has_reference: bool = False
-    """A reference policy is made of those weights, so they must be the same ones."""
-
-    @functools.cached_property
-    def described(self) -> dict[str, Any]:
-        """JSON values."""
-        words = json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()
-        return {
-            "architecture": dataclasses.asdict(self.architecture),
-            "tokenizer": {"tokens": len(self.tokenizer), "sha256": hashlib.sha256(words).hexdigest()},
-            "initial_fingerprint": self.initial_fingerprint,
-        }
-
-    def check(self, path: Path, found: Mapping[str, Any], *, moved: bool = False) -> None:
-        """Raises CheckpointError where a checkpoint's description differs in what would change a resumed run.
-
-        Args:
-            moved: the initial model was found in another place than the run began with.
-        """
-        own = self.described
-        for field, value in own["architecture"].items():
-            if (saved := found["architecture"].get(field)) != value:
-                raise CheckpointError(f"{path}: of another model: its {field} is {saved}, the run's is {value}")
-        if found["tokenizer"] != own["tokenizer"]:
-            sizes = f"{found['tokenizer']['tokens']} tokens, the run's has {own['tokenizer']['tokens']}"
-            raise CheckpointError(
-                f"{path}: its vocabulary is not the tokenizer's (it was written with {sizes}); give its tokenizer as model.tokenizer"
-            )
-        if (self.has_reference or moved) and found["initial_fingerprint"] != self.initial_fingerprint:
-            raise CheckpointError(OTHER_WEIGHTS)
 
 
 class Checkpoints:

@@ -19,7 +19,8 @@ from paw_hpc.policy.convert.names import hf_shapes
 from paw_hpc.policy.convert.transfer import check_vocabulary, export_hf, load_hf
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.policy.megatron import states
-from paw_hpc.policy.megatron.checkpoint import HUGGING_FACE, Checkpoints, Identity, load, newest, verified
+from paw_hpc.policy.megatron.checkpoint import HUGGING_FACE, Checkpoints, load, newest, verified
+from paw_hpc.policy.megatron.identity import Identity
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.model import PackedGPT, build_model
 from paw_hpc.policy.megatron.shim import megatron

@@ -26,14 +26,16 @@ from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, expo
 from paw_hpc.policy.critic import draw_head
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
-from paw_hpc.policy.megatron.checkpoint import Checkpoints, Identity
+from paw_hpc.policy.megatron.checkpoint import Checkpoints
+from paw_hpc.policy.megatron.costs import update_costs
+from paw_hpc.policy.megatron.identity import Identity
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.microbatches import MicroBatch, micro_batches
 from paw_hpc.policy.megatron.model import HeadKind, PackedGPT, build_model
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.reference import Reference
 from paw_hpc.policy.megatron.schedule import Finish, run
-from paw_hpc.policy.throughput import ModelCost, PhaseClock, memory_peak_bytes, peak_flops, rates
+from paw_hpc.policy.throughput import PhaseClock
 from paw_hpc.policy.trainer import Trained, Trainer
 from paw_hpc.recipe import Recipe
 
@@ -279,18 +281,8 @@ class MegatronPolicy(Trainer):
         return add_sums(everyone)
 
     def _costs(self, batch: Batch, seconds: float) -> Metrics:
-        epochs, counts = self.recipe.optimizer.epochs, self._speaks and self.layout.context_rank == 0
-        replicas = torch.tensor([float(self._padding if counts else 0), 0.0])
-        memory = torch.tensor(float(memory_peak_bytes(self.device)))
-        dist.all_reduce(replicas)
-        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        tokens, rows = batch.num_tokens * epochs, batch.num_rows * epochs
-        cost = ModelCost.of(self.hf_config)
-        flops = None if cost is None else cost.flops(batch) * epochs
-        peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
-        phases = {f"time/policy_{name}_s": spent for name, spent in sorted(self._clock.take().items())}
-        share = float(replicas[0]) / (tokens + float(replicas[0]))
-        return phases | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, self.layout.processes)
+        counted = self._padding if self._speaks and self.layout.context_rank == 0 else 0
+        return update_costs(batch, self.recipe, self.hf_config, self.layout.processes, self.device, counted, seconds, self._clock.take())
 
 
 def _last(chunks: Sequence[torch.nn.Module]) -> PackedGPT:

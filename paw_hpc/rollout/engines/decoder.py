@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from paw_hpc.policy.packed import Packing, SlotCache, hidden_states
+from paw_hpc.policy.cache import SlotCache
+from paw_hpc.policy.packed import Packing, hidden_states
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.graphs import SLOTS_STEP, DecodingSteps
 from paw_hpc.rollout.engines.prefixes import Continuing, KeptPrefixes, Prefix

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from paw_hpc.policy.packed import Decoding, SlotCache, hidden_states
+from paw_hpc.policy.cache import Decoding, SlotCache
+from paw_hpc.policy.packed import hidden_states
 
 logger = logging.getLogger(__name__)
 

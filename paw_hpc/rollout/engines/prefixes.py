@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from paw_hpc.experience import Ids
-from paw_hpc.policy.packed import SlotCache
+from paw_hpc.policy.cache import SlotCache
 
 
 @dataclass(frozen=True, slots=True)

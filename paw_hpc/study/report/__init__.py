@@ -14,11 +14,13 @@ from rich.table import Table
 
 from paw_hpc.evaluation.results import EvaluationResult, TypeResult, mean_score
 from paw_hpc.recipe import IN_DOMAIN_SETS
-from paw_hpc.study.report import compare, predictions, verdicts
+from paw_hpc.study.report import cells, compare, predictions, verdicts
 from paw_hpc.study.report.data import arms_data, differences_data
 from paw_hpc.study.report.document import Block, Bullets, Figure, Heading, Paragraph, TableBlock, to_html, to_markdown
 from paw_hpc.study.report.evidence import PAGE, evidence
-from paw_hpc.study.report.runs import Arm, mean_of_sets, panel_key, panels, read_arms
+from paw_hpc.study.report.measures import mean_of_sets
+from paw_hpc.study.report.notes import notes
+from paw_hpc.study.report.runs import Arm, panel_key, panels, read_arms
 from paw_hpc.system.storage import check_writable, storage_errors, write_atomically
 
 __all__ = ["Report", "print_evaluation", "print_report", "write_report"]
@@ -84,7 +86,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Report:
         if throughput := compare.throughput_table(trained):
             blocks += [Heading("Throughput"), throughput]
         blocks += shown
-    blocks += [Heading("How to read this"), Bullets((*compare.notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
+    blocks += [Heading("How to read this"), Bullets((*notes(arms, keys), *_verdicts(blocks))), Heading("Runs"), Bullets(_sources(arms))]
     markdown, html = out / "report.md", out / "report.html"
     write_atomically(markdown, to_markdown(blocks))
     write_atomically(html, to_html("paw report", blocks))
@@ -122,7 +124,7 @@ def print_evaluation(result: EvaluationResult, console: Console | None = None) -
         console.print(f"protocol: {result.judged_by}", highlight=False, markup=False, soft_wrap=True)
     if result.observation_ce is not None:
         console.print(
-            f"observation cross-entropy {compare.ce_cell([result])} nats/token over {result.observation_tokens} tokens", highlight=False, markup=False
+            f"observation cross-entropy {cells.ce_cell([result])} nats/token over {result.observation_tokens} tokens", highlight=False, markup=False
         )
     for p in (p for p in result.predictions if p.split == "all"):
         exact = f", exact {100 * p.exact:.1f} % (copy {100 * p.copy_exact:.1f} %)" if p.exact is not None and p.copy_exact is not None else ""

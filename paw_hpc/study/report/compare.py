@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from paw_hpc.evaluation.results import EvaluationResult
-from paw_hpc.evaluation.statistics import Interval, PairedDifference, paired_over_seeds
+from paw_hpc.evaluation.statistics import PairedDifference, paired_over_seeds
 from paw_hpc.recipe import IN_DOMAIN_SETS, QUESTION_SETS
-from paw_hpc.study.report import predictions
-from paw_hpc.study.report.document import TableBlock
-from paw_hpc.study.report.paper import COLUMN_OF, paper_row
-from paw_hpc.study.report.runs import (
-    PHASES,
-    Arm,
-    Outcomes,
-    PanelKey,
-    controls_of,
-    elsewhere_of,
-    mean_of_sets,
-    outcomes_of,
-    phase_seconds,
-    pooled_score,
-    rate,
-    reference_of,
-    task_types,
+from paw_hpc.study.report.cells import (
+    ABSENT,
+    WINDOW,
+    ce_cell,
+    deviation_cell,
+    ends_cell,
+    episodes_cell,
+    mean_cell,
+    paper_cell,
+    rate_cell,
+    size_cell,
+    success_cell,
 )
-from paw_hpc.study.report.standings import known_of, protocol_notes
+from paw_hpc.study.report.document import TableBlock
+from paw_hpc.study.report.measures import PHASES, mean_of_sets, phase_seconds, pooled_score, rate
+from paw_hpc.study.report.paper import COLUMN_OF, paper_row
+from paw_hpc.study.report.runs import Arm, Outcomes, PanelKey, controls_of, elsewhere_of, outcomes_of, reference_of, task_types
+from paw_hpc.study.report.standings import known_of
 
-ABSENT = "–"
 ALPHA = 0.05
 """Of the test beside each interval (95 %)."""
-WINDOW = 10
-"""Updates at either end of a run whose mean stands for its start and end (fewer in runs of less than 20)."""
 
 
 def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
@@ -43,7 +37,7 @@ def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
 
     def measured(outcomes: Outcomes, found: Sequence[EvaluationResult]) -> tuple[str, ...]:
         score = [rate_cell(pooled_score(found))] if scored else []
-        return success_cell(outcomes), _deviation_cell(outcomes), *score, ce_cell(found), size_cell(outcomes)
+        return success_cell(outcomes), deviation_cell(outcomes), *score, ce_cell(found), size_cell(outcomes)
 
     header = ("arm", "updates", "success % [95 %]", "± seeds", *(["score % [95 %]"] if scored else []), "observation CE", "n", "episodes trained on")
     rows = [(name, "0", *measured(outcomes_of(list(enumerate(found))), found), ABSENT) for name, found in starts(arms, key)]
@@ -51,7 +45,7 @@ def panel_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
         found = arm.last(key)
         if found:
             updates = " / ".join(str(u) for u in sorted({e.update for e in found}))
-            rows.append((arm.label, updates, *measured(arm.outcomes(key), found), _episodes(arm)))
+            rows.append((arm.label, updates, *measured(arm.outcomes(key), found), episodes_cell(arm)))
     title = ", ".join(filter(None, (panel_name(key), f"{panel_games(arms, key)} games", key[3])))
     return TableBlock(title, header, tuple(rows))
 
@@ -71,7 +65,7 @@ def type_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock:
         rows.append((*row, *(rate_cell(mean_of_sets(found)) for _ in average), *(rate_cell(pooled_score(found)) for _ in score)))
         if known := known_of(arm, key):
             columns = (*(COLUMN_OF.get(name, name) for name in types), "All", *average, *score)
-            rows.append((f"paper: {known.row.label} (above: {known.protocol})", *(_paper_cell(known.row.columns.get(column)) for column in columns)))
+            rows.append((f"paper: {known.row.label} (above: {known.protocol})", *(paper_cell(known.row.columns.get(column)) for column in columns)))
     header = ("success %", *(f"{column_name(name)} ({games[name]})" for name in types), "All", *average, *score)
     return TableBlock("By task type (games)", header, tuple(rows))
 
@@ -143,7 +137,7 @@ def training_table(arms: Sequence[Arm]) -> TableBlock:
     rows = []
     for arm in arms:
         updates = max(len(run.metrics) for run in arm.runs)
-        cells = [_ends_cell(arm, metric, factor, form) for _, metric, factor, form in _TRAINING]
+        cells = [ends_cell(arm, metric, factor, form) for _, metric, factor, form in _TRAINING]
         rows.append((arm.title, str(updates), *cells))
     header = ("arm", "updates", *(name for name, *_ in _TRAINING))
     return TableBlock(f"Training, first → last updates (means of up to {WINDOW})", header, tuple(rows))
@@ -165,73 +159,10 @@ def throughput_table(arms: Sequence[Arm]) -> TableBlock | None:
         seconds, against = phase_seconds(arm), reference_of(arm, arms)
         ratio = sum(seconds.values()) / whole if against and seconds and (whole := sum(phase_seconds(against).values())) else None
         cells = [f"{seconds[phase]:.2f}" if phase in seconds else ABSENT for phase in phases]
-        rates = [_mean_cell(arm, metric, factor, form) for _, metric, factor, form in _THROUGHPUT]
-        rows.append((arm.title, _mean_cell(arm, "time/update_s"), "1" if ratio is None else f"{ratio:.3f}", *cells, *rates))
+        rates = [mean_cell(arm, metric, factor, form) for _, metric, factor, form in _THROUGHPUT]
+        rows.append((arm.title, mean_cell(arm, "time/update_s"), "1" if ratio is None else f"{ratio:.3f}", *cells, *rates))
     header = ("seconds", "update", "ratio", *phases, *(name for name, *_ in _THROUGHPUT))
     return TableBlock("Throughput of these runs", header, tuple(rows)) if phases else None
-
-
-def notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> tuple[str, ...]:
-    """What a reader must know to read the tables rightly."""
-    lines = [
-        "Observation CE: cross-entropy of true next observations, nats per token.",
-        *_interval_notes(arms, keys),
-    ]
-    if any(e.predictions for arm in arms for run in arm.runs for e in run.evaluations):
-        lines.append(predictions.NOTE)
-    if any(arm.recipe.env.name == "search" for arm in arms):
-        lines.append(
-            "Search QA: success is exact match, score is F1; * marks the sets that are trained on (in domain); All is over questions, Avg over sets."
-        )
-    lines += protocol_notes(arms)
-    if elsewhere := [arm.label for arm in arms if arm.outside]:
-        lines.append(
-            f"Trained elsewhere, judged by the outcomes that were handed over: {', '.join(elsewhere)}. How they were trained, and by which rules "
-            "they played beside those in the tables' titles, is not known here."
-        )
-    if not any(paper_row(arm.recipe) for arm in arms if not arm.outside):
-        lines.append(
-            "The paper's numbers are left out: no arm here has a model, algorithm and world-model arm that the paper reports on its benchmark."
-        )
-    if len({arm.recipe.wm.loss for arm in arms if arm.recipe.wm.enabled}) > 1:
-        lines.append("WM loss is each arm's own: those of clipped MAE and of cross-entropy are not on one scale; observation CE is.")
-    if sum(not arm.outside for arm in arms) > 1:
-        lines.append(
-            "Throughput is what these runs met, perhaps on machines shared with others and one after the other; for the overhead of the world model "
-            "run benchmarks/throughput.py, which interleaves the two."
-        )
-    for key in keys:
-        failures = sum(e.environment_failures for arm in arms for e in arm.last(key))
-        if failures:
-            lines.append(f"{panel_name(key)}: the environment broke {failures} episodes; they are in no rate.")
-    names = [key[0] for key in keys]
-    for name in sorted({name for name in names if len({key[1] for key in keys if key[0] == name}) > 1}):
-        lines.append(f"Panel {name} means different games in different runs (checksums differ): those are compared separately.")
-    for name in sorted({name for name in names if len({key[3] for key in keys if key[0] == name}) > 1}):
-        lines.append(f"Panel {name} was played by different rules (see the tables' titles): those are compared separately.")
-    return tuple(lines)
-
-
-def _interval_notes(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> list[str]:
-    seeds = {len(arm.outcomes(key)) for arm in arms for key in keys if arm.outcomes(key)}
-    lines = []
-    if seeds - {1}:
-        lines.append(
-            "Arms of several seeds: n is seeds × games × episodes per game. Intervals and p are over games and seeds, both as samples (two-way "
-            "random effects, Student's t at Satterthwaite's degrees of freedom): they speak of training again with other seeds and playing other "
-            "games. ± seeds: standard deviation of the seeds' success. Differences pair the same games and the same seeds."
-        )
-    if 1 in seeds:
-        lines.append(
-            "Arms of one seed: intervals are over games (Wilson where each game was played once, else a bootstrap of games): they speak of other "
-            "games and other samples of these policies, not of training again with another seed. Differences pair the same games; p is of a "
-            "two-sided sign-flip permutation test over games."
-        )
-    lines.append("Higher, lower: the interval leaves out zero, and p < 0.05; with few games the interval alone is too narrow.")
-    lines.append("No p is corrected for the number of comparisons. Intervals of score, of Avg and of observation CE are over games; ± is over seeds.")
-    if any(paper_effect(arm, against) for arm in arms for against in arms if arm is not against):
-        lines.append("The paper's: the difference of its two numbers on this benchmark, and of which model; not a number to be met by other models.")
-    return lines
 
 
 def starts(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, list[EvaluationResult]]]:
@@ -259,34 +190,6 @@ def panel_games(arms: Sequence[Arm], key: PanelKey) -> int:
     return max(e.games for arm in arms for e in arm.last(key))
 
 
-def success_cell(outcomes: Outcomes) -> str:
-    """`54.3 [46.0, 62.3]`."""
-    return rate_cell(rate(outcomes))
-
-
-def size_cell(outcomes: Outcomes) -> str:
-    """`5 × 40 × 3`: seeds, games, episodes per game."""
-    games = {task for of_seed in outcomes.values() for task in of_seed}
-    repeats = sorted({len(of_task) for of_seed in outcomes.values() for of_task in of_seed.values()})
-    return f"{len(outcomes)} × {len(games)} × {repeats[0]}" + (f"–{repeats[-1]}" if len(repeats) > 1 else "")
-
-
-def _deviation_cell(outcomes: Outcomes) -> str:
-    means = [np.mean([np.mean(of_task) for of_task in of_seed.values()]) for of_seed in outcomes.values()]
-    return f"{100 * np.std(means, ddof=1):.1f}" if len(means) > 1 else ABSENT
-
-
-def ce_cell(found: Sequence[EvaluationResult]) -> str:
-    """`1.234 [1.200, 1.270]` of one evaluation, `1.234 ± 0.020` over seeds."""
-    values = [e.observation_ce for e in found if e.observation_ce is not None]
-    if not values:
-        return ABSENT
-    if len(values) > 1:
-        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-    interval = next(e.observation_ce_interval for e in found if e.observation_ce is not None)
-    return f"{values[0]:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
-
-
 def reading(difference: PairedDifference) -> str:
     """What interval and test allow to say together: a bootstrap of few games is too narrow, and then the exact test is not convinced."""
     if difference.p_value >= ALPHA or difference.low <= 0 <= difference.high:
@@ -299,36 +202,3 @@ def _difference_row(name: str, d: PairedDifference, paper: str | None) -> tuple[
     higher = ABSENT if d.favourable is None else f"{d.favourable} of {d.seeds}"
     p = "<0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}"
     return name, f"{d.seeds} × {d.tasks}", f"{100 * d.difference:+.1f} {interval}", higher, p, reading(d), paper or ABSENT
-
-
-def rate_cell(rate: tuple[float, Interval] | None) -> str:
-    if rate is None:
-        return ABSENT
-    value, (low, high) = rate
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _paper_cell(measured: tuple[float, ...] | None) -> str:
-    return ABSENT if measured is None else " ± ".join(f"{x:.1f}" for x in measured)
-
-
-def _mean_cell(arm: Arm, metric: str, factor: float = 1.0, form: str = ".2f") -> str:
-    values = np.concatenate([run.series(metric)[1] for run in arm.runs])
-    return f"{factor * values.mean():{form}}" if values.size else ABSENT
-
-
-def _episodes(arm: Arm) -> str:
-    counts = [int(run.series("train/episodes")[1].sum()) for run in arm.runs]
-    return f"{round(sum(counts) / len(counts)):,}" if any(counts) else ABSENT
-
-
-def _ends_cell(arm: Arm, metric: str, factor: float, form: str) -> str:
-    series = [values for run in arm.runs for _, values in [run.series(metric)] if values.size]
-    if not series:
-        return ABSENT
-    first, last = (np.mean([part.mean() for part in parts]) for parts in zip(*((v[: _window(v)], v[-_window(v) :]) for v in series), strict=True))
-    return f"{factor * first:{form}} → {factor * last:{form}}"
-
-
-def _window(values: np.ndarray) -> int:
-    return min(WINDOW, max(1, values.size // 2))

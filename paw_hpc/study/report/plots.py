@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from paw_hpc.study.report.measures import PHASES, phase_seconds, rate
 from paw_hpc.study.report.paper import COLUMN_OF
-from paw_hpc.study.report.runs import PHASES, Arm, PanelKey, outcomes_of, panel_key, phase_seconds, rate, task_types
+from paw_hpc.study.report.runs import Arm, PanelKey, outcomes_of, panel_key, task_types
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8a8a8a")
 """Okabe and Ito's palette, and grey: distinct under every common colour blindness."""

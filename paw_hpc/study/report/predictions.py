@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from paw_hpc.evaluation.results import EvaluationResult, Prediction
+from paw_hpc.study.report.cells import ABSENT
 from paw_hpc.study.report.document import TableBlock
 from paw_hpc.study.report.paper import COLUMN_OF
 from paw_hpc.study.report.runs import Arm, PanelKey, task_types
 
-ABSENT = "–"
 _SOURCES = {"own": "own play", "foreign": "the start's play"}
 NOTE = (
     "World model: next observations after an episode's first step. CE: nats per token of the true one. Exact: the greedy prediction is the true "

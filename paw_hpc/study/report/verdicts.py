@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 from paw_hpc.evaluation.statistics import Interval
-from paw_hpc.study.report.compare import comparisons, rate_cell, size_cell
+from paw_hpc.study.report.cells import rate_cell, size_cell
+from paw_hpc.study.report.compare import comparisons
 from paw_hpc.study.report.document import TableBlock
-from paw_hpc.study.report.runs import Arm, PanelKey, pooled_score, rate
+from paw_hpc.study.report.measures import pooled_score, rate
+from paw_hpc.study.report.runs import Arm, PanelKey
 from paw_hpc.study.report.standings import known_of
 
 TITLE = "Beside the paper"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from paw_hpc.study.view import assets
-from paw_hpc.study.view.library import EpisodeSummary, Library, same_task
+from paw_hpc.study.view.kept import EpisodeSummary
+from paw_hpc.study.view.library import Library, same_task
 from paw_hpc.system.errors import DataError
 from paw_hpc.system.storage import write_atomically
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from paw_hpc.study.view.library import EpisodeSummary, KeptFile
+from paw_hpc.study.view.kept import EpisodeSummary, KeptFile
 from paw_hpc.system.errors import UserError
 
 OUTCOMES = ("success", "failure")

@@ -1,0 +1,45 @@
+"""What an update cost all ranks together: tokens, rows and FLOPs per second, memory, padding, seconds per phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedConfig
+
+from paw_hpc.experience import Batch
+from paw_hpc.policy.backend import Metrics
+from paw_hpc.policy.throughput import ModelCost, memory_peak_bytes, peak_flops, rates
+from paw_hpc.recipe import Recipe
+
+
+def update_costs(
+    batch: Batch,
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    processes: int,
+    device: torch.device,
+    padding: int,
+    seconds: float,
+    phases: Mapping[str, float],
+) -> Metrics:
+    """A collective of all ranks.
+
+    Args:
+        processes: ranks of the layout.
+        padding: tokens of padding that this rank computed and no other one counts.
+        phases: seconds by name, this rank's own.
+    """
+    replicas = torch.tensor([float(padding), 0.0])
+    memory = torch.tensor(float(memory_peak_bytes(device)))
+    dist.all_reduce(replicas)
+    dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+    epochs = recipe.optimizer.epochs
+    tokens, rows = batch.num_tokens * epochs, batch.num_rows * epochs
+    cost = ModelCost.of(config)
+    flops = None if cost is None else cost.flops(batch) * epochs
+    peak = peak_flops(device, getattr(torch, recipe.model.dtype))
+    named = {f"time/policy_{name}_s": spent for name, spent in sorted(phases.items())}
+    share = float(replicas[0]) / (tokens + float(replicas[0]))
+    return named | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, processes)
