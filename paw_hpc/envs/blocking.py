@@ -62,6 +62,24 @@ class Environments:
         """Episode number `repeat` of a task, reset. Raises EnvironmentFailure: the environment could not be started."""
         return Episode(self._run(self._environments.open(task, repeat=repeat)), self)
 
+    async def open_async(self, task: Task, *, repeat: int = 0) -> Episode:
+        """`open`, as a coroutine of any event loop, for servers that have many episodes. One that is cancelled leaves no episode."""
+        opened: list[AsyncEpisode] = []
+
+        async def opening() -> None:
+            opened.append(await self._environments.open(task, repeat=repeat))
+
+        async def undone() -> None:
+            for episode in opened:
+                await episode.close()
+
+        try:
+            await asyncio.wrap_future(self._start(opening()))
+        except asyncio.CancelledError:
+            self._start(undone())  # behind `opening`, which has been cancelled, or was just done
+            raise
+        return Episode(opened[0], self)
+
     def open_group(self, task: Task, members: int, *, first: int = 0) -> list[Episode]:
         """Episodes `first`, `first + 1`, ... of a task, reset; they share the work of resetting. Raises EnvironmentFailure."""
         return [Episode(one, self) for one in self._run(self._environments.open_group(task, members, first=first))]

@@ -17,13 +17,14 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.blocking import Environments, Episode
 from paw_hpc.envs.outcomes import Outcome
+from paw_hpc.envs.sockets import Guard, unless_gone
 from paw_hpc.run.limits import allow_files
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.extras import explained
@@ -46,8 +47,6 @@ except ModuleNotFoundError as missing:
 LONGEST_ACTION = 100_000
 """Characters of an action or a response."""
 LONGEST_MESSAGE_BYTES = 1 << 20
-WITHOUT_SESSION = 4
-"""Requests without a session that are answered at once; others wait."""
 FILES_OF_A_SESSION = 2
 """Its websocket, and the socket to its episode's process where it has one."""
 REPEATS = 1024
@@ -140,8 +139,19 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
         return self._observation(self._episode.state)
 
     async def reset_async(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> TextObservation:
-        """`reset`, while the server answers others."""
-        return await asyncio.to_thread(self.reset, seed, episode_id, **options)
+        """`reset`, while the server answers others; given up when the client goes."""
+        return await unless_gone(self._reset_async(seed, episode_id, **options))
+
+    async def _reset_async(
+        self, seed: int | None, episode_id: str | None, *, task_id: str | None = None, repeat: int = 0, prompts: bool = False, **unknown: Any
+    ) -> TextObservation:
+        task = self._chosen(seed, task_id, repeat, unknown)
+        await asyncio.to_thread(self._leave)
+        self._episode = await self._served.environments.open_async(task, repeat=repeat)
+        self._prompts, self._episode_id = bool(prompts), episode_id
+        if self._ended:  # meanwhile
+            self._leave()
+        return self._observation(self._playing().state)
 
     def step(self, action: TextAction, timeout_s: float | None = None, **unknown: Any) -> TextObservation:
         """Take an action. Raises UserError: no episode is being played, or it is over. EnvironmentFailure: the environment broke down."""
@@ -149,8 +159,8 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
         return self._observation(episode.respond(action.action) if action.response else episode.step(action.action))
 
     async def step_async(self, action: TextAction, timeout_s: float | None = None, **unknown: Any) -> TextObservation:
-        """`step`, while the server answers others."""
-        return self._observation(await self._playing().act_async(action.action, response=action.response))
+        """`step`, while the server answers others; given up when the client goes, and the episode with it."""
+        return self._observation(await unless_gone(self._playing().act_async(action.action, response=action.response)))
 
     @property
     def state(self) -> State:
@@ -262,32 +272,6 @@ class TextClient(EnvClient[TextAction, TextObservation, State]):
         return State(**payload)
 
 
-class _Guard:
-    """What OpenEnv's application leaves to its surroundings. It goes on talking to a websocket whose client has gone; one that says nothing it leaves
-    open when it has ended the session; and requests without a session (POST /reset, /step) start an episode each, which no limit counts."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], idle_s: float | None):
-        self._app, self._idle_s, self._without_session = app, idle_s, asyncio.Semaphore(WITHOUT_SESSION)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def receive_in_time() -> Any:
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    return await receive()
-            except TimeoutError:
-                return {"type": "websocket.disconnect", "code": 1001}
-
-        async def send_while_it_listens(message: Any) -> None:
-            await asyncio.sleep(0)  # that its client has gone is heard of between two turns of the loop
-            with contextlib.suppress(OSError):  # it has, as `receive` says next
-                await send(message)
-
-        if scope["type"] == "websocket":
-            return await self._app(scope, receive_in_time, send_while_it_listens)
-        async with self._without_session if scope["type"] == "http" and scope["method"] == "POST" else contextlib.nullcontext():
-            await self._app(scope, receive, send)
-
-
 def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.0, key: str | None = None) -> Any:
     """The server as an ASGI application.
 
@@ -298,7 +282,7 @@ def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.
     """
     limits = ConcurrencyConfig(max_concurrent_envs=sessions, session_timeout=idle_s)
     app = create_fastapi_app(lambda: TextEnvironment(served), TextAction, TextObservation, concurrency_config=limits)
-    app.add_middleware(_Guard, idle_s=idle_s)
+    app.add_middleware(Guard, idle_s=idle_s)
     app.add_middleware(WholeBody, longest=LONGEST_MESSAGE_BYTES)
     if key is not None:
         app.add_middleware(KeyDoor, key=key, health="/health")

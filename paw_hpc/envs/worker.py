@@ -30,6 +30,8 @@ from typing import Any
 from paw_hpc.system.children import signal_group
 
 Factory = Callable[[Any], Any]
+COLLECT_S = 1.0
+"""How often a worker without orders looks for games that have ended."""
 
 
 class Line:
@@ -74,7 +76,7 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
     warm = False
     try:
         control.send({"worker": os.getpid()})
-        while (order := control.receive()) is not None:
+        while (order := _next_order(control, games)) is not None:
             reply = _open(path, order, factory, control, games)
             control.send(reply)
             _reap(games)
@@ -94,6 +96,13 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
         with contextlib.suppress(OSError):  # a trainer that was killed leaves its socket, and the folder that it made for it
             os.unlink(path)
             os.rmdir(os.path.dirname(path))
+
+
+def _next_order(control: Line, games: set[int]) -> dict[str, Any] | None:
+    """Games that end meanwhile are collected, so that none stays behind as a zombie when nobody opens another."""
+    while games and not select.select([control.fileno()], [], [], COLLECT_S)[0]:
+        _reap(games)
+    return control.receive()
 
 
 def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, games: set[int]) -> dict[str, Any]:

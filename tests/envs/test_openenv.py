@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.envs import Environments
+from paw_hpc.envs import AsyncEnvironments, Environments, Task
 from paw_hpc.system.errors import UserError
 from tests.envs import walks
 
@@ -198,17 +198,17 @@ def test_requests_without_a_session_are_few_at_once_and_leave_nothing(served: Se
     import httpx
 
     open_now, most = 0, list[int]()
-    start = TextEnvironment.reset
+    start = TextEnvironment.reset_async
 
-    def counted(self: TextEnvironment, *given: Any, **options: Any) -> Any:
+    async def counted(self: TextEnvironment, *given: Any, **options: Any) -> Any:
         nonlocal open_now
         open_now += 1
         most.append(open_now)
-        time.sleep(0.05)
+        await asyncio.sleep(0.05)
         open_now -= 1
-        return start(self, *given, **options)
+        return await start(self, *given, **options)
 
-    monkeypatch.setattr(TextEnvironment, "reset", counted)
+    monkeypatch.setattr(TextEnvironment, "reset_async", counted)
 
     async def test(url: str) -> None:
         async with httpx.AsyncClient(base_url=url) as client:
@@ -236,6 +236,53 @@ def test_a_client_that_dies_leaves_nothing(served: Served) -> None:
         await living.close()
 
     run(served, test)
+
+
+def test_a_reset_that_nobody_waits_for_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_up = list[str]()
+
+    async def long(self: AsyncEnvironments, task: Task, *, repeat: int = 0) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            given_up.append(task.task_id)
+            raise
+
+    monkeypatch.setattr(AsyncEnvironments, "open", long)
+
+    async def test(url: str) -> None:
+        going = TextClient(url)
+        await going.connect()
+        await going._send({"type": "reset", "data": {}})
+        await asyncio.sleep(0.2)
+        assert not given_up
+        going._ws.transport.abort()
+        for _ in range(500):
+            if given_up:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("it goes on")
+
+    run(served, test, sessions=1)
+
+
+def test_an_episode_whose_opening_is_cancelled_is_closed(served: Served) -> None:
+    """However far it was."""
+
+    async def test() -> int:
+        finished = 0
+        for number in range(60):
+            opening = asyncio.ensure_future(served.environments.open_async(served.tasks[0]))
+            await asyncio.sleep(0.0002 * (number % 20))
+            if opening.done():
+                finished += 1
+                opening.result().close()
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        return finished
+
+    assert 0 < asyncio.run(test()) < 60, "some in time, some not"
+    assert ended(served)
 
 
 def test_who_has_not_sent_a_whole_request_takes_no_place(served: Served) -> None:

@@ -292,6 +292,24 @@ class TestFailures:
         run(test)
 
 
+def test_games_that_have_ended_are_collected_though_no_other_is_opened() -> None:
+    async def test() -> None:
+        async with started() as pool:
+            sessions = [session for number in range(3) for session in await pool.open(task(str(number)), 1 + number)]
+            [worker] = children_of(ME)
+            assert len(children_of(worker)) == 3
+            for session in sessions:
+                await session.close()
+            for _ in range(100):
+                if not children_of(worker):  # zombies, too, are a process's children
+                    break
+                await asyncio.sleep(0.1)
+            assert not children_of(worker)
+            assert (await play((await pool.open(task(), 1))[0], "win")).success
+
+    run(test)
+
+
 TRAINER = """
 import asyncio, sys
 from tests.envs.pools import fake_pool, task
