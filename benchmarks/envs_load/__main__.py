@@ -80,6 +80,7 @@ class Load:
         started, plan = time.time(), _plan(options)
         while (now := time.time() - started) < options.seconds:
             found.samples.append(self._server.sample(now))
+            found.harm = self._hostile.last or found.harm
             while plan and now >= plan[0][0]:
                 plan.pop(0)[1](self)
             time.sleep(options.sample_s)

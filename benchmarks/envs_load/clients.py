@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.openenv import LONGEST_MESSAGE_BYTES, TextAction, TextClient, TextObservation
@@ -146,7 +146,7 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
             came = f"closed, {error.rcvd.code if error.rcvd else 'broken off'}"
         except ConnectionRefusedError:  # the server is dead just now
             return await asyncio.sleep(0.2)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+        except (OSError, TimeoutError, WebSocketException) as error:
             came = type(error).__name__
         found[kind, came] += 1
 
