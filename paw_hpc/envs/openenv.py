@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import sys
 from collections.abc import Sequence
 from random import Random
@@ -23,65 +22,30 @@ from typing import Any
 
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.envs.blocking import Environments, Episode
-from paw_hpc.envs.outcomes import Outcome
 from paw_hpc.envs.sockets import Guard, unless_gone
 from paw_hpc.run.limits import allow_files
 from paw_hpc.system.errors import UserError
 from paw_hpc.system.extras import explained
-from paw_hpc.system.keys import KeyDoor, bearer, read_key
+from paw_hpc.system.keys import KeyDoor, read_key
 
 try:
-    from openenv.core import EnvClient
-    from openenv.core.client_types import StepResult
     from openenv.core.env_server.http_server import create_fastapi_app
     from openenv.core.env_server.interfaces import Environment
-    from openenv.core.env_server.types import Action, ConcurrencyConfig, EnvironmentMetadata, Observation, State
-    from pydantic import Field
-    from websockets.asyncio.client import connect
-    from websockets.exceptions import ConnectionClosed
+    from openenv.core.env_server.types import ConcurrencyConfig, EnvironmentMetadata, State
 
+    from paw_hpc.envs.openenv_client import LONGEST_ACTION as LONGEST_ACTION
+    from paw_hpc.envs.openenv_client import LONGEST_MESSAGE_BYTES as LONGEST_MESSAGE_BYTES
+    from paw_hpc.envs.openenv_client import TextAction as TextAction
+    from paw_hpc.envs.openenv_client import TextClient as TextClient
+    from paw_hpc.envs.openenv_client import TextObservation as TextObservation
     from paw_hpc.envs.serving import MOST_WAITED_FOR, WholeBody, serve
 except ModuleNotFoundError as missing:
     raise explained(missing) or missing from None
 
-LONGEST_ACTION = 100_000
-"""Characters of an action or a response."""
-LONGEST_MESSAGE_BYTES = 1 << 20
 FILES_OF_A_SESSION = 2
 """Its websocket, and the socket to its episode's process where it has one."""
 REPEATS = 1024
 """Episodes of a task, counted from 0: a later one costs the start of those before it."""
-
-
-class TextAction(Action):
-    """What an agent does."""
-
-    action: str = Field(max_length=LONGEST_ACTION, description="In the environment's own words, or a model's response.")
-    response: bool = Field(default=False, description="It is a model's response to `messages`, to be read by the server's rules.")
-
-
-class TextObservation(Observation):
-    """What an environment says, and what else there is to know of the episode."""
-
-    observation: str
-    admissible: list[str] = Field(description="Actions that can be taken now; empty where the benchmark lists none.")
-    success: bool
-    score: float
-    steps: int
-    invalid: int = Field(description="Actions so far that were malformed or not admissible.")
-    task_id: str
-    task_type: str
-    repeat: int
-    seed: int = Field(description="Of this episode; only told.")
-    episode_return: float = Field(description="Undiscounted, without penalties.")
-    state_key: str | None = Field(default=None, description="Equal in equal states; where `reset` asked for prompts.")
-    messages: list[dict[str, str]] | None = Field(default=None, description="The prompt for this step; where `reset` asked for prompts.")
-
-    def outcome(self) -> Outcome:
-        """How the episode went, as a line of a file of outcomes (`write_outcomes`); one that was left before its end has failed."""
-        score = self.score if self.done else 0.0
-        so_far = self.steps, self.invalid, self.episode_return
-        return Outcome(self.task_id, self.task_type, self.repeat, self.seed, self.success and self.done, score, *so_far)
 
 
 class Served:
@@ -224,52 +188,6 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
             state_key=episode.state_key if self._prompts else None,
             messages=episode.messages() if self._prompts and not state.done else None,
         )
-
-
-class TextClient(EnvClient[TextAction, TextObservation, State]):
-    """One session with a server, over a websocket; `client.sync()` is the same without coroutines.
-
-    Args:
-        base_url: `http://HOST:PORT`.
-        key: what the server asks for.
-        settings: OpenEnv's own: `connect_timeout_s`, `message_timeout_s`, `max_message_size_mb`.
-    """
-
-    def __init__(self, base_url: str, *, key: str | None = None, **settings: Any):
-        self._ws: Any
-        super().__init__(base_url, **settings)
-        self._key = key
-
-    async def connect(self) -> TextClient:
-        """Raises ConnectionError: no such server, or another key."""
-        if self._key is None:
-            await super().connect()
-        elif self._ws is None:
-            try:  # by no proxy: the key is for the server alone
-                self._ws = await connect(
-                    self._ws_url,
-                    open_timeout=self._connect_timeout,
-                    max_size=self._max_message_size,
-                    additional_headers=bearer(self._key),
-                    proxy=None,
-                )
-            except Exception as error:
-                raise ConnectionError(f"Failed to connect to {self._ws_url}: {error}") from error
-        return self
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(ConnectionClosed):  # why the server has closed it (it is full, say) is what is received next
-            await super()._send(message)
-
-    def _step_payload(self, action: TextAction) -> dict[str, Any]:
-        return {"action": action.action, "response": action.response}
-
-    def _parse_result(self, payload: dict[str, Any]) -> StepResult[TextObservation]:
-        observation = TextObservation(**payload["observation"], reward=payload["reward"], done=payload["done"])
-        return StepResult(observation=observation, reward=payload["reward"], done=payload["done"])
-
-    def _parse_state(self, payload: dict[str, Any]) -> State:
-        return State(**payload)
 
 
 def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.0, key: str | None = None) -> Any:
