@@ -1,4 +1,5 @@
-"""What pyproject.toml cannot say: recipes and batch files stand at the top of a checkout, where people edit them, and in a wheel in the package."""
+"""What pyproject.toml cannot say: recipes and batch files stand at the top of a checkout, where people edit
+them, and in a wheel in the package."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +12,8 @@ CARRIED = {"recipes": "**/*.yaml", "slurm": "*.sbatch"}
 
 
 class BuildWithRecipes(build_py):
-    """An editable installation needs no copy: there the package finds the folders beside itself (paw_hpc/recipe/shipped.py)."""
+    """An editable installation needs no copy: there the package finds the folders beside itself
+    (paw_hpc/recipe/shipped.py)."""
 
     def run(self) -> None:
         super().run()
@@ -25,7 +27,11 @@ class BuildWithRecipes(build_py):
 
     def _carried(self) -> list[tuple[Path, Path]]:
         package = Path(self.build_lib) / "paw_hpc"
-        return [(path, package / path.relative_to(ROOT)) for folder, files in CARRIED.items() for path in sorted((ROOT / folder).glob(files))]
+        return [
+            (path, package / path.relative_to(ROOT))
+            for folder, files in CARRIED.items()
+            for path in sorted((ROOT / folder).glob(files))
+        ]
 
 
 setup(cmdclass={"build_py": BuildWithRecipes})

@@ -1,16 +1,19 @@
 """Steps per second, reset time and memory of the environments, 1 and 128 of them at once.
 
-    python benchmarks/envs.py [webshop] [alfworld] [search] [--environments 1 128] [--steps 4000] [--catalogue auto] [--json FILE] [--out FILE]
+    python benchmarks/envs.py [webshop] [alfworld] [search] [--environments 1 128] [--steps 4000] [--catalogue
+    auto] [--json FILE] [--out FILE]
 
-Each row is measured in a process of its own. Speeds are per second of CPU time of one core, so that they mean the same on a busy machine; memory is
-the proportional set size (what the row's processes use, pages that they share counted once), imports included.
+Each row is measured in a process of its own. Speeds are per second of CPU time of one core, so that they mean
+the same on a busy machine; memory is the proportional set size (what the row's processes use, pages that they
+share counted once), imports included.
 
-WebShop is played by the random player of `envs/webshop/agents.py`: every seventh step or so is a search of one to three words, seldom asked before.
-ALFWorld is played by random admissible commands, four games; its reset is the mean over twelve games not seen before, file and grammar included,
-which the members of a group share, and "again" that of games whose translation is kept; both in a process that has reset another, as a worker has.
-Memory is that of the worker and of one process per episode.
-Search QA is played by one that searches for the question's own words, one word less in each turn, and answers in the last; its queries go to BM25 as
-many at once as there are episodes.
+WebShop is played by the random player of `envs/webshop/agents.py`: every seventh step or so is a search of
+one to three words, seldom asked before. ALFWorld is played by random admissible commands, four games; its
+reset is the mean over twelve games not seen before, file and grammar included, which the members of a group
+share, and "again" that of games whose translation is kept; both in a process that has reset another, as a
+worker has. Memory is that of the worker and of one process per episode. Search QA is played by one that
+searches for the question's own words, one word less in each turn, and answers in the last; its queries go to
+BM25 as many at once as there are episodes.
 """
 
 from __future__ import annotations
@@ -123,7 +126,8 @@ def alfworld(environments: int, steps: int, catalogue: str) -> Row:
 
 
 def search(environments: int, steps: int, catalogue: str) -> Row:
-    """Whole episodes, as many at once as there are environments; without the retriever's start, which is paid once per process."""
+    """Whole episodes, as many at once as there are environments; without the retriever's start, which is paid
+    once per process."""
     return asyncio.run(_search(environments, steps))
 
 
@@ -164,7 +168,14 @@ async def _search(environments: int, steps: int) -> Row:
     start = time.process_time()
     await asyncio.gather(*(desk.search(query, env.search.topk) for query in queries))
     searches = len(queries) / (time.process_time() - start)
-    row = Row(f"search QA ({bench.source.split(' (')[0]})", environments, played * env.max_steps / seconds, 1000 * reset_s, _memory(), searches)
+    row = Row(
+        f"search QA ({bench.source.split(' (')[0]})",
+        environments,
+        played * env.max_steps / seconds,
+        1000 * reset_s,
+        _memory(),
+        searches,
+    )
     await bench.close()
     return row
 
@@ -178,7 +189,10 @@ async def _alfworld_memory(chosen: list[Any], environments: int) -> float:
         sessions += await bench.open(task, share)
     states = [await session.reset() for session in sessions]
     for _ in range(3):
-        states = [await session.step(rng.choice(state.admissible)) for session, state in zip(sessions, states, strict=True)]
+        states = [
+            await session.step(rng.choice(state.admissible))
+            for session, state in zip(sessions, states, strict=True)
+        ]
     used = _memory(children_only=True)
     for session in sessions:
         await session.close()
@@ -205,7 +219,14 @@ def main() -> None:
     parser.add_argument("--catalogue", default="auto", help="of WebShop: auto, small, full or generated")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--out", type=Path, help="also write the table here, with versions")
-    parser.add_argument("--interfaces", type=int, nargs="?", const=64, metavar="EPISODES", help="only steps/s through each interface (64)")
+    parser.add_argument(
+        "--interfaces",
+        type=int,
+        nargs="?",
+        const=64,
+        metavar="EPISODES",
+        help="only steps/s through each interface (64)",
+    )
     options = parser.parse_args()
     if options.interfaces:
         sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -218,7 +239,8 @@ def main() -> None:
     rows = []
     for name in options.benchmarks or BENCHMARKS:
         for environments in options.environments:
-            # A process of its own per row, so that nothing is warm and memory is the row's alone; not a daemon: it has children.
+            # A process of its own per row, so that nothing is warm and memory is the row's alone; not a
+            # daemon: it has children.
             with multiprocessing.get_context("spawn").Manager() as manager:
                 found = manager.list()
                 process = multiprocessing.get_context("spawn").Process(
@@ -246,11 +268,15 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     if options.out:
-        versions = ", ".join(f"{name} {version(name)}" for name in ("textworld", "alfworld", "bm25s", "numpy"))
+        versions = ", ".join(
+            f"{name} {version(name)}" for name in ("textworld", "alfworld", "bm25s", "numpy")
+        )
         lines = [
-            f"# Environments, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python {platform.python_version()}, {versions}",
+            f"# Environments, {time.strftime('%Y-%m-%d')}, {platform.machine()}, Python "
+            f"{platform.python_version()}, {versions}",
             "",
-            f"`python benchmarks/envs.py {' '.join(sys.argv[1:])}`: per second of CPU time of one core; memory with Python and all imports.",
+            f"`python benchmarks/envs.py {' '.join(sys.argv[1:])}`: per second of CPU time of one core; "
+            "memory with Python and all imports.",
             "",
             f"| {' | '.join(HEAD)} |",
             "|---|---:|---:|---:|---:|---:|---:|",

@@ -1,7 +1,9 @@
-"""Steps per second through each interface for other trainers, beside the bare environments: `python benchmarks/envs.py --interfaces`.
+"""Steps per second through each interface for other trainers, beside the bare environments: `python
+benchmarks/envs.py --interfaces`.
 
-One episode after the other, resets included (ALFWorld's games have been reset before, so their translations are kept); the same random actions
-through each interface. Speeds are per second of CPU time of all processes and threads that take part, server and client among them.
+One episode after the other, resets included (ALFWorld's games have been reset before, so their translations
+are kept); the same random actions through each interface. Speeds are per second of CPU time of all processes
+and threads that take part, server and client among them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def action(admissible: tuple[str, ...] | list[str], observation: str, rng: Rando
     if not admissible:
         return f"<search>{' '.join(rng.sample(observation.split(), 2))}</search>"
     chosen = rng.choice(list(admissible))
-    return f"search[{' '.join(rng.sample(observation.split(), 2))}]" if chosen.startswith("search[") else chosen
+    return (
+        f"search[{' '.join(rng.sample(observation.split(), 2))}]" if chosen.startswith("search[") else chosen
+    )
 
 
 def cpu_s() -> float:
@@ -97,7 +101,9 @@ def gymnasium(name: str, tasks: list[Task], episodes: int) -> float:
         observation, info = env.reset(options={"task_id": task.task_id})
         done, steps = False, 0
         while not done:
-            observation, _, terminated, truncated, info = env.step(action(info["admissible"], observation, rng))
+            observation, _, terminated, truncated, info = env.step(
+                action(info["admissible"], observation, rng)
+            )
             done, steps = terminated or truncated, steps + 1
         return steps
 
@@ -115,7 +121,10 @@ def openenv(name: str, tasks: list[Task], episodes: int) -> float:
             result, steps = await client.reset(task_id=task.task_id), 0
             while not result.done:
                 seen = result.observation
-                result, steps = await client.step(TextAction(action=action(seen.admissible, seen.observation, rng))), steps + 1
+                result, steps = (
+                    await client.step(TextAction(action=action(seen.admissible, seen.observation, rng))),
+                    steps + 1,
+                )
             return steps
 
     with (
@@ -147,7 +156,8 @@ NEEDS = {"Gymnasium": "gymnasium", "OpenEnv, over a socket": "openenv"}
 
 
 def measure(names: list[str], episodes: int) -> list[list[str]]:
-    """Rows of a table: benchmark, then steps per second through each interface (a dash: its package is not here)."""
+    """Rows of a table: benchmark, then steps per second through each interface (a dash: its package is not
+    here)."""
     rows = []
     for name in names:
         bench = make_benchmark(EnvSection(name=name, **SETTINGS[name]))

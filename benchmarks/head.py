@@ -1,13 +1,16 @@
-"""The LM head against PyTorch and peers: time, peak extra memory, error against float64, FLOP/s, and the ratio to the measured floor.
+"""The LM head against PyTorch and peers: time, peak extra memory, error against float64, FLOP/s, and the
+ratio to the measured floor.
 
     python benchmarks/head.py                                    the sizes for this device (`SIZES`)
     python benchmarks/head.py --rows 8192 --features 4096        one size
     python benchmarks/head.py --out benchmarks/results           also keep the table, with versions and date
 
-Time: contenders and floor take turns, so that a disturbance hits all, and the best of their turns counts. Floor: the bare products on the same
-machine in the same dtype (logits; with gradients also both gradients). Extra memory: the peak of a call above what was there before and above the
-gradients that it returns. Errors: the largest of log-prob and entropy (nats) and of the gradient of hidden (relative to its largest element), on a
-sample of rows, against float64 on the same (rounded) inputs. Peers are used where they are installed (`head_peers`).
+Time: contenders and floor take turns, so that a disturbance hits all, and the best of their turns counts.
+Floor: the bare products on the same machine in the same dtype (logits; with gradients also both gradients).
+Extra memory: the peak of a call above what was there before and above the gradients that it returns. Errors:
+the largest of log-prob and entropy (nats) and of the gradient of hidden (relative to its largest element), on
+a sample of rows, against float64 on the same (rounded) inputs. Peers are used where they are installed
+(`head_peers`).
 """
 
 from __future__ import annotations
@@ -28,7 +31,12 @@ from head_peers import CONTENDERS, Case, Contender, Outcome
 from torch.profiler import ProfilerActivity, profile
 
 SIZES = {
-    "cuda": {"rows": [2048, 8192, 32768], "features": [1536, 2048, 3584, 4096], "vocabulary": 151936, "dtype": "bfloat16"},
+    "cuda": {
+        "rows": [2048, 8192, 32768],
+        "features": [1536, 2048, 3584, 4096],
+        "vocabulary": 151936,
+        "dtype": "bfloat16",
+    },
     "cpu": {"rows": [1024, 4096], "features": [160], "vocabulary": 2000, "dtype": "float32"},
 }
 SAMPLE = 64
@@ -58,11 +66,12 @@ def make_case(rows: int, features: int, vocabulary: int, dtype: torch.dtype, dev
     return Case(hidden, weight, target, a, b, selected, torch.zeros(vocabulary, features, device=device))
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- measuring
+# -------------------------------------------------------------------------------------------------- measuring
 
 
 def turns(runs: dict[str, Callable[[], object]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Best seconds of each after one turn that is not counted. On a GPU a turn is three calls back to back, as micro-batches come in training."""
+    """Best seconds of each after one turn that is not counted. On a GPU a turn is three calls back to back,
+    as micro-batches come in training."""
     best = dict.fromkeys(runs, float("inf"))
     calls = 3 if device.type == "cuda" else 1
     for i in range(repeats + 1):
@@ -101,7 +110,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 def errors(case: Case, found: Outcome, computes: str) -> dict[str, float]:
     """Of what a contender gave, on a sample of rows."""
-    rows = torch.linspace(0, len(case.target) - 1, min(SAMPLE, len(case.target)), device=case.target.device).long().unique()
+    rows = (
+        torch.linspace(0, len(case.target) - 1, min(SAMPLE, len(case.target)), device=case.target.device)
+        .long()
+        .unique()
+    )
     weight = case.weight.detach().double()
     logits = case.hidden.detach()[rows].double() @ weight.T
     logits.requires_grad_()
@@ -111,7 +124,10 @@ def errors(case: Case, found: Outcome, computes: str) -> dict[str, float]:
     (dlogits,) = torch.autograd.grad(loss.sum(), logits)
     exact = {"logp": logp.detach(), "entropy": entropy.detach(), "hidden": dlogits @ weight}
     scale = {"logp": 1.0, "entropy": 1.0, "hidden": float(exact["hidden"].abs().max())}
-    return {name: float((value[rows].double() - exact[name]).abs().max()) / scale[name] for name, value in found.items()}
+    return {
+        name: float((value[rows].double() - exact[name]).abs().max()) / scale[name]
+        for name, value in found.items()
+    }
 
 
 def floors(case: Case) -> dict[str, Callable[[], object]]:
@@ -135,9 +151,15 @@ def probe(contender: Contender, case: Case, device: torch.device) -> Probe | str
         found = contender.run(case)
         wrong = errors(case, found, contender.computes)
         del found
-        returned = sum(leaf.numel() * leaf.element_size() for leaf in case.leaves[: contender.returns]) if contender.products == 3 else 0
+        returned = (
+            sum(leaf.numel() * leaf.element_size() for leaf in case.leaves[: contender.returns])
+            if contender.products == 3
+            else 0
+        )
         return Probe(max(0, peak_bytes(lambda: contender.run(case), device) - returned), wrong)
-    except Exception as error:  # a peer may fail in any way, out of memory included: it is reported, not hidden
+    except (
+        Exception
+    ) as error:  # a peer may fail in any way, out of memory included: it is reported, not hidden
         return f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
 
 
@@ -145,28 +167,46 @@ def measure(contenders: list[Contender], case: Case, device: torch.device, repea
     """The table of one size."""
     probes = {c.name: probe(c, case, device) for c in contenders}
     able = {c.name: c for c in contenders if isinstance(probes[c.name], Probe)}
-    seconds = turns(floors(case) | {name: functools.partial(c.run, case) for name, c in able.items()}, device, repeats)
+    seconds = turns(
+        floors(case) | {name: functools.partial(c.run, case) for name, c in able.items()}, device, repeats
+    )
     return table(case, able, probes, seconds)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- report
+# ----------------------------------------------------------------------------------------------------- report
 
-HEADER = "| | computes | ms | extra MiB | TFLOP/s | x floor | error logp | entropy | d hidden |\n|---|---|---|---|---|---|---|---|---|"
+HEADER = (
+    "| | computes | ms | extra MiB | TFLOP/s | x floor | error logp | entropy | d hidden "
+    "|\n|---|---|---|---|---|---|---|---|---|"
+)
 
 
-def table(case: Case, able: dict[str, Contender], probes: dict[str, Probe | str], seconds: dict[str, float]) -> str:
+def table(
+    case: Case, able: dict[str, Contender], probes: dict[str, Probe | str], seconds: dict[str, float]
+) -> str:
     """Markdown for one size."""
     (rows, features), vocabulary = case.hidden.shape, len(case.weight)
     flop = 2.0 * rows * features * vocabulary
     title = f"### {rows} rows x {features}, V = {vocabulary}, {str(case.hidden.dtype).removeprefix('torch.')}"
     lines = [title, "", HEADER]
-    lines += [f"| {name} | | {_ms(seconds[name])} | | {n * flop / seconds[name] / 1e12:.3g} | 1.00 | | | |" for n, name in FLOOR.items()]
+    lines += [
+        f"| {name} | | {_ms(seconds[name])} | | {n * flop / seconds[name] / 1e12:.3g} | 1.00 | | | |"
+        for n, name in FLOOR.items()
+    ]
     for name, c in able.items():
         found = probes[name]
         assert isinstance(found, Probe)
-        speed, ratio = c.share * c.products * flop / seconds[name] / 1e12, seconds[name] / seconds[FLOOR[c.products]]
-        wrong = " | ".join(f"{found.errors[key]:.0e}" if key in found.errors else "" for key in ("logp", "entropy", "hidden"))
-        lines.append(f"| {name} | {c.computes} | {_ms(seconds[name])} | {found.extra_bytes / 2**20:.1f} | {speed:.3g} | {ratio:.2f} | {wrong} |")
+        speed, ratio = (
+            c.share * c.products * flop / seconds[name] / 1e12,
+            seconds[name] / seconds[FLOOR[c.products]],
+        )
+        wrong = " | ".join(
+            f"{found.errors[key]:.0e}" if key in found.errors else "" for key in ("logp", "entropy", "hidden")
+        )
+        lines.append(
+            f"| {name} | {c.computes} | {_ms(seconds[name])} | {found.extra_bytes / 2**20:.1f} | "
+            f"{speed:.3g} | {ratio:.2f} | {wrong} |"
+        )
     missing = [f"- {name}: {reason}" for name, reason in probes.items() if isinstance(reason, str)]
     return "\n".join(lines + (["", "Not run:", *missing] if missing else []))
 
@@ -182,12 +222,21 @@ def environment(device: torch.device) -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
-    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {where}, Python {platform.python_version()}, {', '.join(versions)}"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
+    )
+    return (
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {where}, Python {platform.python_version()}, "
+        f"{', '.join(versions)}"
+    )
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--features", type=int, nargs="+")

@@ -1,7 +1,7 @@
 """Who is compared in `head.py`: our head in its forms, plain PyTorch, and peers where they can be installed.
 
-Each contender takes a `Case`, runs forward and backward of one loss, and says what it computed. None is installed by this project: a peer that is not
-there, or cannot run on this machine, is listed with the reason.
+Each contender takes a `Case`, runs forward and backward of one loss, and says what it computed. None is
+installed by this project: a peer that is not there, or cannot run on this machine, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import torch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 
 Outcome = dict[str, torch.Tensor]
-"""What came out, for the comparison with float64: logp[R], entropy[R], hidden (gradient, [R, H]); what a contender does not give is left out."""
+"""What came out, for the comparison with float64: logp[R], entropy[R], hidden (gradient, [R, H]); what a
+contender does not give is left out."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size. The loss is sum(a * logp + b * entropy); contenders without entropy leave out the second term."""
+    """One size. The loss is sum(a * logp + b * entropy); contenders without entropy leave out the second
+    term."""
 
     hidden: torch.Tensor  # [R, H], requires grad
     weight: torch.Tensor  # [V, H], requires grad
@@ -48,7 +50,8 @@ class Contender:
     products: int = 3
     """Matrix products that the result needs: 3 with gradients, 1 without."""
     returns: int = 2
-    """Gradients in new memory: hidden's, and the weight's where that is not added to a buffer that is there."""
+    """Gradients in new memory: hidden's, and the weight's where that is not added to a buffer that is
+    there."""
     share: float = 1.0
     """Of the rows that are scored."""
     needs: str | Callable[[], object] | None = None
@@ -77,7 +80,7 @@ def _backward(case: Case, logp: torch.Tensor, entropy: torch.Tensor | None) -> O
     return found if entropy is None else found | {"entropy": entropy.detach()}
 
 
-# -------------------------------------------------------------------------------------------------------------------------------- ours
+# ------------------------------------------------------------------------------------------------------- ours
 
 
 def _row_loss(case: Case, rows_of: torch.Tensor | None = None) -> Callable[..., torch.Tensor]:
@@ -109,13 +112,16 @@ def one_pass_selected(case: Case) -> Outcome:
     """25 % of the rows, into main_grad."""
     with into_main_grad(case):
         hidden = case.hidden.index_select(0, case.selected)
-        result = linear_row_loss(hidden, case.weight, case.target[case.selected], _row_loss(case, case.selected))
+        result = linear_row_loss(
+            hidden, case.weight, case.target[case.selected], _row_loss(case, case.selected)
+        )
         torch.autograd.grad(result.loss, case.leaves, allow_unused=True)
     return {}
 
 
 def one_pass_with_few_gradients(case: Case) -> Outcome:
-    """15 % of the rows have a gradient, as late in a run whose observations are mostly clipped: on a CPU the others take no part in two products."""
+    """15 % of the rows have a gradient, as late in a run whose observations are mostly clipped: on a CPU the
+    others take no part in two products."""
     live = torch.arange(len(case.target), device=case.target.device) % 20 < 3
 
     def row_loss(logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -136,10 +142,12 @@ def scores(case: Case) -> Outcome:
     return {"logp": logp, "entropy": entropy}
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- PyTorch
+# ---------------------------------------------------------------------------------------------------- PyTorch
 
 
-def _materialised(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _materialised(
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     logp = (hidden @ weight.T).float().log_softmax(1)
     return logp.gather(1, target[:, None])[:, 0], -(logp.exp() * logp).sum(1)
 
@@ -161,20 +169,24 @@ def compiled(case: Case) -> Outcome:
     return _backward(case, *_compiled(*case.leaves, case.target))
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- peers
+# ------------------------------------------------------------------------------------------------------ peers
 
 
 def liger(case: Case) -> Outcome:
     from liger_kernel.ops.fused_linear_scaled_cross_entropy import LigerFusedLinearScaledCrossEntropyFunction
 
-    nll, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(*case.leaves, case.target, 1.0, -100, 1, True)
+    nll, entropy = LigerFusedLinearScaledCrossEntropyFunction.apply(
+        *case.leaves, case.target, 1.0, -100, 1, True
+    )
     return _backward(case, -nll, entropy)
 
 
 def liger_scalar(case: Case) -> Outcome:
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
-    result = LigerFusedLinearCrossEntropyFunction.apply(*case.leaves, case.target, None, None, -100, 0.0, 0.0, "sum")
+    result = LigerFusedLinearCrossEntropyFunction.apply(
+        *case.leaves, case.target, None, None, -100, 0.0, 0.0, "sum"
+    )
     torch.autograd.grad(result[0] if isinstance(result, tuple) else result, case.leaves)
     return {}
 
@@ -183,7 +195,11 @@ def cut_cross_entropy(case: Case) -> Outcome:
     from cut_cross_entropy import linear_cross_entropy
 
     impl = "cce" if case.hidden.is_cuda else "torch_compile"
-    return _backward(case, -linear_cross_entropy(*case.leaves, case.target, reduction="none", filter_eps=None, impl=impl), None)
+    return _backward(
+        case,
+        -linear_cross_entropy(*case.leaves, case.target, reduction="none", filter_eps=None, impl=impl),
+        None,
+    )
 
 
 def verl(case: Case) -> Outcome:
@@ -206,7 +222,9 @@ def verl_kernel() -> ModuleType:
 
 
 def torch_scalar(case: Case) -> Outcome:
-    total = torch.nn.functional.linear_cross_entropy(*case.leaves, case.target, reduction="sum", options=torch.nn.LinearCrossEntropyOptions())
+    total = torch.nn.functional.linear_cross_entropy(
+        *case.leaves, case.target, reduction="sum", options=torch.nn.LinearCrossEntropyOptions()
+    )
     torch.autograd.grad(total, case.leaves)
     return {}
 
@@ -226,12 +244,33 @@ CONTENDERS = [
     Contender("ours, two passes", two_pass),
     Contender("PyTorch, logits materialised", materialised),
     Contender("torch.compile, logits materialised", compiled),
-    Contender("liger-kernel, scaled cross-entropy", liger, needs="liger_kernel.ops.fused_linear_scaled_cross_entropy"),
+    Contender(
+        "liger-kernel, scaled cross-entropy",
+        liger,
+        needs="liger_kernel.ops.fused_linear_scaled_cross_entropy",
+    ),
     Contender("verl, Triton head", verl, needs=verl_kernel, cuda_only="its Triton kernels need a GPU"),
-    Contender("PyTorch, linear_cross_entropy", torch_scalar, "sum of logp", needs=lambda: torch.nn.functional.linear_cross_entropy),
+    Contender(
+        "PyTorch, linear_cross_entropy",
+        torch_scalar,
+        "sum of logp",
+        needs=lambda: torch.nn.functional.linear_cross_entropy,
+    ),
     Contender("cut-cross-entropy", cut_cross_entropy, "logp", needs="cut_cross_entropy"),
-    Contender("liger-kernel, cross-entropy", liger_scalar, "sum of logp", needs="liger_kernel.ops", cuda_only="its Triton kernels need a GPU"),
-    Contender("quack-kernels", quack_scalar, "sum of logp", needs="quack.linear_cross_entropy", cuda_only="its kernels need a Hopper or newer GPU"),
+    Contender(
+        "liger-kernel, cross-entropy",
+        liger_scalar,
+        "sum of logp",
+        needs="liger_kernel.ops",
+        cuda_only="its Triton kernels need a GPU",
+    ),
+    Contender(
+        "quack-kernels",
+        quack_scalar,
+        "sum of logp",
+        needs="quack.linear_cross_entropy",
+        cuda_only="its kernels need a Hopper or newer GPU",
+    ),
     Contender("ours, scores without gradient", scores, products=1),
     Contender("PyTorch, scores without gradient", materialised_scores, products=1),
 ]

@@ -4,11 +4,13 @@
     python -m benchmarks.load retriever [--kinds bm25 dense] [--clients 1280] [--requests 12800]
     python -m benchmarks.load soak [--episodes 10000] [--benchmarks search webshop alfworld]
 
-`hostile`: a server with a key answers a run's turns (or searches), first in peace, then while a process of its own sends it requests without the
-key and with a wrong one, each on a connection of its own, as many per second as asked for or as the machine lets it. What counts is whether a turn
-was lost, and how much slower they were. `retriever`: the paper's update has 1,280 episodes; so many clients ask at once, without pause, a query each.
-The dense index is of a small encoder with random weights: its speed is real, its answers are not. `soak`: episodes in one process, groups of eight,
-one after the other; memory, descriptors and processes at each tenth, between two groups. Servers, attackers and clients share the machine.
+`hostile`: a server with a key answers a run's turns (or searches), first in peace, then while a process of
+its own sends it requests without the key and with a wrong one, each on a connection of its own, as many per
+second as asked for or as the machine lets it. What counts is whether a turn was lost, and how much slower
+they were. `retriever`: the paper's update has 1,280 episodes; so many clients ask at once, without pause, a
+query each. The dense index is of a small encoder with random weights: its speed is real, its answers are not.
+`soak`: episodes in one process, groups of eight, one after the other; memory, descriptors and processes at
+each tenth, between two groups. Servers, attackers and clients share the machine.
 """
 
 from __future__ import annotations
@@ -90,8 +92,9 @@ def attack(port: int, paths: list[tuple[str, str]], rate: float, seconds: float,
         method, path = paths[number % len(paths)]
         body = b'{"queries": ["x"]}' if method == "POST" else b""
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n".encode()
-        )
+            f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+            f"{len(body)}\r\nConnection: close\r\n"
+        ).encode()
         try:
             async with asyncio.timeout(30):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -170,7 +173,9 @@ def index_of(kind: str, source: Any, folder: Path) -> Path:
         from paw_hpc.envs.search.dense import build_dense
         from paw_hpc.envs.search.encoder import EncoderSettings
 
-        build_dense(corpus, folder / kind, EncoderSettings.of(small_encoder(folder / "encoder", corpus), None, 64))
+        build_dense(
+            corpus, folder / kind, EncoderSettings.of(small_encoder(folder / "encoder", corpus), None, 64)
+        )
     return folder / kind
 
 
@@ -180,22 +185,35 @@ def small_encoder(folder: Path, corpus: Path) -> str:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     words = sorted(set(re.findall(r"\w+", corpus.read_text(encoding="utf-8").lower())))[:30_000]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}, unk_token="[UNK]"))
+    core = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}, unk_token="[UNK]")
+    )
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 128}
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 128,
+    }
     BertModel(BertConfig(vocab_size=len(words) + 2, **sizes)).save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        folder
+    )
     return str(folder)
 
 
 def under_attack(
     run: Callable[[float], Speed], port: int, paths: list[tuple[str, str]], options: argparse.Namespace
 ) -> tuple[Speed, Speed, dict[str, int], float]:
-    """In peace, then attacked: speeds, what attackers were answered, and how many of their requests per second were answered."""
+    """In peace, then attacked: speeds, what attackers were answered, and how many of their requests per
+    second were answered."""
     quiet = run(options.quiet_seconds)
     context = multiprocessing.get_context("spawn")
     answers: Any = context.Queue()
-    attacker = context.Process(target=attack, args=(port, paths, options.rate, options.seconds, answers), daemon=True)
+    attacker = context.Process(
+        target=attack, args=(port, paths, options.rate, options.seconds, answers), daemon=True
+    )
     attacker.start()
     time.sleep(1.0)
     loud = run(max(1.0, options.seconds - 1.0))
@@ -206,12 +224,24 @@ def under_attack(
 
 def hostile(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="paw-load-") as name, contextlib.ExitStack() as stack:
-        what, run, port, paths = (of_sglang if options.server == "sglang" else of_retriever)(Path(name), options, stack)
+        what, run, port, paths = (of_sglang if options.server == "sglang" else of_retriever)(
+            Path(name), options, stack
+        )
         quiet, loud, found, rate = under_attack(run, port, paths, options)
-    console.print(f"\n### A {what} under {options.rate:g} hostile requests per second, {options.seconds:g} s; {options.clients} clients of the run\n")
+    console.print(
+        f"\n### A {what} under {options.rate:g} hostile requests per second, {options.seconds:g} s; "
+        f"{options.clients} clients of the run\n"
+    )
     table = Table("", "answered", "lost", "per second", "p50 ms", "p99 ms", box=MARKDOWN)
     for label, speed in (("in peace", quiet), ("attacked", loud)):
-        table.add_row(label, str(speed.done), str(speed.lost), f"{speed.per_s:.1f}", f"{speed.p50_s * 1e3:.1f}", f"{speed.p99_s * 1e3:.1f}")
+        table.add_row(
+            label,
+            str(speed.done),
+            str(speed.lost),
+            f"{speed.per_s:.1f}",
+            f"{speed.p50_s * 1e3:.1f}",
+            f"{speed.p99_s * 1e3:.1f}",
+        )
     console.print(table)
     said = ", ".join(f"{status}: {count}" for status, count in sorted(found.items()))
     console.print(f"\nHostile requests answered: {rate:.0f} per second ({said}).")
@@ -227,15 +257,24 @@ def of_retriever(folder: Path, options: argparse.Namespace, stack: contextlib.Ex
 
     def run(seconds: float) -> Speed:
         async def play() -> Speed:
-            desk = SearchDesk(HttpRetriever(f"http://127.0.0.1:{port}", timeout_s=20, give_up_s=120, key=key), calls=8)
+            desk = SearchDesk(
+                HttpRetriever(f"http://127.0.0.1:{port}", timeout_s=20, give_up_s=120, key=key), calls=8
+            )
             try:
-                return await measured(lambda number: desk.search(queries[number % len(queries)], 3), options.clients, seconds)
+                return await measured(
+                    lambda number: desk.search(queries[number % len(queries)], 3), options.clients, seconds
+                )
             finally:
                 await desk.close()
 
         return asyncio.run(play())
 
-    return "retriever (BM25)", run, port, [("POST", "/retrieve"), ("GET", "/openapi.json"), ("GET", "/docs"), ("POST", "/none")]
+    return (
+        "retriever (BM25)",
+        run,
+        port,
+        [("POST", "/retrieve"), ("GET", "/openapi.json"), ("GET", "/docs"), ("POST", "/none")],
+    )
 
 
 def of_sglang(folder: Path, options: argparse.Namespace, stack: contextlib.ExitStack) -> Any:
@@ -262,7 +301,9 @@ def of_sglang(folder: Path, options: argparse.Namespace, stack: contextlib.ExitS
 
     def run(seconds: float) -> Speed:
         async def once(number: int) -> None:
-            await serving.engine.generate(GenerationRequest(f"{seconds}-{number}", prompt, seed=number, temperature=1.0, max_tokens=16))
+            await serving.engine.generate(
+                GenerationRequest(f"{seconds}-{number}", prompt, seed=number, temperature=1.0, max_tokens=16)
+            )
 
         return loop.run(measured(once, options.clients, seconds), serve=True)
 
@@ -273,20 +314,28 @@ def of_sglang(folder: Path, options: argparse.Namespace, stack: contextlib.ExitS
 
 
 async def asked(port: int, key: str, queries: list[str], clients: int, requests: int) -> Speed:
-    """One query a request, on a connection that each client keeps. Bare streams: with so many, a pool of connections costs more than the server."""
+    """One query a request, on a connection that each client keeps. Bare streams: with so many, a pool of
+    connections costs more than the server."""
     waits, lost, numbers = list[float](), 0, iter(range(requests))
 
     async def client() -> None:
         nonlocal lost
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in numbers:
-            body = json.dumps({"queries": [queries[number % len(queries)]], "topk": 3, "return_scores": True}).encode()
-            head = f"POST /retrieve HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+            body = json.dumps(
+                {"queries": [queries[number % len(queries)]], "topk": 3, "return_scores": True}
+            ).encode()
+            head = (
+                f"POST /retrieve HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: "
+                "application/json\r\n"
+            )
             start = time.perf_counter()
             writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             async with asyncio.timeout(120):
                 answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-                said = json.loads(await reader.readexactly(int(answer.partition(b"content-length: ")[2].split(b"\r\n")[0])))
+                said = json.loads(
+                    await reader.readexactly(int(answer.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+                )
             lost += not answer.startswith(b"http/1.1 200") or len(said["result"]) != 1
             waits.append(time.perf_counter() - start)
         writer.close()
@@ -302,19 +351,34 @@ def many_clients(options: argparse.Namespace, console: Console) -> list[tuple[st
     queries = [question.question for question in data.load(options.data).test]
     results = []
     for kind in options.kinds:
-        with tempfile.TemporaryDirectory(prefix="paw-load-") as name, retriever(index_of(kind, options.data, Path(name)), Path(name)) as (port, key):
+        with (
+            tempfile.TemporaryDirectory(prefix="paw-load-") as name,
+            retriever(index_of(kind, options.data, Path(name)), Path(name)) as (port, key),
+        ):
             asyncio.run(asked(port, key, queries, 8, 64))
             results.append((kind, asyncio.run(asked(port, key, queries, options.clients, options.requests))))
-    console.print(f"\n### A retriever asked by {options.clients:,} clients at once, {data.load(options.data).description}\n")
+    console.print(
+        f"\n### A retriever asked by {options.clients:,} clients at once, "
+        f"{data.load(options.data).description}\n"
+    )
     table = Table("retriever", "answered", "lost", "queries per second", "p50 s", "p99 s", box=MARKDOWN)
     for kind, speed in results:
-        table.add_row(kind, f"{speed.done:,}", str(speed.lost), f"{speed.per_s:.0f}", f"{speed.p50_s:.2f}", f"{speed.p99_s:.2f}")
+        table.add_row(
+            kind,
+            f"{speed.done:,}",
+            str(speed.lost),
+            f"{speed.per_s:.0f}",
+            f"{speed.p50_s:.2f}",
+            f"{speed.p99_s:.2f}",
+        )
     console.print(table)
     return results
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     steps = parser.add_subparsers(dest="step", required=True)
     one = steps.add_parser("hostile")
     one.add_argument("--server", choices=("retriever", "sglang"), default="retriever")
@@ -331,11 +395,22 @@ def main(arguments: list[str] | None = None) -> Any:
         step.add_argument("--data", choices=("auto", "official", "mini", "generated"), default="generated")
     three = steps.add_parser("soak")
     three.add_argument("--episodes", type=int, default=10_000)
-    three.add_argument("--benchmarks", nargs="+", choices=("search", "webshop", "alfworld"), default=["search", "webshop", "alfworld"])
+    three.add_argument(
+        "--benchmarks",
+        nargs="+",
+        choices=("search", "webshop", "alfworld"),
+        default=["search", "webshop", "alfworld"],
+    )
     chosen, console = parser.parse_args(arguments), Console(width=150)
     load = "/".join(f"{value:.1f}" for value in os.getloadavg())
-    console.print(f"# {datetime.date.today()}, CPU ({os.cpu_count()} x {platform.machine()}), Python {platform.python_version()}")
-    console.print(f"\n`{shlex.join(['python', '-m', 'benchmarks.load', *(arguments or sys.argv[1:])])}`, load of the machine at the start {load}")
+    console.print(
+        f"# {datetime.date.today()}, CPU ({os.cpu_count()} x {platform.machine()}), Python "
+        f"{platform.python_version()}"
+    )
+    console.print(
+        f"\n`{shlex.join(['python', '-m', 'benchmarks.load', *(arguments or sys.argv[1:])])}`, load of the "
+        f"machine at the start {load}"
+    )
     return {"hostile": hostile, "retriever": many_clients, "soak": soak}[chosen.step](chosen, console)
 
 

@@ -1,10 +1,13 @@
-"""Tokens per second, memory and step phases of the policy backends on one machine: one process, and Megatron in some layouts.
+"""Tokens per second, memory and step phases of the policy backends on one machine: one process, and Megatron
+in some layouts.
 
-    python benchmarks/policy.py [RECIPE] [key=value ...] [--layouts 1x1 2x1 1x2] [--samples 128] [--rounds 2] [--json FILE]
+    python benchmarks/policy.py [RECIPE] [key=value ...] [--layouts 1x1 2x1 1x2] [--samples 128] [--rounds 2]
+    [--json FILE]
 
-Every configuration runs in processes of its own (so its memory is its own) on the same random transitions, in turns: `--rounds` times through all of
-them, in alternating order, because machines are noisy. A figure is the median over rounds and repeats. Layouts are tensor x pipeline parallel sizes;
-on a GPU machine each process takes one GPU. Ratios of one run can be compared; seconds are not portable.
+Every configuration runs in processes of its own (so its memory is its own) on the same random transitions, in
+turns: `--rounds` times through all of them, in alternating order, because machines are noisy. A figure is the
+median over rounds and repeats. Layouts are tensor x pipeline parallel sizes; on a GPU machine each process
+takes one GPU. Ratios of one run can be compared; seconds are not portable.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ COLUMNS = ("score_s", "update_s", "forward_backward_s", "gradient_reduction_s", 
 
 
 def transitions(options: argparse.Namespace, vocabulary: int) -> Pool:
-    """Episodes of four transitions in groups of four; lengths vary by a quarter around those that were asked for."""
+    """Episodes of four transitions in groups of four; lengths vary by a quarter around those that were asked
+    for."""
     rng = generator(0, "benchmark")
 
     def ids(mean: int) -> np.ndarray:
@@ -56,7 +60,20 @@ def transitions(options: argparse.Namespace, vocabulary: int) -> Pool:
             reward = 10.0 * won * (step == 3)
             bridge, observation = ids(4), ids(options.observation)
             episode.transitions.append(
-                Transition(episode.group, index, step, ids(options.prompt), response, logp, bridge, observation, reward, True, f"{step}", 0)
+                Transition(
+                    episode.group,
+                    index,
+                    step,
+                    ids(options.prompt),
+                    response,
+                    logp,
+                    bridge,
+                    observation,
+                    reward,
+                    True,
+                    f"{step}",
+                    0,
+                )
             )
         groups[-1].episodes.append(episode)
     return Pool.from_groups(groups)
@@ -107,11 +124,27 @@ def run(options: argparse.Namespace, name: str, folder: Path) -> dict[str, list[
     overrides, count = [f"policy.backend={HUGGINGFACE}"], 1
     if name != HUGGINGFACE:
         tensor, pipeline = (int(size) for size in name.split("x"))
-        overrides = ["policy.backend=megatron", f"megatron.tensor_parallel={tensor}", f"megatron.pipeline_parallel={pipeline}"]
+        overrides = [
+            "policy.backend=megatron",
+            f"megatron.tensor_parallel={tensor}",
+            f"megatron.pipeline_parallel={pipeline}",
+        ]
         count = tensor * pipeline
     out = folder / "found.json"
-    sizes = [f"--{key}={getattr(options, key)}" for key in ("samples", "prompt", "response", "observation", "repeats")]
-    command = [sys.executable, __file__, str(options.recipe), *options.overrides, *overrides, *sizes, "--worker", str(out)]
+    sizes = [
+        f"--{key}={getattr(options, key)}"
+        for key in ("samples", "prompt", "response", "observation", "repeats")
+    ]
+    command = [
+        sys.executable,
+        __file__,
+        str(options.recipe),
+        *options.overrides,
+        *overrides,
+        *sizes,
+        "--worker",
+        str(out),
+    ]
     status = run_here(count, command)
     if status:
         sys.exit(status)
@@ -120,7 +153,16 @@ def run(options: argparse.Namespace, name: str, folder: Path) -> dict[str, list[
 
 
 def report(found: dict[str, dict[str, list[float]]], console: Console) -> None:
-    table = Table("configuration", "tokens/s", "of one process", "rows/s", "peak MiB", "MFU", *COLUMNS, title="one update, medians")
+    table = Table(
+        "configuration",
+        "tokens/s",
+        "of one process",
+        "rows/s",
+        "peak MiB",
+        "MFU",
+        *COLUMNS,
+        title="one update, medians",
+    )
     base = np.median(found[HUGGINGFACE]["tokens_per_s"])
     for name, values in found.items():
         middle = {key: float(np.median(series)) for key, series in values.items()}
@@ -129,18 +171,32 @@ def report(found: dict[str, dict[str, list[float]]], console: Console) -> None:
         phases = [f"{middle[column]:.3f}" if column in middle else "" for column in COLUMNS]
         mfu = f"{middle['mfu']:.3f}" if "mfu" in middle else ""
         table.add_row(
-            label, f"{speed:,.0f}", f"{speed / base:.2f}", f"{middle['rows_per_s']:,.0f}", f"{middle['memory_peak_bytes'] / 2**20:,.0f}", mfu, *phases
+            label,
+            f"{speed:,.0f}",
+            f"{speed / base:.2f}",
+            f"{middle['rows_per_s']:,.0f}",
+            f"{middle['memory_peak_bytes'] / 2**20:,.0f}",
+            mfu,
+            *phases,
         )
     console.print(table)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU (peak memory is resident memory, libraries included)"
-    console.print(f"{device}; {np.median(found[HUGGINGFACE]['tokens']):,.0f} tokens per update", highlight=False)
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "CPU (peak memory is resident memory, libraries included)"
+    )
+    console.print(
+        f"{device}; {np.median(found[HUGGINGFACE]['tokens']):,.0f} tokens per update", highlight=False
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", type=Path, default=Path("recipes/quickstart.yaml"))
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--layouts", nargs="*", default=["1x1", "2x1", "1x2"], help="tensor x pipeline parallel sizes")
+    parser.add_argument(
+        "--layouts", nargs="*", default=["1x1", "2x1", "1x2"], help="tensor x pipeline parallel sizes"
+    )
     parser.add_argument("--samples", type=int, default=128, help="transitions per update")
     parser.add_argument("--prompt", type=int, default=200, help="mean tokens")
     parser.add_argument("--response", type=int, default=8)

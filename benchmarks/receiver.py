@@ -1,9 +1,10 @@
-"""What a server does with published weights, without an engine: takes the bytes by each path and copies them into parameters of its own.
+"""What a server does with published weights, without an engine: takes the bytes by each path and copies them
+into parameters of its own.
 
     python benchmarks/receiver.py MEGABYTES KEY_FILE        prints its address; who calls must know the key
 
-It speaks the part of SGLang's interface that a publication uses, so that the time of `benchmarks/rollout.py` is that of the real publisher and its
-transport, at sizes for which no engine would fit on a small machine.
+It speaks the part of SGLang's interface that a publication uses, so that the time of `benchmarks/rollout.py`
+is that of the real publisher and its transport, at sizes for which no engine would fit on a small machine.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ import torch
 import torch.distributed as dist
 from aiohttp import web
 from safetensors import safe_open
-from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
+from torch.distributed.distributed_c10d import (
+    Backend,
+    GroupName,
+    PrefixStore,
+    _new_process_group_helper,
+    _world,
+)
 
 from paw_hpc.rollout.sglang.publish.checks import cpu_checksum
 from paw_hpc.system.keys import bearer, read_key
@@ -43,7 +50,10 @@ class Receiver:
 
     def __init__(self, megabytes: int, key: str):
         self._carried = bearer(key)["Authorization"]
-        self.parameters = {f"model.layers.{i}.mlp.down_proj.weight": torch.zeros(1024, ROWS // 1024) for i in range(max(1, megabytes // 16))}
+        self.parameters = {
+            f"model.layers.{i}.mlp.down_proj.weight": torch.zeros(1024, ROWS // 1024)
+            for i in range(max(1, megabytes // 16))
+        }
         self.version = "none"
         self.groups: dict[str, Any] = {}
 
@@ -56,7 +66,13 @@ class Receiver:
         store = PrefixStore(name, dist.TCPStore(order["master_address"], order["master_port"], size, False))
         patience = datetime.timedelta(minutes=10)
         group, _ = _new_process_group_helper(
-            size, order["rank_offset"], [], Backend(order["backend"]), store, group_name=GroupName(name), timeout=patience
+            size,
+            order["rank_offset"],
+            [],
+            Backend(order["backend"]),
+            store,
+            group_name=GroupName(name),
+            timeout=patience,
         )
         _world.pg_group_ranks[group] = {i: i for i in range(size)}
         self.groups[name] = group
@@ -70,7 +86,10 @@ class Receiver:
         flat = torch.empty(sum(sizes), dtype=torch.uint8)
         dist.broadcast(flat, src=0, group=self.groups[order["group_name"]])
         pieces = flat.split(sizes)
-        self.load((n, p.view(k).view(s)) for n, p, k, s in zip(order["names"], pieces, kinds, order["shapes"], strict=True))
+        self.load(
+            (n, p.view(k).view(s))
+            for n, p, k, s in zip(order["names"], pieces, kinds, order["shapes"], strict=True)
+        )
 
     def update_weights_from_tensor(self, order: dict[str, Any]) -> None:
         self.load(pickle.loads(base64.b64decode(order["serialized_named_tensors"][0])))
@@ -81,20 +100,25 @@ class Receiver:
                 self.load((name, opened.get_tensor(name)) for name in opened.keys())  # noqa: SIM118 (not a mapping)
 
     def weights_checker(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Of the tensors that are not to be left out, which is told by substrings of their names, as to a server."""
+        """Of the tensors that are not to be left out, which is told by substrings of their names, as to a
+        server."""
         skipped = order["skip_tensor_list"]
         wanted = [name for name in self.parameters if not any(part in name for part in skipped)]
         return {"ranks": [{"checksums": {name: cpu_checksum(self.parameters[name]) for name in wanted}}]}
 
     async def answer(self, request: web.Request) -> web.Response:
         name = request.path.strip("/")
-        if not hmac.compare_digest(request.headers.get("Authorization", ""), self._carried):  # it unpickles what it is sent
+        # it unpickles what it is sent
+        if not hmac.compare_digest(request.headers.get("Authorization", ""), self._carried):
             return web.Response(status=401)
         order = await request.json() if request.can_read_body else {}
         found = await asyncio.to_thread(getattr(self, name), order) if hasattr(self, name) else None
         self.version = order.get("weight_version") or self.version
         known = {"model_info": {"weight_version": self.version}, "server_info": {}}
-        return web.Response(text=json.dumps({"success": True, **(found or known.get(name, {}))}), content_type="application/json")
+        return web.Response(
+            text=json.dumps({"success": True, **(found or known.get(name, {}))}),
+            content_type="application/json",
+        )
 
 
 def main() -> None:

@@ -3,15 +3,17 @@
     python benchmarks/rollout.py schedule [--episodes 32 128 1024 4096] [--sigma 1.0]
     python benchmarks/rollout.py publish [--megabytes 512 1024 2048 4096] [--repeats 3] [--sampled 8]
 
-schedule: the real collector, prompts and chat template; engine and environments only take their time, which is drawn from seeded lognormal
-distributions per (episode, step). Asynchronous play and lock-step turns (every turn waits for the slowest answer, then for the slowest environment)
-see the very same draws. Time is virtual: the event loop's clock jumps to the next event, so the ratio is that of the schedules and of nothing else,
-the same on every machine. The controller's CPU time is real.
+schedule: the real collector, prompts and chat template; engine and environments only take their time, which
+is drawn from seeded lognormal distributions per (episode, step). Asynchronous play and lock-step turns (every
+turn waits for the slowest answer, then for the slowest environment) see the very same draws. Time is virtual:
+the event loop's clock jumps to the next event, so the ratio is that of the schedules and of nothing else, the
+same on every machine. The controller's CPU time is real.
 
-publish: the real publisher and paths, to a process that does with the bytes what a server does (benchmarks/receiver.py). Each publication is timed
-beside a bare copy of the same bytes in memory, in turn; what counts is the ratio. Two thirds of the memory that it takes are the sender's and the
-receiver's weights. Wall clock counts only on a machine that does nothing else; the ratio of the CPU time, of sender and receiver with their checks
-against the copy's, holds on a busy one, too.
+publish: the real publisher and paths, to a process that does with the bytes what a server does
+(benchmarks/receiver.py). Each publication is timed beside a bare copy of the same bytes in memory, in turn;
+what counts is the ratio. Two thirds of the memory that it takes are the sender's and the receiver's weights.
+Wall clock counts only on a machine that does nothing else; the ratio of the CPU time, of sender and receiver
+with their checks against the copy's, holds on a busy one, too.
 """
 
 from __future__ import annotations
@@ -62,10 +64,12 @@ MEMBERS = 8
 TURN_S, STEP_S = 1.0, 0.1
 """Medians of a generated turn and of an environment step, in virtual seconds."""
 SAYINGS = ("go to desk 1", "take mug 1 from desk 1", "open drawer 2", "look")
-OBSERVATION = "You arrive at desk 1. On the desk 1, you see a bowl 1, a laptop 2, a mug 1, a pen 3, and a pencil 1."
+OBSERVATION = (
+    "You arrive at desk 1. On the desk 1, you see a bowl 1, a laptop 2, a mug 1, a pen 3, and a pencil 1."
+)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- scheduling
+# ------------------------------------------------------------------------------------------------- scheduling
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -98,7 +102,9 @@ class Draws:
         self._seed, self._sigma = seed, sigma
 
     def seconds(self, what: int, episode: int, step: int, median: float) -> float:
-        return median * float(np.exp(self._sigma * np.random.default_rng([self._seed, what, episode, step]).standard_normal()))
+        return median * float(
+            np.exp(self._sigma * np.random.default_rng([self._seed, what, episode, step]).standard_normal())
+        )
 
 
 class Worlds:
@@ -138,7 +144,10 @@ class Asynchronous:
     """Every turn takes its own time and no other's."""
 
     def __init__(self, draws: Draws, chat: ChatFormat):
-        self._draws, self._answers = draws, [chat.answer(f"<think>so</think><action>{s}</action>") for s in SAYINGS]
+        self._draws, self._answers = (
+            draws,
+            [chat.answer(f"<think>so</think><action>{s}</action>") for s in SAYINGS],
+        )
         self.turns: dict[int, int] = {}
         self.playing: set[int] = set()
 
@@ -162,7 +171,8 @@ class Asynchronous:
 
 
 class LockStep(Asynchronous):
-    """All episodes that still play take their turns together: a batch begins when all have asked, and ends with its slowest answer."""
+    """All episodes that still play take their turns together: a batch begins when all have asked, and ends
+    with its slowest answer."""
 
     def __init__(self, draws: Draws, chat: ChatFormat):
         super().__init__(draws, chat)
@@ -182,14 +192,20 @@ class LockStep(Asynchronous):
     def _begin(self) -> None:
         if self._waiting and len(self._waiting) >= len(self.playing):
             batch, self._waiting = self._waiting, []
-            asyncio.get_running_loop().call_later(max(d for d, _ in batch), lambda: [f.set_result(None) for _, f in batch if not f.done()])
+            asyncio.get_running_loop().call_later(
+                max(d for d, _ in batch), lambda: [f.set_result(None) for _, f in batch if not f.done()]
+            )
 
 
-def play(kind: type[Asynchronous], episodes: int, sigma: float, max_steps: int, chat: ChatFormat) -> tuple[float, float, int]:
+def play(
+    kind: type[Asynchronous], episodes: int, sigma: float, max_steps: int, chat: ChatFormat
+) -> tuple[float, float, int]:
     """(virtual seconds, CPU seconds of this process, environment steps)."""
     draws = Draws(0, sigma)
     worlds = Worlds(draws, MEMBERS, max_steps)
-    settings = PlaySettings(0, "benchmark", 1.0, max_prompt_tokens=4096, max_response_tokens=64, max_observation_tokens=256)
+    settings = PlaySettings(
+        0, "benchmark", 1.0, max_prompt_tokens=4096, max_response_tokens=64, max_observation_tokens=256
+    )
     loop = VirtualLoop()
     gc.collect()
     before = time.process_time()
@@ -201,7 +217,9 @@ def play(kind: type[Asynchronous], episodes: int, sigma: float, max_steps: int, 
         loop.close()
 
 
-def schedule(episodes: Sequence[int], sigma: float, max_steps: int, console: Console) -> list[dict[str, float]]:
+def schedule(
+    episodes: Sequence[int], sigma: float, max_steps: int, console: Console
+) -> list[dict[str, float]]:
     """Print the table; one row per number of episodes."""
     chat = ChatFormat(load_tokenizer(ModelSection(path="warm-start")))
     play(Asynchronous, MEMBERS, sigma, max_steps, chat)  # templates and caches
@@ -210,10 +228,25 @@ def schedule(episodes: Sequence[int], sigma: float, max_steps: int, console: Con
         alone, cpu, steps = play(Asynchronous, count, sigma, max_steps, chat)
         together, *_ = play(LockStep, count, sigma, max_steps, chat)
         rows.append(
-            {"episodes": count, "steps": steps, "asynchronous": alone, "lock-step": together, "ratio": together / alone, "cpu_ms": 1e3 * cpu / steps}
+            {
+                "episodes": count,
+                "steps": steps,
+                "asynchronous": alone,
+                "lock-step": together,
+                "ratio": together / alone,
+                "cpu_ms": 1e3 * cpu / steps,
+            }
         )
     console.print(f"\n### Schedules, lognormal latencies of sigma {sigma:g}, virtual seconds\n")
-    table = Table("episodes in flight", "steps", "lock-step s", "asynchronous s", "ratio", "controller CPU, ms per step", box=MARKDOWN)
+    table = Table(
+        "episodes in flight",
+        "steps",
+        "lock-step s",
+        "asynchronous s",
+        "ratio",
+        "controller CPU, ms per step",
+        box=MARKDOWN,
+    )
     for r in rows:
         table.add_row(
             f"{r['episodes']:.0f}",
@@ -227,10 +260,17 @@ def schedule(episodes: Sequence[int], sigma: float, max_steps: int, console: Con
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------------------------ publication
+# ------------------------------------------------------------------------------------------------ publication
 
 
-COLUMNS = ("bare copy s", "delivery s", "delivery / copy", "with checks s", "with checks / copy", "CPU of both / of copy")
+COLUMNS = (
+    "bare copy s",
+    "delivery s",
+    "delivery / copy",
+    "with checks s",
+    "with checks / copy",
+    "CPU of both / of copy",
+)
 TARGET_BYTES = 1 << 30
 """The bare copy's target is used again and again, as buckets are."""
 
@@ -249,7 +289,12 @@ def receiver(megabytes: int, key_file: Path) -> Iterator[tuple[str, int]]:
 
 
 def publish(
-    sizes: Sequence[int], repeats: int, bucket_mib: int, sampled: int | Literal["all"], folder: Path, console: Console
+    sizes: Sequence[int],
+    repeats: int,
+    bucket_mib: int,
+    sampled: int | Literal["all"],
+    folder: Path,
+    console: Console,
 ) -> list[dict[str, Any]]:
     """Print the table; one row per size and path."""
     rows: list[dict[str, Any]] = []
@@ -272,7 +317,15 @@ def publish(
             }
             number = 0
             for name, path in paths.items():
-                publisher = FleetPublisher(loop, fleet, path, source, PublishSection(sampled_tensors=sampled), dtype=torch.float32, kv_heads=1)
+                publisher = FleetPublisher(
+                    loop,
+                    fleet,
+                    path,
+                    source,
+                    PublishSection(sampled_tensors=sampled),
+                    dtype=torch.float32,
+                    kv_heads=1,
+                )
                 taken, bare, worked, moved = [], [], [], clocked(path)
                 for repeat in range(repeats + 1):
                     number += 1
@@ -287,10 +340,16 @@ def publish(
                 path.close()
                 delivered, whole = zip(*taken, strict=True)
                 ratios = [[t / b for t, b in zip(times, bare, strict=True)] for times in (delivered, whole)]
-                medians = [statistics.median(values) for values in (bare, delivered, ratios[0], whole, ratios[1], worked)]
+                medians = [
+                    statistics.median(values)
+                    for values in (bare, delivered, ratios[0], whole, ratios[1], worked)
+                ]
                 rows.append({"MiB": megabytes, "path": name, **dict(zip(COLUMNS, medians, strict=True))})
             loop.run(fleet.close())
-    console.print(f"\n### Publication to one receiver, buckets of {bucket_mib} MiB, {sampled} tensors checked, medians of {repeats}\n")
+    console.print(
+        f"\n### Publication to one receiver, buckets of {bucket_mib} MiB, {sampled} tensors checked, "
+        f"medians of {repeats}\n"
+    )
     table = Table("MiB", "path", *COLUMNS, box=MARKDOWN)
     for r in rows:
         table.add_row(str(r["MiB"]), r["path"], *(f"{r[column]:.2f}" for column in COLUMNS))
@@ -305,7 +364,8 @@ def cpu_s(other: int) -> float:
 
 
 def clocked(path: PublishPath) -> list[float]:
-    """Seconds of each delivery from now on: the bytes are where they belong, and nothing has been checked yet."""
+    """Seconds of each delivery from now on: the bytes are where they belong, and nothing has been checked
+    yet."""
     seconds: list[float] = []
     deliver = path.deliver
 
@@ -327,7 +387,9 @@ def copy(weights: dict[str, torch.Tensor], target: torch.Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parts = parser.add_subparsers(dest="part", required=True)
     scheduling = parts.add_parser("schedule")
     scheduling.add_argument("--episodes", type=int, nargs="+", default=[32, 128, 1024, 4096])
@@ -341,8 +403,13 @@ def main() -> None:
     chosen, console = parser.parse_args(), Console(width=150)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "aiohttp", "safetensors"))
     load = "/".join(f"{value:.1f}" for value in os.getloadavg())
-    console.print(f"# {datetime.date.today()}, CPU ({os.cpu_count()} x {platform.machine()}), Python {platform.python_version()}, {versions}")
-    console.print(f"\n`{shlex.join([Path(sys.executable).name, *sys.argv])}`, load of the machine at the start {load}")
+    console.print(
+        f"# {datetime.date.today()}, CPU ({os.cpu_count()} x {platform.machine()}), Python "
+        f"{platform.python_version()}, {versions}"
+    )
+    console.print(
+        f"\n`{shlex.join([Path(sys.executable).name, *sys.argv])}`, load of the machine at the start {load}"
+    )
     if chosen.part == "schedule":
         for sigma in chosen.sigma:
             schedule(chosen.episodes, sigma, chosen.max_steps, console)

@@ -1,10 +1,13 @@
-"""Exact match of players that need no language model, on a panel of search QA: what a trained policy has to beat.
+"""Exact match of players that need no language model, on a panel of search QA: what a trained policy has to
+beat.
 
     python benchmarks/search_baseline.py --panel test [--data mini] [--index FOLDER]
 
-- copy: searches the question once and copies a span (paw_hpc/envs/search/baseline.py), played through the benchmark's own sessions;
+- copy: searches the question once and copies a span (paw_hpc/envs/search/baseline.py), played through the
+  benchmark's own sessions;
 - title: answers with the best passage's title;
-- within reach: share of questions with a golden answer in the passages of that one search, the bound of any player that reads only those.
+- within reach: share of questions with a golden answer in the passages of that one search, the bound of any
+  player that reads only those.
 """
 
 from __future__ import annotations
@@ -30,17 +33,26 @@ from paw_hpc.recipe import EnvSection, SearchSection
 PLAYERS = ("copy", "title")
 
 
-async def judge(benchmark: SearchQA, tasks: list[Task], env: EnvSection) -> dict[str, dict[str, list[tuple[float, float]]]]:
+async def judge(
+    benchmark: SearchQA, tasks: list[Task], env: EnvSection
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """player -> set -> (exact match, F1) of each question; `within reach` has no F1."""
-    results: dict[str, dict[str, list[tuple[float, float]]]] = {name: defaultdict(list) for name in (*PLAYERS, "within reach")}
+    results: dict[str, dict[str, list[tuple[float, float]]]] = {
+        name: defaultdict(list) for name in (*PLAYERS, "within reach")
+    }
     retriever = make_retriever(env)
     found = retriever.search([benchmark.question(task).question for task in tasks], env.search.topk)
     for task, hits in zip(tasks, found, strict=True):
         question, passages = benchmark.question(task), [hit.passage for hit in hits]
-        answers = {"copy": copy_answer(question.question, passages), "title": passages[0].title if passages else ""}
+        answers = {
+            "copy": copy_answer(question.question, passages),
+            "title": passages[0].title if passages else "",
+        }
         for name, session in zip(PLAYERS, await benchmark.open(task, len(PLAYERS)), strict=True):
             await session.step(str(Action("search", question.question)))
-            end = await session.step(str(Action("answer", " ".join(answers[name].split()))) if answers[name] else "")
+            end = await session.step(
+                str(Action("answer", " ".join(answers[name].split()))) if answers[name] else ""
+            )
             results[name][task.task_type].append((float(end.success), end.score))
         reach = any(contains_answer(passage.contents, question.answers) for passage in passages)
         results["within reach"][task.task_type].append((float(reach), 0.0))
@@ -55,7 +67,12 @@ def main() -> None:
     parser.add_argument("--index", help="folder made by `paw data search build`")
     arguments = parser.parse_args()
     kind = "dense" if arguments.index and (Path(arguments.index) / DENSE_META).is_file() else "bm25"
-    env = EnvSection(name="search", max_steps=4, history=4, search=SearchSection(data=arguments.data, index=arguments.index, retriever=kind))
+    env = EnvSection(
+        name="search",
+        max_steps=4,
+        history=4,
+        search=SearchSection(data=arguments.data, index=arguments.index, retriever=kind),
+    )
     asyncio.run(report(env, arguments.panel))
 
 
@@ -71,7 +88,10 @@ async def report(env: EnvSection, panel_name: str) -> None:
     for name in sets:
         table.add_row(f"{name}{'*' if is_in_domain(name) else ''}", *_row(results, [name]))
     table.add_row("all", *_row(results, sets))
-    means = [sum(sum(v[i] for v in results[player][s]) / len(results[player][s]) for s in sets) / len(sets) for player, i in _COLUMNS]
+    means = [
+        sum(sum(v[i] for v in results[player][s]) / len(results[player][s]) for s in sets) / len(sets)
+        for player, i in _COLUMNS
+    ]
     table.add_row("mean of sets", "", *(f"{100 * value:.1f}" for value in means))
     Console(width=150).print(table)
     print("* in domain. Brackets: 95 % interval over questions.")

@@ -33,7 +33,13 @@ def soak(options: argparse.Namespace, console: Console) -> dict[str, list[Left]]
         console.print(f"\n### {name}: {options.episodes:,} episodes in one process\n")
         table = Table("episodes", "memory MiB", "descriptors", "threads", "processes", box=MARKDOWN)
         for left in lefts:
-            table.add_row(f"{left.episodes:,}", f"{left.memory_mib:.1f}", str(left.descriptors), str(left.threads), str(left.processes))
+            table.add_row(
+                f"{left.episodes:,}",
+                f"{left.memory_mib:.1f}",
+                str(left.descriptors),
+                str(left.threads),
+                str(left.processes),
+            )
         console.print(table)
     return found
 
@@ -58,8 +64,13 @@ async def _episode(name: str, session: Any, rng: Random) -> None:
     for turn in range(3):
         if state.done:
             break
-        words = {"search": "<search>who was born in the city</search>", "webshop": "<action>search[red cotton shirt]</action>"}
-        state = await session.step(words[name] if name in words else f"<action>{rng.choice(state.admissible)}</action>")
+        words = {
+            "search": "<search>who was born in the city</search>",
+            "webshop": "<action>search[red cotton shirt]</action>",
+        }
+        state = await session.step(
+            words[name] if name in words else f"<action>{rng.choice(state.admissible)}</action>"
+        )
         if name == "webshop" and turn == 0 and state.admissible:
             words[name] = f"<action>{rng.choice(state.admissible)}</action>"
     await session.close()
@@ -69,9 +80,10 @@ def _benchmark(name: str) -> tuple[Any, Any]:
     from paw_hpc.envs.benchmarks import make_benchmark
     from paw_hpc.recipe import EnvSection
 
-    own: dict[str, Any] = {"search": {"search": {"data": "generated"}}, "webshop": {"webshop": {"catalogue": "generated"}}}.get(
-        name, {"train_games": 40, "workers": 1}
-    )
+    own: dict[str, Any] = {
+        "search": {"search": {"data": "generated"}},
+        "webshop": {"webshop": {"catalogue": "generated"}},
+    }.get(name, {"train_games": 40, "workers": 1})
     bench = make_benchmark(EnvSection(name=name, **own))  # type: ignore[arg-type]
     return bench, bench.tasks("train")
 

@@ -1,10 +1,13 @@
-"""Whole trajectories: what an update costs when every step is a sample of its own with all that came before it, and when an episode is one sequence.
+"""Whole trajectories: what an update costs when every step is a sample of its own with all that came before
+it, and when an episode is one sequence.
 
-    python benchmarks/trajectories.py [RECIPE] [key=value ...] [--steps 5 10 20 50] [--episodes 4] [--rounds 2] [--json FILE]
+    python benchmarks/trajectories.py [RECIPE] [key=value ...] [--steps 5 10 20 50] [--episodes 4] [--rounds
+    2] [--json FILE]
 
-The same random conversations are scored and trained both ways, vanilla and PaW, in alternating order, `--rounds` times; the least counts.
-With n steps of k new tokens, samples hold about k n (n + 1) / 2 tokens and a chain k n: (n + 1) / 2 times fewer, before attention's share. Losses of
-both ways are compared. Ratios of one run can be compared; seconds are not portable.
+The same random conversations are scored and trained both ways, vanilla and PaW, in alternating order,
+`--rounds` times; the least counts. With n steps of k new tokens, samples hold about k n (n + 1) / 2 tokens
+and a chain k n: (n + 1) / 2 times fewer, before attention's share. Losses of both ways are compared. Ratios
+of one run can be compared; seconds are not portable.
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ class Found:
 
 
 def conversations(steps: int, options: argparse.Namespace, vocabulary: int) -> Pool:
-    """One group of episodes of `steps` transitions each, whose prompts go on from one another; every second one is won."""
+    """One group of episodes of `steps` transitions each, whose prompts go on from one another; every second
+    one is won."""
     rng = generator(0, "trajectories", steps)
 
     def ids(length: int) -> np.ndarray:
@@ -69,7 +73,11 @@ def conversations(steps: int, options: argparse.Namespace, vocabulary: int) -> P
             response, bridge, observation = ids(options.response), ids(4), ids(options.observation)
             logp = -rng.exponential(1.0, len(response)).astype(np.float32)
             reward = 10.0 * (won and step == steps - 1)
-            episode.transitions.append(Transition(0, member, step, prompt, response, logp, bridge, observation, reward, True, f"{step}", 0))
+            episode.transitions.append(
+                Transition(
+                    0, member, step, prompt, response, logp, bridge, observation, reward, True, f"{step}", 0
+                )
+            )
             prompt = np.concatenate([prompt, response, bridge, observation, ids(options.rest)])
         group.episodes.append(episode)
     return Pool.from_groups([group])
@@ -91,19 +99,45 @@ def measured(recipe: Recipe, pool: Pool, steps: int, arm: str, way: str) -> Foun
     end = time.perf_counter()
     loss = metrics["policy_loss"] + metrics.get("wm_loss", 0.0)
     batch = planned.batch
-    return Found(steps, arm, way, batch.num_tokens, batch.num_rows, scored - start, end - start_update, loss, metrics["grad_norm"])
+    return Found(
+        steps,
+        arm,
+        way,
+        batch.num_tokens,
+        batch.num_rows,
+        scored - start,
+        end - start_update,
+        loss,
+        metrics["grad_norm"],
+    )
 
 
 def least(one: Found, other: Found | None) -> Found:
     """The shorter times of two measurements of the same."""
     if other is None:
         return one
-    return Found(**(asdict(one) | {name: min(getattr(one, name), getattr(other, name)) for name in ("score_s", "update_s")}))
+    return Found(
+        **(
+            asdict(one)
+            | {name: min(getattr(one, name), getattr(other, name)) for name in ("score_s", "update_s")}
+        )
+    )
 
 
 def table(found: dict[tuple[int, str, str], Found], steps: Sequence[int]) -> Table:
     made = Table()
-    for title in ("steps", "arm", "tokens of samples", "of chains", "ratio", "samples: score s", "update s", "chains: score s", "update s", "faster"):
+    for title in (
+        "steps",
+        "arm",
+        "tokens of samples",
+        "of chains",
+        "ratio",
+        "samples: score s",
+        "update s",
+        "chains: score s",
+        "update s",
+        "faster",
+    ):
         made.add_column(title, justify="right")
     for way in WAYS:
         made.add_column(f"PaW / vanilla, {way}", justify="right")
@@ -112,7 +146,13 @@ def table(found: dict[tuple[int, str, str], Found], steps: Sequence[int]) -> Tab
             apart, whole = (found[n, arm, way] for way in WAYS)
             over = [found[n, "paw", way].seconds / found[n, "vanilla", way].seconds for way in WAYS]
             made.add_row(
-                *(str(n), arm, f"{apart.tokens:,}", f"{whole.tokens:,}", f"{apart.tokens / whole.tokens:.1f}"),
+                *(
+                    str(n),
+                    arm,
+                    f"{apart.tokens:,}",
+                    f"{whole.tokens:,}",
+                    f"{apart.tokens / whole.tokens:.1f}",
+                ),
                 *(f"{value:.2f}" for value in (apart.score_s, apart.update_s, whole.score_s, whole.update_s)),
                 f"{apart.seconds / whole.seconds:.1f}",
                 *([f"{value:.2f}" for value in over] if arm == "paw" else ["", ""]),
@@ -121,7 +161,9 @@ def table(found: dict[tuple[int, str, str], Found], steps: Sequence[int]) -> Tab
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", nargs="?", default="recipes/quickstart.yaml")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50])

@@ -2,10 +2,11 @@
 
     python benchmarks/webshop_index.py [--products 100000] [--folder DIR]
 
-The full set has 1.18 million products. Where it is not at hand, one of any size is made in the same format: each product takes the texts, options
-and price of a product of the small set (or of a generated one), a third of the words of its title and description exchanged for words drawn from
-a long-tailed vocabulary that grows with the catalogue, so that texts are as long and words as rare as in the real one. Times are CPU seconds of one
-core.
+The full set has 1.18 million products. Where it is not at hand, one of any size is made in the same format:
+each product takes the texts, options and price of a product of the small set (or of a generated one), a third
+of the words of its title and description exchanged for words drawn from a long-tailed vocabulary that grows
+with the catalogue, so that texts are as long and words as rare as in the real one. Times are CPU seconds of
+one core.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def write_catalogue(folder: Path, products: int) -> Files:
             own = known[entry["asin"]]
             entry["asin"] = "B" + _base36(number, 9)
             for name in ("name", "full_description"):
-                entry[name] = " ".join(_rare(rng, products) if rng.random() < 0.33 else word for word in entry[name].split(" "))
+                entry[name] = " ".join(
+                    _rare(rng, products) if rng.random() < 0.33 else word for word in entry[name].split(" ")
+                )
             items.write((", " if number else "") + json.dumps(entry))
             attributes.write((", " if number else "") + f"{json.dumps(entry['asin'])}: {json.dumps(own)}")
         items.write("]")
@@ -74,9 +77,18 @@ def main() -> None:
         files = write_catalogue(Path(folder), options.products)
         start = time.process_time()
         catalogue = open_catalogue(files)
-        build_s, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        build_s, peak = (
+            time.process_time() - start,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        )
         size = sum(path.stat().st_size for path in catalogue.folder.iterdir()) / 2**20
-        index = sum((catalogue.folder / name).stat().st_size for name in ("documents.npy", "counts.npy", "terms.bin")) / 2**20
+        index = (
+            sum(
+                (catalogue.folder / name).stat().st_size
+                for name in ("documents.npy", "counts.npy", "terms.bin")
+            )
+            / 2**20
+        )
         goals = catalogue.goals("synthetic")
         queries = [agents.search_words(goals[i]) for i in range(min(200, len(goals)))]
         start = time.process_time()
@@ -84,8 +96,10 @@ def main() -> None:
             catalogue.search(query)
         rate = len(queries) / (time.process_time() - start)
         Console().print(
-            f"{len(catalogue.products):,} products ({files.products.stat().st_size / 2**20:,.0f} MiB of JSON), {len(goals):,} goals: built in "
-            f"{build_s:,.0f} CPU s with a peak of {peak:,.0f} MiB resident; {size:,.0f} MiB on disk, of which postings {index:,.0f}; "
+            f"{len(catalogue.products):,} products ({files.products.stat().st_size / 2**20:,.0f} MiB of "
+            f"JSON), {len(goals):,} goals: built in "
+            f"{build_s:,.0f} CPU s with a peak of {peak:,.0f} MiB resident; {size:,.0f} MiB on disk, of "
+            f"which postings {index:,.0f}; "
             f"{rate:,.0f} searches of a whole instruction per second and core",
             soft_wrap=True,
             highlight=False,

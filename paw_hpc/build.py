@@ -1,4 +1,5 @@
-"""The parts that a recipe chooses, put together in one place: benchmark, policy, engine, publisher, collector."""
+"""The parts that a recipe chooses, put together in one place: benchmark, policy, engine, publisher,
+collector."""
 
 from __future__ import annotations
 
@@ -37,22 +38,35 @@ T = TypeVar("T")
 
 
 def processes_of(recipe: Recipe) -> AbstractContextManager[Any]:
-    """Inside, the processes of a run have met; to be entered before its machinery is made. Nothing to do for a backend of one process."""
+    """Inside, the processes of a run have met; to be entered before its machinery is made. Nothing to do for
+    a backend of one process."""
     if recipe.policy.backend == "huggingface" or dist.is_initialized():
         return contextlib.nullcontext()
-    return distributed.joined(gpu=resolve_device(recipe.model).type == "cuda", timeout_s=recipe.megatron.timeout_s)
+    return distributed.joined(
+        gpu=resolve_device(recipe.model).type == "cuda", timeout_s=recipe.megatron.timeout_s
+    )
 
 
 def for_started_processes(recipe: Recipe) -> Recipe:
-    """A recipe as the processes that were started can run it: one process takes the whole model, whatever layout trained it."""
+    """A recipe as the processes that were started can run it: one process takes the whole model, whatever
+    layout trained it."""
     if recipe.policy.backend == "huggingface" or distributed.Process.of_environment().processes > 1:
         return recipe
-    whole = {"tensor_parallel": 1, "pipeline_parallel": 1, "virtual_pipeline": None, "context_parallel": 1, "data_parallel": 1}
-    return recipe.model_copy(update={"megatron": recipe.megatron.model_copy(update=whole | {"sequence_parallel": False})})
+    whole = {
+        "tensor_parallel": 1,
+        "pipeline_parallel": 1,
+        "virtual_pipeline": None,
+        "context_parallel": 1,
+        "data_parallel": 1,
+    }
+    return recipe.model_copy(
+        update={"megatron": recipe.megatron.model_copy(update=whole | {"sequence_parallel": False})}
+    )
 
 
 class Machinery:
-    """Everything of a run that holds processes or weights. Use as a context manager: leaving it ends the environment workers.
+    """Everything of a run that holds processes or weights. Use as a context manager: leaving it ends the
+    environment workers.
 
     With a backend of many processes every one of them has one, and calls the same methods in the same order.
 
@@ -71,8 +85,14 @@ class Machinery:
         policy, config = _make_policy(recipe)
         self.policy: Policy = policy
         self.chat = ChatFormat(policy.tokenizer, tokenizer_key(recipe.model))
-        self.playing: Playing = ENGINES.find(recipe.rollout.engine).make(Parts(recipe, policy, runner, workspace))
-        self.engine, self.publisher, self.players = self.playing.engine, self.playing.publisher, self.playing.players
+        self.playing: Playing = ENGINES.find(recipe.rollout.engine).make(
+            Parts(recipe, policy, runner, workspace)
+        )
+        self.engine, self.publisher, self.players = (
+            self.playing.engine,
+            self.playing.publisher,
+            self.playing.players,
+        )
         _check_context(recipe, config)
 
     def __enter__(self) -> Self:
@@ -85,9 +105,14 @@ class Machinery:
         self.playing.close()
 
     def describe(self) -> str:
-        """What is trained, where, on what; and a warning where the model's dtype makes that many times slower."""
+        """What is trained, where, on what; and a warning where the model's dtype makes that many times
+        slower."""
         slow = resolve_device(self.recipe.model).type == "cpu" and self.recipe.model.dtype != "float32"
-        warning = f" (model.dtype={self.recipe.model.dtype}: most CPUs are many times faster with float32)" if slow else ""
+        warning = (
+            f" (model.dtype={self.recipe.model.dtype}: most CPUs are many times faster with float32)"
+            if slow
+            else ""
+        )
         return f"{self.policy.describe()}{warning}, {self.benchmark.source}"
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -105,7 +130,8 @@ class Machinery:
         first_group: int = 0,
         leave: Callable[[], bool] | None = None,
     ) -> tuple[list[Group], CollectStats]:
-        """Play tasks with the current weights, shared by all players; `purpose` and `index` name the seeds (see `Collector.collect`).
+        """Play tasks with the current weights, shared by all players; `purpose` and `index` name the seeds
+        (see `Collector.collect`).
 
         Raises:
             EvaluationLeft: `leave` said, while it was played, that nobody waits for it any more.
@@ -113,7 +139,9 @@ class Machinery:
         collector = self._collector(purpose, temperature)
 
         def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
-            return self._runner.run(collector().collect(share, members, index, first), serve=True, leave=leave)
+            return self._runner.run(
+                collector().collect(share, members, index, first), serve=True, leave=leave
+            )
 
         return self.players.play(tasks, first_group, play)
 
@@ -123,7 +151,11 @@ class Machinery:
         self._ahead = None
 
         def play(share: Sequence[Task], first: int) -> tuple[list[Group], CollectStats]:
-            begun = ahead[1] if ahead is not None and ahead[0] == update else self._runner.start(collector().collect(share, members, update, first))
+            begun = (
+                ahead[1]
+                if ahead is not None and ahead[0] == update
+                else self._runner.start(collector().collect(share, members, update, first))
+            )
             groups, stats = self._runner.wait(begun, serve=True)
             stats.engine = self.playing.collected()
             return groups, stats
@@ -157,8 +189,12 @@ class Machinery:
         return collector
 
     def scores_of(self, pool: Pool, stats: CollectStats) -> Scores:
-        """Old log-probs and entropies as the in-process engine reported them: its weights are the trainer's own, so no pass is spent on them."""
-        entropy = [stats.entropies[pool.episodes[int(e)].index, int(s)] for e, s in zip(pool.episode, pool.step, strict=True)]
+        """Old log-probs and entropies as the in-process engine reported them: its weights are the trainer's
+        own, so no pass is spent on them."""
+        entropy = [
+            stats.entropies[pool.episodes[int(e)].index, int(s)]
+            for e, s in zip(pool.episode, pool.step, strict=True)
+        ]
         scores = Scores(
             old_logp=torch.from_numpy(np.concatenate([t.response_logprobs for t in pool.transitions])),
             entropy=torch.from_numpy(np.concatenate(entropy)),
@@ -171,13 +207,17 @@ def _make_policy(recipe: Recipe) -> tuple[HuggingFacePolicy | MegatronPolicy, Pr
         policy = HuggingFacePolicy(recipe)
         return policy, policy.model.config
     if not dist.is_initialized():
-        raise RecipeError("policy.backend: megatron is for `paw train` and `paw eval`; other commands take huggingface")
+        raise RecipeError(
+            "policy.backend: megatron is for `paw train` and `paw eval`; other commands take huggingface"
+        )
     try:
         from paw_hpc.policy.megatron.policy import MegatronPolicy  # takes seconds to import
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("megatron"):
             raise
-        raise RecipeError("policy.backend: megatron-core is not installed; install paw-hpc[megatron], or use huggingface") from None
+        raise RecipeError(
+            "policy.backend: megatron-core is not installed; install paw-hpc[megatron], or use huggingface"
+        ) from None
     many = MegatronPolicy(recipe)
     return many, many.hf_config
 
@@ -189,6 +229,7 @@ def _check_context(recipe: Recipe, config: PreTrainedConfig) -> None:
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens + observed
     if context is not None and longest > context:
         raise RecipeError(
-            f"rollout.max_prompt_tokens: {rollout.max_prompt_tokens} + {rollout.max_response_tokens} of the response"
+            f"rollout.max_prompt_tokens: {rollout.max_prompt_tokens} + {rollout.max_response_tokens} of "
+            "the response"
             f" + {observed} of the observation are more than the model's context of {context} tokens"
         )

@@ -1,6 +1,8 @@
-"""The data that flows: transitions, episodes, groups, the pool of one update, and the packed batch a trainer sees.
+"""The data that flows: transitions, episodes, groups, the pool of one update, and the packed batch a trainer
+sees.
 
-Shapes used throughout: N transitions, E episodes, G groups, S packed sequences, T packed tokens, R scored rows, A action tokens of a pool.
+Shapes used throughout: N transitions, E episodes, G groups, S packed sequences, T packed tokens, R scored
+rows, A action tokens of a pool.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ OBSERVATION = 1
 class Transition:
     """One environment step, one training sample.
 
-    `response_ids` are exactly the ids that the engine sampled, the end-of-turn token included when it was sampled: text is never tokenized back.
-    `bridge_ids` are the chat-template tokens between the response and the next observation; they are input but never scored.
+    `response_ids` are exactly the ids that the engine sampled, the end-of-turn token included when it was
+    sampled: text is never tokenized back. `bridge_ids` are the chat-template tokens between the response and
+    the next observation; they are input but never scored.
     """
 
     group: int
@@ -51,7 +54,8 @@ class Transition:
     admissible: tuple[str, ...] = ()
     """The actions that were admissible then, where the benchmark lists them."""
     token_versions: Ids | None = None
-    """int32[len(response_ids)] where the engine's weights changed between two of its tokens; None: all are of `weight_version`."""
+    """int32[len(response_ids)] where the engine's weights changed between two of its tokens; None: all are of
+    `weight_version`."""
     action: str = ""
     """What the response was read as, and the environment was given."""
 
@@ -76,7 +80,8 @@ class Episode:
 
     @property
     def episode_return(self) -> float:
-        """Undiscounted sum of environment rewards, without penalties (paper, eq. 10: the return that lambda sees)."""
+        """Undiscounted sum of environment rewards, without penalties (paper, eq. 10: the return that lambda
+        sees)."""
         return float(sum(t.reward for t in self.transitions))
 
 
@@ -92,9 +97,11 @@ class Group:
 
 @dataclass(slots=True)
 class Pool:
-    """All transitions of one update in a fixed order (group, member, step), with the indices that the objective needs.
+    """All transitions of one update in a fixed order (group, member, step), with the indices that the
+    objective needs.
 
-    `group[N]` and `episode[N]` are positions in `groups` / `episodes` (not the global indices that a data-parallel rank may skip over).
+    `group[N]` and `episode[N]` are positions in `groups` / `episodes` (not the global indices that a
+    data-parallel rank may skip over).
     """
 
     transitions: list[Transition]
@@ -119,7 +126,8 @@ class Pool:
 
     @classmethod
     def from_groups(cls, groups: Sequence[Group]) -> Pool:
-        """Flatten groups. Episodes that the environment broke, and groups left without any, are dropped here (the collector counted them)."""
+        """Flatten groups. Episodes that the environment broke, and groups left without any, are dropped here
+        (the collector counted them)."""
         transitions: list[Transition] = []
         episodes: list[Episode] = []
         rows: list[tuple[int, int]] = []
@@ -158,16 +166,20 @@ class Scores:
     entropy: torch.Tensor  # float32[A], full-vocabulary entropy after temperature, nats
     ref_logp: torch.Tensor | None = None  # float32[A], reference policy (KL loss only)
     values: torch.Tensor | None = None
-    """PPO only: float32[N], critic at the last prompt token; with `algorithm.ppo_advantages: tokens` float32[A], critic before each action token."""
+    """PPO only: float32[N], critic at the last prompt token; with `algorithm.ppo_advantages: tokens`
+    float32[A], critic before each action token."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """N samples (transitions) packed without padding into S sequences, plus the R rows whose next token is scored.
+    """N samples (transitions) packed without padding into S sequences, plus the R rows whose next token is
+    scored.
 
-    A sequence is one sample, or a chain: samples of one episode of which each one's prompt goes on from the whole of the one before, so that every
-    token is there once. A row is the position of the hidden state that predicts `row_target` (the token after it). Prompt tokens and unselected
-    observations are never rows, so they never reach the LM head; unselected observations are not even in `tokens`, unless a later prompt holds them.
+    A sequence is one sample, or a chain: samples of one episode of which each one's prompt goes on from the
+    whole of the one before, so that every token is there once. A row is the position of the hidden state that
+    predicts `row_target` (the token after it). Prompt tokens and unselected observations are never rows, so
+    they never reach the LM head; unselected observations are not even in `tokens`, unless a later prompt
+    holds them.
     """
 
     tokens: torch.Tensor  # int64[T]
@@ -178,7 +190,8 @@ class Batch:
     row_kind: torch.Tensor  # uint8[R], ACTION or OBSERVATION
     row_cu: torch.Tensor  # int64[N+1], rows of sample n are row_cu[n]:row_cu[n+1]
     streams: dict[str, torch.Tensor]
-    """name -> float32[R]: weight, advantage, old_logp, ref_logp, ...; for a critic of tokens also value_target, old_value, value_weight."""
+    """name -> float32[R]: weight, advantage, old_logp, ref_logp, ...; for a critic of tokens also
+    value_target, old_value, value_weight."""
     transition: torch.Tensor  # int64[N], index into the pool
     sample_streams: dict[str, torch.Tensor] = field(default_factory=dict)
     """name -> float32[N]: value_target, old_value, value_weight of a critic of steps."""
@@ -186,7 +199,8 @@ class Batch:
     sample_cu: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     """int64[S+1], samples of sequence s are sample_cu[s]:sample_cu[s+1]; default: one each."""
     rows_of_kind: torch.Tensor | None = None
-    """int64[R]: how many rows of its own kind a row's sample has, where other processes hold some of them (context parallelism); None: count them."""
+    """int64[R]: how many rows of its own kind a row's sample has, where other processes hold some of them
+    (context parallelism); None: count them."""
 
     def __post_init__(self) -> None:
         if not len(self.sample_cu):
@@ -216,7 +230,10 @@ class Batch:
     @property
     def sequence(self) -> torch.Tensor:
         """int64[N]: the sequence of each sample."""
-        return torch.repeat_interleave(torch.arange(self.num_sequences, device=self.sample_cu.device), self.sample_cu[1:] - self.sample_cu[:-1])
+        return torch.repeat_interleave(
+            torch.arange(self.num_sequences, device=self.sample_cu.device),
+            self.sample_cu[1:] - self.sample_cu[:-1],
+        )
 
     def rows_of(self, samples: torch.Tensor) -> torch.Tensor:
         """int64: the indices of the rows of these samples (int64[n]), one sample after the other."""
@@ -237,7 +254,8 @@ class Batch:
         return Batch(**{item.name: moved(getattr(self, item.name)) for item in fields(self)})
 
     def take(self, sequences: torch.Tensor) -> Batch:
-        """The batch of these sequences (int64[s], any order, no repetition needed), packed anew. Streams are copied, not rescaled."""
+        """The batch of these sequences (int64[s], any order, no repetition needed), packed anew. Streams are
+        copied, not rescaled."""
         sequences = sequences.long()
         tokens_of = _ranges(self.cu_seqlens.long(), sequences)
         samples = self.samples_of(sequences)
@@ -267,14 +285,19 @@ class Batch:
         if self.rows_of_kind is not None:
             return self.rows_of_kind
         lengths = self.row_cu[1:] - self.row_cu[:-1]
-        sample = torch.repeat_interleave(torch.arange(len(self), device=lengths.device), lengths, output_size=self.num_rows)
+        sample = torch.repeat_interleave(
+            torch.arange(len(self), device=lengths.device), lengths, output_size=self.num_rows
+        )
         # A cell for each kind of each sample.
         cell = 2 * sample + self.row_kind.long()
-        return torch.zeros(2 * len(self), dtype=torch.long, device=cell.device).index_add(0, cell, torch.ones_like(cell))[cell]
+        return torch.zeros(2 * len(self), dtype=torch.long, device=cell.device).index_add(
+            0, cell, torch.ones_like(cell)
+        )[cell]
 
     def with_rows(self, rows: torch.Tensor, first: int, last: int) -> Batch:
-        """What a process that holds the tokens `first` to `last` of this batch needs for its losses: the rows (int64[r]) that stand there, by their
-        place in that piece. Samples are those of the whole batch, so `row_cu` still counts all of theirs."""
+        """What a process that holds the tokens `first` to `last` of this batch needs for its losses: the rows
+        (int64[r]) that stand there, by their place in that piece. Samples are those of the whole batch, so
+        `row_cu` still counts all of theirs."""
         return Batch(
             tokens=self.tokens[first:last],
             position_ids=self.position_ids[first:last],
@@ -301,5 +324,7 @@ def _ranges(offsets: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The indices offsets[c]:offsets[c+1] for each chosen c, one after the other (int64)."""
     lengths = (offsets[1:] - offsets[:-1])[chosen]
     starts = offsets[:-1][chosen]
-    within = torch.arange(int(lengths.sum()), device=offsets.device) - torch.repeat_interleave(offsets_of(lengths)[:-1], lengths)
+    within = torch.arange(int(lengths.sum()), device=offsets.device) - torch.repeat_interleave(
+        offsets_of(lengths)[:-1], lengths
+    )
     return torch.repeat_interleave(starts, lengths) + within

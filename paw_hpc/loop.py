@@ -1,4 +1,5 @@
-"""Algorithm 1: collect groups, score them, plan the rows, update the policy, publish its weights. The same on a laptop and on a cluster."""
+"""Algorithm 1: collect groups, score them, plan the rows, update the policy, publish its weights. The same on
+a laptop and on a cluster."""
 
 from __future__ import annotations
 
@@ -40,41 +41,62 @@ SKIPPED_UPDATES_ALLOWED = 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: `updates` are done; `stopped_by` is the signal that cut it short, or None when it is complete."""
+    """How a run ended: `updates` are done; `stopped_by` is the signal that cut it short, or None when it is
+    complete."""
 
     directory: Path
     updates: int
     stopped_by: str | None
 
 
-def train(recipe: Recipe, directory: Path, *, command: str, resume: bool | None = None, change: Collection[str] = ()) -> Outcome:
+def train(
+    recipe: Recipe, directory: Path, *, command: str, resume: bool | None = None, change: Collection[str] = ()
+) -> Outcome:
     """Run, or resume, a recipe in a run directory.
 
     Args:
-        resume: True: there must be a run to go on with; False: set an existing one aside; None: go on where there is one.
-        change: keys that may differ from the run's recipe although they change what an update computes (see recipe/resume.py).
+        resume: True: there must be a run to go on with; False: set an existing one aside; None: go on where
+            there is one.
+        change: keys that may differ from the run's recipe although they change what an update computes (see
+            recipe/resume.py).
 
     Raises:
-        CheckpointError: the directory belongs to another recipe, there is nothing to resume, or checkpoints were written and none can be read.
+        CheckpointError: the directory belongs to another recipe, there is nothing to resume, or checkpoints
+            were written and none can be read.
         TrainingError: three updates in a row without a finite loss (a checkpoint was written first).
     """
     run = RunDirectory(directory)
     with processes_of(recipe):
-        run.attempt, lost = distributed.on_main(lambda: (_open(run, recipe, command, resume, change), _lost(run)))
+        run.attempt, lost = distributed.on_main(
+            lambda: (_open(run, recipe, command, resume, change), _lost(run))
+        )
         changed = distributed.on_main(lambda: [each.key for each in read_changes(directory)])
         role = "trainer" if distributed.is_main() else f"trainer-{distributed.rank()}"
-        with run.log(role), EventLoop() as runner, Machinery(recipe, runner, run.attempt) as machinery, StopRequest() as stop:
+        with (
+            run.log(role),
+            EventLoop() as runner,
+            Machinery(recipe, runner, run.attempt) as machinery,
+            StopRequest() as stop,
+        ):
             start = machinery.policy.resume(run.checkpoints, changed)
             if lost and not start:
-                raise CheckpointError(f"{directory}: {lost}; restore them from a copy, or begin anew with --fresh, which sets this run aside")
+                raise CheckpointError(
+                    f"{directory}: {lost}; restore them from a copy, or begin anew with --fresh, which "
+                    "sets this run aside"
+                )
             distributed.on_main(lambda: begin_changes(directory, start))
             distributed.on_main(lambda: _episodes(run, recipe).begin(start))
-            with _writer(run, start, recipe) as writer, Progress(recipe.name, recipe.updates, start, _console()) as progress:
+            with (
+                _writer(run, start, recipe) as writer,
+                Progress(recipe.name, recipe.updates, start, _console()) as progress,
+            ):
                 progress.say(f"{recipe.name}: {machinery.describe()}; run directory {directory}")
                 return _Loop(run, recipe, machinery, writer, progress, stop).run_from(start)
 
 
-def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None, change: Collection[str] = ()) -> Path:
+def _open(
+    run: RunDirectory, recipe: Recipe, command: str, resume: bool | None, change: Collection[str] = ()
+) -> Path:
     if resume and not run.exists:
         raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one")
     if resume is False and (aside := run.set_aside()):
@@ -85,7 +107,8 @@ def _open(run: RunDirectory, recipe: Recipe, command: str, resume: bool | None, 
 
 
 def _lost(run: RunDirectory) -> str | None:
-    """What says that earlier attempts wrote a checkpoint; None: nothing does. Then a run without one begins at its beginning."""
+    """What says that earlier attempts wrote a checkpoint; None: nothing does. Then a run without one begins
+    at its beginning."""
     if run.lost_updates:
         return f"it has recorded {run.lost_updates} updates, and {run.checkpoints} holds no checkpoint"
     return f"{run.checkpoints} held checkpoints, and holds none now" if ever_saved(run.checkpoints) else None
@@ -119,14 +142,27 @@ class _Loop:
 
     def run_from(self, start: int) -> Outcome:
         recipe, machinery, progress = self.recipe, self.machinery, self.progress
-        tasks, skipped, self.saved = distributed.main_first(lambda: machinery.benchmark.tasks("train")), 0, start
+        tasks, skipped, self.saved = (
+            distributed.main_first(lambda: machinery.benchmark.tasks("train")),
+            0,
+            start,
+        )
         machinery.publisher.publish(version=start)
-        asked = self._evaluate(start) if start and self._evaluated_at(start) and self._is_missing(start) else None
+        asked = (
+            self._evaluate(start) if start and self._evaluated_at(start) and self._is_missing(start) else None
+        )
         if asked is not None and start < recipe.updates:
             return self._stopped(start, asked)
         for update in range(start, recipe.updates):
             try:
-                metrics = one_update(recipe, machinery, tasks, update, progress.phase, self._keep if recipe.episodes.groups else None)
+                metrics = one_update(
+                    recipe,
+                    machinery,
+                    tasks,
+                    update,
+                    progress.phase,
+                    self._keep if recipe.episodes.groups else None,
+                )
             except LogprobGapError:
                 self._save(update)
                 raise
@@ -143,8 +179,10 @@ class _Loop:
                 self._save(done, wait=wait)
             if hopeless:
                 raise TrainingError(
-                    f"update {update}: the loss was not finite in {skipped} updates in a row; the run stopped with a checkpoint of update "
-                    f"{self.saved}. Go on with a lower optimizer.lr (--change optimizer.lr), or begin anew with model.dtype=float32"
+                    f"update {update}: the loss was not finite in {skipped} updates in a row; the run "
+                    "stopped with a checkpoint of update "
+                    f"{self.saved}. Go on with a lower optimizer.lr (--change optimizer.lr), or begin anew "
+                    "with model.dtype=float32"
                 )
             if asked is None and self._evaluated_at(done):
                 asked = self._evaluate(done)
@@ -163,14 +201,19 @@ class _Loop:
         return _episodes(self.run, self.recipe).write_update(played.number, rows)
 
     def _stopped(self, done: int, asked: str) -> Outcome:
-        self.progress.say(f"{self.recipe.name}: stopped by {asked} after update {done}, saved; the same command continues it")
+        self.progress.say(
+            f"{self.recipe.name}: stopped by {asked} after update {done}, saved; the same command "
+            "continues it"
+        )
         return Outcome(self.run.path, done, asked)
 
     def _save(self, done: int, *, wait: bool = True) -> None:
         if done > self.saved:
             self.progress.phase("saving")
             meta = {"recipe": self.recipe.model_dump(mode="json"), "update": done}
-            self.machinery.policy.save(self.run.checkpoints, done, meta, keep=self.recipe.checkpoint.keep, wait=wait)
+            self.machinery.policy.save(
+                self.run.checkpoints, done, meta, keep=self.recipe.checkpoint.keep, wait=wait
+            )
             self.saved = done
 
     def _evaluated_at(self, done: int) -> bool:
@@ -181,10 +224,13 @@ class _Loop:
         return distributed.on_main(lambda: not (self.run.evaluations / f"{_label(done)}.json").is_file())
 
     def _evaluate(self, done: int) -> str | None:
-        """The signal that asked for a stop, on which the evaluation was left: the next attempt makes up for it. None: it is written."""
+        """The signal that asked for a stop, on which the evaluation was left: the next attempt makes up for
+        it. None: it is written."""
         self.progress.phase("evaluating")
         try:
-            found = evaluate(self.machinery, self.recipe, update=done, label=_label(done), leave=lambda: bool(self.stop))
+            found = evaluate(
+                self.machinery, self.recipe, update=done, label=_label(done), leave=lambda: bool(self.stop)
+            )
         except EvaluationLeft:
             return distributed.first(self.stop.name)
         if distributed.is_main():
@@ -208,7 +254,8 @@ def one_update(
     """One turn of the loop; returns its metrics under their public names.
 
     Args:
-        keep: given what was played and what became of it, on every rank; its metrics are among those that are returned.
+        keep: given what was played and what became of it, on every rank; its metrics are among those that are
+            returned.
     """
     policy, clock = machinery.policy, _Clock()
     phase("playing")
@@ -220,7 +267,9 @@ def one_update(
     if not len(pool):
         raise UserError(_nothing_played(recipe, update, stats))
     phase("scoring")
-    scores = machinery.scores_of(pool, stats) if recipe.algorithm.old_logp == "rollout" else policy.score(pool)
+    scores = (
+        machinery.scores_of(pool, stats) if recipe.algorithm.old_logp == "rollout" else policy.score(pool)
+    )
     clock.lap("score")
     planned = plan(pool, scores, recipe, update)
     clock.lap("plan")
@@ -241,10 +290,14 @@ def one_update(
 def _nothing_played(recipe: Recipe, update: int, stats: CollectStats) -> str:
     if stats.overlong_prompts:
         return (
-            f"update {update}: no first prompt of {stats.overlong_prompts} episodes fits (see the messages above); raise "
+            f"update {update}: no first prompt of {stats.overlong_prompts} episodes fits (see the messages "
+            "above); raise "
             f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
         )
-    return f"update {update}: the environments failed in every episode; see the messages above, or raise env.step_timeout_s"
+    return (
+        f"update {update}: the environments failed in every episode; see the messages above, or raise "
+        "env.step_timeout_s"
+    )
 
 
 class LogprobGapError(TrainingError):
@@ -256,15 +309,19 @@ def _check_gap(planned: dict[str, float], recipe: Recipe, update: int) -> None:
     limit, gap = recipe.rollout.max_logprob_gap, planned["behaviour_gap_mean"]
     if limit is not None and gap > limit:
         raise LogprobGapError(
-            f"update {update}: trainer and engine differ by {gap:.4f} nats per action token (p99 {planned['behaviour_gap_p99']:.4f}, max "
-            f"{planned['behaviour_gap_max']:.4f}), above rollout.max_logprob_gap={limit:g}; the run stopped, with a checkpoint of {update} updates. "
-            "Compare model.dtype with the servers' (rollout.fleet.arguments), or go on with algorithm.truncated_importance or a lower optimizer.lr "
+            f"update {update}: trainer and engine differ by {gap:.4f} nats per action token (p99 "
+            f"{planned['behaviour_gap_p99']:.4f}, max "
+            f"{planned['behaviour_gap_max']:.4f}), above rollout.max_logprob_gap={limit:g}; the run "
+            f"stopped, with a checkpoint of {update} updates. "
+            "Compare model.dtype with the servers' (rollout.fleet.arguments), or go on with "
+            "algorithm.truncated_importance or a lower optimizer.lr "
             "(--change KEY)"
         )
 
 
 def tasks_of(tasks: Sequence[Task], recipe: Recipe, update: int) -> list[Task]:
-    """The tasks of an update: every training task once per pass, in an order that depends on (seed, pass) alone."""
+    """The tasks of an update: every training task once per pass, in an order that depends on (seed, pass)
+    alone."""
     first = update * recipe.rollout.groups
     chosen = []
     for position in range(first, first + recipe.rollout.groups):

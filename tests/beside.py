@@ -1,7 +1,9 @@
-"""Tests of what lies beside a checkout and that no stranger has: official games, the real products, recorded cases, the notes on the paper.
+"""Tests of what lies beside a checkout and that no stranger has: official games, the real products, recorded
+cases, the notes on the paper.
 
-They carry the mark `beside`, by their fixtures or by `beside(FILE)`, are skipped where it is missing, and can be chosen: `pytest -m beside`. CI runs
-the suite in a bare clone, and these alone where the data is; a test that skips for want of data without the mark would run in neither, so it fails.
+They carry the mark `beside`, by their fixtures or by `beside(FILE)`, are skipped where it is missing, and can
+be chosen: `pytest -m beside`. CI runs the suite in a bare clone, and these alone where the data is; a test
+that skips for want of data without the mark would run in neither, so it fails.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # what every reason for such a skip says
 WORDS = "beside the checkout"
-# the fixtures that skip where their data is missing; and one that takes official games where it can and generated ones elsewhere
+# the fixtures that skip where their data is missing; and one that takes official games where it can and
+# generated ones elsewhere
 FIXTURES = frozenset({"official_games", "small", "recorded", "mini", "one_of_each"})
 
 
@@ -33,7 +36,12 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def unmarked_skip(item: pytest.Item, report: pytest.TestReport) -> str | None:
-    """What is wrong with a test that was skipped for want of data and does not say by its mark that it needs any."""
+    """What is wrong with a test that was skipped for want of data and does not say by its mark that it needs
+    any."""
     if not report.skipped or hasattr(report, "wasxfail") or item.get_closest_marker("beside"):
         return None
-    return f"{item.nodeid} was skipped for want of data but is not marked `beside` (tests/beside.py)" if WORDS in str(report.longrepr) else None
+    return (
+        f"{item.nodeid} was skipped for want of data but is not marked `beside` (tests/beside.py)"
+        if WORDS in str(report.longrepr)
+        else None
+    )

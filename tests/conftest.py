@@ -1,7 +1,8 @@
 """What has to be decided before anything heavy is imported, whichever tests run.
 
-One thread per test process: tensors here are small, and threads that wait for each other on a shared machine cost far more than they save.
-And without a GPU the Triton kernels run in Triton's interpreter, which must be asked for before any library imports Triton.
+One thread per test process: tensors here are small, and threads that wait for each other on a shared machine
+cost far more than they save. And without a GPU the Triton kernels run in Triton's interpreter, which must be
+asked for before any library imports Triton.
 """
 
 import os
@@ -30,7 +31,9 @@ CLUSTER = Path(__file__).parent / "cluster"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     beside.mark(items)
     for item in items:  # for `--dist loadgroup` (see the Makefile)
-        item.add_marker(pytest.mark.xdist_group("cluster" if CLUSTER in item.path.parents else "ranks and servers"))
+        item.add_marker(
+            pytest.mark.xdist_group("cluster" if CLUSTER in item.path.parents else "ranks and servers")
+        )
 
 
 @pytest.hookimpl(wrapper=True)

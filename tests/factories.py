@@ -49,7 +49,9 @@ def random_groups(
         for m in range(members):
             won = bool(rng.random() < success)
             steps = int(rng.integers(1, max_steps + 1))
-            episode = Episode(g * members + m, g, group.task_id, group.task_type, seed=m, success=won, score=float(won))
+            episode = Episode(
+                g * members + m, g, group.task_id, group.task_type, seed=m, success=won, score=float(won)
+            )
             for s in range(steps):
                 last = s == steps - 1
                 response_ids = ids(*response)
@@ -81,8 +83,11 @@ def random_pool(seed: int, groups: int = 3, members: int = 4, **options: Any) ->
     return Pool.from_groups(random_groups(seed, groups, members, **options))
 
 
-def as_conversations(groups: list[Group], seed: int = 0, *, breaks: float = 0.0, vocabulary: int = 50) -> list[Group]:
-    """The same groups (changed in place) with prompts that go on from one another: prompt, response, bridge, observation and a few tokens more.
+def as_conversations(
+    groups: list[Group], seed: int = 0, *, breaks: float = 0.0, vocabulary: int = 50
+) -> list[Group]:
+    """The same groups (changed in place) with prompts that go on from one another: prompt, response, bridge,
+    observation and a few tokens more.
 
     Args:
         breaks: probability that a prompt begins anew all the same, as after the limit was reached.
@@ -92,13 +97,22 @@ def as_conversations(groups: list[Group], seed: int = 0, *, breaks: float = 0.0,
         for before, after in zip(episode.transitions, episode.transitions[1:], strict=False):
             if rng.random() >= breaks:
                 rest = rng.integers(0, vocabulary, rng.integers(0, 4)).astype(np.int32)
-                parts = [before.prompt_ids, before.response_ids, before.bridge_ids, before.observation_ids, rest]
+                parts = [
+                    before.prompt_ids,
+                    before.response_ids,
+                    before.bridge_ids,
+                    before.observation_ids,
+                    rest,
+                ]
                 after.prompt_ids = np.concatenate(parts)
     return groups
 
 
-def random_scores(pool: Pool, seed: int = 0, *, vocabulary: int = 50, per_token_values: bool = False) -> Scores:
-    """Scores of a trainer near the behaviour policy, with a reference policy and a critic (of steps, or of tokens)."""
+def random_scores(
+    pool: Pool, seed: int = 0, *, vocabulary: int = 50, per_token_values: bool = False
+) -> Scores:
+    """Scores of a trainer near the behaviour policy, with a reference policy and a critic (of steps, or of
+    tokens)."""
     rng = np.random.default_rng([seed, 2])
     behaviour = np.concatenate([t.response_logprobs for t in pool.transitions])
 
@@ -109,7 +123,9 @@ def random_scores(pool: Pool, seed: int = 0, *, vocabulary: int = 50, per_token_
         old_logp=near(behaviour, 0.05),
         entropy=torch.from_numpy(rng.uniform(0.0, math.log(vocabulary), len(behaviour)).astype(np.float32)),
         ref_logp=near(behaviour, 0.2),
-        values=torch.from_numpy(rng.normal(2.0, 1.0, len(behaviour) if per_token_values else len(pool)).astype(np.float32)),
+        values=torch.from_numpy(
+            rng.normal(2.0, 1.0, len(behaviour) if per_token_values else len(pool)).astype(np.float32)
+        ),
     )
 
 
@@ -119,7 +135,10 @@ def tiny_recipe(**dotted: Any) -> Recipe:
         "name": "test",
         "updates": 4,
         "env": {"max_steps": 5},
-        "model": {"tiny": {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 64}, "tokenizer": "tokenizer"},
+        "model": {
+            "tiny": {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 64},
+            "tokenizer": "tokenizer",
+        },
         "rollout": {"groups": 3, "group_size": 4, "max_prompt_tokens": 64, "max_response_tokens": 8},
     }
     for key, value in dotted.items():

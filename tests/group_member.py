@@ -1,8 +1,10 @@
-"""A run whose folder is a group's: what root, a member of the group and another user can do with it, said in lines of JSON. Only root can run this.
+"""A run whose folder is a group's: what root, a member of the group and another user can do with it, said in
+lines of JSON. Only root can run this.
 
     python tests/group_member.py FOLDER RECIPE
 
-One process that takes on other users in turn: its modules are loaded by then, which others may not read where they lie.
+One process that takes on other users in turn: its modules are loaded by then, which others may not read where
+they lie.
 """
 
 from __future__ import annotations
@@ -47,7 +49,11 @@ def paw(who: str, *arguments: str | Path) -> None:
         os.dup2(kept, 2)
     with open(read, errors="replace") as file:
         said = [line for line in file.read().splitlines() if line.startswith("paw: ")]
-    print(json.dumps({"who": who, "command": arguments[0], "status": status, "said": said}), file=sys.__stdout__, flush=True)
+    print(
+        json.dumps({"who": who, "command": arguments[0], "status": status, "said": said}),
+        file=sys.__stdout__,
+        flush=True,
+    )
 
 
 def modes(folder: Path) -> list[str]:
@@ -78,7 +84,12 @@ def main(folder: Path, recipe: str) -> None:
         paw("reader", "train", recipe, "--run-dir", run, "updates=3")
     run.chmod(0o2770)
     with user(THEIR_GROUP):
-        for command in (["train", recipe, "--run-dir", run, "updates=3"], ["status", run], ["report", run, "--out", "/tmp/none"], ["logs", run]):
+        for command in (
+            ["train", recipe, "--run-dir", run, "updates=3"],
+            ["status", run],
+            ["report", run, "--out", "/tmp/none"],
+            ["logs", run],
+        ):
             paw("outsider", *command)
 
 

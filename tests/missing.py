@@ -1,4 +1,5 @@
-"""Programs that run as if some packages were not installed: `(WITHOUT + COMMAND).format(missing=[...], arguments=[...])`."""
+"""Programs that run as if some packages were not installed: `(WITHOUT + COMMAND).format(missing=[...],
+arguments=[...])`."""
 
 from __future__ import annotations
 

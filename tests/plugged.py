@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from paw_hpc.objective.credit import grpo
-from paw_hpc.recipe.doors import ALGORITHMS, BENCHMARKS, ENGINES, WORLD_MODEL_LOSSES, Algorithm, Benchmark, Engine, WorldModelLoss
+from paw_hpc.recipe.doors import (
+    ALGORITHMS,
+    BENCHMARKS,
+    ENGINES,
+    WORLD_MODEL_LOSSES,
+    Algorithm,
+    Benchmark,
+    Engine,
+    WorldModelLoss,
+)
 from paw_hpc.recipe.section import Section
 from paw_hpc.system.registry import lazily
 

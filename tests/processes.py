@@ -1,6 +1,7 @@
-"""Gloo ranks for tests. Importing PyTorch and Megatron-core takes ten seconds of a core. So a process that has imported them stands ready, and ranks
-are its forks: it has computed nothing, so it has no threads that a fork would lose. Every case has ranks of its own, since what Megatron-core has
-built keeps its groups' threads for as long as the process lives."""
+"""Gloo ranks for tests. Importing PyTorch and Megatron-core takes ten seconds of a core. So a process that
+has imported them stands ready, and ranks are its forks: it has computed nothing, so it has no threads that a
+fork would lose. Every case has ranks of its own, since what Megatron-core has built keeps its groups' threads
+for as long as the process lives."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-_IMPORTED = ["tests.processes", "tests.policy.checkpoint_ranks", "tests.policy.megatron_cases", "tests.policy.update_cases"]
+_IMPORTED = [
+    "tests.processes",
+    "tests.policy.checkpoint_ranks",
+    "tests.policy.megatron_cases",
+    "tests.policy.update_cases",
+]
 
 
 class Case(Protocol):
@@ -27,7 +33,8 @@ class Case(Protocol):
 
 
 def run_ranks(world: int, cases: Sequence[Case], folder: Path, *, timeout_s: float = 180.0) -> None:
-    """Run the cases one after another, each on ranks of its own. The first failure ends all ranks and is raised with the case's name.
+    """Run the cases one after another, each on ranks of its own. The first failure ends all ranks and is
+    raised with the case's name.
 
     Args:
         timeout_s: how long a rank waits in a collective that another has not joined.
@@ -44,7 +51,15 @@ def run_ranks(world: int, cases: Sequence[Case], folder: Path, *, timeout_s: flo
             ended.unlink()
 
 
-def _rank(rank: int, world: int, case: Case, folder: Path, timeout_s: float, environment: dict[str, str], place: Path) -> None:
+def _rank(
+    rank: int,
+    world: int,
+    case: Case,
+    folder: Path,
+    timeout_s: float,
+    environment: dict[str, str],
+    place: Path,
+) -> None:
     # The process that was forked has those of the time when it began.
     os.environ.clear()
     os.environ.update(environment)
@@ -52,7 +67,9 @@ def _rank(rank: int, world: int, case: Case, folder: Path, timeout_s: float, env
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     timeout = datetime.timedelta(seconds=timeout_s)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/.store", rank=rank, world_size=world, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/.store", rank=rank, world_size=world, timeout=timeout
+    )
     try:
         case(rank, folder)
     except Exception as error:

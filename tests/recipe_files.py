@@ -10,4 +10,6 @@ ROOT = Path(__file__).resolve().parents[1] / "recipes"
 CHOICES = ROOT / "paper" / "choices.yaml"
 """What the words of the paper's sweeps stand for; neither of the two."""
 SWEEPS = sorted(path for path in ROOT.rglob("*.yaml") if is_sweep(path))
-RECIPES = sorted(path for path in ROOT.rglob("*.yaml") if path not in SWEEPS and not path.name.endswith(CHOICES.name))
+RECIPES = sorted(
+    path for path in ROOT.rglob("*.yaml") if path not in SWEEPS and not path.name.endswith(CHOICES.name)
+)

@@ -1,4 +1,5 @@
-"""Every key of a recipe with values that it takes, found from the models themselves, so that a new key is never forgotten."""
+"""Every key of a recipe with values that it takes, found from the models themselves, so that a new key is
+never forgotten."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ START: Mapping[str, Any] = {"model": {"path": "some/model"}}
 TOGETHER: dict[str, Mapping[str, Any]] = {
     "algorithm.token_gamma": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
     "algorithm.token_lambda": {"algorithm": {"name": "ppo", "ppo_advantages": "tokens"}},
-    **{f"{section}.options": {"plugins": [str(Path(__file__).with_name("plugged.py"))], **chosen} for section, chosen in PLUGGED.items()},
+    **{
+        f"{section}.options": {"plugins": [str(Path(__file__).with_name("plugged.py"))], **chosen}
+        for section, chosen in PLUGGED.items()
+    },
     "model.tiny": {"model": {"path": None, "tokenizer": "words"}},
     "rollout.staleness": {"rollout": {"engine": "sglang"}, "algorithm": {"truncated_importance": 2.0}},
     "rollout.fleet.key_file": {"rollout": {"engine": "sglang", "fleet": {"addresses": ["http://a:1"]}}},
@@ -55,7 +59,9 @@ def leaves(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[
     """(dotted key, annotation) of every key that is no section itself."""
     for name, field in model.model_fields.items():
         parts = (field.annotation, *get_args(field.annotation))
-        section = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+        section = next(
+            (part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None
+        )
         if section is None:
             choice = next((item for item in field.metadata if isinstance(item, Choice)), None)
             yield prefix + name, field.annotation if choice is None else Literal[choice.registry.names()]
@@ -79,15 +85,21 @@ def candidates(annotation: Any, draw: random.Random) -> list[Any]:
         parts = [part for part in arguments if part is not Ellipsis]
         options = [candidates(part, draw) for part in parts]
         found = [[draw.choice(each) for each in options] for _ in range(40)]
-        found += [[draw.choice(options[0]) for _ in range(length)] for length in (0, 1, 2) if Ellipsis in arguments]
+        found += [
+            [draw.choice(options[0]) for _ in range(length)] for length in (0, 1, 2) if Ellipsis in arguments
+        ]
     elif origin is dict and arguments[1] is Any:  # options of an entry that a plugin brings
         found = [{"beta": number} for number in _NUMBERS]
     elif origin is dict:
-        found = [{draw.choice(("A", "a-b", "${k}")): draw.choice(candidates(arguments[1], draw))} for _ in range(5)]
+        found = [
+            {draw.choice(("A", "a-b", "${k}")): draw.choice(candidates(arguments[1], draw))} for _ in range(5)
+        ]
     else:
         texts = [*NASTY, "a", "HOST:/x", "http://a:1", "valid_seen:3@1", "valid_unseen", "run-1"]
         whole = [n for n in _NUMBERS if isinstance(n, int)]
-        found = list({bool: [True, False], int: whole, float: _NUMBERS, str: texts, type(None): [None]}[annotation])
+        found = list(
+            {bool: [True, False], int: whole, float: _NUMBERS, str: texts, type(None): [None]}[annotation]
+        )
     draw.shuffle(found)
     return found
 
@@ -100,7 +112,11 @@ def set_key(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def get_key(recipe: Recipe, key: str) -> Any:
     """The value of a dotted key in JSON's types; None below a section that is not there."""
-    return functools.reduce(lambda tree, part: None if tree is None else tree[part], key.split("."), recipe.model_dump(mode="json"))
+    return functools.reduce(
+        lambda tree, part: None if tree is None else tree[part],
+        key.split("."),
+        recipe.model_dump(mode="json"),
+    )
 
 
 def parsed(data: Mapping[str, Any]) -> Recipe | None:
@@ -137,11 +153,14 @@ def changed(key: str) -> tuple[Recipe, Recipe]:
             b = parsed(set_key(data, key, other))
             if b is not None and get_key(a, key) != get_key(b, key):
                 return a, b
-    raise AssertionError(f"{key}: no two values found that a recipe takes; say in TOGETHER what else it needs")
+    raise AssertionError(
+        f"{key}: no two values found that a recipe takes; say in TOGETHER what else it needs"
+    )
 
 
 def random_recipe(seed: int) -> tuple[Recipe, set[str]]:
-    """A valid recipe, a third of whose keys were drawn anew (that of number `seed` first of all), and which ones."""
+    """A valid recipe, a third of whose keys were drawn anew (that of number `seed` first of all), and which
+    ones."""
     draw, first = random.Random(seed), list(KEYS)[seed % len(KEYS)]
     data, chosen = together(first), set()
     for key in (first, *draw.sample(list(KEYS), len(KEYS) // 3)):

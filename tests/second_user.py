@@ -1,6 +1,7 @@
 """What another user of the same machine can do, for tests: a process without privileges that tries.
 
-Root runs this file as a script, which takes on the identity of nobody; its modules are loaded before, since nobody may not read them where they lie.
+Root runs this file as a script, which takes on the identity of nobody; its modules are loaded before, since
+nobody may not read them where they lie.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ PATIENCE_S = 10.0
 
 
 def somebody_else(job: str, *items: Any) -> list[Any]:
-    """The outcome of a job for each item: `call` ([method, url, headers]) -> status, or the name of an error; `read` (path), `connect` (path of a
-    socket), `store` ([port, name, value] of a store of torch) -> whether that is possible; `find` (text) -> processes whose arguments or
-    environment show it."""
+    """The outcome of a job for each item: `call` ([method, url, headers]) -> status, or the name of an error;
+    `read` (path), `connect` (path of a socket), `store` ([port, name, value] of a store of torch) -> whether
+    that is possible; `find` (text) -> processes whose arguments or environment show it."""
     if os.geteuid() != 0:
         if REQUIRED:
             pytest.fail("PAW_REQUIRE_SECOND_USER is set, but only root can act as another user")
         pytest.skip("only root can act as another user")
     order = json.dumps([job, items])
-    done = subprocess.run([sys.executable, __file__], input=order, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, __file__], input=order, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout))
 
@@ -45,7 +48,12 @@ def call(item: tuple[str, str, dict[str, str]]) -> int | str:
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=PATIENCE_S)
     try:
         # Paths go out as they are: no library puts dots and slashes right first.
-        connection.request(method, url[url.index(parts.netloc) + len(parts.netloc) :], body=None if method == "GET" else "{}", headers=headers)
+        connection.request(
+            method,
+            url[url.index(parts.netloc) + len(parts.netloc) :],
+            body=None if method == "GET" else "{}",
+            headers=headers,
+        )
         return connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
         return type(error).__name__
@@ -73,7 +81,9 @@ def connect(path: str) -> bool:
 def store(item: tuple[int, str, str]) -> bool:
     port, name, value = item
     try:
-        sys.modules["torch.distributed"].TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=1)).set(name, value)
+        sys.modules["torch.distributed"].TCPStore(
+            "127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=1)
+        ).set(name, value)
     except RuntimeError:
         return False
     return True
@@ -105,4 +115,13 @@ if __name__ == "__main__":
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     with ThreadPoolExecutor(8) as pool:
-        print(json.dumps(list(pool.map({"call": call, "read": read, "connect": connect, "find": find, "store": store}[job], items))))
+        print(
+            json.dumps(
+                list(
+                    pool.map(
+                        {"call": call, "read": read, "connect": connect, "find": find, "store": store}[job],
+                        items,
+                    )
+                )
+            )
+        )

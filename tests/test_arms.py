@@ -1,4 +1,5 @@
-"""Every arm of recipes/paper/choices.yaml against PaW, on the same experience: what differs is what is meant to differ, and nothing else does."""
+"""Every arm of recipes/paper/choices.yaml against PaW, on the same experience: what differs is what is meant
+to differ, and nothing else does."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ EXPECTED: dict[str, set[str]] = {
     "rho-0.4": {"loss"},
     "rho-0.8": {"loss"},
     "rho-1": {"loss"},
-    # Which observations are trained on; their weights follow from their number in the group (eq. 11), lambda stays.
+    # Which observations are trained on; their weights follow from their number in the group (eq. 11), lambda
+    # stays.
     "alpha-0.25": {"selection"},
     "alpha-0.5": {"selection"},
     "alpha-1": {"selection"},
@@ -72,7 +74,9 @@ def samples(batch: Batch) -> torch.Tensor:
 def targets(batch: Batch) -> dict[int, tuple[int, ...]]:
     """Transition -> the observation that it is trained on."""
     found: dict[int, list[int]] = {}
-    for sample, kind, target in zip(samples(batch).tolist(), batch.row_kind.tolist(), batch.row_target.tolist(), strict=True):
+    for sample, kind, target in zip(
+        samples(batch).tolist(), batch.row_kind.tolist(), batch.row_target.tolist(), strict=True
+    ):
         if kind == OBSERVATION:
             found.setdefault(sample, []).append(target)
     return {sample: tuple(ids) for sample, ids in found.items()}
@@ -86,23 +90,32 @@ def observation_weights(batch: Batch) -> dict[int, float]:
 
 
 def share_of_group(batch: Batch, pool: Pool) -> dict[int, float]:
-    """Transition -> its weight times the number of its group's trained transitions: lambda_g / |G|, whatever was selected."""
+    """Transition -> its weight times the number of its group's trained transitions: lambda_g / |G|, whatever
+    was selected."""
     weights = observation_weights(batch)
     count = Counter(int(pool.group[n]) for n in weights)
     return {n: w * count[int(pool.group[n])] for n, w in weights.items()}
 
 
 def same_actions(a: Batch, b: Batch) -> bool:
-    """Everything that RL learns from: targets of action rows, their places in their samples, and all streams of rows and samples."""
-    if a.streams.keys() != b.streams.keys() or a.sample_streams.keys() != b.sample_streams.keys() or len(a) != len(b):
+    """Everything that RL learns from: targets of action rows, their places in their samples, and all streams
+    of rows and samples."""
+    if (
+        a.streams.keys() != b.streams.keys()
+        or a.sample_streams.keys() != b.sample_streams.keys()
+        or len(a) != len(b)
+    ):
         return False
     parts = []
     for batch in (a, b):
         rows = batch.row_kind == ACTION
         sample = samples(batch)
         place = batch.row_position - batch.cu_seqlens[sample]
-        of_samples = [batch.sample_streams[name] for name in sorted(batch.sample_streams)]  # PPO's: what the critic learns, and where
-        of_samples += [batch.value_position - batch.cu_seqlens[:-1]] if batch.value_position is not None else []
+        # PPO's: what the critic learns, and where
+        of_samples = [batch.sample_streams[name] for name in sorted(batch.sample_streams)]
+        of_samples += (
+            [batch.value_position - batch.cu_seqlens[:-1]] if batch.value_position is not None else []
+        )
         of_rows = [batch.streams[name][rows] for name in sorted(batch.streams)]
         parts.append([sample[rows], place[rows], batch.row_target[rows], *of_rows, *of_samples])
     return all(torch.equal(x, y) for x, y in zip(*parts, strict=True))
@@ -153,7 +166,8 @@ def test_and_so_it_is_with_every_algorithm(pool: Pool, arm: str, algorithm: str)
 
 
 def test_the_comparison_sees_each_stream(pool: Pool) -> None:
-    """The negative control of the test above: with one number of one stream changed, it finds that stream, or refuses."""
+    """The negative control of the test above: with one number of one stream changed, it finds that stream, or
+    refuses."""
     paw = planned(pool, "paw")
 
     def touched(change: str) -> set[str]:
@@ -174,9 +188,16 @@ def test_the_comparison_sees_each_stream(pool: Pool) -> None:
 
 
 def test_weights_of_the_constant_coefficients_are_the_coefficients(pool: Pool) -> None:
-    for arm, coefficient in (("lambda-1", 1.0), ("ce-0.02", 0.02), ("ce-0.05", 0.05), ("shuffled-ce-0.05", 0.05)):
+    for arm, coefficient in (
+        ("lambda-1", 1.0),
+        ("ce-0.02", 0.02),
+        ("ce-0.05", 0.05),
+        ("shuffled-ce-0.05", 0.05),
+    ):
         weights = share_of_group(planned(pool, arm).batch, pool)
-        assert weights and all(weight == pytest.approx(coefficient / pool.num_groups, rel=1e-5) for weight in weights.values()), arm
+        assert weights and all(
+            weight == pytest.approx(coefficient / pool.num_groups, rel=1e-5) for weight in weights.values()
+        ), arm
     paw = planned(pool, "paw")
     for n, weight in share_of_group(paw.batch, pool).items():
         assert weight == pytest.approx(float(paw.coefficient[pool.group[n]]) / pool.num_groups, rel=1e-5)
@@ -188,15 +209,25 @@ def test_echo_gives_every_observation_token_of_the_update_the_same_weight(pool: 
         batch = planned(pool, f"echo-{coefficient:g}").batch
         weights = batch.streams["weight"][batch.row_kind == OBSERVATION]
         tokens = sum(len(t.observation_ids) for t in pool.transitions)
-        assert len(weights) == tokens and torch.allclose(weights, torch.full((tokens,), coefficient / tokens), rtol=1e-5, atol=0.0)
+        assert len(weights) == tokens and torch.allclose(
+            weights, torch.full((tokens,), coefficient / tokens), rtol=1e-5, atol=0.0
+        )
 
 
 def test_selections_have_their_sizes(pool: Pool) -> None:
     selectable = sum(len(t.observation_ids) > 0 for t in pool.transitions)
-    for arm, alpha in (("paw", 0.75), ("alpha-0.25", 0.25), ("alpha-0.5", 0.5), ("alpha-1", 1.0), ("random-0.75", 0.75), ("entropy-sampled", 0.75)):
+    for arm, alpha in (
+        ("paw", 0.75),
+        ("alpha-0.25", 0.25),
+        ("alpha-0.5", 0.5),
+        ("alpha-1", 1.0),
+        ("random-0.75", 0.75),
+        ("entropy-sampled", 0.75),
+    ):
         assert len(targets(planned(pool, arm).batch)) == round(alpha * selectable), arm
     paw = set(targets(planned(pool, "paw").batch))
-    assert set(targets(planned(pool, "alpha-0.5").batch)) < paw < set(targets(planned(pool, "alpha-1").batch))  # the highest entropies are nested
+    # the highest entropies are nested
+    assert set(targets(planned(pool, "alpha-0.5").batch)) < paw < set(targets(planned(pool, "alpha-1").batch))
     assert not targets(planned(pool, "vanilla").batch)
 
 
@@ -205,7 +236,8 @@ def test_the_shuffled_control_keeps_token_counts(pool: Pool, arm: str) -> None:
     true_arm = {"shuffled": "paw", "shuffled-ce-lambda": "ce-lambda", "shuffled-ce-0.05": "ce-0.05"}[arm]
     true, shuffled = planned(pool, true_arm).batch, planned(pool, arm).batch
     assert (true.num_tokens, true.num_rows) == (shuffled.num_tokens, shuffled.num_rows)
-    assert Counter(targets(true).values()) == Counter(targets(shuffled).values())  # every observation is still learnt from, once
+    # every observation is still learnt from, once
+    assert Counter(targets(true).values()) == Counter(targets(shuffled).values())
     assert all(targets(true)[n] != targets(shuffled)[n] for n in targets(true))  # and none where it was seen
     assert observation_weights(true) == pytest.approx(observation_weights(shuffled), rel=1e-5)
     assert targets(planned(pool, arm, update=1).batch) != targets(shuffled)  # a new exchange in every update

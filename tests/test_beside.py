@@ -1,4 +1,5 @@
-"""The mark of the tests that need data: who has it, and that no test is skipped for want of data without it."""
+"""The mark of the tests that need data: who has it, and that no test is skipped for want of data without
+it."""
 
 from __future__ import annotations
 
@@ -41,4 +42,6 @@ def test_a_skip_for_want_of_data_needs_the_mark(cases: pytest.Pytester) -> None:
 
 
 def test_those_with_the_mark_can_be_chosen(cases: pytest.Pytester) -> None:
-    cases.runpytest_subprocess("-p", "no:cacheprovider", "-m", "beside").assert_outcomes(passed=1, skipped=2, deselected=2)
+    cases.runpytest_subprocess("-p", "no:cacheprovider", "-m", "beside").assert_outcomes(
+        passed=1, skipped=2, deselected=2
+    )

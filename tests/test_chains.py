@@ -1,4 +1,5 @@
-"""Samples whose prompts go on from one another, packed as one sequence: the same rows with the same contexts, scores, losses and updates."""
+"""Samples whose prompts go on from one another, packed as one sequence: the same rows with the same contexts,
+scores, losses and updates."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ class TestPacking:
         for name in ("row_target", "row_kind", "row_cu", "transition"):
             assert torch.equal(getattr(chains, name), getattr(samples, name)), name
         assert samples.num_sequences == len(samples) == len(chains) == len(pool)
-        assert (chains.num_sequences < len(pool)) == (chains.num_tokens < samples.num_tokens) == (breaks < 1.0)
+        assert (
+            (chains.num_sequences < len(pool)) == (chains.num_tokens < samples.num_tokens) == (breaks < 1.0)
+        )
 
     def test_without_a_break_an_episode_is_one_sequence_with_every_token_once(self) -> None:
         pool = conversations(breaks=0.0)
@@ -82,20 +85,34 @@ class TestPacking:
         pool = conversations(breaks=0.0, no_observation=1.0)
         with_rows, without = pack(pool, observations(pool)), pack(pool, [NO_IDS] * len(pool))
         assert with_rows.num_rows > without.num_rows and torch.equal(with_rows.tokens, without.tokens)
-        apart = [pack(pool, chosen, merge=False).num_tokens for chosen in (observations(pool), [NO_IDS] * len(pool))]
+        apart = [
+            pack(pool, chosen, merge=False).num_tokens
+            for chosen in (observations(pool), [NO_IDS] * len(pool))
+        ]
         assert apart[0] > apart[1]
 
     def test_prompts_of_a_window_make_no_chain(self) -> None:
         pool = random_pool(3)
         one, other = pack(pool, observations(pool)), pack(pool, observations(pool), merge=False)
-        for name in ("tokens", "position_ids", "cu_seqlens", "row_position", "row_target", "row_kind", "row_cu", "sample_cu"):
+        for name in (
+            "tokens",
+            "position_ids",
+            "cu_seqlens",
+            "row_position",
+            "row_target",
+            "row_kind",
+            "row_cu",
+            "sample_cu",
+        ):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
 
     def test_episodes_never_join(self) -> None:
         """Though the second one's prompt goes on from the first one's."""
         pool = conversations(breaks=0.0, groups=1, members=2, max_steps=1)
         first, second = pool.transitions
-        second.prompt_ids = np.concatenate([first.prompt_ids, first.response_ids, first.bridge_ids, first.observation_ids])
+        second.prompt_ids = np.concatenate(
+            [first.prompt_ids, first.response_ids, first.bridge_ids, first.observation_ids]
+        )
         assert pack(pool, observations(pool)).num_sequences == 2
 
     @pytest.mark.parametrize("part", ["prompt_ids", "response_ids", "bridge_ids", "observation_ids"])
@@ -114,7 +131,9 @@ class TestPacking:
         scores = random_scores(pool, per_token_values=per_token)
         found = []
         for merge in (True, False):
-            recipe = tiny_recipe(**ARMS["ppo, values of tokens" if per_token else "ppo"], **{"policy.merge_turns": merge})
+            recipe = tiny_recipe(
+                **ARMS["ppo, values of tokens" if per_token else "ppo"], **{"policy.merge_turns": merge}
+            )
             batch = critic_batch(plan(pool, scores, recipe, 0).batch, per_token)
             found.append((batch, contexts(batch)))
         (chains, theirs), (samples, expected) = found
@@ -132,7 +151,10 @@ class TestMiniBatches:
             parts = mini_batches(batch, size, seed=1)
             assert len(parts) == min(-(-len(batch) // size), batch.num_sequences)
             assert sorted(torch.cat([p.transition for p in parts]).tolist()) == list(range(len(batch)))
-            shares = [p.num_sequences / batch.num_sequences * float(p.streams["weight"].double().sum()) for p in parts]
+            shares = [
+                p.num_sequences / batch.num_sequences * float(p.streams["weight"].double().sum())
+                for p in parts
+            ]
             assert sum(shares) == pytest.approx(total, rel=1e-5)
             assert sum(p.num_tokens for p in parts) == batch.num_tokens
 
@@ -141,14 +163,19 @@ class TestMiniBatches:
         batch = pack(pool, observations(pool))
         chosen = torch.tensor([3, 0, 5])
         part, all_contexts = batch.take(chosen), contexts(batch)
-        assert contexts(part) == [all_contexts[row] for row in batch.rows_of(batch.samples_of(chosen)).tolist()]
+        assert contexts(part) == [
+            all_contexts[row] for row in batch.rows_of(batch.samples_of(chosen)).tolist()
+        ]
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_plan_of_chains_is_the_plan_of_samples(arm: str) -> None:
     pool = conversations()
     scores = random_scores(pool, per_token_values=arm.endswith("tokens"))
-    chains, samples = (plan(pool, scores, tiny_recipe(**ARMS[arm], **{"policy.merge_turns": merge}), 0) for merge in (True, False))
+    chains, samples = (
+        plan(pool, scores, tiny_recipe(**ARMS[arm], **{"policy.merge_turns": merge}), 0)
+        for merge in (True, False)
+    )
     assert chains.batch.num_sequences < samples.batch.num_sequences
     assert {**chains.metrics, "tokens": 0, "sequences": 0} == {**samples.metrics, "tokens": 0, "sequences": 0}
     for name, stream in samples.batch.streams.items():
@@ -161,14 +188,25 @@ def test_scores_and_updates_are_those_of_samples(arm: str, folder: str) -> None:
     pool = conversations()
     found = []
     for merge in (True, False):
-        policy = policy_from(folder, **SMOOTH, **ARMS[arm], **{"policy.merge_turns": merge, "optimizer.max_tokens_per_micro_batch": 90})
+        policy = policy_from(
+            folder,
+            **SMOOTH,
+            **ARMS[arm],
+            **{"policy.merge_turns": merge, "optimizer.max_tokens_per_micro_batch": 90},
+        )
         rounds = []
         for update in range(3):
             scores = policy.score(pool)
             planned = plan(pool, scores, policy.recipe, update)
             metrics = policy.update(planned.batch, update)
             rounds.append((scores, metrics, policy.observation_logp(pool)))
-        found.append((rounds, torch.cat([p.detach().flatten() for p in policy.model.parameters()]), planned.batch.num_tokens))
+        found.append(
+            (
+                rounds,
+                torch.cat([p.detach().flatten() for p in policy.model.parameters()]),
+                planned.batch.num_tokens,
+            )
+        )
     (chains, weights, tokens), (samples, expected, more) = found
     assert tokens < more
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0.0)

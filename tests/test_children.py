@@ -1,4 +1,5 @@
-"""A child process ends with all that it started, when it is asked, when it does not hear, and when its owner is killed."""
+"""A child process ends with all that it started, when it is asked, when it does not hear, and when its owner
+is killed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ if {deaf}: time.sleep(600)
 
 def family(deaf: bool) -> tuple[subprocess.Popen[str], psutil.Process]:
     code = PARENT_OF_ONE.format(deaf=deaf)
-    parent = children.start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    parent = children.start(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     return parent, psutil.Process(int(parent.stdout.readline()))
 
@@ -47,7 +50,9 @@ def test_nothing_of_a_group_is_left(how: str) -> None:
 def test_a_child_whose_owner_is_gone_before_it_looks() -> None:
     code = "from paw_hpc.system.children import die_with_parent; die_with_parent({arguments}); print('alive')"
     ends = [
-        subprocess.run([sys.executable, "-c", code.format(arguments=f"parent={pid}")], capture_output=True, text=True)
+        subprocess.run(
+            [sys.executable, "-c", code.format(arguments=f"parent={pid}")], capture_output=True, text=True
+        )
         for pid in (os.getpid(), 1 if os.getpid() != 1 else 2)
     ]
     assert [done.returncode for done in ends] == [0, -signal.SIGKILL] and ends[0].stdout == "alive\n"
@@ -55,5 +60,7 @@ def test_a_child_whose_owner_is_gone_before_it_looks() -> None:
 
 def test_the_file_needs_nothing_but_python() -> None:
     """SGLang's environment has no package of ours; its interpreter may have none at all."""
-    done = subprocess.run([sys.executable, "-I", "-S", str(Path(children.__file__))], capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(Path(children.__file__))], capture_output=True, text=True, cwd="/"
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
-"""The command line: arguments reach the function behind a command unchanged, errors are one line, nothing heavy is loaded for help."""
+"""The command line: arguments reach the function behind a command unchanged, errors are one line, nothing
+heavy is loaded for help."""
 
 from __future__ import annotations
 
@@ -81,13 +82,20 @@ def test_answers_of_a_login_node_load_no_torch(arguments: list[str], tmp_path: P
     program = (
         f"import sys\nsys.argv = ['paw', *{arguments}]\nfrom paw_hpc.cli import main as cli\n"
         "try: cli.main()\nexcept SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'transformers', 'scipy', 'matplotlib', 'textworld'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'scipy', 'matplotlib', 'textworld'} & set(sys.modules)\nassert "
+        "not heavy, heavy"
     )
     (tmp_path / "runs" / "one").mkdir(parents=True)
     (tmp_path / "runs" / "one" / "recipe.yaml").write_text(dump_recipe(load_recipe(PUBLISHED)))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    for command in ("train", "eval", "report", "data", "doctor", "warm-start", "quickstart", "study") if arguments == ["--help"] else ():
+    for command in (
+        ("train", "eval", "report", "data", "doctor", "warm-start", "quickstart", "study")
+        if arguments == ["--help"]
+        else ()
+    ):
         assert command in done.stdout
 
 
@@ -102,9 +110,21 @@ def test_train_hands_over_the_recipe_the_directory_and_the_exact_command(paw: Pa
     paw.stand_in("loop", "train")
     assert paw("train", "r.yaml", "optimizer.lr=2e-6", "wm.alpha=0.5")[0] == 0
     ((loaded, directory), options) = paw.calls[0]
-    assert loaded == parse_recipe({"name": "small", "seed": 3, "model": {"path": "tiny"}, "optimizer": {"lr": 2e-6}, "wm": {"alpha": 0.5}})
+    assert loaded == parse_recipe(
+        {
+            "name": "small",
+            "seed": 3,
+            "model": {"path": "tiny"},
+            "optimizer": {"lr": 2e-6},
+            "wm": {"alpha": 0.5},
+        }
+    )
     assert directory == Path("runs/small-s3")
-    assert options == {"command": "paw train r.yaml optimizer.lr=2e-6 wm.alpha=0.5", "resume": None, "change": ()}
+    assert options == {
+        "command": "paw train r.yaml optimizer.lr=2e-6 wm.alpha=0.5",
+        "resume": None,
+        "change": (),
+    }
     assert paw("train", "r.yaml", "--run-dir", "my run")[0] == 0
     assert paw.calls[1][0][1] == Path("my run") and paw.calls[1][1]["command"].endswith("--run-dir 'my run'")
 
@@ -118,14 +138,18 @@ def test_train_hands_over_the_recipe_the_directory_and_the_exact_command(paw: Pa
         (["r.yaml", "rollout.group_size=1"], "leaves grpo without a baseline"),
     ],
 )
-def test_a_user_error_is_one_line_and_status_2(paw: Paw, recipe_file: Path, arguments: list[str], said: str) -> None:
+def test_a_user_error_is_one_line_and_status_2(
+    paw: Paw, recipe_file: Path, arguments: list[str], said: str
+) -> None:
     paw.stand_in("loop", "train")
     status, out, err = paw("train", *arguments)
     assert status == 2 and out == "" and paw.calls == []
     assert said in err and err.count("\n") == 1 and err.startswith("paw: ")
 
 
-def test_an_error_inside_the_loop_is_one_line_too_and_a_bug_is_not_hidden(paw: Paw, recipe_file: Path) -> None:
+def test_an_error_inside_the_loop_is_one_line_too_and_a_bug_is_not_hidden(
+    paw: Paw, recipe_file: Path
+) -> None:
     paw.stand_in("loop", "train", TrainingError("update 7: the loss was not finite"))
     assert paw("train", "r.yaml") == (2, "", "paw: update 7: the loss was not finite\n")
     paw.stand_in("loop", "train", ZeroDivisionError())
@@ -151,19 +175,59 @@ def test_resume_and_fresh_are_handed_over(paw: Paw, recipe_file: Path) -> None:
 
 def test_eval_passes_its_options_and_prints_the_result(paw: Paw) -> None:
     paw.stand_in("evaluation.panel", "evaluate_path", evaluation(draw(0, 12, 0.5), update=3, ce=0.5))
-    status, out, _ = paw("eval", "runs/x", "--panel", "valid_seen:40@1", "--repeats", "2", "--temperature", "0.7", "--workers", "4")
+    status, out, _ = paw(
+        "eval",
+        "runs/x",
+        "--panel",
+        "valid_seen:40@1",
+        "--repeats",
+        "2",
+        "--temperature",
+        "0.7",
+        "--workers",
+        "4",
+    )
     assert status == 0 and "pick_and_place_simple" in out
     by_its_own = {"protocol": None, "benchmark": None, "overrides": ()}
-    assert paw.calls == [(("runs/x",), {"panel": "valid_seen:40@1", "repeats": 2, "temperature": 0.7, "workers": 4, "out": None} | by_its_own)]
-    paw("eval", "m", "--panel", "test", "--protocol", "reference", "--benchmark", "webshop", "rollout.engine=sglang", "seed=1")
-    by_a_protocol = {"protocol": "reference", "benchmark": "webshop", "overrides": ["rollout.engine=sglang", "seed=1"]}
-    assert paw.calls[1][1] == {"panel": "test", "repeats": 1, "temperature": None, "workers": None, "out": None} | by_a_protocol
+    assert paw.calls == [
+        (
+            ("runs/x",),
+            {"panel": "valid_seen:40@1", "repeats": 2, "temperature": 0.7, "workers": 4, "out": None}
+            | by_its_own,
+        )
+    ]
+    paw(
+        "eval",
+        "m",
+        "--panel",
+        "test",
+        "--protocol",
+        "reference",
+        "--benchmark",
+        "webshop",
+        "rollout.engine=sglang",
+        "seed=1",
+    )
+    by_a_protocol = {
+        "protocol": "reference",
+        "benchmark": "webshop",
+        "overrides": ["rollout.engine=sglang", "seed=1"],
+    }
+    assert (
+        paw.calls[1][1]
+        == {"panel": "test", "repeats": 1, "temperature": None, "workers": None, "out": None} | by_a_protocol
+    )
     assert paw("eval", "m")[0] == 2  # a panel must be chosen
     assert len(paw.calls) == 2
 
 
 def test_report_writes_and_prints(paw: Paw, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", recipe("a"), training_metrics(0, 5, gain=0.1, wm=True), [evaluation(draw(0, 12, 0.5), update=5)])
+    run = write_run(
+        tmp_path / "run",
+        recipe("a"),
+        training_metrics(0, 5, gain=0.1, wm=True),
+        [evaluation(draw(0, 12, 0.5), update=5)],
+    )
     status, out, _ = paw("report", str(run), "--out", str(tmp_path / "out"))
     assert status == 0 and str(tmp_path / "out/report.html") in out and "valid_seen" in out
     assert (tmp_path / "out/report.html").is_file()
@@ -171,7 +235,9 @@ def test_report_writes_and_prints(paw: Paw, tmp_path: Path) -> None:
     assert status == 2 and "no run here" in err and err.count("\n") == 1
 
 
-def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_start_and_quickstart_hand_over(
+    paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("w.yaml", "q.yaml"):
         Path(name).touch()
@@ -182,7 +248,8 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypat
         monkeypatch.setattr(official, "find", lambda found=found: found)
         assert paw("quickstart")[0] == 0
     assert paw("quickstart", "q.yaml", "updates=3", "--run-dir", "d")[0] == 0
-    assert paw("quickstart", "updates=4", "eval.repeats=1")[0] == 0  # no recipe: the first word is an override
+    # no recipe: the first word is an override
+    assert paw("quickstart", "updates=4", "eval.repeats=1")[0] == 0
     assert [call[0] for call in paw.calls] == [
         (Path("w.yaml"), ["seed=1"], Path("x")),
         (shipped_recipes() / "quickstart-generated.yaml", [], Path("runs/quickstart")),
@@ -192,7 +259,9 @@ def test_warm_start_and_quickstart_hand_over(paw: Paw, tmp_path: Path, monkeypat
     ]
 
 
-def test_study_hands_over_and_says_by_its_status_whether_it_is_complete(paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_hands_over_and_says_by_its_status_whether_it_is_complete(
+    paw: Paw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").touch()
     paw.stand_in("study.local", "run_sweep", True)
@@ -214,7 +283,10 @@ def test_data_commands(paw: Paw, monkeypatch: pytest.MonkeyPatch) -> None:
         return [Task(f"{split}/pick/1", "pick", "x"), Task(f"{split}/pick/2", "pick", "x")]
 
     monkeypatch.setattr(games, "tasks", tasks)
-    assert paw("data", "alfworld", "list", "valid_unseen", "--games", "official")[1].splitlines() == ["valid_unseen/pick/1", "valid_unseen/pick/2"]
+    assert paw("data", "alfworld", "list", "valid_unseen", "--games", "official")[1].splitlines() == [
+        "valid_unseen/pick/1",
+        "valid_unseen/pick/2",
+    ]
     assert paw("data", "alfworld", "generate")[1].splitlines()[0] == "train: 2 generated games"
     assert asked == [("valid_unseen", "official"), *((split, "generated") for split in games.OFFICIAL_COUNTS)]
     assert paw("data", "alfworld", "list", "--games", "both")[0] == 2
@@ -222,7 +294,12 @@ def test_data_commands(paw: Paw, monkeypatch: pytest.MonkeyPatch) -> None:
     assert paw("data", "alfworld", "fetch")[1] == "games.zip\n"
     for intact, status in ((True, 0), (False, 1)):
         monkeypatch.setattr(
-            games, "verify", lambda intact=intact: [games.SplitReport("train", 3553, 3553, True), games.SplitReport("x", 1, 2, intact)]
+            games,
+            "verify",
+            lambda intact=intact: [
+                games.SplitReport("train", 3553, 3553, True),
+                games.SplitReport("x", 1, 2, intact),
+            ],
         )
         assert paw("data", "alfworld", "verify")[0] == status
 
@@ -240,7 +317,9 @@ def test_doctor_fails_only_where_something_required_is_missing(monkeypatch: pyte
     fine, optional = Check("Python", True, "3.11"), Check("GPU", None, "none", "buy one")
     status, text = printed([fine, optional], monkeypatch)
     assert status == 0 and "everything that is required is here" in text and "buy one" in text
-    status, text = printed([fine, optional, Check("torch", False, "not installed", "pip install 'x[torch]'")], monkeypatch)
+    status, text = printed(
+        [fine, optional, Check("torch", False, "not installed", "pip install 'x[torch]'")], monkeypatch
+    )
     assert status == 1 and "missing: torch" in text and "pip install 'x[torch]'" in text
 
 
@@ -249,13 +328,19 @@ def test_doctor_sees_this_machine(paw: Paw) -> None:
 
     status, out, _ = paw("doctor")
     checks = {check.name: check for check in doctor.examine()}
-    assert checks["torch"].found == torch.__version__ and checks["Python"].ok and int(checks["CPU cores"].found) >= 1
+    assert (
+        checks["torch"].found == torch.__version__
+        and checks["Python"].ok
+        and int(checks["CPU cores"].found) >= 1
+    )
     assert checks["textworld"].ok and checks["alfworld"].ok
     assert status == (1 if any(check.ok is False for check in checks.values()) else 0)
     assert torch.__version__ in out
 
 
-def test_doctor_says_what_to_do_about_data_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_says_what_to_do_about_data_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PAW_DATA", str(tmp_path / "nowhere"))
     (check,) = [c for c in doctor.examine() if c.name == "ALFWorld games"]
     assert check.ok is False and "nowhere" in check.found and check.advice
@@ -265,12 +350,19 @@ def test_doctor_says_what_to_do_about_data_that_cannot_be_read(monkeypatch: pyte
     ("module", "function", "arguments", "options"),
     [
         ("loop", "train", 2, ("command",)),
-        ("evaluation.panel", "evaluate_path", 1, ("panel", "repeats", "temperature", "workers", "out", "protocol", "benchmark", "overrides")),
+        (
+            "evaluation.panel",
+            "evaluate_path",
+            1,
+            ("panel", "repeats", "temperature", "workers", "out", "protocol", "benchmark", "overrides"),
+        ),
         ("study.warmstart", "main", 3, ()),
         ("study.quickstart", "run", 3, ()),
         ("study.local", "run_sweep", 4, ()),
     ],
 )
-def test_the_functions_behind_the_commands_take_what_is_handed_over(module: str, function: str, arguments: int, options: tuple[str, ...]) -> None:
+def test_the_functions_behind_the_commands_take_what_is_handed_over(
+    module: str, function: str, arguments: int, options: tuple[str, ...]
+) -> None:
     real = getattr(pytest.importorskip(f"paw_hpc.{module}"), function)
     inspect.signature(real).bind(*range(arguments), **dict.fromkeys(options))

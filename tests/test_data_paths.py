@@ -12,7 +12,9 @@ from paw_hpc.system import data_paths
 from paw_hpc.system.errors import DataError
 
 
-def test_paw_data_comes_before_the_shared_folder_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paw_data_comes_before_the_shared_folder_and_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     named, checkout, cache = tmp_path / "named", tmp_path / "work" / "checkout", tmp_path / "cache"
     shared = checkout.parent / "shared" / "data"
     for folder in (named, checkout, shared, cache):
@@ -26,7 +28,9 @@ def test_paw_data_comes_before_the_shared_folder_and_the_cache(tmp_path: Path, m
     assert named not in data_paths.data_roots()
 
 
-def test_folders_that_are_not_there_are_not_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_are_not_there_are_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PAW_CACHE", str(tmp_path / "cache"))
     assert tmp_path / "cache" not in data_paths.data_roots()
     data_paths.cache_dir("alfworld")
@@ -50,7 +54,11 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     text = r"cannot be written \(No space left on device\); free some space"
-    with pytest.raises(DataError, match=text), data_paths.atomic_file(tmp_path / "file"), open("/dev/full", "wb") as full:
+    with (
+        pytest.raises(DataError, match=text),
+        data_paths.atomic_file(tmp_path / "file"),
+        open("/dev/full", "wb") as full,
+    ):
         full.write(b"x")
     assert not list(tmp_path.iterdir())
 

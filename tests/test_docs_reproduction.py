@@ -1,4 +1,5 @@
-"""docs/reproduction.md says what the recipes, the planner and the program say; CITATION.cff names this version and the paper."""
+"""docs/reproduction.md says what the recipes, the planner and the program say; CITATION.cff names this
+version and the paper."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def section(title: str) -> str:
 def test_the_estimates_are_those_of_the_planner(path: Path) -> None:
     """When this fails after a change of the estimate: paste `paw plan recipes/paper/NAME.yaml` again."""
     sweep = load_sweep(path)
-    lines = overview_lines(sweep.name, [make_plan(load_recipe(one.base, one.changes)) for one in sweep.variants], len(sweep.seeds))
+    lines = overview_lines(
+        sweep.name,
+        [make_plan(load_recipe(one.base, one.changes)) for one in sweep.variants],
+        len(sweep.seeds),
+    )
     shown = [line.removeprefix("    ") for line in section("What it may cost").splitlines()]
     total = next(line for line in lines if line.startswith(f"{sweep.name}:"))
     wanted = lines if sweep.name.startswith("table") else [total]
@@ -47,7 +52,9 @@ def test_every_sweep_is_named_with_its_number_of_runs() -> None:
 
 
 def test_every_arm_is_described() -> None:
-    first_cells = [line.split("|")[1] for line in section("Arms and controls").splitlines() if line.startswith("| `")]
+    first_cells = [
+        line.split("|")[1] for line in section("Arms and controls").splitlines() if line.startswith("| `")
+    ]
     described = {word for cell in first_cells for word in re.findall(r"`([^`]+)`", cell)}
     assert described | {"paw"} == set(OmegaConf.load(CHOICES).arm)
 
@@ -56,18 +63,30 @@ def test_the_metrics_to_look_at_exist() -> None:
     named = set(re.findall(r"`((?:train|wm)/\w+)`", section("How to check a run")))
     pool = random_pool(0)
     planned = plan(pool, random_scores(pool), tiny_recipe(), 0).metrics
-    of_the_policy = {"wm_loss": 0.0, "observation_ce": 0.0, "clipped_token_ratio": 0.0}  # reported by every backend (tests/policy)
+    # reported by every backend (tests/policy)
+    of_the_policy = {"wm_loss": 0.0, "observation_ce": 0.0, "clipped_token_ratio": 0.0}
     assert named and named <= public_names(planned, of_the_policy).keys()
 
 
 def test_files_that_are_named_exist() -> None:
-    for path in set(re.findall(r"recipes/[\w./-]+\.yaml|docs/[\w-]+\.md|benchmarks/\w+\.py|tests/\w+\.py|paw_hpc/[\w/]+\.py", DOC)):
+    for path in set(
+        re.findall(
+            r"recipes/[\w./-]+\.yaml|docs/[\w-]+\.md|benchmarks/\w+\.py|tests/\w+\.py|paw_hpc/[\w/]+\.py", DOC
+        )
+    ):
         assert (ROOT / path).is_file(), path
 
 
 def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
     citation: Any = OmegaConf.load(ROOT / "CITATION.cff")
-    assert citation.version == __version__ and citation["cff-version"] == "1.2.0" and citation.license == "Apache-2.0"
+    assert (
+        citation.version == __version__
+        and citation["cff-version"] == "1.2.0"
+        and citation.license == "Apache-2.0"
+    )
     paper = citation.references[0]
-    assert paper.identifiers[0].value == "arXiv:2606.02388" and paper.title == "Policy and World Modeling Co-Training for Language Agents"
+    assert (
+        paper.identifiers[0].value == "arXiv:2606.02388"
+        and paper.title == "Policy and World Modeling Co-Training for Language Agents"
+    )
     assert len(paper.authors) == 12

@@ -1,4 +1,5 @@
-"""Every HTTP client of the project has a deadline for the whole of an answer, against a real server that sends one byte at a time."""
+"""Every HTTP client of the project has a deadline for the whole of an answer, against a real server that
+sends one byte at a time."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ def test_the_retrievers_client_when_it_is_closed(url: str) -> None:
 
 
 def test_the_load_test(url: str) -> None:
-    error = ended(lambda: load_test.load_test(url, ["Oslo"], requests=1, clients=1, batch=1, timeout_s=DEADLINE_S))
+    error = ended(
+        lambda: load_test.load_test(url, ["Oslo"], requests=1, clients=1, batch=1, timeout_s=DEADLINE_S)
+    )
     assert isinstance(error, DataError) and "no healthy server" in str(error)
 
 
@@ -102,5 +105,7 @@ def test_a_download_that_is_cut_short_is_none() -> None:
                 connection.sendall(FORMS["body"] + b"half")
 
         threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises((OSError, http.client.HTTPException), match=r"cut short after 4 of 100000 bytes|IncompleteRead"):
+        with pytest.raises(
+            (OSError, http.client.HTTPException), match=r"cut short after 4 of 100000 bytes|IncompleteRead"
+        ):
             list(downloads.blocks(f"http://127.0.0.1:{listening.getsockname()[1]}"))

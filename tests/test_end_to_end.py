@@ -1,4 +1,5 @@
-"""RL from the warm start raises success on a handful of games; co-training lowers the cross-entropy of held-out observations, vanilla not."""
+"""RL from the warm start raises success on a handful of games; co-training lowers the cross-entropy of
+held-out observations, vanilla not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ UPDATES = 7
 # the shipped policy was cloned on the official games, and the settings are for them
 pytestmark = [
     pytest.mark.beside,
-    pytest.mark.skipif(official.find() is None, reason="no official ALFWorld games on this machine ($PAW_DATA, ../shared/data beside the checkout)"),
+    pytest.mark.skipif(
+        official.find() is None,
+        reason="no official ALFWorld games on this machine ($PAW_DATA, ../shared/data beside the checkout)",
+    ),
 ]
 
 
@@ -28,10 +32,20 @@ def recipe(paw: bool) -> Recipe:
         {
             "name": "end-to-end",
             "updates": UPDATES,
-            "env": {"prompt": "compact", "max_steps": 8, "train_games": 6, "task_types": ["pick_and_place_simple"]},
+            "env": {
+                "prompt": "compact",
+                "max_steps": 8,
+                "train_games": 6,
+                "task_types": ["pick_and_place_simple"],
+            },
             "model": {"path": "warm-start"},
             "rollout": {"groups": 6, "group_size": 8, "max_prompt_tokens": 512, "max_response_tokens": 12},
-            "algorithm": {"kl_coefficient": 0.0, "old_logp": "rollout", "penalty": "after_normalization", "aggregation": "episode"},
+            "algorithm": {
+                "kl_coefficient": 0.0,
+                "old_logp": "rollout",
+                "penalty": "after_normalization",
+                "aggregation": "episode",
+            },
             "wm": {"enabled": paw},
             "optimizer": {"lr": 2.5e-4, "mini_batch": 192},
         }
@@ -46,10 +60,13 @@ class Run:
 
 
 def play(paw: bool) -> Run:
-    """A short run, and the observation cross-entropy on the same held-out transitions (the warm start's play of other games) before and after it."""
+    """A short run, and the observation cross-entropy on the same held-out transitions (the warm start's play
+    of other games) before and after it."""
     chosen = recipe(paw)
     with EventLoop() as runner, Machinery(chosen, runner) as machinery:
-        foreign, _ = machinery.play(machinery.benchmark.tasks("valid_seen")[:4], 2, 0, purpose="eval", temperature=1.0)
+        foreign, _ = machinery.play(
+            machinery.benchmark.tasks("valid_seen")[:4], 2, 0, purpose="eval", temperature=1.0
+        )
         before = observation_cross_entropy(machinery, foreign)
         tasks = machinery.benchmark.tasks("train")
         success = [one_update(chosen, machinery, tasks, update)["train/success"] for update in range(UPDATES)]

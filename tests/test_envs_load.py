@@ -1,4 +1,5 @@
-"""The load benchmark of the OpenEnv server, at toy size: everybody is killed once, and it finds what it looks for."""
+"""The load benchmark of the OpenEnv server, at toy size: everybody is killed once, and it finds what it looks
+for."""
 
 from __future__ import annotations
 
@@ -12,9 +13,22 @@ from benchmarks.envs_load import __main__ as envs_load
 
 
 @pytest.mark.slow
-def test_killed_clients_killed_servers_and_hostile_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_clients_killed_servers_and_hostile_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PAW_CACHE", str(tmp_path / "cache"))
-    small = ["--data", "generated", "--sessions", "16", "--clients", "2", "--walks", "24", "--half-open", "12"]
+    small = [
+        "--data",
+        "generated",
+        "--sessions",
+        "16",
+        "--clients",
+        "2",
+        "--walks",
+        "24",
+        "--half-open",
+        "12",
+    ]
     found = envs_load.main(["search", *small, "--seconds", "12", "--kill-client-s", "5", "--sample-s", "0.2"])
     played = found.played
     assert played.walks > 16 and not played.differences and not played.errors
@@ -29,6 +43,15 @@ def test_killed_clients_killed_servers_and_hostile_ones(tmp_path: Path, monkeypa
     )
     strangers = {(kind.partition(",")[0], came) for kind, came in found.harm if "key" in kind}
     # (Where the server was dead just then, they were refused by the machine.)
-    assert {came for _, came in strangers} <= {"status 403", "status 401", "ConnectionRefusedError", "ConnectionResetError", "closed"}, strangers
-    assert found.harm["a message too long", "closed, 1009"] and found.harm["more sessions than places", "CAPACITY_REACHED"]
+    assert {came for _, came in strangers} <= {
+        "status 403",
+        "status 401",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "closed",
+    }, strangers
+    assert (
+        found.harm["a message too long", "closed, 1009"]
+        and found.harm["more sessions than places", "CAPACITY_REACHED"]
+    )
     assert not [line for line in found.log if "Traceback" in line or "ERROR" in line], found.log

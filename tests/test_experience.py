@@ -1,4 +1,5 @@
-"""Pools flatten what was played and drop what broke; batches can be cut and reordered without a change to any sample."""
+"""Pools flatten what was played and drop what broke; batches can be cut and reordered without a change to any
+sample."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ def random_batch(seed: int, samples: int = 7, counted: bool = False) -> Batch:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 10, samples)
     cu = np.concatenate([[0], lengths.cumsum()])
-    rows = [np.sort(rng.choice(int(n) - 1, min(int(n) - 1, int(rng.integers(0, 5))), replace=False)) for n in lengths]
+    rows = [
+        np.sort(rng.choice(int(n) - 1, min(int(n) - 1, int(rng.integers(0, 5))), replace=False))
+        for n in lengths
+    ]
     position = np.concatenate([cu[i] + r for i, r in enumerate(rows)]).astype(np.int64)
     tokens = torch.from_numpy(rng.integers(0, 50, int(cu[-1])))
     return Batch(
@@ -28,7 +32,10 @@ def random_batch(seed: int, samples: int = 7, counted: bool = False) -> Batch:
         row_target=tokens[torch.from_numpy(position) + 1],
         row_kind=torch.from_numpy(rng.integers(0, 2, len(position)).astype(np.uint8)),
         row_cu=torch.tensor([0, *np.cumsum([len(r) for r in rows])]),
-        streams={name: torch.from_numpy(rng.random(len(position)).astype(np.float32)) for name in ("weight", "advantage")},
+        streams={
+            name: torch.from_numpy(rng.random(len(position)).astype(np.float32))
+            for name in ("weight", "advantage")
+        },
         transition=torch.from_numpy(rng.permutation(samples)),
         sample_streams={"value_target": torch.from_numpy(rng.random(samples).astype(np.float32))},
         value_position=torch.from_numpy(cu[:-1] + rng.integers(0, lengths)),
@@ -60,7 +67,12 @@ def equal(a: Batch, b: Batch) -> bool:
             return x.keys() == y.keys() and all(same(x[k], y[k]) for k in x)
         if x is None or y is None:
             return x is y
-        return isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.dtype == y.dtype and torch.equal(x, y)
+        return (
+            isinstance(x, torch.Tensor)
+            and isinstance(y, torch.Tensor)
+            and x.dtype == y.dtype
+            and torch.equal(x, y)
+        )
 
     return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch))
 
@@ -70,12 +82,18 @@ class TestTaking:
     def test_samples_changes_none_of_them(self, chosen: list[int]) -> None:
         batch = random_batch(0)
         part = batch.take(torch.tensor(chosen, dtype=torch.long))
-        assert len(part) == len(chosen) and part.num_tokens == int(part.cu_seqlens[-1]) and part.num_rows == int(part.row_cu[-1])
+        assert (
+            len(part) == len(chosen)
+            and part.num_tokens == int(part.cu_seqlens[-1])
+            and part.num_rows == int(part.row_cu[-1])
+        )
         assert [sample(part, i) for i in range(len(chosen))] == [sample(batch, n) for n in chosen]
         assert part.tokens[part.row_position + 1].tolist() == part.row_target.tolist()
         for item in fields(Batch):
             before, after = getattr(batch, item.name), getattr(part, item.name)
-            assert isinstance(before, dict) or (after is None if before is None else after.dtype == before.dtype)
+            assert isinstance(before, dict) or (
+                after is None if before is None else after.dtype == before.dtype
+            )
 
     def test_all_of_them_gives_the_batch_back_and_order_can_be_undone(self) -> None:
         batch = random_batch(1, counted=True)
@@ -101,7 +119,9 @@ class TestTaking:
         chosen = torch.tensor([5, 0, 2])
         rows = batch.rows_of(chosen)
         assert batch.row_target[rows].tolist() == batch.take(chosen).row_target.tolist()
-        assert rows.tolist() == [r for n in chosen.tolist() for r in range(int(batch.row_cu[n]), int(batch.row_cu[n + 1]))]
+        assert rows.tolist() == [
+            r for n in chosen.tolist() for r in range(int(batch.row_cu[n]), int(batch.row_cu[n + 1]))
+        ]
 
     def test_lengths_and_devices(self) -> None:
         batch = random_batch(5)
@@ -113,12 +133,27 @@ class TestPools:
     def test_keep_group_member_and_step_in_order(self) -> None:
         groups = random_groups(0, groups=3, members=4)
         pool = Pool.from_groups(groups)
-        flat = [(g, m, s, t) for g, group in enumerate(groups) for m, e in enumerate(group.episodes) for s, t in enumerate(e.transitions)]
+        flat = [
+            (g, m, s, t)
+            for g, group in enumerate(groups)
+            for m, e in enumerate(group.episodes)
+            for s, t in enumerate(e.transitions)
+        ]
         assert pool.transitions == [t for *_, t in flat] and len(pool) == len(flat)
-        assert pool.group.tolist() == [g for g, *_ in flat] and pool.episode.tolist() == [4 * g + m for g, m, *_ in flat]
-        assert pool.step.tolist() == [s for _, _, s, _ in flat] and pool.episode_group.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-        assert pool.rewards.tolist() == [t.reward for *_, t in flat] and pool.valid.tolist() == [t.valid for *_, t in flat]
-        assert pool.returns.tolist() == [e.episode_return for g in groups for e in g.episodes] and pool.num_groups == 3
+        assert pool.group.tolist() == [g for g, *_ in flat] and pool.episode.tolist() == [
+            4 * g + m for g, m, *_ in flat
+        ]
+        assert (
+            pool.step.tolist() == [s for _, _, s, _ in flat]
+            and pool.episode_group.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        )
+        assert pool.rewards.tolist() == [t.reward for *_, t in flat] and pool.valid.tolist() == [
+            t.valid for *_, t in flat
+        ]
+        assert (
+            pool.returns.tolist() == [e.episode_return for g in groups for e in g.episodes]
+            and pool.num_groups == 3
+        )
 
     def test_drop_episodes_that_broke_and_groups_without_any_left(self) -> None:
         groups = random_groups(1, groups=4, members=3)
@@ -141,7 +176,13 @@ class TestPools:
             e.failed_by_environment = True
         for nothing in (Pool.from_groups(groups), Pool.from_groups([])):
             assert len(nothing) == nothing.num_groups == len(nothing.episodes) == 0
-            assert nothing.group.shape == nothing.episode.shape == nothing.returns.shape == nothing.action_sample.shape == (0,)
+            assert (
+                nothing.group.shape
+                == nothing.episode.shape
+                == nothing.returns.shape
+                == nothing.action_sample.shape
+                == (0,)
+            )
 
     def test_know_the_transition_of_each_action_token(self) -> None:
         pool = random_pool(3)
@@ -158,4 +199,9 @@ class TestPools:
 
 def test_kinds_of_rows_are_told_apart() -> None:
     assert ACTION != OBSERVATION
-    assert {f.name for f in fields(Transition)} >= {"prompt_ids", "response_ids", "bridge_ids", "observation_ids"}
+    assert {f.name for f in fields(Transition)} >= {
+        "prompt_ids",
+        "response_ids",
+        "bridge_ids",
+        "observation_ids",
+    }

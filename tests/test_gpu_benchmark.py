@@ -1,4 +1,5 @@
-"""Every step of `python -m benchmarks.gpu` at toy size: a GPU that is lent for minutes must not meet a script for the first time."""
+"""Every step of `python -m benchmarks.gpu` at toy size: a GPU that is lent for minutes must not meet a script
+for the first time."""
 
 from __future__ import annotations
 
@@ -18,10 +19,14 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_a_step_writes_its_table(step: Step, tmp_path: Path) -> None:
     became, _ = run(step, True, tmp_path)
-    assert became == "done" or (step.name == "sanitize" and became == "skipped: there is no GPU"), (tmp_path / f"{step.name}.log").read_text()[-3000:]
+    assert became == "done" or (step.name == "sanitize" and became == "skipped: there is no GPU"), (
+        tmp_path / f"{step.name}.log"
+    ).read_text()[-3000:]
     if became == "done" and step.name != "kernels":
         (table,) = [path.read_text() for path in tmp_path.glob("*.md")]
-        assert table.startswith("# ") and "torch 2." in table and "nan" not in table.replace("| nan |", ""), table
+        assert table.startswith("# ") and "torch 2." in table and "nan" not in table.replace("| nan |", ""), (
+            table
+        )
 
 
 def test_a_step_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
@@ -29,13 +34,24 @@ def test_a_step_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
         return Step("probe", "", lambda toy, out: [sys.executable, "-c", code], limit_s)
 
     assert run(step("print('a table')"), True, tmp_path)[0] == "done"
-    assert run(step("raise SystemExit('out of memory')"), True, tmp_path)[0] == "failed with status 1: out of memory"
-    assert run(step(f"print('no such thing'); raise SystemExit({SKIPPED})"), True, tmp_path)[0] == "skipped: no such thing"
-    assert run(step("import time; print('slow', flush=True); time.sleep(60)", 1), True, tmp_path)[0] == "stopped after 1 s: slow"
+    assert (
+        run(step("raise SystemExit('out of memory')"), True, tmp_path)[0]
+        == "failed with status 1: out of memory"
+    )
+    assert (
+        run(step(f"print('no such thing'); raise SystemExit({SKIPPED})"), True, tmp_path)[0]
+        == "skipped: no such thing"
+    )
+    assert (
+        run(step("import time; print('slow', flush=True); time.sleep(60)", 1), True, tmp_path)[0]
+        == "stopped after 1 s: slow"
+    )
 
 
 def test_an_unknown_step_is_refused_by_name() -> None:
-    found = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "heads"], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "heads"], cwd=ROOT, capture_output=True, text=True
+    )
     assert found.returncode == 2 and "no step heads; there are machine, kernels, head" in found.stderr
 
 
@@ -45,5 +61,7 @@ def test_a_model_travels_in_parts(tmp_path: Path) -> None:
     folder.mkdir()
     made = prepare.parts(source, folder, 1000)
     assert [path.stat().st_size for path in made] == [1000, 1000, 560]
-    assert b"".join(path.read_bytes() for path in sorted(folder.glob("model.gguf.part*"))) == source.read_bytes()
+    assert (
+        b"".join(path.read_bytes() for path in sorted(folder.glob("model.gguf.part*"))) == source.read_bytes()
+    )
     assert hashlib.sha256(source.read_bytes()).hexdigest() in (folder / "model.gguf.sha256").read_text()

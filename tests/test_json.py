@@ -24,7 +24,12 @@ def runs(tmp_path: Path) -> Path:
     for name, end in ends.items():
         wm = name == "grpo-paw"
         evaluations = [evaluation(start, update=0, ce=1.1), evaluation(end, update=30, ce=0.7 if wm else 1.2)]
-        write_run(tmp_path / "runs" / name, recipe(name, wm=wm), training_metrics(int(wm), 30, gain=0.2, wm=wm), evaluations)
+        write_run(
+            tmp_path / "runs" / name,
+            recipe(name, wm=wm),
+            training_metrics(int(wm), 30, gain=0.2, wm=wm),
+            evaluations,
+        )
     return tmp_path / "runs"
 
 
@@ -45,7 +50,11 @@ def test_report(runs: Path, tmp_path: Path) -> None:
     found = said("report", str(runs), "--out", str(tmp_path / "report"))
     assert Path(found["markdown"]).is_file() and Path(found["html"]).is_file()
     ends = {arm["label"]: arm["runs"][0]["evaluations"][-1] for arm in found["arms"]}
-    assert ends.keys() == {"grpo", "grpo-paw"} and ends["grpo-paw"]["success"] == np.mean(draw(2, 20, 0.7)) and ends["grpo"]["update"] == 30
+    assert (
+        ends.keys() == {"grpo", "grpo-paw"}
+        and ends["grpo-paw"]["success"] == np.mean(draw(2, 20, 0.7))
+        and ends["grpo"]["update"] == 30
+    )
     low, high = ends["grpo"]["interval"]
     assert low <= ends["grpo"]["success"] <= high and ends["grpo"]["episodes"] == 20
     [difference] = found["differences"]
@@ -57,8 +66,14 @@ def test_plan_of_recipes_and_sweeps() -> None:
     found = said("plan", "alfworld/qwen2.5-1.5b-grpo-paw", "cluster.gpus_per_node=8")["runs"]
     small = said("plan", "quickstart")["runs"][0]
     [big] = found
-    assert big["gpus_per_node"] >= 1 and big["memory_bytes"]["trainer"]["total"] > 1e9 and big["estimated"]["update_s"] > 0
-    assert big["gpu_hours"] == pytest.approx(big["estimated"]["update_s"] * big["updates"] * len(big["nodes"]) * big["gpus_per_node"] / 3600)
+    assert (
+        big["gpus_per_node"] >= 1
+        and big["memory_bytes"]["trainer"]["total"] > 1e9
+        and big["estimated"]["update_s"] > 0
+    )
+    assert big["gpu_hours"] == pytest.approx(
+        big["estimated"]["update_s"] * big["updates"] * len(big["nodes"]) * big["gpus_per_node"] / 3600
+    )
     assert small["estimated"] is None and small["gpu"] is None and small["seeds"] == 1
 
 

@@ -28,13 +28,19 @@ class TestAKey:
     def test_comes_back_from_its_file(self, tmp_path: Path) -> None:
         key = new_key()
         write_secret(tmp_path / "key", key + "\n")
-        assert read_key(tmp_path / "key", "x") == key and bearer(key) == {"Authorization": f"Bearer {key}"} and bearer(None) == {}
+        assert (
+            read_key(tmp_path / "key", "x") == key
+            and bearer(key) == {"Authorization": f"Bearer {key}"}
+            and bearer(None) == {}
+        )
 
     def test_is_never_the_same_and_no_program_takes_it_for_anything_else(self) -> None:
         keys = {new_key() for _ in range(1000)}
         assert len(keys) == 1000 and all(len(key) == 64 and key.isalnum() for key in keys)
 
-    def test_is_in_a_file_for_its_owner_whatever_the_umask_and_whatever_lay_there(self, tmp_path: Path) -> None:
+    def test_is_in_a_file_for_its_owner_whatever_the_umask_and_whatever_lay_there(
+        self, tmp_path: Path
+    ) -> None:
         before = os.umask(0)
         try:
             (tmp_path / "key").write_text("an older one, for everybody")
@@ -60,9 +66,15 @@ class TestAKey:
     def test_that_others_can_use_is_none(self, tmp_path: Path, mode: int) -> None:
         (tmp_path / "key").write_text("0123")
         (tmp_path / "key").chmod(mode)
-        assert "chmod 600" in (said := refusal(tmp_path / "key")) and f"mode {mode:04o}" in said and "0123" not in said
+        assert (
+            "chmod 600" in (said := refusal(tmp_path / "key"))
+            and f"mode {mode:04o}" in said
+            and "0123" not in said
+        )
 
-    @pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"two\nlines", "kéy".encode(), b"\xff\xfe", b"\0", b"x" * 5000])
+    @pytest.mark.parametrize(
+        "content", [b"", b"\n", b"two words", b"two\nlines", "kéy".encode(), b"\xff\xfe", b"\0", b"x" * 5000]
+    )
     def test_that_cannot_go_into_a_header_is_none(self, tmp_path: Path, content: bytes) -> None:
         write_secret(tmp_path / "key", "")
         with open(tmp_path / "key", "wb") as file:
@@ -85,20 +97,35 @@ class TestAKey:
 class TestARecipe:
     def test_names_a_key_for_servers_of_somebody_else_and_only_then(self) -> None:
         servers = ["rollout.engine=sglang", "rollout.fleet.key_file=/keys/theirs"]
-        fleet = load_recipe("recipes/quickstart-sglang.yaml", [*servers, "rollout.fleet.addresses=[http://node7:30000]"]).rollout.fleet
+        fleet = load_recipe(
+            "recipes/quickstart-sglang.yaml", [*servers, "rollout.fleet.addresses=[http://node7:30000]"]
+        ).rollout.fleet
         assert fleet.key_file == "/keys/theirs"
         with pytest.raises(UserError, match=r"rollout\.fleet: key_file: it goes with addresses"):
             load_recipe("recipes/quickstart-sglang.yaml", servers)
 
     @pytest.mark.parametrize(
-        "argument", ["--api-key=0123", "--api-key", "--admin-api-key", "--api_key", "--config=x.yaml", "--tokenizer-worker-num=2"]
+        "argument",
+        [
+            "--api-key=0123",
+            "--api-key",
+            "--admin-api-key",
+            "--api_key",
+            "--config=x.yaml",
+            "--tokenizer-worker-num=2",
+        ],
     )
     def test_may_not_undo_the_key_of_a_runs_servers(self, argument: str) -> None:
-        with pytest.raises(UserError, match=r"rollout\.fleet: arguments: --(admin-)?(api-key|config|tokenizer-worker-num) .*; leave it out"):
+        with pytest.raises(
+            UserError,
+            match=r"rollout\.fleet: arguments: --(admin-)?(api-key|config|tokenizer-worker-num) .*; leave "
+            r"it out",
+        ):
             parse_recipe({"rollout": {"engine": "sglang", "fleet": {"arguments": [argument]}}})
 
 
-# A stand-in for SGLang that says what it was started with, the key in pieces, and at the end without a line's end.
+# A stand-in for SGLang that says what it was started with, the key in pieces, and at the end without a line's
+# end.
 SAYS_ITS_KEY = """
 import json, os, sys, time
 config = sys.argv[sys.argv.index("--config") + 1]
@@ -135,12 +162,20 @@ def test_what_a_server_says_goes_into_its_log_without_its_key(tmp_path: Path) ->
     assert done.returncode == 3 and key not in said + done.stdout + done.stderr
     assert "api_key='*****' and again **********\n" in said and "half ***** whole" in said
     # What only begins like a key stays, and nothing is lost.
-    assert f"not all: {key[:-1]} {key[:3]}\n" in said and said.count("last *****") == 1 and str(tmp_path / "key.yaml") in said
-    assert "umask 0o77 " in said and not Path(said.split("umask 0o77 ")[1].split()[0]).exists(), "its folder is gone with it"
+    assert (
+        f"not all: {key[:-1]} {key[:3]}\n" in said
+        and said.count("last *****") == 1
+        and str(tmp_path / "key.yaml") in said
+    )
+    assert "umask 0o77 " in said and not Path(said.split("umask 0o77 ")[1].split()[0]).exists(), (
+        "its folder is gone with it"
+    )
 
 
 def test_the_beginning_of_a_key_is_kept_back_and_nothing_else() -> None:
-    assert [beginning(text, b"abcabd") for text in (b"", b"x", b"a", b"xabca", b"abcabd", b"abcabcab", b"d")] == [0, 0, 1, 4, 0, 5, 0]
+    assert [
+        beginning(text, b"abcabd") for text in (b"", b"x", b"a", b"xabca", b"abcabd", b"abcabcab", b"d")
+    ] == [0, 0, 1, 4, 0, 5, 0]
     assert beginning(b"abc", b"") == 0
 
 

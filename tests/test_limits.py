@@ -31,17 +31,45 @@ def limited(soft: int, hard: int) -> Callable[[], None]:
 
 
 def train(folder: Path, soft: int, hard: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "paw_hpc.cli.main", "train", str(ROOT / "recipes/quickstart.yaml"), *PLAYED, "--run-dir", str(folder)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limited(soft, hard), timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "paw_hpc.cli.main",
+        "train",
+        str(ROOT / "recipes/quickstart.yaml"),
+        *PLAYED,
+        "--run-dir",
+        str(folder),
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limited(soft, hard), timeout=300
+    )
 
 
 def test_what_the_episodes_of_a_run_need() -> None:
-    plain = {"model": {"path": "warm-start"}, "rollout": {"groups": 8, "group_size": 8, "max_batch": 16}, "env": {"workers": 3}}
+    plain = {
+        "model": {"path": "warm-start"},
+        "rollout": {"groups": 8, "group_size": 8, "max_batch": 16},
+        "env": {"workers": 3},
+    }
     assert files_of_episodes(parse_recipe(plain)) == 64 + 3
-    assert files_of_episodes(parse_recipe(plain | {"rollout": {"groups": 2, "group_size": 2, "max_batch": 50}})) == 50 + 3
-    assert files_of_episodes(parse_recipe(plain | {"env": {"name": "webshop", "workers": 3}, "eval": {"panel": "test"}})) == 3
+    assert (
+        files_of_episodes(parse_recipe(plain | {"rollout": {"groups": 2, "group_size": 2, "max_batch": 50}}))
+        == 50 + 3
+    )
+    assert (
+        files_of_episodes(
+            parse_recipe(plain | {"env": {"name": "webshop", "workers": 3}, "eval": {"panel": "test"}})
+        )
+        == 3
+    )
     served = {"groups": 8, "group_size": 8, "max_batch": 16, "engine": "sglang", "staleness": 1}
-    assert files_of_episodes(parse_recipe(plain | {"rollout": served, "algorithm": {"truncated_importance": 2.0}})) == 64 * 2 * 2 + 3
+    assert (
+        files_of_episodes(
+            parse_recipe(plain | {"rollout": served, "algorithm": {"truncated_importance": 2.0}})
+        )
+        == 64 * 2 * 2 + 3
+    )
 
 
 def test_a_soft_limit_is_raised(tmp_path: Path) -> None:
@@ -56,7 +84,9 @@ def test_a_soft_limit_is_raised(tmp_path: Path) -> None:
 def test_a_hard_limit_is_said_before_the_run(tmp_path: Path) -> None:
     ended = train(tmp_path / "run", 70, 70)
     [line] = [line for line in ended.stderr.splitlines() if line.startswith("paw: ")]
-    assert ended.returncode == 2 and "this machine allows 70 open files" in line and "rollout.groups=4" in line, ended.stderr
+    assert (
+        ended.returncode == 2 and "this machine allows 70 open files" in line and "rollout.groups=4" in line
+    ), ended.stderr
     assert not read_metrics(tmp_path / "run" / "metrics.jsonl")
 
 

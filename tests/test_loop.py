@@ -1,4 +1,5 @@
-"""The loop on real games: it resumes where it stopped, obeys signals, refuses what is not its own, and lambda = 0 is vanilla."""
+"""The loop on real games: it resumes where it stopped, obeys signals, refuses what is not its own, and lambda
+= 0 is vanilla."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ SMALL = {
 def small(**sections: dict[str, object] | object) -> Recipe:
     merged = {**SMALL}
     for name, value in sections.items():
-        merged[name] = {**merged[name], **value} if isinstance(value, dict) and isinstance(merged.get(name), dict) else value
+        merged[name] = (
+            {**merged[name], **value}
+            if isinstance(value, dict) and isinstance(merged.get(name), dict)
+            else value
+        )
     return parse_recipe(merged)
 
 
@@ -108,7 +113,9 @@ def test_another_seed_is_another_run(straight: Path, tmp_path: Path) -> None:
     assert stream(tmp_path / "other")[0] != stream(straight)[0]
 
 
-def test_fresh_sets_aside_resume_demands_and_the_default_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fresh_sets_aside_resume_demands_and_the_default_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def opened(resume: bool | None) -> Path:
         return loop._open(RunDirectory(tmp_path / "run"), small(), "x", resume)
 
@@ -123,18 +130,23 @@ def _start(recipe: Recipe, run: Path) -> subprocess.Popen[bytes]:
     path = run.with_suffix(".yaml")
     path.write_text(dump_recipe(recipe))
     command = [sys.executable, "-m", "paw_hpc.cli.main", "train", str(path), "--run-dir", str(run)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def _wait_for_updates(run: Path, count: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 120
     while len(read_metrics(run / "metrics.jsonl")) < count:
-        assert process.poll() is None and time.monotonic() < deadline, (process.communicate()[1] or b"").decode()
+        assert process.poll() is None and time.monotonic() < deadline, (
+            process.communicate()[1] or b""
+        ).decode()
         time.sleep(0.02)
 
 
 def test_a_signal_saves_and_a_kill_loses_nothing(straight: Path, tmp_path: Path) -> None:
-    """SIGTERM ends the run cleanly after the update it is in; SIGKILL leaves whole checkpoints; the final stream is the uninterrupted one."""
+    """SIGTERM ends the run cleanly after the update it is in; SIGKILL leaves whole checkpoints; the final
+    stream is the uninterrupted one."""
     run = tmp_path / "stopped"
     first = _start(small(), run)
     _wait_for_updates(run, 1, first)
@@ -175,7 +187,9 @@ def _without(what: str, checkpoints: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["torn", "gone", "empty", "unreadable"])
-def test_without_a_readable_checkpoint_nothing_is_begun_anew_and_no_untrained_policy_is_judged(what: str, straight: Path, tmp_path: Path) -> None:
+def test_without_a_readable_checkpoint_nothing_is_begun_anew_and_no_untrained_policy_is_judged(
+    what: str, straight: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     _without(what, run / "checkpoints")
@@ -200,7 +214,9 @@ def test_fresh_and_the_recipe_are_the_wish_for_the_start(straight: Path, tmp_pat
     assert "before any update" in shown.file.getvalue() and "after 1 updates" in shown.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control of the refusals above."""
     run, late = tmp_path / "run", {"every": 10}
 
@@ -217,9 +233,15 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path, mo
     assert loop.train(small(updates=1, checkpoint=late), run, command="test").updates == 1
 
 
-def test_a_stop_does_not_wait_for_an_evaluation_and_the_next_attempt_makes_up_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes while the panel is played, at a checkpoint that is not due: what is trained is on the disk by then, and the play is left."""
-    run, recipe = tmp_path / "run", small(updates=2, eval={"every": 1, "panel": "valid_seen:2@0"}, checkpoint={"every": 10})
+def test_a_stop_does_not_wait_for_an_evaluation_and_the_next_attempt_makes_up_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while the panel is played, at a checkpoint that is not due: what is trained is on the
+    disk by then, and the play is left."""
+    run, recipe = (
+        tmp_path / "run",
+        small(updates=2, eval={"every": 1, "panel": "valid_seen:2@0"}, checkpoint={"every": 10}),
+    )
     saved: list[int] = []
     waited: list[int] = []
     turn = Collector._turn
@@ -251,10 +273,14 @@ def test_lambda_zero_is_vanilla_bit_for_bit(straight: Path, tmp_path: Path) -> N
     assert not same(weights(tmp_path / "vanilla"), weights(tmp_path / "paw"))
 
 
-def test_three_updates_without_a_finite_loss_stop_the_run_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_updates_without_a_finite_loss_stop_the_run_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update = HuggingFacePolicy.update
 
-    def broken(self: HuggingFacePolicy, batch: object, number: int, rows: torch.Tensor | None = None) -> dict[str, float]:
+    def broken(
+        self: HuggingFacePolicy, batch: object, number: int, rows: torch.Tensor | None = None
+    ) -> dict[str, float]:
         batch.streams["advantage"].fill_(float("nan"))  # type: ignore[attr-defined]
         return update(self, batch, number, rows)  # type: ignore[arg-type]
 
@@ -278,7 +304,9 @@ def test_tasks_of_an_update_are_a_seeded_pass_over_all_tasks() -> None:
 
 def test_a_run_explains_itself(straight: Path) -> None:
     assert (straight / "recipe.yaml").is_file() and (straight / "revision.txt").is_file()
-    assert (straight / "attempt_1" / "trainer.log").is_file() and (straight / "command.txt").read_text() == "test\n"
+    assert (straight / "attempt_1" / "trainer.log").is_file() and (
+        straight / "command.txt"
+    ).read_text() == "test\n"
     first = json.loads((straight / "metrics.jsonl").read_text().splitlines()[0])
     for name in (
         "train/success",

@@ -1,4 +1,5 @@
-"""The run directory explains itself, refuses other recipes, and its metrics stream survives kills, tears and full disks."""
+"""The run directory explains itself, refuses other recipes, and its metrics stream survives kills, tears and
+full disks."""
 
 from __future__ import annotations
 
@@ -54,13 +55,19 @@ def test_a_run_explains_itself_from_its_folder(tmp_path: Path) -> None:
     assert revision["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
-def test_every_start_is_an_attempt_with_its_own_command_and_the_folder_shows_the_latest(tmp_path: Path) -> None:
+def test_every_start_is_an_attempt_with_its_own_command_and_the_folder_shows_the_latest(
+    tmp_path: Path,
+) -> None:
     assert RunDirectory(tmp_path).open(recipe(), "first") == 1
     again = RunDirectory(tmp_path)
     assert again.open(recipe(updates=300), "second") == 2
     assert again.attempt == tmp_path / "attempt_2"
     assert (tmp_path / "attempt_1/command.txt").read_text() == "first\n"
-    assert (tmp_path / "attempt_2/command.txt").read_text() == (tmp_path / "command.txt").read_text() == "second\n"
+    assert (
+        (tmp_path / "attempt_2/command.txt").read_text()
+        == (tmp_path / "command.txt").read_text()
+        == "second\n"
+    )
     assert again.recipe().updates == 300
     assert load_recipe(tmp_path / "attempt_1/recipe.yaml").updates == 150
 
@@ -70,16 +77,27 @@ def test_another_recipe_is_refused_and_its_keys_are_named(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError) as caught:
         RunDirectory(tmp_path).open(recipe(optimizer={"lr": 2e-6}, wm={"alpha": 0.5}, updates=7), "second")
     message = str(caught.value)
-    assert "optimizer.lr: 1e-06 -> 2e-06" in message and "wm.alpha: 0.75 -> 0.5" in message and "updates" not in message
+    assert (
+        "optimizer.lr: 1e-06 -> 2e-06" in message
+        and "wm.alpha: 0.75 -> 0.5" in message
+        and "updates" not in message
+    )
     assert "\n" not in message
     assert (tmp_path / "command.txt").read_text() == "first\n" and not (tmp_path / "attempt_2").exists()
 
 
 def test_harmless_keys_may_change_and_each_of_them_is_harmless_alone() -> None:
-    harmless = recipe(updates=9, threads=1, env={"workers": 7}, checkpoint={"every": 3, "keep": 5}, eval={"panel": "valid_unseen", "every": 4})
+    harmless = recipe(
+        updates=9,
+        threads=1,
+        env={"workers": 7},
+        checkpoint={"every": 3, "keep": 5},
+        eval={"panel": "valid_unseen", "every": 4},
+    )
     assert differing_keys(recipe(), harmless) == []
     assert differing_keys(recipe(), recipe(env={"workers": 7, "max_steps": 9})) == ["env.max_steps: 50 -> 9"]
-    assert differing_keys(recipe(), recipe(model={"tiny": {}, "tokenizer": "t"}))  # a section that was null before
+    # a section that was null before
+    assert differing_keys(recipe(), recipe(model={"tiny": {}, "tokenizer": "t"}))
 
 
 def test_the_number_of_updates_matters_to_a_schedule_over_them() -> None:
@@ -103,7 +121,9 @@ def test_a_recipe_of_another_version_is_an_error_of_one_line(tmp_path: Path) -> 
         RunDirectory(tmp_path).open(recipe(), "x")
 
 
-def test_a_run_that_was_killed_while_it_was_being_created_can_be_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_killed_while_it_was_being_created_can_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -273,13 +293,19 @@ def test_only_the_last_line_may_be_torn(tmp_path: Path) -> None:
     assert read_metrics(path) == []
     path.write_text('{"update": 0}\n{"update": 1}\n{"upd')
     assert read_metrics(path) == [{"update": 0}, {"update": 1}]
-    for damaged in ('{"update": 0}\n{"upd\n{"update": 2}\n', '{"update": 0}\n[]\n', '{"update": 0}\n{"a": 1}\n'):
+    for damaged in (
+        '{"update": 0}\n{"upd\n{"update": 2}\n',
+        '{"update": 0}\n[]\n',
+        '{"update": 0}\n{"a": 1}\n',
+    ):
         path.write_text(damaged)
         with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
             read_metrics(path)
 
 
-def test_a_full_disk_is_one_line_and_the_lines_before_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_the_lines_before_stay_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunDirectory(tmp_path)
     run.open(recipe(), "x")
     with MetricsWriter(run) as writer:
@@ -291,7 +317,9 @@ def test_a_full_disk_is_one_line_and_the_lines_before_stay_whole(tmp_path: Path,
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(StorageError, match=r"metrics\.jsonl: no space left on the disk.*resume") as caught:
+            with pytest.raises(
+                StorageError, match=r"metrics\.jsonl: no space left on the disk.*resume"
+            ) as caught:
                 writer.write(1, {"a": 2.0})
         assert "\n" not in str(caught.value)
         assert run.metrics_path.read_bytes() == before
@@ -299,7 +327,9 @@ def test_a_full_disk_is_one_line_and_the_lines_before_stay_whole(tmp_path: Path,
     assert [line["update"] for line in read_metrics(run.metrics_path)] == [0, 1]
 
 
-def test_an_error_that_is_not_about_room_passes_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_about_room_passes_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = RunDirectory(tmp_path)
     run.open(recipe(), "x")
 
@@ -331,8 +361,11 @@ def test_tensorboard_shows_the_same_numbers_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("back_s", [86_400.0, 0.0, -86_400.0])
-def test_tensorboard_shows_a_resumed_run_whatever_the_clock_says(back_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attempts whose clock is a day back, of the same second, a day ahead; by process ids that sort the other way."""
+def test_tensorboard_shows_a_resumed_run_whatever_the_clock_says(
+    back_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts whose clock is a day back, of the same second, a day ahead; by process ids that sort the other
+    way."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunDirectory(tmp_path)
@@ -342,13 +375,23 @@ def test_tensorboard_shows_a_resumed_run_whatever_the_clock_says(back_s: float, 
         monkeypatch.setattr(time, "time", lambda attempt=attempt: at + 0.5 - attempt * back_s)
         monkeypatch.setattr(os, "getpid", lambda attempt=attempt: 1000 - attempt)
         with MetricsWriter(run, start=2 * attempt) as writer:
-            for update in range(2 * attempt, 2 * attempt + 4):  # the last two are lost with the attempt, and played again
+            # the last two are lost with the attempt, and played again
+            for update in range(2 * attempt, 2 * attempt + 4):
                 writer.write(update, {"train/success": attempt / 2, "train/return": math.inf})
     monkeypatch.setattr(time, "time", real)
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
     shown = events.Scalars("train/success")
-    assert [(e.step, e.value) for e in shown] == [(0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5), (4, 1.0), (5, 1.0), (6, 1.0), (7, 1.0)]
+    assert [(e.step, e.value) for e in shown] == [
+        (0, 0.0),
+        (1, 0.0),
+        (2, 0.5),
+        (3, 0.5),
+        (4, 1.0),
+        (5, 1.0),
+        (6, 1.0),
+        (7, 1.0),
+    ]
     assert [e.wall_time for e in shown] == sorted(e.wall_time for e in shown)
     assert len(list(run.tensorboard.iterdir())) == 3
 
@@ -360,7 +403,9 @@ def test_progress_is_one_plain_line_per_update_where_there_is_no_terminal() -> N
     out = StringIO()
     with Progress("grpo", 3, console=Console(file=out, width=20)) as progress:
         progress.phase("playing")
-        progress.update(0, {"train/success": 0.25, "train/lambda": 0.75, "wm/loss": 0.1234, "time/update_s": 4.96})
+        progress.update(
+            0, {"train/success": 0.25, "train/lambda": 0.75, "wm/loss": 0.1234, "time/update_s": 4.96}
+        )
         progress.update(1, {"train/success": 0.5, "time/update_s": 5.0})
     assert out.getvalue().splitlines() == [
         "grpo  update 1/3  success 0.25  lambda 0.75  wm loss 0.123  5.0 s",
@@ -370,7 +415,9 @@ def test_progress_is_one_plain_line_per_update_where_there_is_no_terminal() -> N
 
 def test_progress_is_a_bar_on_a_terminal() -> None:
     out = StringIO()
-    with Progress("grpo", 150, start=40, console=Console(file=out, width=160, force_terminal=True)) as progress:
+    with Progress(
+        "grpo", 150, start=40, console=Console(file=out, width=160, force_terminal=True)
+    ) as progress:
         progress.update(40, {"train/success": 0.25})
         progress.phase("training")
     text = out.getvalue()

@@ -28,7 +28,14 @@ def test_ids_and_brands_are_noise() -> None:
 
 def test_a_token_that_touches_an_id_is_noise() -> None:
     text = "to B09R9YCM6R."
-    assert noisy_tokens(text, [(0, 2), (2, 5), (5, 9), (9, 13), (13, 14), (4, 4)]).tolist() == [False, True, True, True, False, False]
+    assert noisy_tokens(text, [(0, 2), (2, 5), (5, 9), (9, 13), (13, 14), (4, 4)]).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_shares_by_hand() -> None:
@@ -59,9 +66,15 @@ def test_the_report_shows_what_was_measured(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", recipe("shop"), training_metrics(0, 5, gain=0.1, wm=True), [result])
     assert read_evaluations(run) == [result]
     report = write_report([run])
-    assert any(path.name == "noise-1.png" for path in report.figures) and (run / "report" / "noise-1.png").stat().st_size > 5000
+    assert (
+        any(path.name == "noise-1.png" for path in report.figures)
+        and (run / "report" / "noise-1.png").stat().st_size > 5000
+    )
     text = report.markdown.read_text()
     assert "12,345" in text and "39.1" in text and "5.2" in text
     write_evaluation(run, dataclasses.replace(result, noise=None))
     (run / "report" / "noise-1.png").unlink()
-    assert not any(path.name == "noise-1.png" for path in write_report([run]).figures) and not (run / "report" / "noise-1.png").exists()
+    assert (
+        not any(path.name == "noise-1.png" for path in write_report([run]).figures)
+        and not (run / "report" / "noise-1.png").exists()
+    )

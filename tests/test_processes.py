@@ -32,7 +32,9 @@ print("paw: the same for all", file=sys.stderr)
     assert err.splitlines() == ["paw: the same for all"]
 
 
-def test_the_status_is_that_of_the_first_that_failed_and_the_others_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_status_is_that_of_the_first_that_failed_and_the_others_are_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 0.3)
     code = f"""
 import os, subprocess, sys, time
@@ -49,7 +51,8 @@ time.sleep(600)
 
 
 def ends(pid: int, within_s: float) -> bool:
-    """Whether a process is gone, or a zombie, in time: a busy machine takes a moment to carry out a SIGKILL."""
+    """Whether a process is gone, or a zombie, in time: a busy machine takes a moment to carry out a
+    SIGKILL."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         try:
@@ -63,7 +66,10 @@ def ends(pid: int, within_s: float) -> bool:
 
 def test_a_killed_rank_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "GRACE_S", 0.1)
-    code = "import os, signal, time\nif os.environ['RANK'] == '0': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)"
+    code = (
+        "import os, signal, time\nif os.environ['RANK'] == '0': os.kill(os.getpid(), "
+        "signal.SIGKILL)\ntime.sleep(600)"
+    )
     assert processes.run_here(2, _python(code)) == 128 + signal.SIGKILL
 
 
@@ -78,7 +84,9 @@ while not got: time.sleep(0.01)
 time.sleep(0.3)
 open(mine, "w").write(str(len(got)))
 """
-    launcher = f"import sys; from paw_hpc.system.processes import run_here; sys.exit(run_here(2, {_python(rank)!r}))"
+    launcher = (
+        f"import sys; from paw_hpc.system.processes import run_here; sys.exit(run_here(2, {_python(rank)!r}))"
+    )
     process = subprocess.Popen(_python(launcher))
     deadline = time.monotonic() + 120
     while not all((tmp_path / str(n)).exists() for n in (0, 1)):
@@ -117,7 +125,9 @@ open(mine + "-ended", "w").close()
 
 
 def test_who_started_a_process_is_read_from_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n in ("RANK", "WORLD_SIZE", "LOCAL_RANK") or n.startswith("SLURM_")]:
+    for name in [
+        n for n in os.environ if n in ("RANK", "WORLD_SIZE", "LOCAL_RANK") or n.startswith("SLURM_")
+    ]:
         monkeypatch.delenv(name)
     assert Process.of_environment() == Process(0, 1, 0)
     slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
@@ -133,5 +143,7 @@ def test_who_started_a_process_is_read_from_its_environment(monkeypatch: pytest.
 
 def test_alone_nothing_is_exchanged() -> None:
     assert distributed.is_main() and distributed.size() == 1
-    assert distributed.gather(3) == [3] and distributed.broadcast("x") == "x" and distributed.first(None) is None
+    assert (
+        distributed.gather(3) == [3] and distributed.broadcast("x") == "x" and distributed.first(None) is None
+    )
     assert distributed.on_main(lambda: 5) == 5 and distributed.main_first(lambda: 6) == 6

@@ -1,4 +1,5 @@
-"""Recipes compose, override and refuse: every refusal is one line that names file, key and what would be right."""
+"""Recipes compose, override and refuse: every refusal is one line that names file, key and what would be
+right."""
 
 from __future__ import annotations
 
@@ -34,11 +35,22 @@ def refusal(folder: Path, text: str | bytes, *overrides: str) -> str:
 
 class TestComposition:
     def test_a_recipe_is_its_base_with_changes_and_overrides_come_last(self, tmp_path: Path) -> None:
-        write(tmp_path, MODEL + "name: grand\nupdates: 5\nwm: {alpha: 0.5, rho: 0.1}\nenv: {history: 4}\n", "bases/grand.yaml")
+        write(
+            tmp_path,
+            MODEL + "name: grand\nupdates: 5\nwm: {alpha: 0.5, rho: 0.1}\nenv: {history: 4}\n",
+            "bases/grand.yaml",
+        )
         write(tmp_path, "base: grand.yaml\nname: parent\nwm: {alpha: 0.25}\n", "bases/parent.yaml")
         child = write(tmp_path, "base: bases/parent.yaml\nenv: {max_steps: 9}\n")
         recipe = load_recipe(child)
-        assert (recipe.name, recipe.updates, recipe.wm.alpha, recipe.wm.rho, recipe.env.history, recipe.env.max_steps) == (
+        assert (
+            recipe.name,
+            recipe.updates,
+            recipe.wm.alpha,
+            recipe.wm.rho,
+            recipe.env.history,
+            recipe.env.max_steps,
+        ) == (
             "parent",
             5,
             0.25,
@@ -47,15 +59,46 @@ class TestComposition:
             9,
         )
         recipe = load_recipe(child, ["wm.alpha=1", "optimizer.lr=2e-6", "model.path=other", "wm.alpha=0.75"])
-        assert (recipe.wm.alpha, recipe.wm.rho, recipe.optimizer.lr, recipe.model.path) == (0.75, 0.1, 2e-6, "other")
+        assert (recipe.wm.alpha, recipe.wm.rho, recipe.optimizer.lr, recipe.model.path) == (
+            0.75,
+            0.1,
+            2e-6,
+            "other",
+        )
 
     def test_what_is_not_said_is_the_papers(self, tmp_path: Path) -> None:
         r = load_recipe(write(tmp_path, MODEL))
-        assert (r.env.max_steps, r.env.history, r.env.success_reward, r.env.invalid_penalty) == (50, 2, 10.0, 0.1)
-        assert (r.rollout.groups, r.rollout.group_size, r.rollout.max_prompt_tokens, r.rollout.max_response_tokens) == (16, 8, 2048, 512)
-        assert (r.wm.loss, r.wm.alpha, r.wm.rho, r.wm.coefficient, r.wm.entropy) == ("clipped_mae", 0.75, 0.2, "reward_adaptive", "full")
-        assert (r.algorithm.gamma, r.algorithm.gigpo_omega, r.algorithm.kl_coefficient, r.optimizer.lr) == (0.95, 1.0, 0.01, 1e-6)
-        assert (r.rollout.temperature, r.eval.temperature, r.updates, r.env.task_types) == (1.0, 0.4, 150, TASK_TYPES)
+        assert (r.env.max_steps, r.env.history, r.env.success_reward, r.env.invalid_penalty) == (
+            50,
+            2,
+            10.0,
+            0.1,
+        )
+        assert (
+            r.rollout.groups,
+            r.rollout.group_size,
+            r.rollout.max_prompt_tokens,
+            r.rollout.max_response_tokens,
+        ) == (16, 8, 2048, 512)
+        assert (r.wm.loss, r.wm.alpha, r.wm.rho, r.wm.coefficient, r.wm.entropy) == (
+            "clipped_mae",
+            0.75,
+            0.2,
+            "reward_adaptive",
+            "full",
+        )
+        assert (r.algorithm.gamma, r.algorithm.gigpo_omega, r.algorithm.kl_coefficient, r.optimizer.lr) == (
+            0.95,
+            1.0,
+            0.01,
+            1e-6,
+        )
+        assert (r.rollout.temperature, r.eval.temperature, r.updates, r.env.task_types) == (
+            1.0,
+            0.4,
+            150,
+            TASK_TYPES,
+        )
 
     @pytest.mark.parametrize(
         ("override", "value"),
@@ -87,8 +130,14 @@ class TestRefusals:
         [
             ("wm: {alhpa: 0.5}", "wm.alhpa: unknown key; did you mean 'wm.alpha'?"),
             ("optimiser: {lr: 1}", "optimiser: unknown key; did you mean 'optimizer'?"),
-            ("model: {tokenizer: t, tiny: {head: 2}}", "model.tiny.head: unknown key; did you mean 'model.tiny.heads'?"),
-            ("eval: {zzz: 1}", "eval.zzz: unknown key; known keys here: panel, every, temperature, repeats, seeds"),
+            (
+                "model: {tokenizer: t, tiny: {head: 2}}",
+                "model.tiny.head: unknown key; did you mean 'model.tiny.heads'?",
+            ),
+            (
+                "eval: {zzz: 1}",
+                "eval.zzz: unknown key; known keys here: panel, every, temperature, repeats, seeds",
+            ),
             ("1: 2", "1: Keys should be strings, got 1"),
         ],
     )
@@ -104,7 +153,10 @@ class TestRefusals:
             ("wm.alpha=1.5", "wm.alpha: Input should be less than or equal to 1, got 1.5"),
             ("wm.alpha=", "wm.alpha: Input should be a valid number, got None"),
             ("wm.loss=mse", "wm.loss: Input should be 'clipped_mae', 'mae' or 'cross_entropy', got 'mse'"),
-            ("algorithm.name=PPO", "algorithm.name: Input should be 'grpo', 'gigpo', 'rloo' or 'ppo', got 'PPO'"),
+            (
+                "algorithm.name=PPO",
+                "algorithm.name: Input should be 'grpo', 'gigpo', 'rloo' or 'ppo', got 'PPO'",
+            ),
             ("env.task_types=[juggle]", "env.task_types.0: Input should be 'pick_and_place_simple'"),
             ("env.task_types=[]", "env.task_types: Tuple should have at least 1 item"),
             ("optimizer.betas=[0.9]", "optimizer.betas.1: Field required"),
@@ -118,27 +170,55 @@ class TestRefusals:
     def test_wrong_values(self, tmp_path: Path, override: str, said: str) -> None:
         assert refusal(tmp_path, MODEL, override).startswith(said)
 
-    @pytest.mark.parametrize("override", ["algorithm.gigpo_similarity=off", "wm.final_scale=off", "updates=yes", "eval.every=false", "name=on"])
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "algorithm.gigpo_similarity=off",
+            "wm.final_scale=off",
+            "updates=yes",
+            "eval.every=false",
+            "name=on",
+        ],
+    )
     def test_switches_where_a_value_belongs(self, tmp_path: Path, override: str) -> None:
-        """YAML's `off` is false, and false would pass for 0: a similarity of 0, or a world-model loss that fades to nothing."""
+        """YAML's `off` is false, and false would pass for 0: a similarity of 0, or a world-model loss that
+        fades to nothing."""
         assert refusal(tmp_path, MODEL, override).startswith(f"{override.split('=')[0]}: not a switch")
         assert load_recipe(write(tmp_path, MODEL), ["wm.enabled=off"]).wm.enabled is False
 
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            (MODEL + "rollout: {group_size: 1}", "rollout.group_size: 1 leaves grpo without a baseline; use at least 2, or algorithm.name=ppo"),
-            (MODEL + "rollout: {group_size: 1}\nalgorithm: {name: gigpo}", "rollout.group_size: 1 leaves gigpo"),
+            (
+                MODEL + "rollout: {group_size: 1}",
+                "rollout.group_size: 1 leaves grpo without a baseline; use at least 2, or algorithm.name=ppo",
+            ),
+            (
+                MODEL + "rollout: {group_size: 1}\nalgorithm: {name: gigpo}",
+                "rollout.group_size: 1 leaves gigpo",
+            ),
             ("updates: 1", "model: give exactly one of model.path"),
             ("model: {path: p, tokenizer: t, tiny: {}}", "model: give exactly one of model.path"),
             ("model: {tiny: {}}", "model.tokenizer: a model from scratch needs a tokenizer folder"),
             ("model: {tokenizer: t, tiny: {hidden_size: 30}}", "model.tiny: heads must divide hidden_size"),
-            ("model: {tokenizer: t, tiny: {heads: 4, kv_heads: 3}}", "model.tiny: heads must divide hidden_size, and kv_heads must divide heads"),
-            (MODEL + "env: {success_reward: 0}", "env.success_reward: the reward-adaptive coefficient needs R_max > 0"),
+            (
+                "model: {tokenizer: t, tiny: {heads: 4, kv_heads: 3}}",
+                "model.tiny: heads must divide hidden_size, and kv_heads must divide heads",
+            ),
+            (
+                MODEL + "env: {success_reward: 0}",
+                "env.success_reward: the reward-adaptive coefficient needs R_max > 0",
+            ),
             (MODEL + "algorithm: {dual_clip: 1}", "algorithm.dual_clip: 1.0 must exceed 1 (or be null)"),
-            (MODEL + "algorithm: {name: ppo, token_gamma: 0.9}", "algorithm: token_gamma: nothing runs over tokens with ppo_advantages=steps"),
+            (
+                MODEL + "algorithm: {name: ppo, token_gamma: 0.9}",
+                "algorithm: token_gamma: nothing runs over tokens with ppo_advantages=steps",
+            ),
             (MODEL + "algorithm: {token_lambda: 0.9}", "algorithm: token_lambda: nothing runs over tokens"),
-            (MODEL + "optimizer: {warmup_updates: 3, warmup_share: 0.1}", "optimizer.warmup_share: the warm-up is given twice"),
+            (
+                MODEL + "optimizer: {warmup_updates: 3, warmup_share: 0.1}",
+                "optimizer.warmup_share: the warm-up is given twice",
+            ),
         ],
     )
     def test_impossible_combinations(self, tmp_path: Path, text: str, said: str) -> None:
@@ -208,7 +288,10 @@ def test_a_panel_that_a_recipe_takes_is_one_that_can_be_evaluated_and_the_revers
         "x\nvalid_seen",
     ):
         accepted = []
-        for check, error in ((lambda n: parse_recipe({"model": {"path": "p"}, "eval": {"panel": n}}), RecipeError), (parse_name, DataError)):
+        for check, error in (
+            (lambda n: parse_recipe({"model": {"path": "p"}, "eval": {"panel": n}}), RecipeError),
+            (parse_name, DataError),
+        ):
             try:
                 check(name)
                 accepted.append(True)
@@ -219,7 +302,9 @@ def test_a_panel_that_a_recipe_takes_is_one_that_can_be_evaluated_and_the_revers
 
 class TestRoundTrip:
     @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
-    def test_every_recipe_of_the_project_loads_and_comes_back_from_its_dump(self, path: Path, tmp_path: Path) -> None:
+    def test_every_recipe_of_the_project_loads_and_comes_back_from_its_dump(
+        self, path: Path, tmp_path: Path
+    ) -> None:
         recipe = load_recipe(path)
         assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 
@@ -242,17 +327,35 @@ class TestRoundTrip:
 
 class TestBenchmarks:
     def test_each_has_its_own_panels_and_a_default_among_them(self) -> None:
-        chosen = {name: parse_recipe({"model": {"path": "p"}, "env": {"name": name}}).eval.panel for name in BENCHMARKS.names()}
+        chosen = {
+            name: parse_recipe({"model": {"path": "p"}, "env": {"name": name}}).eval.panel
+            for name in BENCHMARKS.names()
+        }
         assert chosen == {"alfworld": "valid_seen", "webshop": "test", "search": panels_of("search")[0]}
         assert (
-            parse_recipe({"model": {"path": "p"}, "env": {"name": "webshop"}, "eval": {"panel": "train:5@1", "every": 2}}).eval.panel == "train:5@1"
+            parse_recipe(
+                {
+                    "model": {"path": "p"},
+                    "env": {"name": "webshop"},
+                    "eval": {"panel": "train:5@1", "every": 2},
+                }
+            ).eval.panel
+            == "train:5@1"
         )
 
     @pytest.mark.parametrize(
-        ("benchmark", "panel"), [("webshop", "valid_seen"), ("alfworld", "test"), ("search", "valid_seen:3@0"), ("webshop", "test:0@1")]
+        ("benchmark", "panel"),
+        [
+            ("webshop", "valid_seen"),
+            ("alfworld", "test"),
+            ("search", "valid_seen:3@0"),
+            ("webshop", "test:0@1"),
+        ],
     )
     def test_refuse_the_panels_of_others(self, benchmark: str, panel: str) -> None:
-        with pytest.raises(RecipeError, match=f"eval.panel: no such panel; one of {panels_of(benchmark)[0]}, .*got '{panel}'"):
+        with pytest.raises(
+            RecipeError, match=f"eval.panel: no such panel; one of {panels_of(benchmark)[0]}, .*got '{panel}'"
+        ):
             parse_recipe({"model": {"path": "p"}, "env": {"name": benchmark}, "eval": {"panel": panel}})
 
     def test_refuse_the_keys_of_others(self) -> None:

@@ -1,4 +1,5 @@
-"""The paper's tables as sweeps: every number has its runs, every run its set-up, its layout and its script."""
+"""The paper's tables as sweeps: every number has its runs, every run its set-up, its layout and its
+script."""
 
 from __future__ import annotations
 
@@ -58,7 +59,10 @@ def all_variants(protocol: str | None = None) -> list[Variant]:
 
 
 def by_name(stem: str, protocol: str | None = None) -> dict[str, Recipe]:
-    return {variant.name: recipe_of(variant) for variant in sweep(CHOICES.parent / f"{stem}.yaml", protocol).variants}
+    return {
+        variant.name: recipe_of(variant)
+        for variant in sweep(CHOICES.parent / f"{stem}.yaml", protocol).variants
+    }
 
 
 def science(recipe: Recipe) -> dict[str, Any]:
@@ -67,22 +71,35 @@ def science(recipe: Recipe) -> dict[str, Any]:
 
     def walk(tree: dict[str, Any], prefix: str) -> None:
         for key, value in tree.items():
-            walk(value, f"{prefix}{key}.") if isinstance(value, dict) else flat.__setitem__(prefix + key, value)
+            walk(value, f"{prefix}{key}.") if isinstance(value, dict) else flat.__setitem__(
+                prefix + key, value
+            )
 
     walk(recipe.model_dump(mode="json"), "")
-    where = {k for k in flat if known_verdict(k) == "free" or any(k == name or k.startswith(f"{name}.") for name in HARDWARE)}
+    where = {
+        k
+        for k in flat
+        if known_verdict(k) == "free" or any(k == name or k.startswith(f"{name}.") for name in HARDWARE)
+    }
     return {k: v for k, v in flat.items() if k == "updates" or k not in where}
 
 
 class TestCoverage:
     @BY_PROTOCOL
-    def test_every_number_of_the_papers_tables_has_its_runs_by_either_protocol(self, protocol: ProtocolName) -> None:
+    def test_every_number_of_the_papers_tables_has_its_runs_by_either_protocol(
+        self, protocol: ProtocolName
+    ) -> None:
         found: dict[str, set[str]] = {"alfworld": set(), "webshop": set(), "search": set()}
         for variant in all_variants(protocol):
             if (row := paper_row(recipe_of(variant))) is not None:
                 found[recipe_of(variant).env.name].add(row.label)
-        ablations = {f"1.5B GRPO, {arm}" for arm in paper.ABLATION if arm not in ("GRPO", "PaW")}  # those two are rows of the main table
-        alone = {f"{size} {algorithm}{arm}" for algorithm, size in (name.split(" ", 1) for name in paper.WEBSHOP_SUCCESS) for arm in ("", "+PaW")}
+        # those two are rows of the main table
+        ablations = {f"1.5B GRPO, {arm}" for arm in paper.ABLATION if arm not in ("GRPO", "PaW")}
+        alone = {
+            f"{size} {algorithm}{arm}"
+            for algorithm, size in (name.split(" ", 1) for name in paper.WEBSHOP_SUCCESS)
+            for arm in ("", "+PaW")
+        }
         assert found["alfworld"] == paper.MAIN.keys() | ablations
         assert found["webshop"] == paper.MAIN.keys() | ablations | alone
         assert found["search"] == paper.SEARCH.keys()
@@ -111,7 +128,18 @@ class TestCoverage:
         assert max(rho for rho, _ in varied) == 1.0 and max(alpha for _, alpha in varied) == 1.0
         assert {recipe.env.name for recipe in by_name("sensitivity").values()} == {"webshop"}
         arms = {name.split("grpo-")[1] for name in by_name("controls")}
-        assert arms >= {"vanilla", "paw", "lambda-1", "alpha-1", "random-0.75", "rho-1", "ce-0.02", "ce-0.05", "ce-lambda", "shuffled"}
+        assert arms >= {
+            "vanilla",
+            "paw",
+            "lambda-1",
+            "alpha-1",
+            "random-0.75",
+            "rho-1",
+            "ce-0.02",
+            "ce-0.05",
+            "ce-lambda",
+            "shuffled",
+        }
         assert arms >= {"shuffled-ce-lambda", "shuffled-ce-0.05", "entropy-sampled", "every-4", "decay"}
 
     def test_a_name_means_the_same_run_in_every_sweep_and_protocol(self) -> None:
@@ -119,7 +147,8 @@ class TestCoverage:
         known: dict[str, Recipe] = {}
         for variant in (*all_variants(), *all_variants("ours")):
             assert known.setdefault(variant.name, recipe_of(variant)) == recipe_of(variant), variant.name
-        assert len({recipe.model_dump_json(exclude={"name"}) for recipe in known.values()}) == len(known)  # and two names, two runs
+        # and two names, two runs
+        assert len({recipe.model_dump_json(exclude={"name"}) for recipe in known.values()}) == len(known)
 
     def test_single_recipes_are_the_sweeps_runs(self) -> None:
         runs = {variant.name.removesuffix("-vanilla"): recipe_of(variant) for variant in all_variants()}
@@ -143,29 +172,37 @@ class TestCoverage:
 
     def test_the_comparison_of_single_recipes_sees_a_difference(self) -> None:
         runs = by_name("table1")
-        one, other = (science(runs[f"webshop-reference-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw"))
+        one, other = (
+            science(runs[f"webshop-reference-qwen2.5-1.5b-grpo-{arm}"]) for arm in ("vanilla", "paw")
+        )
         assert {key for key in one if one[key] != other[key]} == {"wm.enabled"}
 
 
 class TestLayout:
     @BY_NAME
     @pytest.mark.parametrize("protocol", [None, "ours"])
-    def test_every_run_fits_its_gpus_and_has_an_estimated_time(self, path: Path, protocol: str | None) -> None:
+    def test_every_run_fits_its_gpus_and_has_an_estimated_time(
+        self, path: Path, protocol: str | None
+    ) -> None:
         if protocol is not None and path not in TABLES:
             pytest.skip("it goes from one protocol to the other")
         for plan in plans(path, protocol):
             assert plan.layout.gpus >= 2 and plan.layout.nodes == 1
             assert plan.trainer is not None and plan.server is not None and plan.time is not None
             assert (
-                plan.server.requests >= plan.recipe.rollout.groups * plan.recipe.rollout.group_size / plan.layout.own_servers / 8
+                plan.server.requests
+                >= plan.recipe.rollout.groups * plan.recipe.rollout.group_size / plan.layout.own_servers / 8
             )  # no starving cache
 
     @BY_NAME
     def test_a_sweep_is_launched_whole(self, path: Path, tmp_path: Path) -> None:
-        """Every run with every seed is one task of exactly one array; arrays differ in what they ask Slurm for; scripts are shell."""
+        """Every run with every seed is one task of exactly one array; arrays differ in what they ask Slurm
+        for; scripts are shell."""
         found = sweep(path)
         launches = [
-            Launchable.of(recipe_of(variant).model_copy(update={"seed": seed}), tmp_path / f"{variant.name}-s{seed}")
+            Launchable.of(
+                recipe_of(variant).model_copy(update={"seed": seed}), tmp_path / f"{variant.name}-s{seed}"
+            )
             for variant in found.variants
             for seed in found.seeds
         ]
@@ -185,10 +222,16 @@ class TestCommands:
         assert done.exit_code == 0, done.output + repr(done.exception)
         return done.output
 
-    def test_dry_run_prints_an_array_per_allocation_and_writes_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_dry_run_prints_an_array_per_allocation_and_writes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         text = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run")
-        assert text.count("#!/bin/bash") == 2 and text.count("task 0: runs/") == 2 and text.count("task 23: runs/") == 2
+        assert (
+            text.count("#!/bin/bash") == 2
+            and text.count("task 0: runs/") == 2
+            and text.count("task 23: runs/") == 2
+        )
         assert list(tmp_path.iterdir()) == []
 
     @BY_NAME
@@ -204,34 +247,73 @@ class TestCommands:
         planned = self.invoke("plan", path, *words)
         assert [line.split()[0] for line in planned.splitlines()[1 : 1 + len(names)]] == names
         launched = self.invoke("launch", path, "--array", "--dry-run", *words)
-        assert sorted(re.findall(r"task \d+: runs/(\S+)", launched)) == sorted(f"{name}-s{seed}" for name in names for seed in (0, 1, 2))
+        assert sorted(re.findall(r"task \d+: runs/(\S+)", launched)) == sorted(
+            f"{name}-s{seed}" for name in names for seed in (0, 1, 2)
+        )
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_table_by_the_other_protocol_is_one_option(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_table_by_the_other_protocol_is_one_option(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
-        ours = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--words", "protocol=ours", "--seeds", "0")
-        reference = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--seeds", "0")
+        ours = self.invoke(
+            "launch",
+            ROOT / "paper" / "table1.yaml",
+            "--array",
+            "--dry-run",
+            "--words",
+            "protocol=ours",
+            "--seeds",
+            "0",
+        )
+        reference = self.invoke(
+            "launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--seeds", "0"
+        )
         runs = [set(re.findall(r"task \d+: runs/(\S+)", text)) for text in (ours, reference)]
         assert len(runs[0]) == len(runs[1]) == 16 and not runs[0] & runs[1]
         assert {run.replace("-ours-", "-reference-") for run in runs[0]} == runs[1]
 
     def test_only_and_seeds_choose_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        text = self.invoke("launch", ROOT / "paper" / "table1.yaml", "--array", "--dry-run", "--only", "webshop-*-1.5b-grpo-*", "--seeds", "5-6")
+        text = self.invoke(
+            "launch",
+            ROOT / "paper" / "table1.yaml",
+            "--array",
+            "--dry-run",
+            "--only",
+            "webshop-*-1.5b-grpo-*",
+            "--seeds",
+            "5-6",
+        )
         assert re.findall(r"task \d: runs/(\S+)", text) == [
-            f"webshop-reference-qwen2.5-1.5b-grpo-{arm}-s{seed}" for arm in ("vanilla", "paw") for seed in (5, 6)
+            f"webshop-reference-qwen2.5-1.5b-grpo-{arm}-s{seed}"
+            for arm in ("vanilla", "paw")
+            for seed in (5, 6)
         ]
-        nothing = CliRunner().invoke(app, ["launch", str(ROOT / "paper" / "table1.yaml"), "--dry-run", "--only", "*-70b-*"])
+        nothing = CliRunner().invoke(
+            app, ["launch", str(ROOT / "paper" / "table1.yaml"), "--dry-run", "--only", "*-70b-*"]
+        )
         assert nothing.exit_code != 0 and "no run of" in str(nothing.exception)
 
     def test_the_plan_of_a_sweep_is_a_line_per_run(self) -> None:
         text = self.invoke("plan", ROOT / "paper" / "table3.yaml", "cluster.gpu=H200")
         assert sum(line.startswith("webshop-") for line in text.splitlines()) == 10 and "1 x 8 H200" in text
-        assert re.search(r"table3: 10 runs x 3 seeds, [\d,]+ GPU hours, estimated", text) and "assumed: episodes last" in text
+        assert (
+            re.search(r"table3: 10 runs x 3 seeds, [\d,]+ GPU hours, estimated", text)
+            and "assumed: episodes last" in text
+        )
 
-    def test_the_users_file_wins_over_the_sweep_and_loses_to_the_command_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_users_file_wins_over_the_sweep_and_loses_to_the_command_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         own = tmp_path / "cluster.yaml"
         own.write_text("cpus_per_node: 7\npartition: mine\n")
         monkeypatch.setenv("PAW_CLUSTER_CONFIG", str(own))
-        text = self.invoke("launch", ROOT / "paper" / "ablation.yaml", "--array", "--dry-run", "cluster.partition=theirs")
-        assert "#SBATCH --cpus-per-task=7" in text and "#SBATCH --partition=theirs" in text and "#SBATCH --gpus-per-node=2" in text
+        text = self.invoke(
+            "launch", ROOT / "paper" / "ablation.yaml", "--array", "--dry-run", "cluster.partition=theirs"
+        )
+        assert (
+            "#SBATCH --cpus-per-task=7" in text
+            and "#SBATCH --partition=theirs" in text
+            and "#SBATCH --gpus-per-node=2" in text
+        )

@@ -1,4 +1,5 @@
-"""`paw eval MODEL --protocol ...`: any checkpoint is judged by a protocol's rules, whole, and the result names them."""
+"""`paw eval MODEL --protocol ...`: any checkpoint is judged by a protocol's rules, whole, and the result
+names them."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ from paw_hpc.system.errors import RecipeError, UserError
 from tests.recipe_files import ROOT
 
 BY_PROTOCOL = pytest.mark.parametrize("name", PROTOCOLS)
-SMALL = ("env.max_steps=2", "rollout.max_response_tokens=4", "rollout.max_prompt_tokens=6000", "model.dtype=float32", "threads=1")
+SMALL = (
+    "env.max_steps=2",
+    "rollout.max_response_tokens=4",
+    "rollout.max_prompt_tokens=6000",
+    "model.dtype=float32",
+    "threads=1",
+)
 """What a random model of a byte-level vocabulary needs to be judged in seconds."""
 PLAYED: dict[str, tuple[str, tuple[str, ...]]] = {
     "alfworld": ("valid_seen:1@0", ("env.games=auto",)),
@@ -35,9 +42,13 @@ PLAYED: dict[str, tuple[str, tuple[str, ...]]] = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder as it would be downloaded: weights, tokenizer, chat template, and no recipe."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = teacher.build_tokenizer(["go to the shelf and take the mug. search[dress shirts] click[buy now] who wrote it?"] * 3, 400)
+    tokenizer = teacher.build_tokenizer(
+        ["go to the shelf and take the mug. search[dress shirts] click[buy now] who wrote it?"] * 3, 400
+    )
     tokenizer.save_pretrained(folder)
-    build_tiny(TinyModel(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64), tokenizer, 0).save_pretrained(folder)
+    build_tiny(
+        TinyModel(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64), tokenizer, 0
+    ).save_pretrained(folder)
     assert not (folder / "recipe.yaml").exists()
     return folder
 
@@ -51,20 +62,39 @@ def small_shop(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_shop")
 @BY_PROTOCOL
 @pytest.mark.parametrize("benchmark", PLAYED)
-def test_a_folder_is_judged_on_every_benchmark(model: Path, tmp_path: Path, benchmark: str, name: ProtocolName) -> None:
+def test_a_folder_is_judged_on_every_benchmark(
+    model: Path, tmp_path: Path, benchmark: str, name: ProtocolName
+) -> None:
     panel, own = PLAYED[benchmark]
-    result = evaluate_path(str(model), panel=panel, workers=1, out=tmp_path, protocol=name, benchmark=benchmark, overrides=[*SMALL, *own])
+    result = evaluate_path(
+        str(model),
+        panel=panel,
+        workers=1,
+        out=tmp_path,
+        protocol=name,
+        benchmark=benchmark,
+        overrides=[*SMALL, *own],
+    )
     rules = protocol(name, benchmark)
-    assert result.games == int(panel.split(":")[1][0]) and 0 <= result.interval[0] <= result.success <= result.interval[1] <= 1
+    assert (
+        result.games == int(panel.split(":")[1][0])
+        and 0 <= result.interval[0] <= result.success <= result.interval[1] <= 1
+    )
     assert result.temperature == rules.eval.temperature and result.update == 0
-    assert result.label.startswith(f"{name}-{benchmark}-test") or result.label.startswith(f"{name}-alfworld-valid_seen")
+    assert result.label.startswith(f"{name}-{benchmark}-test") or result.label.startswith(
+        f"{name}-alfworld-valid_seen"
+    )
     assert read_evaluations(tmp_path) == [result]
     # It names the protocol, and every rule that these overrides changed; nothing else.
     said, _, changed = result.judged_by.partition(", except ")
     keys = {item.split(":")[0] for item in changed.split("; ")}
     assert said == name and keys == {
         *("env.max_steps", "rollout.max_response_tokens", "rollout.max_prompt_tokens"),
-        *(key for key, value in (item.split("=") for item in own) if _value(rules, key) != value and key != "env.search.url"),
+        *(
+            key
+            for key, value in (item.split("=") for item in own)
+            if _value(rules, key) != value and key != "env.search.url"
+        ),
     }
     assert f"env.max_steps: 2 ({name}: {rules.env.max_steps})" in changed
 
@@ -86,13 +116,21 @@ class TestRules:
         assert case.run is None and recipe.model.path == "some/model-7b" and recipe.protocol == name
         assert (recipe.env, recipe.eval, recipe.rollout) == (rules.env, rules.eval, rules.rollout)
         assert judged_by(recipe, recipe.eval.temperature) == name
-        assert recipe.algorithm.kl_coefficient == 0.0 and not recipe.wm.enabled  # no second copy of a model that is only judged
+        # no second copy of a model that is only judged
+        assert recipe.algorithm.kl_coefficient == 0.0 and not recipe.wm.enabled
 
     def test_backends_and_servers_are_overrides(self) -> None:
         found = judged(
-            "m", "valid_seen", protocol="ours", overrides=["rollout.engine=sglang", "rollout.fleet.addresses=[http://node7:30000]", "seed=5"]
+            "m",
+            "valid_seen",
+            protocol="ours",
+            overrides=["rollout.engine=sglang", "rollout.fleet.addresses=[http://node7:30000]", "seed=5"],
         ).recipe
-        assert found.rollout.engine == "sglang" and found.rollout.fleet.addresses == ("http://node7:30000",) and found.seed == 5
+        assert (
+            found.rollout.engine == "sglang"
+            and found.rollout.fleet.addresses == ("http://node7:30000",)
+            and found.seed == 5
+        )
         assert judged_by(found, found.eval.temperature) == "ours"  # who computes is no rule
         assert judged_by(found, 1.0) == "ours, except eval.temperature: 1 (ours: 0.4)"
 
@@ -103,12 +141,21 @@ class TestRules:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            ({"panel": "test", "protocol": "ours"}, "webshop and search have one of this name; give --benchmark"),
+            (
+                {"panel": "test", "protocol": "ours"},
+                "webshop and search have one of this name; give --benchmark",
+            ),
             ({"panel": "tset", "protocol": "ours"}, "no such panel .*valid_seen"),
             ({"panel": "valid_seen", "protocol": "theirs"}, "--protocol theirs: one of reference, ours"),
-            ({"panel": "valid_seen", "protocol": "ours", "benchmark": "alfred"}, "--benchmark alfred: one of alfworld, webshop, search"),
+            (
+                {"panel": "valid_seen", "protocol": "ours", "benchmark": "alfred"},
+                "--benchmark alfred: one of alfworld, webshop, search",
+            ),
             ({"panel": "valid_seen", "benchmark": "alfworld"}, "give --protocol as well"),
-            ({"panel": "valid_seen"}, "some/model: no recipe.yaml .* give --protocol reference, or --protocol ours"),
+            (
+                {"panel": "valid_seen"},
+                "some/model: no recipe.yaml .* give --protocol reference, or --protocol ours",
+            ),
         ],
     )
     def test_what_cannot_be_judged_is_said_in_a_line(self, arguments: dict[str, str], said: str) -> None:
@@ -138,10 +185,23 @@ class TestRules:
         assert judged(str(run.path), "valid_seen", overrides=["env.max_steps=4"]).recipe.env.max_steps == 4
         rules = protocol("ours", "alfworld")
         found = judged(str(run.path), "valid_seen", protocol="ours", overrides=["env.history=1"]).recipe
-        assert (found.env.games, found.env.workers, found.rollout.max_batch, found.model, found.wm) == ("generated", 3, 7, own.model, own.wm)
-        assert (found.env.prompt, found.env.max_steps, found.env.history) == ("paper", 50, 1) and found.eval == rules.eval
+        assert (found.env.games, found.env.workers, found.rollout.max_batch, found.model, found.wm) == (
+            "generated",
+            3,
+            7,
+            own.model,
+            own.wm,
+        )
+        assert (found.env.prompt, found.env.max_steps, found.env.history) == (
+            "paper",
+            50,
+            1,
+        ) and found.eval == rules.eval
         assert (found.rollout.max_prompt_tokens, found.rollout.max_response_tokens) == (2048, 512)
-        assert judged_by(found, 0.4) == "ours, except env.games: generated (ours: official); env.history: 1 (ours: 2)"
+        assert (
+            judged_by(found, 0.4)
+            == "ours, except env.games: generated (ours: official); env.history: 1 (ours: 2)"
+        )
 
     def test_a_recipe_without_a_protocol_names_none(self) -> None:
         assert judged_by(parse_recipe({"model": {"path": "m"}}), 0.4) == ""
@@ -151,7 +211,9 @@ class TestProtocols:
     @BY_PROTOCOL
     @pytest.mark.parametrize("benchmark", PLAYED)
     @pytest.mark.parametrize("algorithm", ["grpo", "gigpo", "rloo", "ppo"])
-    def test_a_protocol_departs_from_itself_in_nothing(self, benchmark: str, name: ProtocolName, algorithm: str) -> None:
+    def test_a_protocol_departs_from_itself_in_nothing(
+        self, benchmark: str, name: ProtocolName, algorithm: str
+    ) -> None:
         recipe = protocol(name, benchmark, algorithm)
         found = standing(recipe)
         assert (found.named, found.said) == (name, True) and recipe.algorithm.name == algorithm
@@ -160,16 +222,28 @@ class TestProtocols:
     def test_keys_that_an_algorithm_does_not_read_are_no_departure(self) -> None:
         for algorithm, counted in (("grpo", False), ("gigpo", True)):
             recipe = protocol("ours", "alfworld", algorithm)
-            changed = recipe.model_copy(update={"algorithm": recipe.algorithm.model_copy(update={"gigpo_omega": 0.5})})
+            changed = recipe.model_copy(
+                update={"algorithm": recipe.algorithm.model_copy(update={"gigpo_omega": 0.5})}
+            )
             assert (departures(changed, "ours") == ("algorithm.gigpo_omega: 0.5 (ours: 1)",)) is counted
         for algorithm, counted in (("grpo", False), ("ppo", True)):
             recipe = protocol("ours", "alfworld", algorithm)
-            changed = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"critic_lr": 0.5})})
+            changed = recipe.model_copy(
+                update={"optimizer": recipe.optimizer.model_copy(update={"critic_lr": 0.5})}
+            )
             assert bool(departures(changed, "ours")) is counted
 
     def test_machinery_and_arm_are_no_departure_and_every_other_key_is(self) -> None:
         path = ROOT / "webshop" / "ours.yaml"
-        same = ["model.path=other", "policy.backend=megatron", "rollout.engine=sglang", "seed=3", "wm.rho=1.0", "eval.every=2", "env.workers=9"]
+        same = [
+            "model.path=other",
+            "policy.backend=megatron",
+            "rollout.engine=sglang",
+            "seed=3",
+            "wm.rho=1.0",
+            "eval.every=2",
+            "env.workers=9",
+        ]
         assert departures(load_recipe(path, same), "ours") == ()
         for override in (
             "updates=10",
@@ -186,9 +260,13 @@ class TestProtocols:
 
     def test_order_of_task_types_means_nothing(self) -> None:
         recipe = protocol("ours", "alfworld")
-        turned = recipe.model_copy(update={"env": recipe.env.model_copy(update={"task_types": recipe.env.task_types[::-1]})})
+        turned = recipe.model_copy(
+            update={"env": recipe.env.model_copy(update={"task_types": recipe.env.task_types[::-1]})}
+        )
         assert departures(turned, "ours") == ()
-        less = recipe.model_copy(update={"env": recipe.env.model_copy(update={"task_types": recipe.env.task_types[:1]})})
+        less = recipe.model_copy(
+            update={"env": recipe.env.model_copy(update={"task_types": recipe.env.task_types[:1]})}
+        )
         assert departures(less, "ours") == ("env.task_types: pick_and_place_simple (ours: all six)",)
 
     def test_what_a_recipe_says_wins_over_what_it_looks_like(self) -> None:
@@ -200,7 +278,10 @@ class TestProtocols:
 
     def test_judged_as_another_benchmark_keeps_none_of_its_data(self) -> None:
         search, shop = protocol("ours", "search"), protocol("ours", "webshop")
-        assert judged_as(search, shop).env.search == shop.env.search and judged_as(search, shop).env.name == "webshop"
+        assert (
+            judged_as(search, shop).env.search == shop.env.search
+            and judged_as(search, shop).env.name == "webshop"
+        )
 
     def test_the_shipped_recipes_are_those_of_this_checkout(self) -> None:
         assert shipped_recipes() == ROOT
@@ -208,7 +289,9 @@ class TestProtocols:
 
 def test_a_result_of_before_protocols_had_names_is_read(tmp_path: Path, model: Path) -> None:
     panel, own = PLAYED["search"]
-    result = evaluate_path(str(model), panel=panel, out=tmp_path, protocol="ours", benchmark="search", overrides=[*SMALL, *own])
+    result = evaluate_path(
+        str(model), panel=panel, out=tmp_path, protocol="ours", benchmark="search", overrides=[*SMALL, *own]
+    )
     [summary] = (tmp_path / "evaluations").glob("*.json")
     content = json.loads(summary.read_text())
     assert content.pop("judged_by") == result.judged_by != ""

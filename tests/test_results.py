@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult, Prediction, TypeResult, read_evaluations, write_evaluation
+from paw_hpc.evaluation.results import (
+    EvaluatedEpisode,
+    EvaluationResult,
+    Prediction,
+    TypeResult,
+    read_evaluations,
+    write_evaluation,
+)
 from paw_hpc.evaluation.statistics import cluster_interval, wilson_interval
 from paw_hpc.system.errors import DataError
 
@@ -17,7 +24,9 @@ WON = {"a": (True, False), "b": (True, True), "c": (False, False)}
 
 def result(label: str = "valid_seen-u30", update: int = 30) -> EvaluationResult:
     episodes = [
-        EvaluatedEpisode(game, "heat" if game == "c" else "pick", repeat, 11, won, 1.0 * won, 12, 3, 10.0 * won)
+        EvaluatedEpisode(
+            game, "heat" if game == "c" else "pick", repeat, 11, won, 1.0 * won, 12, 3, 10.0 * won
+        )
         for game, outcomes in WON.items()
         for repeat, won in enumerate(outcomes)
     ]
@@ -43,12 +52,17 @@ def test_rates_and_intervals_follow_from_the_episodes() -> None:
     assert r.per_task_type["heat"] == TypeResult(1, 0.0, wilson_interval(0, 1))
     assert r.per_task_type["pick"].success == 0.75
     with pytest.raises(ValueError, match="no episode"):
-        EvaluationResult.of_episodes([], label="x", panel="p", panel_checksum="c", temperature=0, update=0, seconds=0)
+        EvaluationResult.of_episodes(
+            [], label="x", panel="p", panel_checksum="c", temperature=0, update=0, seconds=0
+        )
 
 
 def test_what_is_written_is_read_back_in_order_of_updates(tmp_path: Path) -> None:
     predicted = Prediction("own", "all", 4, 60, 0.5, (0.4, 0.6), 0.9, 0, None, None, None)
-    late, early = dataclasses.replace(result(), predictions=(predicted,), protocol="15 steps"), result("valid_seen-u0", 0)
+    late, early = (
+        dataclasses.replace(result(), predictions=(predicted,), protocol="15 steps"),
+        result("valid_seen-u0", 0),
+    )
     for r in (late, early):
         write_evaluation(tmp_path, r)
     assert read_evaluations(tmp_path) == [early, late]
@@ -60,8 +74,26 @@ def test_the_files_have_the_documented_format(tmp_path: Path) -> None:
     assert summary == tmp_path / "evaluations/valid_seen-u30.json"
     content = json.loads(summary.read_text())
     assert content.keys() == {
-        *("label", "panel", "panel_checksum", "temperature", "repeats", "update", "games", "success", "interval", "per_task_type"),
-        *("observation_ce", "observation_tokens", "observation_ce_interval", "seconds", "environment_failures", "noise"),
+        *(
+            "label",
+            "panel",
+            "panel_checksum",
+            "temperature",
+            "repeats",
+            "update",
+            "games",
+            "success",
+            "interval",
+            "per_task_type",
+        ),
+        *(
+            "observation_ce",
+            "observation_tokens",
+            "observation_ce_interval",
+            "seconds",
+            "environment_failures",
+            "noise",
+        ),
         *("predictions", "protocol", "judged_by"),
     }
     lines = [json.loads(line) for line in summary.with_suffix(".jsonl").read_text().splitlines()]

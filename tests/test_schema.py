@@ -1,4 +1,5 @@
-"""The JSON schemas say of recipes and sweeps what the models say: every key, no other, and the types of values."""
+"""The JSON schemas say of recipes and sweeps what the models say: every key, no other, and the types of
+values."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ RECIPE, SWEEP = (jsonschema.Draft202012Validator(schema) for schema in (recipe_s
 
 
 def errors(validator: Any, content: Any) -> list[str]:
-    return [f"{'.'.join(map(str, error.absolute_path))}: {error.message}" for error in validator.iter_errors(content)]
+    return [
+        f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
+        for error in validator.iter_errors(content)
+    ]
 
 
 def test_they_are_schemas() -> None:
@@ -58,7 +62,13 @@ def test_what_loading_refuses_is_refused(content: dict[str, Any], said: str) -> 
 
 
 @pytest.mark.parametrize(
-    "content", [{"base": "../quickstart.yaml"}, {"optimizer": {"lr": "${env.invalid_penalty}"}}, {"optimizer": {"lr": 1e-6}}, {}]
+    "content",
+    [
+        {"base": "../quickstart.yaml"},
+        {"optimizer": {"lr": "${env.invalid_penalty}"}},
+        {"optimizer": {"lr": 1e-6}},
+        {},
+    ],
 )
 def test_what_a_file_may_say_beyond_the_models(content: dict[str, Any]) -> None:
     assert not errors(RECIPE, content)
@@ -70,7 +80,11 @@ def test_it_has_the_models_keys_with_their_documentation() -> None:
     def walk(model: type[BaseModel], properties: dict[str, Any], where: str) -> None:
         assert properties.keys() - {"base"} == model.model_fields.keys(), where
         for name, field in model.model_fields.items():
-            found = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
+            found = [
+                a
+                for a in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                if isinstance(a, type) and issubclass(a, BaseModel)
+            ]
             for section in found:
                 walk(section, schema["$defs"][section.__name__]["properties"], f"{where}{name}.")
             if field.description and not found:

@@ -1,4 +1,5 @@
-"""A run directory that is a group's works for its members, and refuses others with a line. What everybody may write is warned of."""
+"""A run directory that is a group's works for its members, and refuses others with a line. What everybody may
+write is warned of."""
 
 from __future__ import annotations
 
@@ -41,36 +42,57 @@ def shared() -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_run_of_a_group(shared: Path) -> None:
-    # The package lies where everybody can read it, as in an environment that a group shares; this checkout may not.
+    # The package lies where everybody can read it, as in an environment that a group shares; this checkout
+    # may not.
     checkout = Path(paw_hpc.__file__).parents[1]
     for name in ("paw_hpc", "recipes", "slurm"):
         shutil.copytree(checkout / name, shared / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
     path = write(small(), shared / "recipe.yaml")
     path.chmod(0o644)
-    environment = {**os.environ, "PAW_CACHE": str(shared / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(shared / "code")}
+    environment = {
+        **os.environ,
+        "PAW_CACHE": str(shared / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(shared / "code"),
+    }
     done = subprocess.run(
-        [sys.executable, "tests/group_member.py", str(shared), str(path)], env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "tests/group_member.py", str(shared), str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines and lines[-1].get("command") == "logs", done.stdout[-3000:] + done.stderr[-3000:]
     ends = {(line["who"], line["command"]): (line["status"], line["said"]) for line in lines if "who" in line}
     # Members of the group go on with it, and with nothing that only its owner could use.
     for who in ("owner", "member"):
-        assert {command: end for (one, command), end in ends.items() if one == who} == dict.fromkeys(("train", "status", "report"), (0, []))
+        assert {command: end for (one, command), end in ends.items() if one == who} == dict.fromkeys(
+            ("train", "status", "report"), (0, [])
+        )
     assert next(line["modes"] for line in lines if "modes" in line) == []
     assert [line["update"] for line in read_metrics(shared / "run" / "metrics.jsonl")] == [0, 1]
     # Others may look where they are let in, and are told in a line where they are not.
     run = shared / "run"
     assert ends["reader", "status"] == (0, [])
-    assert ends["reader", "train"] == (2, [f"paw: {run}: it may not be written (permission denied); change that, or name another place"])
+    assert ends["reader", "train"] == (
+        2,
+        [f"paw: {run}: it may not be written (permission denied); change that, or name another place"],
+    )
     refused = {command: end for (one, command), end in ends.items() if one == "outsider"}
     assert set(refused) == {"train", "status", "report", "logs"}
     for status, [said] in refused.values():
-        assert status == 2 and said.startswith(f"paw: {run}/") and "you may not use this (permission denied)" in said
+        assert (
+            status == 2
+            and said.startswith(f"paw: {run}/")
+            and "you may not use this (permission denied)" in said
+        )
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o775, False), (0o700, False)])
-def test_a_run_that_everybody_may_write_is_warned_of(mode: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_everybody_may_write_is_warned_of(
+    mode: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(mode)
     RunDirectory(tmp_path / "run").open(small(), "test")

@@ -1,4 +1,5 @@
-"""Intervals against known values, closed forms and slow implementations; repeats of a game are not new games."""
+"""Intervals against known values, closed forms and slow implementations; repeats of a game are not new
+games."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_wilson_has_the_tabulated_values() -> None:
     assert wilson_interval(17, 40) == pytest.approx((0.2851, 0.5780), abs=5e-5)
 
 
-def slow_ratio_bootstrap(numerators: list[float], denominators: list[float], clusters: list[str], rounds: int = 4000) -> tuple[float, float]:
+def slow_ratio_bootstrap(
+    numerators: list[float], denominators: list[float], clusters: list[str], rounds: int = 4000
+) -> tuple[float, float]:
     rng = np.random.default_rng(123)
     names = sorted(set(clusters))
     found = []
@@ -75,12 +78,15 @@ def test_playing_a_game_again_with_the_same_result_adds_nothing() -> None:
     assert as_if_independent[1] - as_if_independent[0] < 0.6 * (once[1] - once[0])
 
 
-def test_the_interval_covers_the_truth_and_one_that_ignores_games_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interval_covers_the_truth_and_one_that_ignores_games_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 399)
     rng = np.random.default_rng(7)
     covered, naive, rounds = 0, 0, 250
     for _ in range(rounds):
-        rates = rng.beta(0.5, 0.5, size=40)  # games are mostly easy or hard: repeats of one agree; the mean rate is 0.5
+        # games are mostly easy or hard: repeats of one agree; the mean rate is 0.5
+        rates = rng.beta(0.5, 0.5, size=40)
         wins = rng.random((40, 6)) < rates[:, None]
         flat, games = wins.ravel().tolist(), np.repeat(np.arange(40), 6).tolist()
         low, high = success_interval(flat, games)
@@ -93,7 +99,9 @@ def test_the_interval_covers_the_truth_and_one_that_ignores_games_does_not(monke
 
 def test_the_success_interval_takes_wilson_where_games_are_played_once() -> None:
     assert success_interval([True, False, True], ["a", "b", "c"]) == wilson_interval(2, 3)
-    assert success_interval([True, False, True, True], ["a", "a", "b", "b"]) == cluster_interval([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"])
+    assert success_interval([True, False, True, True], ["a", "a", "b", "b"]) == cluster_interval(
+        [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]
+    )
 
 
 def test_all_won_is_not_certainty() -> None:
@@ -104,7 +112,10 @@ def test_all_won_is_not_certainty() -> None:
 
 def slow_sign_flip(differences: list[float]) -> float:
     observed = abs(sum(differences))
-    flips = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in itertools.product((1, -1), repeat=len(differences))]
+    flips = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((1, -1), repeat=len(differences))
+    ]
     return sum(f >= observed - 1e-12 for f in flips) / len(flips)
 
 
@@ -125,7 +136,10 @@ def test_pairing_finds_what_unpaired_intervals_cannot() -> None:
     rng = np.random.default_rng(5)
     difficulty = rng.random(60)
     a = {f"t{i}": [d] for i, d in enumerate(difficulty)}
-    b = {f"t{i}": [d + 0.05 + 0.02 * e] for i, (d, e) in enumerate(zip(difficulty, rng.normal(size=60), strict=True))}
+    b = {
+        f"t{i}": [d + 0.05 + 0.02 * e]
+        for i, (d, e) in enumerate(zip(difficulty, rng.normal(size=60), strict=True))
+    }
     paired = paired_difference(a, b)
     assert paired.low > 0.03 and paired.p_value < 0.001
     apart = [cluster_interval([v[0] for v in arm.values()], list(arm)) for arm in (a, b)]
@@ -136,7 +150,13 @@ def test_equal_arms_differ_by_nothing_and_unshared_tasks_are_left_out() -> None:
     a = {"x": [1.0], "y": [0.0], "only a": [1.0]}
     b = {"x": [1.0, 1.0], "y": [0.0], "only b": [1.0]}
     result = paired_difference(a, b)
-    assert (result.difference, result.low, result.high, result.p_value, result.tasks) == (0.0, 0.0, 0.0, 1.0, 2)
+    assert (result.difference, result.low, result.high, result.p_value, result.tasks) == (
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+        2,
+    )
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -156,7 +176,9 @@ def test_nothing_to_measure_is_an_error() -> None:
 
 class TestTheMeanOfStrata:
     def test_weighs_strata_alike_whatever_their_size(self) -> None:
-        mean, (low, high) = stratified_mean([1.0] * 30 + [0.0] * 30 + [1.0] * 4, ["a"] * 60 + ["b"] * 4, list(range(64)))
+        mean, (low, high) = stratified_mean(
+            [1.0] * 30 + [0.0] * 30 + [1.0] * 4, ["a"] * 60 + ["b"] * 4, list(range(64))
+        )
         assert mean == 0.75 and low < 0.75 < high
 
     def test_has_the_interval_of_the_sum_of_its_variances(self) -> None:
@@ -166,7 +188,9 @@ class TestTheMeanOfStrata:
         mean, (low, high) = stratified_mean(values, ["a"] * 400 + ["b"] * 100, list(range(500)))
         means = [np.mean(values[:400]), np.mean(values[400:])]
         error = math.sqrt(sum(m * (1 - m) / n for m, n in zip(means, sizes, strict=True))) / 2
-        assert mean == pytest.approx(np.mean(means)) and (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+        assert mean == pytest.approx(np.mean(means)) and (high - low) / 2 == pytest.approx(
+            1.96 * error, rel=0.05
+        )
 
     def test_of_one_stratum_is_the_cluster_bootstrap(self) -> None:
         values, clusters = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0], ["a", "a", "b", "b", "c", "d", "e", "e"]
@@ -178,14 +202,24 @@ class TestTheMeanOfStrata:
             stratified_mean([], [], [])
 
 
-def crossed(rng: np.random.Generator, seeds: int, tasks: int, of_seed: float, of_task: float, of_cell: float) -> np.ndarray:
+def crossed(
+    rng: np.random.Generator, seeds: int, tasks: int, of_seed: float, of_task: float, of_cell: float
+) -> np.ndarray:
     """[seeds, tasks] with a true mean of 0."""
-    return rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_task, (1, tasks)) + rng.normal(0, of_cell, (seeds, tasks))
+    return (
+        rng.normal(0, of_seed, (seeds, 1))
+        + rng.normal(0, of_task, (1, tasks))
+        + rng.normal(0, of_cell, (seeds, tasks))
+    )
 
 
 class TestSeedsAndTasks:
-    @pytest.mark.parametrize(("of_seed", "of_task", "of_cell"), [(0.1, 0.1, 0.3), (0.15, 0.05, 0.1), (0.0, 0.2, 0.5)])
-    def test_the_interval_covers_the_truth_whatever_varies(self, of_seed: float, of_task: float, of_cell: float) -> None:
+    @pytest.mark.parametrize(
+        ("of_seed", "of_task", "of_cell"), [(0.1, 0.1, 0.3), (0.15, 0.05, 0.1), (0.0, 0.2, 0.5)]
+    )
+    def test_the_interval_covers_the_truth_whatever_varies(
+        self, of_seed: float, of_task: float, of_cell: float
+    ) -> None:
         rng, covered, over_tasks, rounds = np.random.default_rng(2), 0, 0, 500
         for _ in range(rounds):
             table = crossed(rng, 5, 40, of_seed, of_task, of_cell)
@@ -208,7 +242,8 @@ class TestSeedsAndTasks:
     def test_two_seeds_that_differ_by_the_same_everywhere_are_a_t_test_of_two(self) -> None:
         found = crossed_mean([[0.1] * 30, [0.3] * 30])
         assert (found.mean, found.seeds, found.tasks) == (pytest.approx(0.2), 2, 30)
-        assert found.high - found.mean == pytest.approx(12.706 * 0.1, rel=1e-3)  # t of one degree of freedom; standard error 0.1
+        # t of one degree of freedom; standard error 0.1
+        assert found.high - found.mean == pytest.approx(12.706 * 0.1, rel=1e-3)
 
     def test_a_constant_table_has_no_width_and_a_single_row_is_refused(self) -> None:
         assert crossed_mean(np.zeros((3, 4))) == statistics.CrossedMean(0.0, 0.0, 0.0, 1.0, 3, 4)
@@ -227,7 +262,9 @@ class TestSeedsAndTasks:
         rng = np.random.default_rng(6)
         lift = [0.0, 0.2, 0.4]
         a = {s: {f"g{i}": [lift[s] + rng.normal(0, 0.02)] for i in range(10)} for s in range(3)}
-        b = {s: {f"g{i}": [a[s][f"g{i}"][0] + 0.05 + rng.normal(0, 0.01)] for i in range(10)} for s in range(3)}
+        b = {
+            s: {f"g{i}": [a[s][f"g{i}"][0] + 0.05 + rng.normal(0, 0.01)] for i in range(10)} for s in range(3)
+        }
         paired = paired_over_seeds(a, b)
         assert paired.low > 0.03 and (paired.seeds, paired.tasks, paired.favourable) == (3, 10, 3)
         wrong = paired_over_seeds(a, {s: b[(s + 1) % 3] for s in range(3)})

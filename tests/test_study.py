@@ -69,14 +69,17 @@ def test_a_run_that_fails_ends_the_study(sweep: Path, capfd: pytest.CaptureFixtu
     assert "max_prompt_tokens" in capfd.readouterr().err
 
 
-def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_again(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_again(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = sweep.parent / "out"
     assert local.run_sweep(sweep, [], out, 2)
     results = {arm: read_evaluations(out / f"g-{arm}-s3") for arm in ("vanilla", "paw")}
     for before, after in results.values():
         assert (before.label, before.update, after.label, after.update) == ("start", 0, "end", 1)
         assert (
-            before.observation_tokens == after.observation_tokens and before.observation_ce != after.observation_ce
+            before.observation_tokens == after.observation_tokens
+            and before.observation_ce != after.observation_ce
         )  # the start's play, judged by both
     starts, ends = ([result[i] for result in results.values()] for i in (0, 1))
     assert starts[0] == starts[1] and played(ends[0]) == played(ends[1]) == played(starts[0])
@@ -104,8 +107,11 @@ class Inline:
         return future
 
 
-def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the first was judged before: then its start is played again, and nothing of it is written."""
+def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first was judged before: then its start is played again, and nothing of it is
+    written."""
     log: list[tuple[Any, ...]] = []
 
     def judge(recipe: Recipe, run: Path | None, observed: Any) -> Evaluation:
@@ -115,9 +121,15 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Pa
 
     monkeypatch.setattr(local, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(local, "_judge", judge)
-    monkeypatch.setattr(local, "_train", lambda runs, *_: log.append(("trained", *(planned.label for planned in runs))) or True)
+    monkeypatch.setattr(
+        local,
+        "_train",
+        lambda runs, *_: log.append(("trained", *(planned.label for planned in runs))) or True,
+    )
     monkeypatch.setattr(local, "read_evaluations", lambda directory: done.get(directory.name, []))
-    monkeypatch.setattr(local, "write", lambda directory, evaluation, recipe: log.append(("written", directory.name)))
+    monkeypatch.setattr(
+        local, "write", lambda directory, evaluation, recipe: log.append(("written", directory.name))
+    )
     monkeypatch.setattr(local, "write_report", lambda *_: None)
     monkeypatch.setattr(local, "print_report", lambda _: None)
     sweep.write_text(SWEEP.replace("[3]", "[3, 4]"))
@@ -125,11 +137,21 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(sweep: Pa
     local.run_sweep(sweep, [], sweep.parent / "out", 2)
     of_3 = [("trained", "g-vanilla-s3", "g-paw-s3"), ("judged", 3, None, None)]
     of_3 += [("judged", 3, name, "play of seed 3") for name in ("g-vanilla-s3", "g-paw-s3")]
-    of_4 = [("judged", 4, None, "play of seed 3"), *(("judged", 4, name, "play of seed 3") for name in ("g-vanilla-s4", "g-paw-s4"))]
-    assert [entry for entry in log if entry[0] != "written"] == [*of_3, ("trained", "g-vanilla-s4", "g-paw-s4"), *of_4]
+    of_4 = [
+        ("judged", 4, None, "play of seed 3"),
+        *(("judged", 4, name, "play of seed 3") for name in ("g-vanilla-s4", "g-paw-s4")),
+    ]
+    assert [entry for entry in log if entry[0] != "written"] == [
+        *of_3,
+        ("trained", "g-vanilla-s4", "g-paw-s4"),
+        *of_4,
+    ]
 
     log.clear()
-    before, after = (dataclasses.replace(evaluation(draw(0, 2, 0.5), update=update), label=label) for update, label in ((0, "start"), (1, "end")))
+    before, after = (
+        dataclasses.replace(evaluation(draw(0, 2, 0.5), update=update), label=label)
+        for update, label in ((0, "start"), (1, "end"))
+    )
     done |= {name: [before, after] for name in ("g-vanilla-s3", "g-paw-s3")}
     local.run_sweep(sweep, [], sweep.parent / "out", 2)
     assert [entry for entry in log if entry[0] == "judged"] == [("judged", 3, None, None), *of_4]

@@ -1,4 +1,5 @@
-"""The whole way of a tiny model through each kind of chat template: it plays, is trained with the world model, and is judged."""
+"""The whole way of a tiny model through each kind of chat template: it plays, is trained with the world
+model, and is judged."""
 
 from __future__ import annotations
 
@@ -31,19 +32,26 @@ TINY = TinyModel(hidden_size=64, layers=1, heads=2, kv_heads=1, intermediate_siz
 def save_talker(tokenizer: PreTrainedTokenizerBase, folder: Path, sureness: float = 11.5) -> None:
     """A model that says SAYS, most of the time: what it says next depends on the last token alone.
 
-    Nothing is written into the residual stream, so its end is the last token's embedding; the head's rows are those of the tokens that come before.
+    Nothing is written into the residual stream, so its end is the last token's embedding; the head's rows are
+    those of the tokens that come before.
     """
     chat = ChatFormat(tokenizer)
     said = [*chat.prompt([{"role": "user", "content": "x"}])[-1:].tolist(), *chat.answer(SAYS).tolist()]
     assert len({*said}) == len(said), "one follower for each token"
     model = build_tiny(TINY, tokenizer, 0)
     with torch.no_grad():
-        embeddings, head, layer = model.get_input_embeddings().weight, model.get_output_embeddings().weight, model.model.layers[0]
+        embeddings, head, layer = (
+            model.get_input_embeddings().weight,
+            model.get_output_embeddings().weight,
+            model.model.layers[0],
+        )
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
         head.zero_()
         for before, after in itertools.pairwise(said):
-            head[after] = sureness * torch.nn.functional.normalize(embeddings[before], dim=0) / TINY.hidden_size**0.5
+            head[after] = (
+                sureness * torch.nn.functional.normalize(embeddings[before], dim=0) / TINY.hidden_size**0.5
+            )
     model.save_pretrained(folder)
 
 
@@ -90,7 +98,9 @@ def test_the_whole_loop(kind: str, folder: Path, tmp_path: Path, monkeypatch: py
     assert outcome.updates == 2 and len(played) == 2 * 12 + 4
     for update in metrics:
         assert update["train/invalid"] < 0.4 and update["policy/skipped_steps"] == 0
-        assert update["wm/loss"] > 0 and update["wm/selected_transitions"] > 0 and update["policy/grad_norm"] > 0
+        assert (
+            update["wm/loss"] > 0 and update["wm/selected_transitions"] > 0 and update["policy/grad_norm"] > 0
+        )
     (result,) = read_evaluations(tmp_path / "run")
     assert result.games == 2
     opening = "<think>\n" if kind == "opens" else ""
@@ -99,7 +109,9 @@ def test_the_whole_loop(kind: str, folder: Path, tmp_path: Path, monkeypatch: py
     for t in played:
         parts = (t.prompt_ids, t.response_ids, t.bridge_ids, t.observation_ids)
         prompt, response, bridge, observation = (str(tokenizer.decode(ids.tolist())) for ids in parts)
-        assert prompt.endswith(f"<|im_end|>\n<|im_start|>model\n{opening}") and ("26 July 2024" in prompt) is (kind == "clock")
+        assert prompt.endswith(f"<|im_end|>\n<|im_start|>model\n{opening}") and (
+            "26 July 2024" in prompt
+        ) is (kind == "clock")
         assert (response + bridge).endswith("<|im_end|>\n<|im_start|>user\n") and observation
         if response == f"{whole}<|im_end|>":
             assert t.valid and bridge == "\n<|im_start|>user\n"
@@ -108,7 +120,8 @@ def test_the_whole_loop(kind: str, folder: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_a_response_is_read_by_the_reference_s_rule_too(kind: str, folder: Path) -> None:
-    """The play of an evaluation; and every action would be invalid if the view were not told that the thought is opened."""
+    """The play of an evaluation; and every action would be invalid if the view were not told that the thought
+    is opened."""
     with EventLoop() as runner, Machinery(recipe(folder, validity="format"), runner) as machinery:
         tasks = machinery.benchmark.tasks("valid_seen")[:1]
 
@@ -133,5 +146,6 @@ def test_a_faulty_template_ends_the_start_in_one_line(key: str, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         loop.train(parse_recipe(data), tmp_path / "run", command="test")
     assert str(caught.value) == (
-        f"{key}: the chat template of the tokenizer in '{bad}' cannot be rendered (line 2): TypeError: can only concatenate str (not \"int\") to str"
+        f"{key}: the chat template of the tokenizer in '{bad}' cannot be rendered (line 2): TypeError: can "
+        'only concatenate str (not "int") to str'
     )

@@ -1,4 +1,5 @@
-"""Trackers get the metrics under their names, and cannot stop or slow a run; wandb, trackio and mlflow each once for real, where installed."""
+"""Trackers get the metrics under their names, and cannot stop or slow a run; wandb, trackio and mlflow each
+once for real, where installed."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def test_one_that_fails_is_said_once_and_stops_nothing(when: str, caplog: pytest
     assert said.startswith("tracking: mlflow has failed and is left out from here on: ") and "\n" not in said
 
 
-def test_one_that_hangs_slows_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_hangs_slows_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     free = threading.Event()
 
     class Hanging(Listening):
@@ -91,11 +94,15 @@ def test_one_that_hangs_slows_nothing(monkeypatch: pytest.MonkeyPatch, caplog: p
         guarded.write(update, VALUES)
     guarded.close()
     assert time.monotonic() - start < 10
-    assert [record.getMessage() for record in caplog.records] == ["tracking: trackio is 5 updates behind; what it misses is in metrics.jsonl"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracking: trackio is 5 updates behind; what it misses is in metrics.jsonl"
+    ]
     free.set()
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "wandb", None)
     run = RunDirectory(tmp_path / "run")
     recipe = tiny_recipe(tracking=["wandb"])
@@ -103,7 +110,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with MetricsWriter(run, 0, recipe) as writer:
         writer.write(0, VALUES)
     assert "pip install 'paw-hpc[wandb]'" in caplog.text and len(read_metrics(run.metrics_path)) == 1
-    assert not list((tmp_path / "run").glob("tensorboard/*")), "TensorBoard is one of them, and was not asked for"
+    assert not list((tmp_path / "run").glob("tensorboard/*")), (
+        "TensorBoard is one of them, and was not asked for"
+    )
 
 
 def test_tensorboard_is_the_default(tmp_path: Path) -> None:
@@ -131,7 +140,9 @@ def track(path: Path, name: str, caplog: pytest.LogCaptureFixture) -> Tracked:
     return Tracked(path, recipe)
 
 
-def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_wandb_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
@@ -149,17 +160,23 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: 
     assert list((tmp_path / "run" / "wandb").rglob("episodes*.table.json"))
 
 
-def test_trackio_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_trackio_local(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
     pytest.importorskip("trackio", reason="trackio is not installed")
     track(tmp_path / "run", "trackio", caplog)
     [database] = (tmp_path / "trackio").rglob("*.db")
     with sqlite3.connect(database) as opened:
-        found = "".join(str(row) for table in ("metrics",) for row in opened.execute(f"select * from {table}"))
+        found = "".join(
+            str(row) for table in ("metrics",) for row in opened.execute(f"select * from {table}")
+        )
     assert "train/success" in found
 
 
-def test_mlflow_in_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_mlflow_in_local_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = track(tmp_path / "run", "mlflow", caplog)

@@ -1,4 +1,5 @@
-"""The benchmark of whole trajectories, at toy size: it counts what it says, and ends where the two ways differ."""
+"""The benchmark of whole trajectories, at toy size: it counts what it says, and ends where the two ways
+differ."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ import pytest
 from benchmarks import trajectories
 
 SIZES = {"episodes": 2, "rounds": 1, "opening": 8, "response": 3, "observation": 5, "rest": 2}
-TOY = ["recipes/quickstart.yaml", "--steps", "3", "6", *(word for name, size in SIZES.items() for word in (f"--{name}", str(size)))]
+TOY = [
+    "recipes/quickstart.yaml",
+    "--steps",
+    "3",
+    "6",
+    *(word for name, size in SIZES.items() for word in (f"--{name}", str(size))),
+]
 
 
 def test_tokens_are_those_of_the_formula() -> None:

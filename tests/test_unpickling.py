@@ -1,4 +1,5 @@
-"""What the package unpickles: nothing without limits that another user could have written. Files are planted, and the code is looked through."""
+"""What the package unpickles: nothing without limits that another user could have written. Files are planted,
+and the code is looked through."""
 
 from __future__ import annotations
 
@@ -22,9 +23,11 @@ from tests.rollout.site import PYTHON
 
 PACKAGE = Path("paw_hpc")
 KNOWN = {
-    "policy/megatron/writing.py: pickle.load": "a file without a name, which its forked process alone has open",
+    "policy/megatron/writing.py: pickle.load": "a file without a name, which its forked process alone has "
+    "open",
     "policy/megatron/reading.py: pickle.Unpickler": "the class that allows the names of the format alone",
-    "system/distributed.py: dist.broadcast_object_list": "between ranks that have exchanged the word of the job",
+    "system/distributed.py: dist.broadcast_object_list": "between ranks that have exchanged the word of "
+    "the job",
     "system/distributed.py: dist.all_gather_object": "between ranks that have exchanged the word of the job",
     "policy/megatron/checkpoint.py: dist.broadcast_object_list": "likewise",
     "policy/megatron/checkpoint.py: dist.all_gather_object": "likewise",
@@ -32,23 +35,43 @@ KNOWN = {
     "policy/convert/transfer.py: dist.all_gather_object": "likewise",
 }
 _LIBRARIES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-_OBJECTS = {"broadcast_object_list", "all_gather_object", "gather_object", "scatter_object_list", "recv_object_list"}
+_OBJECTS = {
+    "broadcast_object_list",
+    "all_gather_object",
+    "gather_object",
+    "scatter_object_list",
+    "recv_object_list",
+}
 
 
 def unpickling(source: str) -> set[str]:
     """Calls and base classes in a program that read pickles (or the like) without limits."""
     found = set()
     for node in ast.walk(ast.parse(source)):
-        names = [node.func] if isinstance(node, ast.Call) else node.bases if isinstance(node, ast.ClassDef) else []
+        names = (
+            [node.func]
+            if isinstance(node, ast.Call)
+            else node.bases
+            if isinstance(node, ast.ClassDef)
+            else []
+        )
         for name in names:
             if not isinstance(name, ast.Attribute):
                 continue
             owner, called = ast.unparse(name.value), name.attr
-            given = {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg} if isinstance(node, ast.Call) else {}
+            given = (
+                {k.arg: ast.unparse(k.value) for k in node.keywords if k.arg}
+                if isinstance(node, ast.Call)
+                else {}
+            )
             if (
                 (owner in _LIBRARIES and called in {"load", "loads", "Unpickler", "open"})
                 or (owner == "torch" and called == "load" and given.get("weights_only") != "True")
-                or (owner in {"np", "numpy"} and called in {"load", "fromfile"} and given.get("allow_pickle", "False") != "False")
+                or (
+                    owner in {"np", "numpy"}
+                    and called in {"load", "fromfile"}
+                    and given.get("allow_pickle", "False") != "False"
+                )
                 or (owner == "yaml" and called in {"load", "unsafe_load", "full_load"})
                 or called in _OBJECTS
             ):
@@ -59,7 +82,11 @@ def unpickling(source: str) -> set[str]:
 
 
 def test_nothing_is_unpickled_without_limits_but_what_is_known() -> None:
-    found = {f"{file.relative_to(PACKAGE)}: {call}" for file in PACKAGE.rglob("*.py") for call in unpickling(file.read_text())}
+    found = {
+        f"{file.relative_to(PACKAGE)}: {call}"
+        for file in PACKAGE.rglob("*.py")
+        for call in unpickling(file.read_text())
+    }
     assert found == set(KNOWN)
 
 
@@ -96,7 +123,9 @@ def exploded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_pretrained_model_with_a_bomb_for_weights_is_refused(tmp_path: Path, exploded: Path) -> None:
     folder = tmp_path / "model"
     model_folder(folder)
-    recipe = tiny_recipe(**{"model.tiny": None, "model.tokenizer": None, "model.path": str(folder), "model.device": "cpu"})
+    recipe = tiny_recipe(
+        **{"model.tiny": None, "model.tokenizer": None, "model.path": str(folder), "model.device": "cpu"}
+    )
     tokenizer = load_tokenizer(recipe.model)
     load_model(recipe, tokenizer)  # as it is, it can be loaded
     (folder / "model.safetensors").unlink()
@@ -137,7 +166,13 @@ def test_the_pinned_sglang_refuses_a_bomb_in_the_place_of_weights(exploded: Path
     import base64
 
     sent = base64.b64encode(pickle.dumps(Bomb())).decode()
-    environment = {"PYTHONPATH": str(Path("paw_hpc/rollout/sglang/cpu_shim").resolve()), "SGLANG_USE_CPU_ENGINE": "1", "HOME": str(Path.home())}
-    done = subprocess.run([str(PYTHON), "-c", IN_SGLANG, sent], env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        "PYTHONPATH": str(Path("paw_hpc/rollout/sglang/cpu_shim").resolve()),
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "HOME": str(Path.home()),
+    }
+    done = subprocess.run(
+        [str(PYTHON), "-c", IN_SGLANG, sent], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert "refused: " in done.stdout and "mkdir" in done.stdout, done.stderr[-2000:]
     assert not exploded.exists()

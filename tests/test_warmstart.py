@@ -35,16 +35,28 @@ def ids(*numbers: int) -> np.ndarray:
 
 
 def test_states_that_go_on_from_one_another_are_one_sequence() -> None:
-    states = [(ids(1, 2), ids(3)), (ids(1, 2, 3, 4, 5), ids(6, 7)), (ids(1, 2, 3, 9), ids(8)), (ids(1, 2), ids(3))]
-    found = [(sample.ids.tolist(), sample.ids[sample.is_answer].tolist()) for sample in warmstart.joined(iter(states))]
+    states = [
+        (ids(1, 2), ids(3)),
+        (ids(1, 2, 3, 4, 5), ids(6, 7)),
+        (ids(1, 2, 3, 9), ids(8)),
+        (ids(1, 2), ids(3)),
+    ]
+    found = [
+        (sample.ids.tolist(), sample.ids[sample.is_answer].tolist())
+        for sample in warmstart.joined(iter(states))
+    ]
     assert found == [([1, 2, 3, 4, 5, 6, 7], [3, 6, 7]), ([1, 2, 3, 9, 8], [8]), ([1, 2, 3], [3])]
 
 
 def test_the_rows_of_a_sample_predict_its_answers() -> None:
-    samples = list(warmstart.joined(iter([(ids(1, 2), ids(3)), (ids(1, 2, 3, 4, 5), ids(6, 7)), (ids(1, 2), ids(3))])))
+    samples = list(
+        warmstart.joined(iter([(ids(1, 2), ids(3)), (ids(1, 2, 3, 4, 5), ids(6, 7)), (ids(1, 2), ids(3))]))
+    )
     tokens, _, cu, row_position, weight, answer = warmstart._packed(samples, prompt_weight=0.5)
     assert cu.tolist() == [0, 7, 10] and len(row_position) == 8
-    assert tokens[row_position + 1][answer].tolist() == [3, 6, 7, 3] and float(weight[answer].sum()) == pytest.approx(1.0)
+    assert tokens[row_position + 1][answer].tolist() == [3, 6, 7, 3] and float(
+        weight[answer].sum()
+    ) == pytest.approx(1.0)
     *_, row_position, weight, answer = warmstart._packed(samples, prompt_weight=0.0)
     assert bool(answer.all()) and row_position.tolist() == [1, 4, 5, 8]
 
@@ -56,7 +68,13 @@ def test_a_conversation_is_cloned_as_it_is_played(recipe: str) -> None:
     made = load_recipe(Path("recipes") / f"{recipe}.yaml", [*CONVERSATION, *few])
     benchmark = make_benchmark(made.env)
     shown = list(BENCHMARKS.find(made.env.name).lessons(made, Console()).demonstrations)
-    chat = ChatFormat(build_tokenizer(text for d in shown for text in (d.messages[0]["content"], d.answer, *(t.following for t in d.turns))))
+    chat = ChatFormat(
+        build_tokenizer(
+            text
+            for d in shown
+            for text in (d.messages[0]["content"], d.answer, *(t.following for t in d.turns))
+        )
+    )
     states = list(warmstart._demonstrated(iter(shown), chat, made))
     samples, starts = list(warmstart.joined(iter(states))), [i for i, d in enumerate(shown) if not d.turns]
     assert len(samples) == len(starts) < len(shown), "without a detour an episode is one sequence"
@@ -90,13 +108,21 @@ def begun(benchmark: Any, task: Task, made: Recipe) -> tuple[Any, Callable[[str]
         asked = read_action(action)
         assert asked is not None
         (hits,) = desk.search([asked.text], made.env.search.topk)
-        return EnvironmentState(passages_text([hit.passage for hit in hits], made.env.search.passage_words), ())
+        return EnvironmentState(
+            passages_text([hit.passage for hit in hits], made.env.search.passage_words), ()
+        )
 
     return view, found
 
 
 def test_a_conversation_that_does_not_fit_is_said(tmp_path: Path) -> None:
-    words = ["env.prompt=conversation", "env.history=all", "rollout.max_prompt_tokens=40", "warm_start.games=2", "warm_start.steps=1"]
+    words = [
+        "env.prompt=conversation",
+        "env.history=all",
+        "rollout.max_prompt_tokens=40",
+        "warm_start.games=2",
+        "warm_start.steps=1",
+    ]
     with pytest.raises(UserError, match=r"needs a prompt of \d+ tokens .*rollout\.max_prompt_tokens is 40"):
         warmstart.main("recipes/search/warm-start.yaml", words, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -106,12 +132,21 @@ IDLE = {"look", "inventory", "examine"}
 
 
 def labels(habit: float) -> tuple[list[str], bool]:
-    """The expert's commands over 8 episodes of one game, and whether all were won; every command was admissible and was played."""
+    """The expert's commands over 8 episodes of one game, and whether all were won; every command was
+    admissible and was played."""
     task_id, game = compose("train", "pick_and_place_simple", 2, seed=11)
     engine, section = GameEngine(game), WarmStartSection(habit=habit, max_steps=60)
     said, won = [], True
     for seed in range(8):
-        played = _play(engine, Task(task_id, "pick_and_place_simple", ""), game["walkthrough"], 1.0, 0.0, section, np.random.default_rng(seed))
+        played = _play(
+            engine,
+            Task(task_id, "pick_and_place_simple", ""),
+            game["walkthrough"],
+            1.0,
+            0.0,
+            section,
+            np.random.default_rng(seed),
+        )
         for step in played["steps"]:
             assert step["label"] in step["admissible"] and step["played"] == step["label"]
         said += [step["label"] for step in played["steps"]]

@@ -1,4 +1,5 @@
-"""`policy.skip_zero_gradient`: what cannot move the policy is not computed, and the policy moves as it would have."""
+"""`policy.skip_zero_gradient`: what cannot move the policy is not computed, and the policy moves as it would
+have."""
 
 from __future__ import annotations
 
@@ -49,26 +50,47 @@ def trained(folder: str, pools: list[Pool], **options: Any) -> tuple[torch.Tenso
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_policy_moves_as_it_would_have(arm: str, chains: bool, folder: str) -> None:
     pools = [pairs(chains=chains), pairs(6, chains=chains)]
-    (all_of_it, every), (part, some) = (trained(folder, pools, **ARMS[arm], **{"policy.skip_zero_gradient": skip}) for skip in (False, True))
+    (all_of_it, every), (part, some) = (
+        trained(folder, pools, **ARMS[arm], **{"policy.skip_zero_gradient": skip}) for skip in (False, True)
+    )
     torch.testing.assert_close(part, all_of_it, atol=1e-6, rtol=0.0)
     for one, other in zip(some, every, strict=True):
         assert one["zero_gradient_share"] > 0.1 or arm == "ppo"  # whose advantages are those of values
         assert (one["tokens"] < other["tokens"]) == (one["zero_gradient_share"] > 0)
-        for name in {"policy_loss", "ratio_clip_fraction", "wm_loss", "observation_ce", "grad_norm", "value_loss"} & other.keys():
+        for name in {
+            "policy_loss",
+            "ratio_clip_fraction",
+            "wm_loss",
+            "observation_ce",
+            "grad_norm",
+            "value_loss",
+        } & other.keys():
             assert one[name] == pytest.approx(other[name], abs=2e-6, rel=1e-5), name
 
 
 def test_one_more_left_out_would_be_noticed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control."""
     expected, _ = trained(folder, [pairs()])
-    monkeypatch.setattr(trainer, "with_gradient", lambda batch, algorithm: with_gradient(batch, algorithm).take(torch.arange(3)))
-    assert float((trained(folder, [pairs()], **{"policy.skip_zero_gradient": True})[0] - expected).abs().max()) > 1e-4
+    monkeypatch.setattr(
+        trainer,
+        "with_gradient",
+        lambda batch, algorithm: with_gradient(batch, algorithm).take(torch.arange(3)),
+    )
+    assert (
+        float((trained(folder, [pairs()], **{"policy.skip_zero_gradient": True})[0] - expected).abs().max())
+        > 1e-4
+    )
 
 
 def test_a_step_is_taken_where_nothing_has_a_gradient(folder: str) -> None:
     pools = [pairs(), pairs(6, success=1.0)]
-    (all_of_it, _), (part, some) = (trained(folder, pools, **{"wm.enabled": False, "policy.skip_zero_gradient": skip}) for skip in (False, True))
-    assert some[1]["steps"] == 1.0 and some[1]["grad_norm"] == 0.0 and 0.9 < some[1]["zero_gradient_share"] < 1.0
+    (all_of_it, _), (part, some) = (
+        trained(folder, pools, **{"wm.enabled": False, "policy.skip_zero_gradient": skip})
+        for skip in (False, True)
+    )
+    assert (
+        some[1]["steps"] == 1.0 and some[1]["grad_norm"] == 0.0 and 0.9 < some[1]["zero_gradient_share"] < 1.0
+    )
     torch.testing.assert_close(part, all_of_it, atol=1e-6, rtol=0.0)
 
 

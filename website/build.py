@@ -1,10 +1,12 @@
-"""The documentation as a site: `make docs`, or `python -m website.build [FOLDER]` (default: build/website; the site is FOLDER/site).
+"""The documentation as a site: `make docs`, or `python -m website.build [FOLDER]` (default: build/website;
+the site is FOLDER/site).
 
-Pages are written for two readers: the repository's web view, where links to code are relative links to files, and the site, which has no code beside
-it and knows no address of the repository. So the pages of `docs/` are staged: a Markdown file outside of it that a page links to becomes a page, any
-other file a page that shows it, and a link to a folder leads to its README or is left as plain text. A line `<!-- keys of SECTION -->` becomes the
-table of a recipe's keys. Then Zensical builds the staged pages strictly: a link or an anchor that leads nowhere, or an object that does not exist,
-ends the build.
+Pages are written for two readers: the repository's web view, where links to code are relative links to files,
+and the site, which has no code beside it and knows no address of the repository. So the pages of `docs/` are
+staged: a Markdown file outside of it that a page links to becomes a page, any other file a page that shows
+it, and a link to a folder leads to its README or is left as plain text. A line `<!-- keys of SECTION -->`
+becomes the table of a recipe's keys. Then Zensical builds the staged pages strictly: a link or an anchor that
+leads nowhere, or an object that does not exist, ends the build.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from website.keys import tables
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# pages that stand elsewhere in the repository, by custom, and where they are in the site; all others from outside of docs/ are below `repository/`
+# pages that stand elsewhere in the repository, by custom, and where they are in the site; all others from
+# outside of docs/ are below `repository/`
 PLACES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".toml": "toml"}
 LINK = re.compile(r"(?P<open>\[(?P<text>[^\[\]]*)\]\()(?P<target>[^()\s]+)\)")
@@ -40,10 +43,23 @@ def stage(into: Path, root: Path = ROOT) -> Path:
 
 
 def render(staged: Path) -> Path:
-    """Build the site of a staged folder, and return its folder. Raises SystemExit with what Zensical said where anything is wrong."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # what the reference shows is this checkout, whichever one is installed
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean", "--config-file", str(staged / "zensical.toml")]
-    done = subprocess.run(command, cwd=staged, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Build the site of a staged folder, and return its folder. Raises SystemExit with what Zensical said
+    where anything is wrong."""
+    # what the reference shows is this checkout, whichever one is installed
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "zensical",
+        "build",
+        "--strict",
+        "--clean",
+        "--config-file",
+        str(staged / "zensical.toml"),
+    ]
+    done = subprocess.run(
+        command, cwd=staged, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode != 0:
         raise SystemExit(done.stdout)
     return staged / "site"
@@ -82,10 +98,15 @@ class Stage:
     def page(self, source: str) -> str:
         """The text of a page, its links leading to where their targets are in the site."""
         done = []
-        for code, lines in itertools.groupby(_marked((self.root / source).read_text()), key=lambda marked: marked[0]):
+        for code, lines in itertools.groupby(
+            _marked((self.root / source).read_text()), key=lambda marked: marked[0]
+        ):
             text = "\n".join(line for _, line in lines)
             if not code:
-                text = KEYS.sub(lambda found: tables()[found["section"]], LINK.sub(lambda found: self._link(source, found), text))
+                text = KEYS.sub(
+                    lambda found: tables()[found["section"]],
+                    LINK.sub(lambda found: self._link(source, found), text),
+                )
             done.append(text)
         return "\n".join(done) + "\n"
 
@@ -101,8 +122,13 @@ class Stage:
         if wanted not in self.pages:
             if not (self.root / wanted).is_file():
                 raise SystemExit(f"{source}: links to {target}, which does not exist")
-            self.pages[wanted] = f"repository/{wanted}" if wanted.endswith((".md", ".png", ".svg")) else f"repository/{wanted}.md"
-        return f"{found['open']}{os.path.relpath(self.pages[wanted], PurePosixPath(self.pages[source]).parent)}{hash_sign}{anchor})"
+            self.pages[wanted] = (
+                f"repository/{wanted}"
+                if wanted.endswith((".md", ".png", ".svg"))
+                else f"repository/{wanted}.md"
+            )
+        there = os.path.relpath(self.pages[wanted], PurePosixPath(self.pages[source]).parent)
+        return f"{found['open']}{there}{hash_sign}{anchor})"
 
 
 def _marked(text: str) -> Iterator[tuple[bool, str]]:
@@ -117,9 +143,15 @@ def _marked(text: str) -> Iterator[tuple[bool, str]]:
 def listing(source: str, text: str) -> str:
     """A page that shows a file of the repository as it is."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"---\nsearch:\n  exclude: true\n---\n\n# `{source}`\n\n{fence}{LANGUAGES.get(Path(source).suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
+    return (
+        "---\nsearch:\n  exclude: true\n---\n\n# "
+        f"`{source}`\n\n{fence}{LANGUAGES.get(Path(source).suffix, 'text')}\n{text.rstrip()}\n{fence}\n"
+    )
 
 
 if __name__ == "__main__":
     site = render(stage(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "website"))
-    print(f"the site is {site}/index.html; to look at it: python -m http.server --bind 127.0.0.1 --directory {site}")
+    print(
+        f"the site is {site}/index.html; to look at it: python -m http.server --bind 127.0.0.1 --directory "
+        f"{site}"
+    )

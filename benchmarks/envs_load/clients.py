@@ -51,7 +51,9 @@ class Played:
     """For steps, the last ones."""
 
 
-def play(url: str, key_file: str, walks_file: str, sessions: int, think_s: float, seed: int, report: Any) -> None:
+def play(
+    url: str, key_file: str, walks_file: str, sessions: int, think_s: float, seed: int, report: Any
+) -> None:
     """A process of clients, until it is killed; `report` is sent what it has `Played`, every second.
 
     Args:
@@ -61,19 +63,28 @@ def play(url: str, key_file: str, walks_file: str, sessions: int, think_s: float
     asyncio.run(_play(url, key, walks, sessions, think_s, seed, report))
 
 
-async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, think_s: float, seed: int, report: Any) -> None:
+async def _play(
+    url: str, key: str, walks: Sequence[Walk], sessions: int, think_s: float, seed: int, report: Any
+) -> None:
     played = Played()
 
     async def session(number: int) -> None:
         rng = Random(f"{seed}/{number}")
         while True:
             try:
-                async with TextClient(url, key=key, message_timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
+                async with TextClient(
+                    url, key=key, message_timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+                ) as client:
                     await client.state()  # it has a place
                     played.connected += 1
                     try:
                         for _ in range(rng.randint(1, WALKS_OF_A_CONNECTION)):
-                            await walk_along(client, rng.choice(walks), played, lambda: asyncio.sleep(rng.uniform(0, 2 * think_s)))
+                            await walk_along(
+                                client,
+                                rng.choice(walks),
+                                played,
+                                lambda: asyncio.sleep(rng.uniform(0, 2 * think_s)),
+                            )
                     finally:
                         played.connected -= 1
             except (OSError, ConnectionClosed, TimeoutError):
@@ -93,7 +104,9 @@ async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, think_
             await asyncio.sleep(1)
 
 
-async def walk_along(client: TextClient, walk: Walk, played: Played, think: Callable[[], Awaitable[None]]) -> None:
+async def walk_along(
+    client: TextClient, walk: Walk, played: Played, think: Callable[[], Awaitable[None]]
+) -> None:
     """One walk in one session, compared state by state."""
     said = await client.reset(task_id=walk.task.task_id, repeat=walk.repeat)
     for step in range(len(walk.states)):
@@ -111,18 +124,38 @@ async def walk_along(client: TextClient, walk: Walk, played: Played, think: Call
 
 def differs(seen: TextObservation, walk: Walk, step: int) -> str | None:
     """How what was seen is not the walk's state after so many steps."""
-    state = EnvironmentState(seen.observation, tuple(seen.admissible), float(seen.reward or 0.0), seen.done, seen.success, seen.score)
-    if (seen.task_id, seen.repeat, seen.steps, state) == (walk.task.task_id, walk.repeat, step, walk.states[step]):
+    state = EnvironmentState(
+        seen.observation,
+        tuple(seen.admissible),
+        float(seen.reward or 0.0),
+        seen.done,
+        seen.success,
+        seen.score,
+    )
+    if (seen.task_id, seen.repeat, seen.steps, state) == (
+        walk.task.task_id,
+        walk.repeat,
+        step,
+        walk.states[step],
+    ):
         return None
-    return f"{walk.task.task_id}, episode {walk.repeat}, step {step}: {seen.task_id}, {seen.repeat}, {seen.steps}, {state}"[:500]
+    return (
+        f"{walk.task.task_id}, episode {walk.repeat}, step {step}: {seen.task_id}, {seen.repeat}, "
+        f"{seen.steps}, {state}"
+    )[:500]
 
 
-HALF_OPEN = (b"", b"GET /ws HTTP/1.1\r\nHost: x\r\n", b"POST /reset HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer KEY\r\nContent-Length: 900\r\n\r\n{")
+HALF_OPEN = (
+    b"",
+    b"GET /ws HTTP/1.1\r\nHost: x\r\n",
+    b"POST /reset HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer KEY\r\nContent-Length: 900\r\n\r\n{",
+)
 """What is sent by those who then say no more."""
 
 
 def harm(url: str, key_file: str, places: int, half_open: int, report: Any) -> None:
-    """A process of hostile clients, until it is killed; every round sends (kind, what came of it) -> how often.
+    """A process of hostile clients, until it is killed; every round sends (kind, what came of it) -> how
+    often.
 
     Args:
         places: so many more sessions than these are asked for at once.
@@ -151,7 +184,9 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
         found[kind, came] += 1
 
     async def session(*messages: str | bytes, headers: dict[str, str]) -> str:
-        async with connect(address, additional_headers=headers, open_timeout=PATIENCE_OF_HARM_S, close_timeout=5) as websocket:
+        async with connect(
+            address, additional_headers=headers, open_timeout=PATIENCE_OF_HARM_S, close_timeout=5
+        ) as websocket:
             said = ""
             for message in messages:
                 with contextlib.suppress(ConnectionClosed):  # why, is what is received next
@@ -168,7 +203,9 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
 
     async def gone_amid_a_step() -> str:
         """Many steps are sent, no answer is read, and the connection is reset."""
-        async with connect(address, additional_headers=bearer(key), open_timeout=PATIENCE_OF_HARM_S) as websocket:
+        async with connect(
+            address, additional_headers=bearer(key), open_timeout=PATIENCE_OF_HARM_S
+        ) as websocket:
             await websocket.send('{"type": "reset", "data": {}}')
             for _ in range(16):
                 await websocket.send('{"type": "step", "data": {"action": "look"}}')
@@ -177,12 +214,18 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
             websocket.transport.abort()
         return "gone"
 
-    reset, gigabyte = '{"type": "reset", "data": {}}', "POST /reset HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n"
+    reset, gigabyte = (
+        '{"type": "reset", "data": {}}',
+        "POST /reset HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n",
+    )
     while True:
         for kind, headers in (("no key", {}), ("a wrong key", bearer("0123456789abcdef"))):
             await once(kind + ", /ws", lambda h=headers: session(reset, headers=h))  # type: ignore[misc]
         await once("no key, POST /reset of a gigabyte", lambda: request(gigabyte + "\r\n"))
-        await once("POST /reset of a gigabyte", lambda: request(f"{gigabyte}Authorization: {bearer(key)['Authorization']}\r\n\r\n"))
+        await once(
+            "POST /reset of a gigabyte",
+            lambda: request(f"{gigabyte}Authorization: {bearer(key)['Authorization']}\r\n\r\n"),
+        )
         for kind, message in (
             ("a message too long", '"' + "x" * LONGEST_MESSAGE_BYTES + '"'),
             ("garbage", "{"),
@@ -192,13 +235,25 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
         ):
             await once(kind, lambda m=message: session(m, headers=bearer(key)))  # type: ignore[misc]
         await once("gone amid steps", gone_amid_a_step)
-        await asyncio.gather(*(once("more sessions than places", lambda: session(reset, headers=bearer(key))) for _ in range(places)))
+        await asyncio.gather(
+            *(
+                once("more sessions than places", lambda: session(reset, headers=bearer(key)))
+                for _ in range(places)
+            )
+        )
         await _stay_half_open(open_ones, half_open, host, int(port), key, found)
         report.send(found)
         await asyncio.sleep(1)
 
 
-async def _stay_half_open(open_ones: list[socket.socket], wanted: int, host: str, port: int, key: str, found: Counter[tuple[str, str]]) -> None:
+async def _stay_half_open(
+    open_ones: list[socket.socket],
+    wanted: int,
+    host: str,
+    port: int,
+    key: str,
+    found: Counter[tuple[str, str]],
+) -> None:
     """Replaces those that the server has closed."""
     for one in list(open_ones):
         with contextlib.suppress(BlockingIOError):

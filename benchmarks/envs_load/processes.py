@@ -54,13 +54,24 @@ class Server:
         write_secret(self.key_file, self.key)
         self._log, self._temporary = folder / "server.log", folder / "tmp"
         self._temporary.mkdir()
-        options = ["--panel", PANELS[benchmark], "--port", str(self.port), "--sessions", str(sessions), "--key-file", str(self.key_file)]
+        options = [
+            "--panel",
+            PANELS[benchmark],
+            "--port",
+            str(self.port),
+            "--sessions",
+            str(sessions),
+            "--key-file",
+            str(self.key_file),
+        ]
         self._command = [sys.executable, "-m", "paw_hpc.envs.openenv", benchmark, *dotlist(keys), *options]
         self.start()
 
     def start(self) -> None:
         with self._log.open("a") as log:
-            self._process = subprocess.Popen(self._command, stderr=log, env=os.environ | {"TMPDIR": str(self._temporary)})
+            self._process = subprocess.Popen(
+                self._command, stderr=log, env=os.environ | {"TMPDIR": str(self._temporary)}
+            )
         self._own = psutil.Process(self._process.pid)
         while True:
             if self._process.poll() is not None:
@@ -80,10 +91,15 @@ class Server:
 
     def connected(self) -> set[int]:
         """Ports at the other ends of its connections."""
-        return {c.raddr.port for c in self._own.net_connections("tcp") if c.laddr.port == self.port and c.status != "LISTEN" and c.raddr}
+        return {
+            c.raddr.port
+            for c in self._own.net_connections("tcp")
+            if c.laddr.port == self.port and c.status != "LISTEN" and c.raddr
+        }
 
     def kill(self) -> tuple[float, int]:
-        """SIGKILL, for the server alone. Seconds until all that it started has gone, and how many files it left in TMPDIR."""
+        """SIGKILL, for the server alone. Seconds until all that it started has gone, and how many files it
+        left in TMPDIR."""
         family, started = self.family(), time.perf_counter()
         self._process.kill()
         self._process.wait()
@@ -114,7 +130,8 @@ class Helper:
     """A process beside the server, which sends reports through the pipe that is its last argument."""
 
     def __init__(self, job: Callable[..., None], *arguments: Any):
-        context = multiprocessing.get_context("forkserver")  # importing OpenEnv and all that it brings takes seconds
+        # importing OpenEnv and all that it brings takes seconds
+        context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([job.__module__])
         self._reports, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=job, args=(*arguments, theirs), daemon=True)
@@ -125,12 +142,15 @@ class Helper:
 
     @property
     def last(self) -> Any:
-        """What it reported last; None: nothing yet. Raises RuntimeError: it has ended, and nobody killed it."""
+        """What it reported last; None: nothing yet. Raises RuntimeError: it has ended, and nobody killed
+        it."""
         with contextlib.suppress(EOFError, OSError):
             while self._reports.poll():
                 self._last = self._reports.recv()
         if not self._killed and self._process.exitcode is not None:
-            raise RuntimeError(f"a process beside the server ended by itself, status {self._process.exitcode}; see above")
+            raise RuntimeError(
+                f"a process beside the server ended by itself, status {self._process.exitcode}; see above"
+            )
         return self._last
 
     def ports(self) -> set[int]:
@@ -161,7 +181,9 @@ def dotlist(keys: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             found += dotlist(value, f"{prefix}{name}.")
         else:
-            found.append(f"{prefix}{name}={'[' + ','.join(value) + ']' if isinstance(value, list | tuple) else value}")
+            found.append(
+                f"{prefix}{name}={'[' + ','.join(value) + ']' if isinstance(value, list | tuple) else value}"
+            )
     return found
 
 

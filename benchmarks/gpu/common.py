@@ -18,12 +18,26 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.__main__ import SKIPPED
 
-PACKAGES = ("torch", "triton", "transformers", "megatron-core", "liger-kernel", "cut-cross-entropy", "verl", "quack-kernels", "flash-attn")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "megatron-core",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "verl",
+    "quack-kernels",
+    "flash-attn",
+)
 
 
-def options(description: str | None, add: Callable[[argparse.ArgumentParser], object] = lambda parser: None) -> argparse.Namespace:
+def options(
+    description: str | None, add: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+) -> argparse.Namespace:
     """--toy and --out, which every step has, and what `add` adds."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("results"))
     add(parser)
@@ -50,7 +64,11 @@ def environment() -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    chip = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
+    chip = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU ({platform.machine()}, threads: {torch.get_num_threads()})"
+    )
     return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {chip}, {', '.join(versions)}"
 
 
@@ -72,7 +90,8 @@ def synchronize() -> None:
 
 
 def by_kernel(run: Callable[[], object], most: int = 12, calls: int = 1) -> str:
-    """Where `run` spends the device's time (on a CPU: this process's), per one of the `calls` that it makes."""
+    """Where `run` spends the device's time (on a CPU: this process's), per one of the `calls` that it
+    makes."""
     on_gpu = torch.cuda.is_available()
     synchronize()
     started = time.perf_counter()
@@ -86,8 +105,14 @@ def by_kernel(run: Callable[[], object], most: int = 12, calls: int = 1) -> str:
         if (event.device_type == torch.autograd.DeviceType.CUDA) == on_gpu:
             seconds[event.name] += (event.device_time_total if on_gpu else event.self_cpu_time_total) * 1e-6
             times[event.name] += 1
-    rows = [[name.replace("|", " ")[:90], f"{1e3 * s / calls:.3f}", f"{times[name] / calls:g}"] for name, s in seconds.most_common(most)]
-    said = f"Under the profiler {1e3 * wall / calls:.1f} ms of wall clock, {1e3 * sum(seconds.values()) / calls:.1f} ms in kernels."
+    rows = [
+        [name.replace("|", " ")[:90], f"{1e3 * s / calls:.3f}", f"{times[name] / calls:g}"]
+        for name, s in seconds.most_common(most)
+    ]
+    said = (
+        f"Under the profiler {1e3 * wall / calls:.1f} ms of wall clock, "
+        f"{1e3 * sum(seconds.values()) / calls:.1f} ms in kernels."
+    )
     return f"{said}\n\n{markdown(['kernel', 'ms', 'calls'], rows)}"
 
 

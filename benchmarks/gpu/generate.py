@@ -1,4 +1,5 @@
-"""Generation in process at the shape of Qwen2.5-1.5B: prompt tokens per second (prefill) and new tokens per second (decoding), by slots."""
+"""Generation in process at the shape of Qwen2.5-1.5B: prompt tokens per second (prefill) and new tokens per
+second (decoding), by slots."""
 
 from __future__ import annotations
 
@@ -20,11 +21,15 @@ from paw_hpc.rollout.engines.decoder import Decoder
 
 def requests(slots: int, prompt: int, response: int, vocabulary: int) -> list[tuple[int, GenerationRequest]]:
     rng = np.random.default_rng(0)
-    return [(i, GenerationRequest(i, rng.integers(3, vocabulary, prompt).astype(np.int32), i, 1.0, response)) for i in range(slots)]
+    return [
+        (i, GenerationRequest(i, rng.integers(3, vocabulary, prompt).astype(np.int32), i, 1.0, response))
+        for i in range(slots)
+    ]
 
 
 def measure(decoder: Decoder, asked: list[tuple[int, GenerationRequest]]) -> tuple[float, float, np.ndarray]:
-    """(prompt tokens per second, new tokens per second, log-probs [slots, response]) of one batch of requests that all run to their limit."""
+    """(prompt tokens per second, new tokens per second, log-probs [slots, response]) of one batch of requests
+    that all run to their limit."""
     synchronize()
     started = time.perf_counter()
     decoder.admit(asked)
@@ -37,7 +42,11 @@ def measure(decoder: Decoder, asked: list[tuple[int, GenerationRequest]]) -> tup
     synchronize()
     seconds = time.perf_counter() - prefilled
     prompt_tokens = sum(len(request.prompt_ids) for _, request in asked)
-    return prompt_tokens / (prefilled - started), new / seconds, np.stack([c.logprobs for _, c in sorted(done, key=lambda pair: pair[0])])
+    return (
+        prompt_tokens / (prefilled - started),
+        new / seconds,
+        np.stack([c.logprobs for _, c in sorted(done, key=lambda pair: pair[0])]),
+    )
 
 
 def profiled(decoder: Decoder, asked: list[tuple[int, GenerationRequest]]) -> str:
@@ -60,7 +69,9 @@ def main() -> None:
     slots = [2, 4] if chosen.toy else chosen.slots
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(chosen.folder or Path(scratch) / "model", chosen.toy)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if chosen.toy else torch.bfloat16).to(device())
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32 if chosen.toy else torch.bfloat16
+        ).to(device())
         tokenizer = AutoTokenizer.from_pretrained(folder)
     use_packed_attention(model)
     rows, profiles = [], []
@@ -73,13 +84,29 @@ def main() -> None:
             decoder._steps.record = way
             measure(decoder, requests(count, lengths.prompt, 4, model.config.vocab_size))
             prefill, decode, found[way] = measure(decoder, asked)
-            rows.append([count, "recorded" if way else "one by one", f"{prefill:,.0f}", f"{decode:,.0f}", f"{1e3 * count / decode:.2f}"])
+            rows.append(
+                [
+                    count,
+                    "recorded" if way else "one by one",
+                    f"{prefill:,.0f}",
+                    f"{decode:,.0f}",
+                    f"{1e3 * count / decode:.2f}",
+                ]
+            )
             if count == slots[-1]:
                 profiles.append(f"## {count} slots, {rows[-1][1]}\n\n{profiled(decoder, asked)}")
-        first = slice(0, 8)  # later tokens may differ: one draw that falls on the other side of a rounding changes all that follow
+        # later tokens may differ: one draw that falls on the other side of a rounding changes all that follow
+        first = slice(0, 8)
         rows[-1].append(f"{np.abs(found[True][:, first] - found[False][:, first]).mean():.1e}")
         rows[-2].append("")
-    header = ["slots", "kernels", "prompt tokens/s", "new tokens/s", "ms per step", "mean difference of the first log-probs"]
+    header = [
+        "slots",
+        "kernels",
+        "prompt tokens/s",
+        "new tokens/s",
+        "ms per step",
+        "mean difference of the first log-probs",
+    ]
     title = f"Generation in process, prompts of {lengths.prompt} and responses of {lengths.response} tokens"
     write(chosen.out, "generate", title, [markdown(header, rows), *profiles])
 

@@ -14,13 +14,16 @@ CHUNKS: dict[bool, list[int | None]] = {True: [None, 16], False: [None, 512, 102
 
 
 class Call:
-    """One forward and backward of `linear_row_loss` on random rows; the gradient of the weight goes into a float32 `main_grad`."""
+    """One forward and backward of `linear_row_loss` on random rows; the gradient of the weight goes into a
+    float32 `main_grad`."""
 
     def __init__(self, rows: int, features: int, vocabulary: int) -> None:
         where = device()
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
         self.hidden = torch.randn(rows, features, device=where).to(dtype).requires_grad_()
-        self.weight = (torch.randn(vocabulary, features, device=where) * 2 / features**0.5).to(dtype).requires_grad_()
+        self.weight = (
+            (torch.randn(vocabulary, features, device=where) * 2 / features**0.5).to(dtype).requires_grad_()
+        )
         self.weight.main_grad = torch.zeros(vocabulary, features, device=where)  # type: ignore[attr-defined]
         self.target = torch.randint(vocabulary, (rows,), device=where)
         self.a, self.b = torch.randn(2, rows, device=where)
@@ -47,14 +50,21 @@ def tables(call: Call, chunk_rows: list[int | None]) -> list[str]:
         seconds = median_s(functools.partial(call.run, chunk), 5)
         chunks.append([chunk or "as it chooses", f"{1e3 * seconds:.2f}", f"{seconds / floor:.2f}"])
     said = f"Three bare products: {1e3 * floor:.2f} ms."
-    return [said, markdown(["rows of a chunk", "ms", "x products"], chunks), by_kernel(functools.partial(call.run, None))]
+    return [
+        said,
+        markdown(["rows of a chunk", "ms", "x products"], chunks),
+        by_kernel(functools.partial(call.run, None)),
+    ]
 
 
 def main() -> None:
     chosen = options(__doc__)
     body = []
     for rows, features, vocabulary in SIZES[chosen.toy]:
-        body += [f"## {rows} rows x {features}, V = {vocabulary}", *tables(Call(rows, features, vocabulary), CHUNKS[chosen.toy])]
+        body += [
+            f"## {rows} rows x {features}, V = {vocabulary}",
+            *tables(Call(rows, features, vocabulary), CHUNKS[chosen.toy]),
+        ]
     write(chosen.out, "inside", "Inside the head", body)
 
 

@@ -1,10 +1,12 @@
-"""What a GPU machine without a package index needs, as a folder to carry there: wheels for its Python, and a model in parts.
+"""What a GPU machine without a package index needs, as a folder to carry there: wheels for its Python, and a
+model in parts.
 
     python -m benchmarks.gpu.prepare carried --python 3.12                       what `benchmarks.gpu` needs beside torch, Triton and transformers
     python -m benchmarks.gpu.prepare carried --python 3.12 liger-kernel verl     also these peers
     python -m benchmarks.gpu.prepare carried --model MODEL.gguf --part-mib 48    also a file, cut into parts; a folder becomes one file first
 
-There: `pip install --no-index --no-deps --target SITE carried/*.whl`, `cat carried/MODEL.gguf.part* > MODEL.gguf`, and SITE on PYTHONPATH.
+There: `pip install --no-index --no-deps --target SITE carried/*.whl`, `cat carried/MODEL.gguf.part* >
+MODEL.gguf`, and SITE on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -17,7 +19,17 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-NEEDED = ["pydantic", "pydantic-core", "annotated-types", "typing-inspection", "omegaconf", "submitit>=1.5.4,<2", "bm25s", "PyStemmer", "tenacity"]
+NEEDED = [
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
+    "omegaconf",
+    "submitit>=1.5.4,<2",
+    "bm25s",
+    "PyStemmer",
+    "tenacity",
+]
 NEEDED += ["gguf", "megatron-core>=0.16.1,<0.17", "pytest-timeout"]
 SOURCES = ["antlr4-python3-runtime==4.9.3"]
 """What the index has as source only: pure Python, built here."""
@@ -26,8 +38,17 @@ GLIBC = (17, 24, 27, 28, 31, 34)
 
 def wheels(folder: Path, python: str, packages: list[str]) -> None:
     """One wheel of each package, for CPython `python` on 64-bit Linux."""
-    platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in GLIBC] + ["--platform=manylinux2014_x86_64", "--platform=manylinux1_x86_64"]
-    chosen = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp", *platforms]
+    platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in GLIBC] + [
+        "--platform=manylinux2014_x86_64",
+        "--platform=manylinux1_x86_64",
+    ]
+    chosen = [
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--python-version={python}",
+        "--implementation=cp",
+        *platforms,
+    ]
     pip = [sys.executable, "-m", "pip", "--quiet"]
     for package in packages:
         subprocess.run([*pip, "download", *chosen, "--dest", str(folder), package], check=True)
@@ -35,7 +56,8 @@ def wheels(folder: Path, python: str, packages: list[str]) -> None:
 
 
 def parts(source: Path, folder: Path, part_bytes: int) -> list[Path]:
-    """A file in parts of at most `part_bytes`, with the checksum of the whole beside them (`sha256sum --check`)."""
+    """A file in parts of at most `part_bytes`, with the checksum of the whole beside them (`sha256sum
+    --check`)."""
     digest, made = hashlib.sha256(), []
     with source.open("rb") as file:
         while piece := file.read(part_bytes):
@@ -47,7 +69,9 @@ def parts(source: Path, folder: Path, part_bytes: int) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("packages", nargs="*", help="further packages")
     parser.add_argument("--python", help="version there, for example 3.12; none: no wheels")

@@ -1,8 +1,11 @@
-"""One update at the paper's shapes from random weights, vanilla and PaW in turns: seconds by phase, tokens per second, MFU, memory, overhead.
+"""One update at the paper's shapes from random weights, vanilla and PaW in turns: seconds by phase, tokens
+per second, MFU, memory, overhead.
 
-Qwen2.5-1.5B's shape, bfloat16, the recipe of the paper's tables (KL loss with its reference, gradient checkpointing), synthetic experience with the
-benchmarks' lengths; one PPO mini-batch of 256 transitions, so a full update of the paper (128 episodes) is this many times over. The learning rate is
-nearly zero, so that both arms see the same policy throughout. Ratios are sums over sums of paired updates with a bootstrap interval over the pairs.
+Qwen2.5-1.5B's shape, bfloat16, the recipe of the paper's tables (KL loss with its reference, gradient
+checkpointing), synthetic experience with the benchmarks' lengths; one PPO mini-batch of 256 transitions, so a
+full update of the paper (128 episodes) is this many times over. The learning rate is nearly zero, so that
+both arms see the same policy throughout. Ratios are sums over sums of paired updates with a bootstrap
+interval over the pairs.
 """
 
 from __future__ import annotations
@@ -32,11 +35,25 @@ Found = dict[str, list[float]]
 
 
 def recipes(folder: Path, chosen: argparse.Namespace, benchmark: str) -> dict[str, Recipe]:
-    overrides = [f"model.path={folder}", f"policy.backend={chosen.backend}", "optimizer.lr=1e-12", "optimizer.mini_batch=null"]
-    overrides += [f"model.gradient_checkpointing={str(chosen.checkpointing).lower()}", f"optimizer.max_tokens_per_micro_batch={chosen.micro_batch}"]
-    overrides += [f"megatron.recompute={'full' if chosen.checkpointing else 'none'}", "megatron.reference_on_cpu=false"]
+    overrides = [
+        f"model.path={folder}",
+        f"policy.backend={chosen.backend}",
+        "optimizer.lr=1e-12",
+        "optimizer.mini_batch=null",
+    ]
+    overrides += [
+        f"model.gradient_checkpointing={str(chosen.checkpointing).lower()}",
+        f"optimizer.max_tokens_per_micro_batch={chosen.micro_batch}",
+    ]
+    overrides += [
+        f"megatron.recompute={'full' if chosen.checkpointing else 'none'}",
+        "megatron.reference_on_cpu=false",
+    ]
     overrides += ["model.dtype=float32"] if chosen.toy else []
-    return {arm: load_recipe(Path(f"recipes/{benchmark}/qwen2.5-1.5b-grpo-paw.yaml"), [*overrides, word]) for arm, word in ARMS.items()}
+    return {
+        arm: load_recipe(Path(f"recipes/{benchmark}/qwen2.5-1.5b-grpo-paw.yaml"), [*overrides, word])
+        for arm, word in ARMS.items()
+    }
 
 
 def one_update(policy: Policy, experience: Pool, recipe: Recipe, number: int) -> dict[str, float]:
@@ -54,15 +71,22 @@ def one_update(policy: Policy, experience: Pool, recipe: Recipe, number: int) ->
     synchronize()
     total = time.perf_counter() - started
     times |= {"update_s": total - times["score_s"] - times["plan_s"], "total_s": total}
-    kept = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.startswith(("system/", "time/"))}
+    kept = {
+        name.rpartition("/")[2]: value
+        for name, value in metrics.items()
+        if name.startswith(("system/", "time/"))
+    }
     if not np.isfinite(metrics.get("grad_norm", np.nan)):
         raise RuntimeError(f"no optimizer step was made: {metrics}")
     kept["grad_norm"] = metrics["grad_norm"]
     return times | kept | {"tokens": float(planned.num_tokens), "rows": float(planned.num_rows)}
 
 
-def measure(policy: Policy, arms: dict[str, Recipe], lengths: Lengths, chosen: argparse.Namespace) -> dict[str, Found]:
-    """Arm -> name -> its values over the counted updates; the arms take turns, and their first update is not counted."""
+def measure(
+    policy: Policy, arms: dict[str, Recipe], lengths: Lengths, chosen: argparse.Namespace
+) -> dict[str, Found]:
+    """Arm -> name -> its values over the counted updates; the arms take turns, and their first update is not
+    counted."""
     found: dict[str, Found] = {arm: defaultdict(list) for arm in arms}
     vocabulary = (TOY if chosen.toy else QWEN_1_5B)["vocab_size"]
     experience = pool(lengths, chosen.samples, vocabulary)
@@ -81,13 +105,41 @@ def profiled(policy: Policy, recipe: Recipe, lengths: Lengths, chosen: argparse.
 
 
 def table(found: dict[str, Found]) -> list[str]:
-    columns = ["score_s", "plan_s", "update_s", "total_s", "tokens", "rows", "tokens_per_s", "mfu", "memory_peak_bytes"]
-    names = ["score s", "plan s", "update s", "all s", "tokens", "rows", "tokens/s of the update", "MFU", "peak GiB"]
+    columns = [
+        "score_s",
+        "plan_s",
+        "update_s",
+        "total_s",
+        "tokens",
+        "rows",
+        "tokens_per_s",
+        "mfu",
+        "memory_peak_bytes",
+    ]
+    names = [
+        "score s",
+        "plan s",
+        "update s",
+        "all s",
+        "tokens",
+        "rows",
+        "tokens/s of the update",
+        "MFU",
+        "peak GiB",
+    ]
     rows = []
     for arm, values in found.items():
         middle = {name: float(np.median(series)) for name, series in values.items()}
         middle["memory_peak_bytes"] /= 2**30
-        rows.append([arm, *(f"{middle[c]:,.0f}" if middle.get(c, 0.0) > 999 else f"{middle.get(c, float('nan')):.3g}" for c in columns)])
+        rows.append(
+            [
+                arm,
+                *(
+                    f"{middle[c]:,.0f}" if middle.get(c, 0.0) > 999 else f"{middle.get(c, float('nan')):.3g}"
+                    for c in columns
+                ),
+            ]
+        )
     ratios = []
     for column, said in (("update_s", "update"), ("total_s", "scoring, planning and update")):
         paw, vanilla = found["PaW"][column], found["vanilla"][column]
@@ -95,8 +147,16 @@ def table(found: dict[str, Found]) -> list[str]:
         ratios.append(f"PaW / vanilla, {said}: {sum(paw) / sum(vanilla):.3f} [{low:.3f}, {high:.3f}]")
     tokens = sum(found["PaW"]["tokens"]) / sum(found["vanilla"]["tokens"])
     phases = sorted({name for values in found.values() for name in values if name.startswith("policy_")})
-    more = [f"{name.removeprefix('policy_')}: " + ", ".join(f"{arm} {np.median(v[name]):.3f} s" for arm, v in found.items()) for name in phases]
-    return [markdown(["", *names], rows), "; ".join(ratios) + f"; tokens {tokens:.3f}.", *(["Phases: " + "; ".join(more)] if more else [])]
+    more = [
+        f"{name.removeprefix('policy_')}: "
+        + ", ".join(f"{arm} {np.median(v[name]):.3f} s" for arm, v in found.items())
+        for name in phases
+    ]
+    return [
+        markdown(["", *names], rows),
+        "; ".join(ratios) + f"; tokens {tokens:.3f}.",
+        *(["Phases: " + "; ".join(more)] if more else []),
+    ]
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +165,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=256, help="transitions of the update")
     parser.add_argument("--repeats", type=int, default=4, help="counted updates of each arm")
     parser.add_argument("--micro-batch", type=int, default=16384, help="tokens")
-    parser.add_argument("--no-checkpointing", dest="checkpointing", action="store_false", help="keep all activations")
+    parser.add_argument(
+        "--no-checkpointing", dest="checkpointing", action="store_false", help="keep all activations"
+    )
     parser.add_argument("--folder", type=Path, help="where the random model is kept")
 
 
@@ -128,12 +190,19 @@ def main() -> None:
             for benchmark in chosen.benchmarks:
                 lengths = TOY_LENGTHS if chosen.toy else LENGTHS[benchmark]
                 body.append(
-                    f"## {benchmark}: prompts of {lengths.prompt}, responses of {lengths.response}, observations of {lengths.observation} tokens"
+                    f"## {benchmark}: prompts of {lengths.prompt}, responses of {lengths.response}, "
+                    f"observations of {lengths.observation} tokens"
                 )
                 body += table(measure(policy, arms[benchmark], lengths, chosen))
-                body.append(f"Where the update of a quarter of them goes. {profiled(policy, arms[benchmark]['PaW'], lengths, chosen)}")
+                body.append(
+                    "Where the update of a quarter of them goes. "
+                    f"{profiled(policy, arms[benchmark]['PaW'], lengths, chosen)}"
+                )
                 name = "megatron" if chosen.backend == "megatron" else "update"
-                title = f"One update of {chosen.samples} transitions, {policy.describe()}, backend {chosen.backend}, on {device()}"
+                title = (
+                    f"One update of {chosen.samples} transitions, {policy.describe()}, backend "
+                    f"{chosen.backend}, on {device()}"
+                )
                 write(chosen.out, name + ("" if chosen.checkpointing else "-all-activations"), title, body)
 
 

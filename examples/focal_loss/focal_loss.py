@@ -1,4 +1,5 @@
-"""A world-model loss from outside: the focal loss (Lin et al. 2017), which turns away from tokens that are predicted well already."""
+"""A world-model loss from outside: the focal loss (Lin et al. 2017), which turns away from tokens that are
+predicted well already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A benchmark from outside: find a hidden number by asking. Its reward is dense: every guess that comes closer is paid for at once."""
+"""A benchmark from outside: find a hidden number by asking. Its reward is dense: every guess that comes
+closer is paid for at once."""
 
 from __future__ import annotations
 
@@ -38,11 +39,15 @@ class Game:
             return EnvironmentState("Say a number.", done=last)
         distance = abs(int(action) - self._hidden)
         if distance == 0:
-            return EnvironmentState("Yes!", reward=self._env.success_reward, done=True, success=True, score=1.0)
+            return EnvironmentState(
+                "Yes!", reward=self._env.success_reward, done=True, success=True, score=1.0
+            )
         reward = self._options.closer if distance < self._best else 0.0
         self._best = min(self._best, distance)
         score = 1.0 - self._best / self._options.highest
-        return EnvironmentState("Higher." if int(action) < self._hidden else "Lower.", reward=reward, done=last, score=score)
+        return EnvironmentState(
+            "Higher." if int(action) < self._hidden else "Lower.", reward=reward, done=last, score=score
+        )
 
     async def close(self) -> None:
         pass

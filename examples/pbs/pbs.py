@@ -1,4 +1,5 @@
-"""A launcher from outside: PBS. Its scripts ask for one node; `qsub`, `qstat` and `qdel` must be on the PATH."""
+"""A launcher from outside: PBS. Its scripts ask for one node; `qsub`, `qstat` and `qdel` must be on the
+PATH."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def states(jobs: Iterable[str]) -> Mapping[str, JobState]:
             facts = _ask("qstat", "-x", "-f", job)
         except UserError:  # forgotten long ago
             continue
-        letters = [line.split("=")[1].strip() for line in facts.splitlines() if line.strip().startswith("job_state")]
+        letters = [
+            line.split("=")[1].strip() for line in facts.splitlines() if line.strip().startswith("job_state")
+        ]
         if letters:
             found[job] = JobState(STATES.get(letters[0], letters[0]), alive=letters[0] != "F")
     return found
@@ -62,7 +65,9 @@ def _ask(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
-        raise UserError(f"no PBS here ({command[0]} is not found): run this on a login node of the cluster") from None
+        raise UserError(
+            f"no PBS here ({command[0]} is not found): run this on a login node of the cluster"
+        ) from None
     if done.returncode:
         raise UserError(f"{command[0]}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}")
     return done.stdout

@@ -1,4 +1,5 @@
-"""An algorithm from outside: REINFORCE++ with a group baseline (arXiv 2501.03262): returns less their group's mean, whitened over the update."""
+"""An algorithm from outside: REINFORCE++ with a group baseline (arXiv 2501.03262): returns less their group's
+mean, whitened over the update."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ class Options(Section):
     """Subtract the mean return of the task's group first."""
 
 
-def estimate(pool: Pool, returns: torch.Tensor, invalid: torch.Tensor, scores: Scores, recipe: Recipe) -> Estimate:
+def estimate(
+    pool: Pool, returns: torch.Tensor, invalid: torch.Tensor, scores: Scores, recipe: Recipe
+) -> Estimate:
     """Advantages of transitions, float64[N]."""
     options = read_options(Options, recipe.algorithm.options)
     centred = advantages.grpo(returns, pool.group, normalize_std=False) if options.baseline else returns

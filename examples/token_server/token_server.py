@@ -1,6 +1,8 @@
-"""An engine from outside: any server that speaks OpenAI's completions with token ids in and out, such as vLLM's (`return_token_ids`).
+"""An engine from outside: any server that speaks OpenAI's completions with token ids in and out, such as
+vLLM's (`return_token_ids`).
 
-New weights are written as a Hugging Face folder which the server sees, and it is told to read them (`reload`).
+New weights are written as a Hugging Face folder which the server sees, and it is told to read them
+(`reload`).
 """
 
 from __future__ import annotations
@@ -57,15 +59,22 @@ class TokenServer:
         ids = np.array(answer["token_ids"], dtype=np.int32)
         logprobs = np.array(answer["logprobs"]["token_logprobs"], dtype=np.float32)
         if len(ids) != len(logprobs):
-            raise UserError(f"{self._options.url}: {len(ids)} tokens with {len(logprobs)} log-probs; the server must give one for each")
+            raise UserError(
+                f"{self._options.url}: {len(ids)} tokens with {len(logprobs)} log-probs; the server must "
+                "give one for each"
+            )
         return Completion(ids, logprobs, None, self.weight_version, answer["finish_reason"] != "length")
 
     async def _post(self, path: str, body: dict[str, object]) -> dict:  # type: ignore[type-arg]
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._options.timeout_s))
+            self._session = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=self._options.timeout_s)
+            )
         async with self._session.post(self._options.url + path, json=body) as answer:
             if answer.status != 200:
-                raise UserError(f"{self._options.url}{path}: status {answer.status}: {(await answer.text())[:200]}")
+                raise UserError(
+                    f"{self._options.url}{path}: status {answer.status}: {(await answer.text())[:200]}"
+                )
             return await answer.json()
 
     async def close(self) -> None:
@@ -82,9 +91,15 @@ class FolderPublisher:
     def publish(self, version: int) -> None:
         folder = self._folder / f"weights-{version}"
         self._policy.export(folder)
-        told = httpx.post(self._options.url + self._options.reload, json={"model_path": str(folder)}, timeout=self._options.timeout_s)
+        told = httpx.post(
+            self._options.url + self._options.reload,
+            json={"model_path": str(folder)},
+            timeout=self._options.timeout_s,
+        )
         if told.status_code != 200:
-            raise UserError(f"{self._options.url}{self._options.reload}: status {told.status_code}: {told.text[:200]}")
+            raise UserError(
+                f"{self._options.url}{self._options.reload}: status {told.status_code}: {told.text[:200]}"
+            )
         self._engine.weight_version = version
         for older in self._folder.glob("weights-*"):
             if older != folder:

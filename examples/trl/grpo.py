@@ -1,8 +1,11 @@
-"""GRPO of TRL against these environments: `python examples/trl/grpo.py [UPDATES] [MODEL]`, in an environment with paw-hpc[train,alfworld] and trl>=1.
+"""GRPO of TRL against these environments: `python examples/trl/grpo.py [UPDATES] [MODEL]`, in an environment
+with paw-hpc[train,alfworld] and trl>=1.
 
-TRL's trainer asks `play` for episodes: one per completion. A completion is a whole episode: what the model said, with the next prompts between,
-which `env_mask` leaves out of the loss. The model is the small policy that ships with the package; its games ship with it, too. When it has trained,
-a part of a panel is played once more, and the outcomes are written for `paw report`. openenv_grpo.py does the same against an OpenEnv server.
+TRL's trainer asks `play` for episodes: one per completion. A completion is a whole episode: what the model
+said, with the next prompts between, which `env_mask` leaves out of the loss. The model is the small policy
+that ships with the package; its games ship with it, too. When it has trained, a part of a panel is played
+once more, and the outcomes are written for `paw report`. openenv_grpo.py does the same against an OpenEnv
+server.
 """
 
 from __future__ import annotations
@@ -21,7 +24,12 @@ import paw_hpc.policy
 from paw_hpc.envs import Environments, Outcome, Panel, write_outcomes
 
 SHIPPED = Path(paw_hpc.policy.__file__).parent / "shipped" / "warm_start"
-RULES = {"games": "generated", "task_types": ["pick_and_place_simple", "look_at_obj_in_light"], "prompt": "compact", "max_steps": 6}
+RULES = {
+    "games": "generated",
+    "task_types": ["pick_and_place_simple", "look_at_obj_in_light"],
+    "prompt": "compact",
+    "max_steps": 6,
+}
 NEW_TOKENS = 16
 
 
@@ -78,15 +86,21 @@ def played(model: Any, tokenizer: Any, episode: Episode) -> dict[str, list[Any]]
         ids, mask, logps = ids + between, mask + [0] * len(between), logps + [0.0] * len(between)
 
 
-def trained(folder: str, updates: int, prompts: list[str], begin: Callable[[str, int], Episode]) -> tuple[Any, Any]:
+def trained(
+    folder: str, updates: int, prompts: list[str], begin: Callable[[str, int], Episode]
+) -> tuple[Any, Any]:
     """Model and tokenizer after so many updates.
 
     Args:
         prompts: what TRL repeats, one for each task, and hands back for every completion that it wants.
         begin: an episode of a prompt, and which of its episodes, from 0.
     """
-    # Not in half precision, as the small policy is stored: there Adam divides nothing by nothing where a gradient is zero.
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    # Not in half precision, as the small policy is stored: there Adam divides nothing by nothing where a
+    # gradient is zero.
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+    )
     repeats = dict.fromkeys(prompts, 0)
 
     def play(wanted: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
@@ -94,7 +108,11 @@ def trained(folder: str, updates: int, prompts: list[str], begin: Callable[[str,
         for prompt in wanted:  # each stands there once per completion that is wanted
             episode = begin(prompt, repeats[prompt])
             repeats[prompt] += 1
-            shown = {**played(trainer.model, tokenizer, episode), "score": episode.score, "invalid": episode.invalid / episode.steps}
+            shown = {
+                **played(trainer.model, tokenizer, episode),
+                "score": episode.score,
+                "invalid": episode.invalid / episode.steps,
+            }
             for name, value in shown.items():
                 found.setdefault(name, []).append(value)
             episode.close()
@@ -117,7 +135,9 @@ def trained(folder: str, updates: int, prompts: list[str], begin: Callable[[str,
         gradient_checkpointing=False,
     )
     data = Dataset.from_dict({"prompt": prompts})
-    trainer = GRPOTrainer(model, reward, args=config, train_dataset=data, processing_class=tokenizer, rollout_func=play)
+    trainer = GRPOTrainer(
+        model, reward, args=config, train_dataset=data, processing_class=tokenizer, rollout_func=play
+    )
     trainer.train()
     return trainer.model, tokenizer
 
@@ -125,14 +145,25 @@ def trained(folder: str, updates: int, prompts: list[str], begin: Callable[[str,
 def judged(path: str, outcomes: list[Outcome], panel: Panel, player: str, updates: int) -> None:
     """Written for `paw report`."""
     rules = f"generated games, {RULES['max_steps']} steps, the whole episode as context"
-    write_outcomes(path, outcomes, player=player, benchmark="alfworld", panel=panel, update=updates, temperature=1.0, rules=rules)
+    write_outcomes(
+        path,
+        outcomes,
+        player=player,
+        benchmark="alfworld",
+        panel=panel,
+        update=updates,
+        temperature=1.0,
+        rules=rules,
+    )
 
 
 def main(updates: int, folder: str) -> None:
     with Environments("alfworld", **RULES) as environments:
         tasks = {task.task_id: task for task in environments.tasks("train")}
         prompts = list(tasks)[:64]
-        model, tokenizer = trained(folder, updates, prompts, lambda task_id, repeat: environments.open(tasks[task_id], repeat=repeat))
+        model, tokenizer = trained(
+            folder, updates, prompts, lambda task_id, repeat: environments.open(tasks[task_id], repeat=repeat)
+        )
         panel = environments.panel("valid_seen:8@0")
         outcomes = []
         for task in panel.tasks:

@@ -1,9 +1,10 @@
-"""GRPO of TRL against an OpenEnv server: `python examples/trl/openenv_grpo.py [UPDATES] [--url URL --panel-url URL --key-file FILE]`, in an
-environment with paw-hpc[train,alfworld,openenv] and trl>=1.
+"""GRPO of TRL against an OpenEnv server: `python examples/trl/openenv_grpo.py [UPDATES] [--url URL
+--panel-url URL --key-file FILE]`, in an environment with paw-hpc[train,alfworld,openenv] and trl>=1.
 
-As grpo.py, whose training it takes, only that every episode is played by a session at a server: one server has the tasks of training, another those
-of the panel. Without addresses both are started here. What TRL hands back for every completion is a seed, by which the server draws the task. (TRL's
-`environment_factory` wants a model that calls tools; the small policy here answers in text, which the server reads by its own rules.)
+As grpo.py, whose training it takes, only that every episode is played by a session at a server: one server
+has the tasks of training, another those of the panel. Without addresses both are started here. What TRL hands
+back for every completion is a seed, by which the server draws the task. (TRL's `environment_factory` wants a
+model that calls tools; the small policy here answers in text, which the server reads by its own rules.)
 """
 
 from __future__ import annotations
@@ -71,8 +72,22 @@ def server(key_file: Path, *tasks: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    keys = [f"{name}={'[' + ','.join(value) + ']' if isinstance(value, list) else value}" for name, value in RULES.items()]
-    command = [sys.executable, "-m", "paw_hpc.envs.openenv", "alfworld", *keys, *tasks, "--port", str(port), "--key-file", str(key_file)]
+    keys = [
+        f"{name}={'[' + ','.join(value) + ']' if isinstance(value, list) else value}"
+        for name, value in RULES.items()
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "paw_hpc.envs.openenv",
+        "alfworld",
+        *keys,
+        *tasks,
+        "--port",
+        str(port),
+        "--key-file",
+        str(key_file),
+    ]
     process = subprocess.Popen(command)
     try:
         while process.poll() is None:
@@ -94,14 +109,21 @@ def main(updates: int, url: str | None, panel_url: str | None, key_file: Path | 
         if url is None or panel_url is None:
             key_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "key"
             write_secret(key_file, new_key())
-            url, panel_url = stack.enter_context(server(key_file, "--split", "train")), stack.enter_context(server(key_file, "--panel", PANEL))
+            url, panel_url = (
+                stack.enter_context(server(key_file, "--split", "train")),
+                stack.enter_context(server(key_file, "--panel", PANEL)),
+            )
         key = None if key_file is None else read_key(key_file, "--key-file")
         session = stack.enter_context(TextClient(url, key=key).sync())
         model, tokenizer = trained(
-            str(SHIPPED), updates, [str(seed) for seed in range(SEEDS)], lambda seed, repeat: Remote(session, seed=int(seed), repeat=repeat)
+            str(SHIPPED),
+            updates,
+            [str(seed) for seed in range(SEEDS)],
+            lambda seed, repeat: Remote(session, seed=int(seed), repeat=repeat),
         )
         panel_session = stack.enter_context(TextClient(panel_url, key=key).sync())
-        panel = stack.enter_context(Environments("alfworld", **RULES)).panel(PANEL)  # its tasks' names; no game is opened here
+        # its tasks' names; no game is opened here
+        panel = stack.enter_context(Environments("alfworld", **RULES)).panel(PANEL)
         outcomes = []
         for task in panel.tasks:
             episode = Remote(panel_session, task_id=task.task_id)
@@ -111,7 +133,9 @@ def main(updates: int, url: str | None, panel_url: str | None, key_file: Path | 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("updates", type=int, nargs="?", default=3)
     parser.add_argument("--url", help="server of the tasks of training")
     parser.add_argument("--panel-url", help=f"server of {PANEL}")

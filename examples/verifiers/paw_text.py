@@ -1,9 +1,12 @@
-"""ALFWorld, WebShop and search QA as an environment of verifiers (0.4). With this file's folder on PYTHONPATH, verifiers and paw-hpc[webshop]:
+"""ALFWorld, WebShop and search QA as an environment of verifiers (0.4). With this file's folder on
+PYTHONPATH, verifiers and paw-hpc[webshop]:
 
-    vf-eval paw-text --env.taskset.benchmark webshop --env.taskset.panel test:8@0 --model NAME --client.base-url http://localhost:8000/v1 --no-push
+    vf-eval paw-text --env.taskset.benchmark webshop --env.taskset.panel test:8@0 --model NAME
+    --client.base-url http://localhost:8000/v1 --no-push
 
-An episode is a conversation: the first user turn is our prompt, each later one what was observed. Answers are read and judged by our rules, and the
-reward is 1 for success. Tasks are those of a panel, so what `paw eval` says of a policy and what is found here speak of the same tasks.
+An episode is a conversation: the first user turn is our prompt, each later one what was observed. Answers are
+read and judged by our rules, and the reward is 1 for success. Tasks are those of a panel, so what `paw eval`
+says of a policy and what is found here speak of the same tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ class TextConfig(vf.TasksetConfig):
     seed: int = 0
 
     def environments(self) -> AsyncEnvironments:
-        return AsyncEnvironments(self.benchmark, seed=self.seed, **({"prompt": "conversation", "history": "all"} | self.rules))
+        return AsyncEnvironments(
+            self.benchmark, seed=self.seed, **({"prompt": "conversation", "history": "all"} | self.rules)
+        )
 
 
 class TextData(vf.TaskData):
@@ -43,11 +48,14 @@ class TextTask(vf.Task[TextData, vf.State, vf.TaskConfig]):
 class TextTaskset(vf.Taskset[TextTask, TextConfig]):
     def load(self) -> Iterator[TextTask]:
         for task in self.config.environments().panel(self.config.panel).tasks:
-            yield TextTask(TextData(id=task.task_id, name=task.task_id, task_type=task.task_type), self.config.task)
+            yield TextTask(
+                TextData(id=task.task_id, name=task.task_id, task_type=task.task_type), self.config.task
+            )
 
 
 class TextEnvConfig(vf.EnvConfig):
-    agent: vf.AgentConfig = vf.AgentConfig(harness={"id": "null"}, runtime={"type": "subprocess"})  # a chat, which runs no code
+    # a chat, which runs no code
+    agent: vf.AgentConfig = vf.AgentConfig(harness={"id": "null"}, runtime={"type": "subprocess"})
 
 
 class TextEnv(vf.Env[TextEnvConfig]):

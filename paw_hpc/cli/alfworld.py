@@ -43,7 +43,9 @@ def verify() -> None:
 
 @app.command("list")
 def list_games(
-    split: Annotated[str, typer.Argument(help="train, valid_seen, valid_unseen or valid_train.")] = "valid_seen",
+    split: Annotated[
+        str, typer.Argument(help="train, valid_seen, valid_unseen or valid_train.")
+    ] = "valid_seen",
     games_source: Annotated[str, typer.Option("--games", help="auto, official or generated.")] = "auto",
 ) -> None:
     """List the games of a split, one task id per line."""

@@ -18,13 +18,24 @@ from paw_hpc.system.errors import RecipeError, UserError
 app = typer.Typer()
 Arguments = Annotated[
     list[str],
-    typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipes or sweeps (files, or names of `paw recipes list`), then overrides."),
+    typer.Argument(
+        metavar="RECIPE... [KEY=VALUE]...",
+        help="Recipes or sweeps (files, or names of `paw recipes list`), then overrides.",
+    ),
 ]
-Only = Annotated[str | None, typer.Option("--only", help="Of a sweep, the runs whose names match: '*1.5b*-paw'.")]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Of a sweep, the runs whose names match: '*1.5b*-paw'.")
+]
 Words = Annotated[
-    list[str] | None, typer.Option("--words", help="Of a sweep, other words than its file's: AXIS=WORD[,WORD], for example protocol=ours.")
+    list[str] | None,
+    typer.Option(
+        "--words",
+        help="Of a sweep, other words than its file's: AXIS=WORD[,WORD], for example protocol=ours.",
+    ),
 ]
-Seeds = Annotated[str | None, typer.Option(help="Every recipe with each of these seeds: 0,1,2 or 0-4. A sweep has its own.")]
+Seeds = Annotated[
+    str | None, typer.Option(help="Every recipe with each of these seeds: 0,1,2 or 0-4. A sweep has its own.")
+]
 Change = Annotated[
     list[str] | None,
     typer.Option(
@@ -56,20 +67,34 @@ def launch(
     executor: Annotated[
         str,
         typer.Option(
-            help="slurm: submit; allocation: in the one that this shell is in; local: as processes here; or a launcher of a plugin. "
+            help="slurm: submit; allocation: in the one that this shell is in; local: as processes here; "
+            "or a launcher of a plugin. "
             "auto: allocation, else slurm."
         ),
     ] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script that would be submitted, and stop.")] = False,
-    array: Annotated[
-        bool, typer.Option("--array", help="Submit all runs as one array per kind of allocation; those that are complete or queued are left out.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch script that would be submitted, and stop.")
     ] = False,
-    parallelism: Annotated[int | None, typer.Option("--parallelism", min=1, help="With --array: so many tasks of an array at once.")] = None,
+    array: Annotated[
+        bool,
+        typer.Option(
+            "--array",
+            help="Submit all runs as one array per kind of allocation; those that are complete or queued "
+            "are left out.",
+        ),
+    ] = False,
+    parallelism: Annotated[
+        int | None,
+        typer.Option("--parallelism", min=1, help="With --array: so many tasks of an array at once."),
+    ] = None,
     seeds: Seeds = None,
     only: Only = None,
     words: Words = None,
     run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", help="The run's directory. Default: runs/NAME-sSEED. One recipe and seed only.")
+        Path | None,
+        typer.Option(
+            "--run-dir", help="The run's directory. Default: runs/NAME-sSEED. One recipe and seed only."
+        ),
     ] = None,
     change: Change = None,
 ) -> None:
@@ -79,7 +104,10 @@ def launch(
 
     if parallelism is not None and not array:
         raise UserError("--parallelism: it bounds the tasks of an array; add --array")
-    launches = [_launchable(wanted, run_dir, change or ()) for wanted in _wanted(arguments, seeds, only, words or (), run_dir)]
+    launches = [
+        _launchable(wanted, run_dir, change or ())
+        for wanted in _wanted(arguments, seeds, only, words or (), run_dir)
+    ]
     unfinished = [one for one in launches if not one.finished]
     for one in launches:
         if one.finished:
@@ -102,8 +130,11 @@ def launch(
 
 
 @app.command()
-def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Words = None, as_json: Json = False) -> None:
-    """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot fit. Of a sweep: a line per run."""
+def plan(
+    arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Words = None, as_json: Json = False
+) -> None:
+    """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot
+    fit. Of a sweep: a line per run."""
     from paw_hpc.cluster.overview import overview_lines
     from paw_hpc.cluster.plan import make_plan, plan_data, print_plan
     from paw_hpc.study.sweep import is_sweep, load_sweep
@@ -118,7 +149,10 @@ def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Wo
                 print_plan(one_plan)
             continue
         sweep, count = load_sweep(path, words or ()), len(_seeds(seeds)) if seeds is not None else None
-        plans = [make_plan(_Wanted(one.base, overrides, one.changes).recipe()) for one in _chosen(path, sweep, only)]
+        plans = [
+            make_plan(_Wanted(one.base, overrides, one.changes).recipe())
+            for one in _chosen(path, sweep, only)
+        ]
         planned += [plan_data(one, count or len(sweep.seeds)) for one in plans]
         if not as_json:
             print("\n".join(overview_lines(sweep.name, plans, count or len(sweep.seeds))))
@@ -128,7 +162,10 @@ def plan(arguments: Arguments, seeds: Seeds = None, only: Only = None, words: Wo
 
 @app.command()
 def status(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run directories, or folders of them. Default: runs.")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Run directories, or folders of them. Default: runs."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Launched runs: job, state, progress, attempts, and why the last one ended."""
@@ -141,12 +178,16 @@ def status(
     table = Table(box=None, pad_edge=False)
     for column in ("run", "job", "state", "nodes", "updates (saved)", "attempts", "note"):
         table.add_column(column, overflow="fold")
-    rows = status_of(find_runs(runs or [Path("runs")]), complain=lambda said: typer.echo(f"paw: {said}", err=True))
+    rows = status_of(
+        find_runs(runs or [Path("runs")]), complain=lambda said: typer.echo(f"paw: {said}", err=True)
+    )
     if as_json:
         return print_json({"runs": rows})
     for row in rows:
         progress = f"{row.played}/{row.wanted} ({row.saved})"
-        table.add_row(*map(escape, (str(row.run), row.job, row.state, row.nodes, progress, str(row.attempts), row.note)))
+        table.add_row(
+            *map(escape, (str(row.run), row.job, row.state, row.nodes, progress, str(row.attempts), row.note))
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
@@ -155,7 +196,9 @@ def logs(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     role: Annotated[str | None, typer.Option(help="trainer, rollout or retriever. Default: all.")] = None,
     attempt: Annotated[int | None, typer.Option(min=1, help="Default: the latest.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")
+    ] = False,
 ) -> None:
     """What the processes of a run said, by role and node."""
     from paw_hpc.cluster.status import lines_of
@@ -182,7 +225,9 @@ def _split(arguments: list[str]) -> tuple[list[Path], list[str]]:
     return paths, [item for item in arguments if OVERRIDE.match(item)]
 
 
-def _wanted(arguments: list[str], seeds: str | None, only: str | None, words: Sequence[str], run_dir: Path | None) -> list[_Wanted]:
+def _wanted(
+    arguments: list[str], seeds: str | None, only: str | None, words: Sequence[str], run_dir: Path | None
+) -> list[_Wanted]:
     """Every run that is asked for, each with its seed."""
     from paw_hpc.study.sweep import is_sweep, load_sweep
 
@@ -193,9 +238,17 @@ def _wanted(arguments: list[str], seeds: str | None, only: str | None, words: Se
         if is_sweep(path):
             sweep = load_sweep(path, words)
             numbers: list[int] = given or list(sweep.seeds)
-            found += [_Wanted(one.base, [*overrides, f"seed={seed}"], one.changes) for one in _chosen(path, sweep, only) for seed in numbers]
+            found += [
+                _Wanted(one.base, [*overrides, f"seed={seed}"], one.changes)
+                for one in _chosen(path, sweep, only)
+                for seed in numbers
+            ]
         else:
-            found += [_Wanted(path, [*overrides, f"seed={seed}"]) for seed in given] if given else [_Wanted(path, overrides)]
+            found += (
+                [_Wanted(path, [*overrides, f"seed={seed}"]) for seed in given]
+                if given
+                else [_Wanted(path, overrides)]
+            )
     if words and not any(map(is_sweep, paths)):
         raise UserError("--words: it changes the words of a sweep, and none is named")
     if run_dir is not None and len(found) > 1:
@@ -246,7 +299,9 @@ def _array(launches, executor: str, parallelism: int | None, dry_run: bool) -> N
             for index, one in enumerate(tasks):
                 print(f"task {index}: {_short(one.run)}", file=sys.stderr)
         else:
-            for one, submission in zip(tasks, submit.submit_array(tasks, parallelism, folder, executor), strict=True):
+            for one, submission in zip(
+                tasks, submit.submit_array(tasks, parallelism, folder, executor), strict=True
+            ):
                 print(f"{one.run}: job {submission.job}")
 
 

@@ -14,7 +14,13 @@ def add_model(app: typer.Typer) -> None:
 
 
 def _model(
-    what: Annotated[str, typer.Argument(metavar="NAME|FILE.gguf", help="smollm2 (SmolLM2-135M-Instruct, 93 MB), or a GGUF file to convert.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE.gguf",
+            help="smollm2 (SmolLM2-135M-Instruct, 93 MB), or a GGUF file to convert.",
+        ),
+    ],
 ) -> None:
     """Bring a pretrained model into the cache, as a Hugging Face folder; prints what model.path is to be."""
     from transformers.utils import logging

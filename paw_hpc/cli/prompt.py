@@ -8,8 +8,12 @@ import typer
 
 from paw_hpc.system.errors import UserError
 
-TemplateOption = Annotated[str, typer.Option(help="default, reference, or a Jinja2 file (as env.prompt_template).")]
-StyleOption = Annotated[str, typer.Option(help="paper, compact, conversation or compact-conversation (as env.prompt).")]
+TemplateOption = Annotated[
+    str, typer.Option(help="default, reference, or a Jinja2 file (as env.prompt_template).")
+]
+StyleOption = Annotated[
+    str, typer.Option(help="paper, compact, conversation or compact-conversation (as env.prompt).")
+]
 _STEPS = {"alfworld": 50, "webshop": 15, "search": 4}
 _HISTORY = {"alfworld": 2, "webshop": 2, "search": 4}
 
@@ -19,7 +23,8 @@ def add_prompt(app: typer.Typer, benchmark: str) -> None:
 
     @app.command("prompt")
     def command(template: TemplateOption = "default", style: StyleOption = "paper") -> None:
-        """Show what a model would see at the first and at a later step of a made-up episode (before its chat template)."""
+        """Show what a model would see at the first and at a later step of a made-up episode (before its chat
+        template)."""
         _prompt(benchmark, template, style)
 
 
@@ -32,7 +37,9 @@ def _prompt(benchmark: str, template: str, style: str) -> None:
         raise UserError(f"--style {style}: one of {', '.join(PROMPT_STYLES)}")
     history = "all" if style in CONVERSATIONS else _HISTORY[benchmark]
     env = {"name": benchmark, "prompt": style, "max_steps": _STEPS[benchmark], "history": history}
-    recipe = parse_recipe({"env": {**env, "prompt_template": template}, "model": {"path": "none"}}, where="--template")
+    recipe = parse_recipe(
+        {"env": {**env, "prompt_template": template}, "model": {"path": "none"}}, where="--template"
+    )
     shown = example_prompts(recipe.env)
     for step in (1, len(shown)):
         print(f"----- step {step} -----\n{shown[step - 1]}")

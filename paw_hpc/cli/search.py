@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Search QA's questions, passages and retrieval server.")
 
 DataOption = Annotated[str, typer.Option("--data", help="auto, official, mini or generated.")]
-CorpusOption = Annotated[Path | None, typer.Option(help="Passages in JSON lines with id and contents. Default: the corpus of --data.")]
-KeyFileOption = Annotated[Path | None, typer.Option(help="File with the server's key, which only you can read.")]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(help="Passages in JSON lines with id and contents. Default: the corpus of --data."),
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option(help="File with the server's key, which only you can read.")
+]
 TopkOption = Annotated[int, typer.Option(min=1, help="Passages per query.")]
 
 
 @app.command()
 def fetch(
-    corpus: Annotated[bool, typer.Option(help="Also the wiki-18 passages: 5 GB to download, 14 GB on disk.")] = True,
+    corpus: Annotated[
+        bool, typer.Option(help="Also the wiki-18 passages: 5 GB to download, 14 GB on disk.")
+    ] = True,
 ) -> None:
     """Download the official questions (and passages) into the cache."""
     from paw_hpc.envs.search import fetch as fetching
@@ -36,14 +43,31 @@ def fetch(
 @app.command()
 def build(
     corpus: CorpusOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the index. Default: where env.search.index=null looks (BM25 only).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the index. Default: where env.search.index=null looks (BM25 only)."),
+    ] = None,
     retriever: Annotated[str, typer.Option(help="bm25 or dense.")] = "bm25",
     encoder: Annotated[str, typer.Option(help="dense: encoder folder or hub name.")] = "intfloat/e5-base-v2",
-    pooling: Annotated[str | None, typer.Option(help="dense: mean or cls. Default: what suits the encoder's name.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=8, help="dense: tokens of a passage or query that are read.")] = 256,
-    index: Annotated[str, typer.Option(help="dense: kind of FAISS index, such as Flat, SQfp16, IVF4096,Flat, IVF65536,SQ8, HNSW32.")] = "Flat",
-    parameters: Annotated[str | None, typer.Option(help="dense: FAISS search parameters, such as nprobe=64.")] = None,
-    vectors: Annotated[Path | None, typer.Option(help="dense: ready-made unit vectors (.npy) of the passages by the same encoder.")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="dense: mean or cls. Default: what suits the encoder's name.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=8, help="dense: tokens of a passage or query that are read.")
+    ] = 256,
+    index: Annotated[
+        str,
+        typer.Option(
+            help="dense: kind of FAISS index, such as Flat, SQfp16, IVF4096,Flat, IVF65536,SQ8, HNSW32."
+        ),
+    ] = "Flat",
+    parameters: Annotated[
+        str | None, typer.Option(help="dense: FAISS search parameters, such as nprobe=64.")
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="dense: ready-made unit vectors (.npy) of the passages by the same encoder."),
+    ] = None,
     source: DataOption = "auto",
 ) -> None:
     """Build the index of a corpus, in bounded memory. An interrupted dense build goes on where it stopped."""
@@ -61,7 +85,9 @@ def build(
             raise UserError("--out: a dense index needs a folder")
         folder = out
         settings = EncoderSettings.of(encoder, pooling, max_tokens)
-        dense.build_dense(found, folder, settings, kind=index, parameters=parameters, vectors=vectors, say=_say)
+        dense.build_dense(
+            found, folder, settings, kind=index, parameters=parameters, vectors=vectors, say=_say
+        )
     else:
         raise UserError(f"--retriever {retriever}: one of bm25, dense")
     print(folder)
@@ -76,7 +102,11 @@ def verify(source: DataOption = "auto") -> None:
     print(f"{kind} questions in {folder}")
     found = data.verify(_source(source))
     for part in found:
-        state = "" if part.expected is None else f" of {part.expected}, {'as published' if part.intact else 'NOT as published'}"
+        state = (
+            ""
+            if part.expected is None
+            else f" of {part.expected}, {'as published' if part.intact else 'NOT as published'}"
+        )
         print(f"{part.name}: {part.found}{state}")
     if not all(part.intact for part in found):
         raise typer.Exit(1)
@@ -84,7 +114,9 @@ def verify(source: DataOption = "auto") -> None:
 
 @app.command("list")
 def list_questions(
-    panel: Annotated[str, typer.Argument(help="train, or a panel: test, in_domain, out_of_domain, nq, ..., PANEL:N@SEED.")] = "test",
+    panel: Annotated[
+        str, typer.Argument(help="train, or a panel: test, in_domain, out_of_domain, nq, ..., PANEL:N@SEED.")
+    ] = "test",
     source: DataOption = "auto",
 ) -> None:
     """List a panel's questions: task id, question, golden answers."""
@@ -99,13 +131,21 @@ def list_questions(
 
 @app.command()
 def serve(
-    index: Annotated[Path | None, typer.Argument(metavar="[INDEX]", help="Folder made by `paw data search build`. Default: BM25 of --data.")] = None,
+    index: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[INDEX]", help="Folder made by `paw data search build`. Default: BM25 of --data."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for other nodes.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     topk: TopkOption = 3,
     max_batch: Annotated[int, typer.Option(min=1, help="Queries that are searched together.")] = 256,
     calls: Annotated[int, typer.Option(min=1, help="Batches under way at once (BM25: one per core).")] = 1,
-    key_file: Annotated[Path | None, typer.Option(help="File with the key that clients must send (env.search.key_file), mode 0600.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the key that clients must send (env.search.key_file), mode 0600."),
+    ] = None,
     corpus: CorpusOption = None,
     source: DataOption = "auto",
 ) -> None:
@@ -133,7 +173,8 @@ def load_test(
     key_file: KeyFileOption = None,
     source: DataOption = "auto",
 ) -> None:
-    """Ask a server as fast as it answers, with test questions as queries. Exit status 1 where a request failed."""
+    """Ask a server as fast as it answers, with test questions as queries. Exit status 1 where a request
+    failed."""
     from paw_hpc.envs.search import data
     from paw_hpc.envs.search import load_test as load
     from paw_hpc.system.keys import read_key
@@ -141,8 +182,14 @@ def load_test(
     key = None if key_file is None else read_key(key_file, "--key-file")
     queries = [question.question for question in data.load(_source(source)).test]
     result = load.load_test(url, queries, requests=requests, clients=clients, batch=batch, topk=topk, key=key)
-    print(f"{result.requests} requests of {batch} queries from {clients} clients: {result.queries_per_s:.0f} queries/s, {result.failed} failed")
-    print(f"request time: median {result.p50_s * 1e3:.1f} ms, 95 % {result.p95_s * 1e3:.1f} ms, 99 % {result.p99_s * 1e3:.1f} ms")
+    print(
+        f"{result.requests} requests of {batch} queries from {clients} clients: {result.queries_per_s:.0f} "
+        f"queries/s, {result.failed} failed"
+    )
+    print(
+        f"request time: median {result.p50_s * 1e3:.1f} ms, 95 % {result.p95_s * 1e3:.1f} ms, 99 % "
+        f"{result.p99_s * 1e3:.1f} ms"
+    )
     if result.failed:
         raise typer.Exit(1)
 

@@ -10,12 +10,18 @@ import typer
 from paw_hpc.system.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="WebShop's catalogue and goals.")
-SetOption = Annotated[str, typer.Option("--set", help="auto (the largest at hand), small, full or generated.")]
+SetOption = Annotated[
+    str, typer.Option("--set", help="auto (the largest at hand), small, full or generated.")
+]
 GoalsOption = Annotated[str, typer.Option("--goals", help="synthetic or human.")]
 
 
 @app.command()
-def fetch(name: Annotated[str, typer.Option("--set", help="small (1,000 products) or full (1.18 million, about 5 GB).")] = "small") -> None:
+def fetch(
+    name: Annotated[
+        str, typer.Option("--set", help="small (1,000 products) or full (1.18 million, about 5 GB).")
+    ] = "small",
+) -> None:
     """Download a set from where WebShop's own set-up takes it."""
     from paw_hpc.envs.webshop import data
 
@@ -40,20 +46,27 @@ def verify(name: SetOption = "auto") -> None:
     from paw_hpc.envs.webshop import data
 
     found = data.verify(_catalogue(name))
-    print(f"{found.name}: {found.products:,} products, {found.synthetic_goals:,} synthetic and {found.human_goals:,} human goals; {found.detail}")
+    print(
+        f"{found.name}: {found.products:,} products, {found.synthetic_goals:,} synthetic and "
+        f"{found.human_goals:,} human goals; {found.detail}"
+    )
     if found.intact is False:
         raise typer.Exit(1)
 
 
 @app.command("list")
 def list_goals(
-    split: Annotated[str, typer.Argument(help="test or train.")] = "test", name: SetOption = "auto", goals: GoalsOption = "synthetic"
+    split: Annotated[str, typer.Argument(help="test or train.")] = "test",
+    name: SetOption = "auto",
+    goals: GoalsOption = "synthetic",
 ) -> None:
     """List the goals of a split: task id and instruction."""
     from paw_hpc.envs.webshop.benchmark import Webshop
     from paw_hpc.recipe import EnvSection, WebshopSection
 
-    section = WebshopSection(catalogue=_catalogue(name), goals=_one_of("--goals", goals, "synthetic", "human"))
+    section = WebshopSection(
+        catalogue=_catalogue(name), goals=_one_of("--goals", goals, "synthetic", "human")
+    )
     shop = Webshop(EnvSection(name="webshop", webshop=section))
     for task in shop.tasks(split):
         print(f"{task.task_id}\t{shop.goals[int(task.source)].instruction}")
@@ -61,7 +74,12 @@ def list_goals(
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Transcripts of the original environment (JSON lines, .gz or plain).")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Transcripts of the original environment (JSON lines, .gz or plain)."
+        ),
+    ],
     name: SetOption = "small",
     goals: GoalsOption = "synthetic",
     tagger: Annotated[str, typer.Option(help="Tagger of the recording: textblob or spacy.")] = "textblob",
@@ -74,10 +92,17 @@ def replay(
     catalogue = data.find_catalogue(_catalogue(name))
     used, nouns = make_tagger(_one_of("--tagger", tagger, "textblob", "spacy"))
     report = play_again(file, catalogue, nouns, _one_of("--goals", goals, "synthetic", "human"))
-    print(f"{report.episodes} episodes on {catalogue.about['set']} ({len(catalogue.products):,} products), nouns by {used}")
+    print(
+        f"{report.episodes} episodes on {catalogue.about['set']} ({len(catalogue.products):,} products), "
+        f"nouns by {used}"
+    )
     for field, compared in report.compared.items():
         matched = report.matched[field]
-        print(f"{field:12} {matched:>7} of {compared:>7}  {matched / compared:.2%}" if compared else f"{field:12} nothing to compare")
+        print(
+            f"{field:12} {matched:>7} of {compared:>7}  {matched / compared:.2%}"
+            if compared
+            else f"{field:12} nothing to compare"
+        )
     for difference in report.differences:
         print(difference)
     if not report.exact:

@@ -1,4 +1,5 @@
-"""The history of a launched run: one line per attempt when it begins and one when it ends, in RUN/cluster/attempts.jsonl.
+"""The history of a launched run: one line per attempt when it begins and one when it ends, in
+RUN/cluster/attempts.jsonl.
 
 An attempt without a second line was cut off: its node died, or Slurm killed it.
 """
@@ -69,7 +70,10 @@ _Line: Any = _Launch | _Begin | _End
 
 def saved_updates(run: Path) -> int:
     """Updates in the newest checkpoint that has its manifest (so that was written to its end)."""
-    return max((update for update, _, path in checkpoints(run / "checkpoints") if (path / MANIFEST).is_file()), default=0)
+    return max(
+        (update for update, _, path in checkpoints(run / "checkpoints") if (path / MANIFEST).is_file()),
+        default=0,
+    )
 
 
 def folder(run: Path) -> Path:
@@ -80,7 +84,16 @@ def folder(run: Path) -> Path:
 def begin(run: Path, number: int, job: str, nodes: list[str]) -> Attempt:
     """Record the beginning."""
     attempt = Attempt(number, job, tuple(nodes), _now(), saved_updates(run))
-    _append(run, {"attempt": number, "job": job, "nodes": nodes, "began": attempt.began, "updates_before": attempt.updates_before})
+    _append(
+        run,
+        {
+            "attempt": number,
+            "job": job,
+            "nodes": nodes,
+            "began": attempt.began,
+            "updates_before": attempt.updates_before,
+        },
+    )
     return attempt
 
 
@@ -100,15 +113,22 @@ def history(run: Path) -> list[Attempt]:
 
 
 def check_progress(run: Path, allowed: int) -> None:
-    """Raises NoProgress where the last `allowed` attempts since the launch all ended with the updates that are saved now."""
+    """Raises NoProgress where the last `allowed` attempts since the launch all ended with the updates that
+    are saved now."""
     saved, stuck = saved_updates(run), []
     for attempt, since_launch in reversed(_read(run)):
         if not since_launch or attempt.updates_before != saved:
             break
         stuck.append(attempt)
     if len(stuck) >= allowed:
-        reasons = "; ".join(f"attempt {attempt.number} on {','.join(attempt.nodes)}: {attempt.how}" for attempt in reversed(stuck[:allowed]))
-        raise NoProgress(f"{run}: given up: {len(stuck)} attempts ended without a checkpoint after update {saved}: {reasons}")
+        reasons = "; ".join(
+            f"attempt {attempt.number} on {','.join(attempt.nodes)}: {attempt.how}"
+            for attempt in reversed(stuck[:allowed])
+        )
+        raise NoProgress(
+            f"{run}: given up: {len(stuck)} attempts ended without a checkpoint after update {saved}: "
+            f"{reasons}"
+        )
 
 
 def _read(run: Path) -> list[tuple[Attempt, bool]]:

@@ -1,4 +1,5 @@
-"""How long an update will take, from assumptions that are printed with it. Good to a factor of two: it compares layouts, it does not promise."""
+"""How long an update will take, from assumptions that are printed with it. Good to a factor of two: it
+compares layouts, it does not promise."""
 
 from __future__ import annotations
 
@@ -34,11 +35,14 @@ class Assumptions:
     def lines(self) -> list[str]:
         """For `paw plan`."""
         return [
-            f"episodes last {self.steps_share:.0%} of env.max_steps; prompts are {self.prompt_share:.0%}, responses {self.response_share:.0%}"
+            f"episodes last {self.steps_share:.0%} of env.max_steps; prompts are {self.prompt_share:.0%}, "
+            f"responses {self.response_share:.0%}"
             " of their limits",
-            f"training reaches {self.training_efficiency:.0%} of the peak, prefill {self.prefill_efficiency:.0%},"
+            f"training reaches {self.training_efficiency:.0%} of the peak, prefill "
+            f"{self.prefill_efficiency:.0%},"
             f" decoding {self.decode_bandwidth:.0%} of the memory bandwidth, without a prefix cache",
-            f"an environment step takes {self.environment_step_s * 1000:.0f} ms; weights travel at {self.publish_bytes_per_s / 1e9:.0f} GB/s",
+            f"an environment step takes {self.environment_step_s * 1000:.0f} ms; weights travel at "
+            f"{self.publish_bytes_per_s / 1e9:.0f} GB/s",
         ]
 
 
@@ -59,7 +63,9 @@ class StepTime:
         return (max(self.play_s, busy) if self.overlapped else self.play_s + busy) + self.publish_s
 
 
-def step_time(recipe: Recipe, layout: ClusterLayout, model: Architecture, given: Assumptions) -> StepTime | None:
+def step_time(
+    recipe: Recipe, layout: ClusterLayout, model: Architecture, given: Assumptions
+) -> StepTime | None:
     """None on CPU nodes, whose speed nobody states."""
     if not layout.gpus_per_node:
         return None
@@ -72,10 +78,18 @@ def step_time(recipe: Recipe, layout: ClusterLayout, model: Architecture, given:
     observation = recipe.wm.alpha * 0.5 * recipe.wm.max_observation_tokens if recipe.wm.enabled else 0.0
     trainers = layout.trainer.processes * given.training_efficiency * peak
     passes = (
-        2 * (1 + (recipe.algorithm.kl_coefficient > 0)) if recipe.algorithm.old_logp == "recompute" else 2 * (recipe.algorithm.kl_coefficient > 0)
+        2 * (1 + (recipe.algorithm.kl_coefficient > 0))
+        if recipe.algorithm.old_logp == "recompute"
+        else 2 * (recipe.algorithm.kl_coefficient > 0)
     )
-    again = recipe.megatron.recompute == "full" if recipe.policy.backend == "megatron" else recipe.model.gradient_checkpointing
-    train_flops = (8 if again else 6) * size * transitions * (prompt + response + observation) * recipe.optimizer.epochs
+    again = (
+        recipe.megatron.recompute == "full"
+        if recipe.policy.backend == "megatron"
+        else recipe.model.gradient_checkpointing
+    )
+    train_flops = (
+        (8 if again else 6) * size * transitions * (prompt + response + observation) * recipe.optimizer.epochs
+    )
     groups = _server_groups(recipe, layout)
     per_group = episodes / groups
     gpus = recipe.rollout.fleet.tensor_parallel if r.starts_servers else 1
@@ -97,6 +111,14 @@ def _server_groups(recipe: Recipe, layout: ClusterLayout) -> int:
     """How many engines share the episodes."""
     if recipe.rollout.own_weights:
         m = recipe.megatron
-        model = m.tensor_parallel * m.pipeline_parallel * m.context_parallel if recipe.policy.backend == "megatron" else 1
+        model = (
+            m.tensor_parallel * m.pipeline_parallel * m.context_parallel
+            if recipe.policy.backend == "megatron"
+            else 1
+        )
         return max(1, layout.trainer.processes // model)
-    return layout.rollout.processes if layout.rollout else max(1, layout.own_servers, len(recipe.rollout.fleet.addresses))
+    return (
+        layout.rollout.processes
+        if layout.rollout
+        else max(1, layout.own_servers, len(recipe.rollout.fleet.addresses))
+    )

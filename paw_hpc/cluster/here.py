@@ -29,7 +29,8 @@ def in_allocation() -> None:
     """Raises UserError where this shell is in none."""
     if slurm.job_id() is None:
         raise UserError(
-            "--executor allocation: this shell is in no allocation (SLURM_JOB_ID is not set); get one with salloc, or use --executor slurm"
+            "--executor allocation: this shell is in no allocation (SLURM_JOB_ID is not set); get one with "
+            "salloc, or use --executor slurm"
         )
 
 
@@ -39,7 +40,8 @@ def run_in_allocation(launch: Launchable) -> int:
 
 
 def run_locally(launch: Launchable) -> int:
-    """As processes of this machine, with the time limit and the warning before it that a job of a cluster has. Returns the exit status.
+    """As processes of this machine, with the time limit and the warning before it that a job of a cluster
+    has. Returns the exit status.
 
     Raises:
         UserError: the job was killed before it could return one.
@@ -55,7 +57,8 @@ def run_locally(launch: Launchable) -> int:
             return submitted.result()
         except submitit.core.utils.FailedJobError:
             raise UserError(
-                f"{run}: the job ended without a status (killed, or over cluster.time_min, {c.time_min} minutes); see {attempts.folder(run)}"
+                f"{run}: the job ended without a status (killed, or over cluster.time_min, {c.time_min} "
+                f"minutes); see {attempts.folder(run)}"
             ) from None
 
 
@@ -73,8 +76,9 @@ def _supervise(run: str, gpus: str | None) -> int:
 
 @contextlib.contextmanager
 def _ctrl_c_for_the_job() -> Iterator[Callable[[], object]]:
-    """The terminal sends it to all of its processes, and it is the supervisor's alone to obey: processes that are started inside ignore it
-    (submitit's own would kill the supervisor a second later). Yields what makes this process say, from then on, that it was heard."""
+    """The terminal sends it to all of its processes, and it is the supervisor's alone to obey: processes that
+    are started inside ignore it (submitit's own would kill the supervisor a second later). Yields what makes
+    this process say, from then on, that it was heard."""
 
     def say(*_: object) -> None:
         print("paw: asked to stop after this update; its checkpoint is being written", file=sys.stderr)

@@ -1,7 +1,8 @@
 """What a launched job does: attempts of one run, until it is complete or there is no point in going on.
 
-Inside a Slurm batch job an attempt that was stopped, or failed in a way that may not happen again, puts the job back into the queue. Elsewhere (an
-interactive allocation, this machine) a stop is the user's wish, and a failure is tried again here.
+Inside a Slurm batch job an attempt that was stopped, or failed in a way that may not happen again, puts the
+job back into the queue. Elsewhere (an interactive allocation, this machine) a stop is the user's wish, and a
+failure is tried again here.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ END_WITHIN_S = 120.0
 
 
 def main(run: Path, *, local: bool = False) -> int:
-    """Run as what this process is: a batch job, an interactive allocation, or a plain machine. Returns the exit status.
+    """Run as what this process is: a batch job, an interactive allocation, or a plain machine. Returns the
+    exit status.
 
     Args:
         local: a plain machine, also inside of an allocation.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s paw %(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s paw %(levelname)s: %(message)s", stream=sys.stderr, force=True
+    )
     try:
         job = None if local else slurm.job_id()
         return _alone(run) if job is None else _in_allocation(run, job)
@@ -46,9 +50,14 @@ def _in_allocation(run: Path, job: int) -> int:
     layout = plan_layout(recipe)
     hosts = hostnames(os.environ["SLURM_JOB_NODELIST"])
     if len(hosts) < layout.nodes:
-        raise UserError(f"cluster: the layout needs {layout.nodes} nodes, and job {job} has {len(hosts)} ({','.join(hosts)}); see paw plan")
+        raise UserError(
+            f"cluster: the layout needs {layout.nodes} nodes, and job {job} has {len(hosts)} "
+            f"({','.join(hosts)}); see paw plan"
+        )
     container = recipe.cluster.container
-    machine = SlurmMachine(job, hosts[: layout.nodes], recipe.cluster, mounts=[run.resolve(), Path.cwd()] if container else ())
+    machine = SlurmMachine(
+        job, hosts[: layout.nodes], recipe.cluster, mounts=[run.resolve(), Path.cwd()] if container else ()
+    )
     _check_nodes(machine, run, container.python if container else sys.executable, layout.nodes)
     supervisor = Supervisor(run, machine, job, container.python if container else sys.executable)
     if not slurm.in_batch():
@@ -85,7 +94,8 @@ def _another(supervisor: Supervisor, run: Path) -> bool:
 
 def _back_into_the_queue(job: int, result: Result) -> int:
     """Requeue this job, unless Slurm or the user is ending it already."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # by which Slurm ends this process, perhaps before scontrol has answered
+    # by which Slurm ends this process, perhaps before scontrol has answered
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     state = slurm.state_of(job)
     if state != "RUNNING":
         _log.info("job %d is %s: it is not put back into the queue", job, state or "unknown to Slurm")
@@ -97,7 +107,8 @@ def _back_into_the_queue(job: int, result: Result) -> int:
 
 
 def _check_nodes(machine: SlurmMachine, run: Path, python: str, nodes: int) -> None:
-    """Raises UserError for nodes that do not see the run directory or the interpreter. Takes about a second."""
+    """Raises UserError for nodes that do not see the run directory or the interpreter. Takes about a
+    second."""
     test = f'test -d "{run.resolve()}" || echo "$(hostname): no {run.resolve()}"'
     if machine.settings.container is None:
         test += f'; test -x "{python}" || echo "$(hostname): no {python}"'
@@ -114,7 +125,8 @@ def _check_nodes(machine: SlurmMachine, run: Path, python: str, nodes: int) -> N
     missing = done.stdout.strip().splitlines()
     if missing:
         raise UserError(
-            f"{missing[0]} there ({len(missing)} such lines from {nodes} nodes); runs and environment must be on a file system that all nodes share:"
+            f"{missing[0]} there ({len(missing)} such lines from {nodes} nodes); runs and environment must "
+            "be on a file system that all nodes share:"
             " give another --run-dir, or install the environment there"
         )
     if done.returncode:

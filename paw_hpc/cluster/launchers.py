@@ -1,4 +1,5 @@
-"""The launchers of this package, as entries of their door (see recipe/doors.py). Light: what they need is imported when they are used."""
+"""The launchers of this package, as entries of their door (see recipe/doors.py). Light: what they need is
+imported when they are used."""
 
 from paw_hpc.recipe.doors import Launcher
 from paw_hpc.system.registry import lazily
@@ -19,4 +20,8 @@ ALLOCATION = Launcher(
     run=lazily("paw_hpc.cluster.here:run_in_allocation"),
     several_nodes=True,
 )
-LOCAL = Launcher(script=lazily("paw_hpc.cluster.here:script"), run=lazily("paw_hpc.cluster.here:run_locally"), several_nodes=True)
+LOCAL = Launcher(
+    script=lazily("paw_hpc.cluster.here:script"),
+    run=lazily("paw_hpc.cluster.here:run_locally"),
+    several_nodes=True,
+)

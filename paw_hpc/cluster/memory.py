@@ -1,8 +1,10 @@
-"""Bytes per GPU of a recipe in a layout, from shapes alone. An estimate to refuse what cannot fit, not a profile.
+"""Bytes per GPU of a recipe in a layout, from shapes alone. An estimate to refuse what cannot fit, not a
+profile.
 
-Weights, gradients and optimizer states are exact for what the backends allocate. Activations follow Korthikanti et al. 2022
-(arXiv:2205.05198), for a gated feed-forward and attention that keeps no score matrix: what the backward pass of one token of one layer needs, in
-bytes. `OTHER_BYTES` stands for the CUDA context, communication buffers and fragmentation.
+Weights, gradients and optimizer states are exact for what the backends allocate. Activations follow
+Korthikanti et al. 2022 (arXiv:2205.05198), for a gated feed-forward and attention that keeps no score matrix:
+what the backward pass of one token of one layer needs, in bytes. `OTHER_BYTES` stands for the CUDA context,
+communication buffers and fragmentation.
 """
 
 from __future__ import annotations
@@ -32,13 +34,22 @@ class TrainerMemory:
     """The in-process engine's own weights (Megatron) and its KV cache."""
     activations: int
     head: int
-    """One chunk of logits and what is computed in its place, and the gathered hidden states of a micro-batch."""
+    """One chunk of logits and what is computed in its place, and the gathered hidden states of a
+    micro-batch."""
     other: int = OTHER_BYTES
 
     @property
     def static(self) -> int:
         """What stays between two updates."""
-        return self.weights + self.gradients + self.optimizer + self.reference + self.critic + self.engine_copy + self.other
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.reference
+            + self.critic
+            + self.engine_copy
+            + self.other
+        )
 
     @property
     def total(self) -> int:
@@ -70,7 +81,9 @@ class ServerMemory:
 def trainer_memory(recipe: Recipe, layout: ClusterLayout, model: Architecture) -> TrainerMemory:
     """Of the fullest rank (first pipeline stage: embedding, and the most micro-batches in flight)."""
     m, megatron = recipe.megatron, recipe.policy.backend == "megatron"
-    tensor, pipeline, context = (m.tensor_parallel, m.pipeline_parallel, m.context_parallel) if megatron else (1, 1, 1)
+    tensor, pipeline, context = (
+        (m.tensor_parallel, m.pipeline_parallel, m.context_parallel) if megatron else (1, 1, 1)
+    )
     data = layout.trainer.processes // (tensor * pipeline * context)
     stage = _stage_parameters(model, tensor, pipeline)
     bytes_per = 2 if recipe.model.dtype == "bfloat16" else 4
@@ -80,8 +93,16 @@ def trainer_memory(recipe: Recipe, layout: ClusterLayout, model: Architecture) -
     whole = bytes_per * parameters(model)
     wants_reference = recipe.algorithm.kl_coefficient > 0 and not (megatron and m.reference_on_cpu)
     local = recipe.rollout.own_weights
-    cache = kv_bytes_per_token(model, bytes_per) * longest_request(recipe) * recipe.rollout.max_batch if local else 0
-    critic = (bytes_per + gradients) * stage + masters * stage // shards if recipe.algorithm.values is not None else 0
+    cache = (
+        kv_bytes_per_token(model, bytes_per) * longest_request(recipe) * recipe.rollout.max_batch
+        if local
+        else 0
+    )
+    critic = (
+        (bytes_per + gradients) * stage + masters * stage // shards
+        if recipe.algorithm.values is not None
+        else 0
+    )
     return TrainerMemory(
         weights=bytes_per * stage,
         gradients=gradients * stage,
@@ -123,41 +144,54 @@ def too_much(recipe: Recipe, layout: ClusterLayout, model: Architecture) -> str 
         return None
     trainer = trainer_memory(recipe, layout, model)
     if trainer.total > capacity:
-        return f"the trainer needs {trainer.total / GIB:.1f} GiB of a GPU that has {capacity / GIB:.0f} ({recipe.cluster.gpu})"
+        return (
+            f"the trainer needs {trainer.total / GIB:.1f} GiB of a GPU that has {capacity / GIB:.0f} "
+            f"({recipe.cluster.gpu})"
+        )
     if not recipe.rollout.starts_servers:
         return None
     server = server_memory(recipe, model)
     if server.requests < 1:
         return (
-            f"a server has {max(0, server.cache) / GIB:.1f} GiB for keys and values beside {server.weights / GIB:.1f} GiB of weights:"
-            f" not one request of {server.longest_request_tokens} tokens fits (rollout.fleet.memory_fraction, rollout.fleet.tensor_parallel)"
+            f"a server has {max(0, server.cache) / GIB:.1f} GiB for keys and values beside "
+            f"{server.weights / GIB:.1f} GiB of weights:"
+            f" not one request of {server.longest_request_tokens} tokens fits "
+            "(rollout.fleet.memory_fraction, rollout.fleet.tensor_parallel)"
         )
     if recipe.rollout.fleet.colocated and trainer.static + server.weights + server.cache > capacity:
         total = (trainer.static + server.weights + server.cache) / GIB
         return (
-            f"trainer and server share a GPU while episodes are played: {total:.1f} GiB of {capacity / GIB:.0f} (lower rollout.fleet.memory_fraction)"
+            f"trainer and server share a GPU while episodes are played: {total:.1f} GiB of "
+            f"{capacity / GIB:.0f} (lower rollout.fleet.memory_fraction)"
         )
     return None
 
 
 def _stage_parameters(model: Architecture, tensor: int, pipeline: int) -> int:
-    """Parameters on the fullest rank: the first stage, which holds the embedding, or the last, which holds an output layer of its own (as large)."""
+    """Parameters on the fullest rank: the first stage, which holds the embedding, or the last, which holds an
+    output layer of its own (as large)."""
     vocabulary = -(-model.vocabulary // tensor) * model.hidden
     outer = vocabulary if pipeline > 1 or model.tied else 2 * vocabulary
     return -(-model.layers // pipeline) * layer_parameters(model) // tensor + outer
 
 
-def _activations(recipe: Recipe, model: Architecture, tensor: int, pipeline: int, context: int, bytes_per: int) -> int:
-    """Of all micro-batches that are in flight on the first stage: as many as there are stages, with 1 / stages of the layers each."""
+def _activations(
+    recipe: Recipe, model: Architecture, tensor: int, pipeline: int, context: int, bytes_per: int
+) -> int:
+    """Of all micro-batches that are in flight on the first stage: as many as there are stages, with 1 /
+    stages of the layers each."""
     m = recipe.megatron
     tokens = -(-max(recipe.optimizer.max_tokens_per_micro_batch, longest_request(recipe)) // context)
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    # Kept per token and layer: inputs and outputs of both norms and both residuals (not split without sequence parallelism); queries, keys, values
-    # and the attention's output; gate, up, their activation and product.
+    # Kept per token and layer: inputs and outputs of both norms and both residuals (not split without
+    # sequence parallelism); queries, keys, values and the attention's output; gate, up, their activation and
+    # product.
     outside = 6 * model.hidden
     inside = 2 * queries + 2 * keys + 4 * model.ffn_hidden
     per_layer = (outside / (tensor if m.sequence_parallel else 1) + inside / tensor) * bytes_per
-    full = m.recompute == "full" if recipe.policy.backend == "megatron" else recipe.model.gradient_checkpointing
+    full = (
+        m.recompute == "full" if recipe.policy.backend == "megatron" else recipe.model.gradient_checkpointing
+    )
     if not full:
         return int(per_layer * model.layers * tokens)
     kept = model.hidden * bytes_per / (tensor if m.sequence_parallel else 1)
@@ -165,7 +199,8 @@ def _activations(recipe: Recipe, model: Architecture, tensor: int, pipeline: int
 
 
 def _head(recipe: Recipe, model: Architecture, tensor: int) -> int:
-    chunk = recipe.model.head_chunk_rows * -(-model.vocabulary // tensor) * (4 + 2)  # float32 logits, and their gradient in bfloat16
+    # float32 logits, and their gradient in bfloat16
+    chunk = recipe.model.head_chunk_rows * -(-model.vocabulary // tensor) * (4 + 2)
     gradient = -(-model.vocabulary // tensor) * model.hidden * 4
     hidden = max(recipe.optimizer.max_tokens_per_micro_batch, longest_request(recipe)) * model.hidden * 4
     return chunk + gradient + hidden

@@ -1,6 +1,8 @@
-"""Shapes of published models, for `paw plan` where the model's own folder is not at hand (a login node without the weights).
+"""Shapes of published models, for `paw plan` where the model's own folder is not at hand (a login node
+without the weights).
 
-From the models' config.json on the Hugging Face hub. A folder or a cached snapshot, where there is one, is read instead.
+From the models' config.json on the Hugging Face hub. A folder or a cached snapshot, where there is one, is
+read instead.
 """
 
 from __future__ import annotations
@@ -12,22 +14,78 @@ from paw_hpc.policy.convert.architecture import Architecture, architecture_of, r
 from paw_hpc.recipe import Recipe, policy_folder
 from paw_hpc.system.errors import CheckpointError, RecipeError
 
-_QWEN2 = partial(Architecture, model_type="qwen2", head_dim=128, qkv_bias=True, qk_norm=False, norm_eps=1e-6, max_positions=32768)
-_QWEN3 = partial(Architecture, model_type="qwen3", head_dim=128, qkv_bias=False, qk_norm=True, norm_eps=1e-6, max_positions=40960, vocabulary=151936)
-_LLAMA = partial(Architecture, model_type="llama", qkv_bias=False, qk_norm=False, norm_eps=1e-5, max_positions=131072, vocabulary=128256, tied=True)
-_SMOLLM2 = _LLAMA(layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, ffn_hidden=1536, vocabulary=49152, max_positions=8192)
+_QWEN2 = partial(
+    Architecture,
+    model_type="qwen2",
+    head_dim=128,
+    qkv_bias=True,
+    qk_norm=False,
+    norm_eps=1e-6,
+    max_positions=32768,
+)
+_QWEN3 = partial(
+    Architecture,
+    model_type="qwen3",
+    head_dim=128,
+    qkv_bias=False,
+    qk_norm=True,
+    norm_eps=1e-6,
+    max_positions=40960,
+    vocabulary=151936,
+)
+_LLAMA = partial(
+    Architecture,
+    model_type="llama",
+    qkv_bias=False,
+    qk_norm=False,
+    norm_eps=1e-5,
+    max_positions=131072,
+    vocabulary=128256,
+    tied=True,
+)
+_SMOLLM2 = _LLAMA(
+    layers=30,
+    hidden=576,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    ffn_hidden=1536,
+    vocabulary=49152,
+    max_positions=8192,
+)
 
 _LOCAL = ("runs/", "./", "../", "/", "~")
 """How the path of a folder begins; anything else may be a name on the hub."""
 
 PUBLISHED: dict[str, Architecture] = {
-    "Qwen2.5-0.5B": _QWEN2(layers=24, hidden=896, heads=14, kv_heads=2, head_dim=64, ffn_hidden=4864, vocabulary=151936, tied=True),
-    "Qwen2.5-1.5B": _QWEN2(layers=28, hidden=1536, heads=12, kv_heads=2, ffn_hidden=8960, vocabulary=151936, tied=True),
-    "Qwen2.5-3B": _QWEN2(layers=36, hidden=2048, heads=16, kv_heads=2, ffn_hidden=11008, vocabulary=151936, tied=True),
-    "Qwen2.5-7B": _QWEN2(layers=28, hidden=3584, heads=28, kv_heads=4, ffn_hidden=18944, vocabulary=152064, tied=False),
-    "Qwen2.5-14B": _QWEN2(layers=48, hidden=5120, heads=40, kv_heads=8, ffn_hidden=13824, vocabulary=152064, tied=False),
-    "Qwen2.5-32B": _QWEN2(layers=64, hidden=5120, heads=40, kv_heads=8, ffn_hidden=27648, vocabulary=152064, tied=False),
-    "Qwen2.5-72B": _QWEN2(layers=80, hidden=8192, heads=64, kv_heads=8, ffn_hidden=29568, vocabulary=152064, tied=False),
+    "Qwen2.5-0.5B": _QWEN2(
+        layers=24,
+        hidden=896,
+        heads=14,
+        kv_heads=2,
+        head_dim=64,
+        ffn_hidden=4864,
+        vocabulary=151936,
+        tied=True,
+    ),
+    "Qwen2.5-1.5B": _QWEN2(
+        layers=28, hidden=1536, heads=12, kv_heads=2, ffn_hidden=8960, vocabulary=151936, tied=True
+    ),
+    "Qwen2.5-3B": _QWEN2(
+        layers=36, hidden=2048, heads=16, kv_heads=2, ffn_hidden=11008, vocabulary=151936, tied=True
+    ),
+    "Qwen2.5-7B": _QWEN2(
+        layers=28, hidden=3584, heads=28, kv_heads=4, ffn_hidden=18944, vocabulary=152064, tied=False
+    ),
+    "Qwen2.5-14B": _QWEN2(
+        layers=48, hidden=5120, heads=40, kv_heads=8, ffn_hidden=13824, vocabulary=152064, tied=False
+    ),
+    "Qwen2.5-32B": _QWEN2(
+        layers=64, hidden=5120, heads=40, kv_heads=8, ffn_hidden=27648, vocabulary=152064, tied=False
+    ),
+    "Qwen2.5-72B": _QWEN2(
+        layers=80, hidden=8192, heads=64, kv_heads=8, ffn_hidden=29568, vocabulary=152064, tied=False
+    ),
     "Qwen3-0.6B": _QWEN3(layers=28, hidden=1024, heads=16, kv_heads=8, ffn_hidden=3072, tied=True),
     "Qwen3-1.7B": _QWEN3(layers=28, hidden=2048, heads=16, kv_heads=8, ffn_hidden=6144, tied=True),
     "Qwen3-4B": _QWEN3(layers=36, hidden=2560, heads=32, kv_heads=8, ffn_hidden=9728, tied=True),
@@ -60,9 +118,16 @@ def architecture_for(recipe: Recipe) -> Architecture:
         if folder.is_dir():
             return read_architecture(folder)[0]
         if model.path.startswith(_LOCAL):
-            raise NotMadeYet(f"model.path: there is no folder {model.path} yet; make it first (paw warm-start), or name another")
+            raise NotMadeYet(
+                f"model.path: there is no folder {model.path} yet; make it first (paw warm-start), or name "
+                "another"
+            )
         name = model.path.rpartition("/")[2]
-        base = max((known for known in PUBLISHED if name == known or name.startswith(f"{known}-")), key=len, default=None)
+        base = max(
+            (known for known in PUBLISHED if name == known or name.startswith(f"{known}-")),
+            key=len,
+            default=None,
+        )
         return PUBLISHED[base] if base is not None else _cached(model.path)
     except CheckpointError as error:
         raise RecipeError(f"model.path: {error}") from None
@@ -81,8 +146,17 @@ def parameters(model: Architecture) -> int:
 def layer_parameters(model: Architecture) -> int:
     """Of one block: attention, feed-forward, norms, biases."""
     queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    attention = model.hidden * (queries + 2 * keys) + queries * model.hidden + (queries + 2 * keys if model.qkv_bias else 0)
-    return attention + 3 * model.hidden * model.ffn_hidden + 2 * model.hidden + (2 * model.head_dim if model.qk_norm else 0)
+    attention = (
+        model.hidden * (queries + 2 * keys)
+        + queries * model.hidden
+        + (queries + 2 * keys if model.qkv_bias else 0)
+    )
+    return (
+        attention
+        + 3 * model.hidden * model.ffn_hidden
+        + 2 * model.hidden
+        + (2 * model.head_dim if model.qk_norm else 0)
+    )
 
 
 def _cached(name: str) -> Architecture:
@@ -93,7 +167,8 @@ def _cached(name: str) -> Architecture:
     except (OSError, ValueError) as error:
         known = ", ".join(PUBLISHED)
         raise RecipeError(
-            f"model.path: the configuration of '{name}' is not at hand ({str(error).splitlines()[0]}); a local folder, or one of {known}"
+            f"model.path: the configuration of '{name}' is not at hand ({str(error).splitlines()[0]}); a "
+            f"local folder, or one of {known}"
         ) from None
 
 

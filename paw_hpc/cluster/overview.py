@@ -17,9 +17,16 @@ def overview_lines(sweep: str, plans: Sequence[Plan], seeds: int) -> list[str]:
     """
     rows = [_HEADER, *(_row(plan, seeds) for plan in plans)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    table = [f"{row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
+    table = [
+        f"{row[0]:<{widths[0]}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
     timed = [plan for plan in plans if plan.time is not None]
-    total = f"{sweep}: {len(plans)} runs x {seeds} seeds, {sum(_gpu_hours(plan) for plan in timed) * seeds:,.0f} GPU hours, estimated"
+    total = (
+        f"{sweep}: {len(plans)} runs x {seeds} seeds, "
+        f"{sum(_gpu_hours(plan) for plan in timed) * seeds:,.0f} GPU hours, estimated"
+    )
     if len(timed) < len(plans):
         total += f"; {len(plans) - len(timed)} runs on CPU nodes are not estimated"
     assumed = plans[0].assumptions.lines() if timed else []
@@ -28,15 +35,28 @@ def overview_lines(sweep: str, plans: Sequence[Plan], seeds: int) -> list[str]:
 
 def _row(plan: Plan, seeds: int) -> tuple[str, ...]:
     layout, cluster = plan.layout, plan.recipe.cluster
-    where = f"{layout.nodes} x {layout.gpus_per_node} {cluster.gpu}" if layout.gpus_per_node else f"{layout.nodes} x CPU"
+    where = (
+        f"{layout.nodes} x {layout.gpus_per_node} {cluster.gpu}"
+        if layout.gpus_per_node
+        else f"{layout.nodes} x CPU"
+    )
     memory = f"{plan.trainer.total / GIB:.1f}" if plan.trainer is not None and layout.gpus_per_node else "-"
     if plan.time is None:
         return plan.recipe.name, where, memory, "-", "-", str(seeds), "-"
     hours = plan.time.update_s * plan.recipe.updates / 3600
-    return plan.recipe.name, where, memory, f"{plan.time.update_s:.0f}", f"{hours:.1f}", str(seeds), f"{_gpu_hours(plan) * seeds:.0f}"
+    return (
+        plan.recipe.name,
+        where,
+        memory,
+        f"{plan.time.update_s:.0f}",
+        f"{hours:.1f}",
+        str(seeds),
+        f"{_gpu_hours(plan) * seeds:.0f}",
+    )
 
 
 def _gpu_hours(plan: Plan) -> float:
-    """Of one run: all GPUs of its allocation, from its first update to its last (not its evaluations, nor starting up)."""
+    """Of one run: all GPUs of its allocation, from its first update to its last (not its evaluations, nor
+    starting up)."""
     assert plan.time is not None
     return plan.layout.gpus * plan.time.update_s * plan.recipe.updates / 3600

@@ -1,4 +1,5 @@
-"""`paw plan`: what runs where, whether it fits, and how long an update may take, before an allocation is spent."""
+"""`paw plan`: what runs where, whether it fits, and how long an update may take, before an allocation is
+spent."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
-    """Raises RecipeError for a layout that does not divide or does not fit; then it names the nearest one that does."""
+    """Raises RecipeError for a layout that does not divide or does not fit; then it names the nearest one
+    that does."""
     layout, given = plan_layout(recipe), assumptions or Assumptions()
     try:
         model = architecture_for(recipe)
@@ -47,11 +49,21 @@ def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
     if (why := too_much(recipe, layout, model)) is not None:
         found = nearest_that_fits(recipe, model)
         nearest = (
-            f"the nearest layout that fits: {' '.join(found[0])}" if found else "nothing up to sixteen times the nodes does; use a smaller model"
+            f"the nearest layout that fits: {' '.join(found[0])}"
+            if found
+            else "nothing up to sixteen times the nodes does; use a smaller model"
         )
         raise RecipeError(f"cluster: {why}; {nearest}")
     server = server_memory(recipe, model) if recipe.rollout.starts_servers and layout.gpus_per_node else None
-    return Plan(recipe, layout, model, trainer_memory(recipe, layout, model), server, step_time(recipe, layout, model, given), given)
+    return Plan(
+        recipe,
+        layout,
+        model,
+        trainer_memory(recipe, layout, model),
+        server,
+        step_time(recipe, layout, model, given),
+        given,
+    )
 
 
 def print_plan(plan: Plan, console: Console | None = None) -> None:
@@ -65,7 +77,9 @@ def plan_lines(plan: Plan) -> list[str]:
     """The text of `print_plan`."""
     recipe, layout = plan.recipe, plan.layout
     size = (
-        f"{parameter_count(parameters(plan.model))} parameters" if plan.model is not None else f"{recipe.model.path or 'a tiny model'} (not made yet)"
+        f"{parameter_count(parameters(plan.model))} parameters"
+        if plan.model is not None
+        else f"{recipe.model.path or 'a tiny model'} (not made yet)"
     )
     nodes = f"{layout.nodes} node{'s' * (layout.nodes > 1)}"
     gpus = f" x {layout.gpus_per_node} {recipe.cluster.gpu}" if layout.gpus_per_node else ", CPU"
@@ -75,21 +89,25 @@ def plan_lines(plan: Plan) -> list[str]:
         m, count = recipe.megatron, layout.trainer.processes
         data = count // (m.tensor_parallel * m.pipeline_parallel * m.context_parallel)
         lines.append(
-            f"  trainer: tensor {m.tensor_parallel} x pipeline {m.pipeline_parallel} x context {m.context_parallel} x data {data} = {count} processes"
+            f"  trainer: tensor {m.tensor_parallel} x pipeline {m.pipeline_parallel} x context "
+            f"{m.context_parallel} x data {data} = {count} processes"
         )
     lines += _memory(plan)
     if plan.time is None:
         return [*lines, "time: not estimated for CPU nodes"]
     t = plan.time
     lines.append(
-        f"time per update, estimated: {t.update_s:.0f} s = play {t.play_s:.0f}{' overlapping' if t.overlapped else ' +'} score {t.score_s:.0f}"
-        f" + train {t.train_s:.0f}, publish {t.publish_s:.1f}; {recipe.updates} updates in {t.update_s * recipe.updates / 3600:.1f} h"
+        f"time per update, estimated: {t.update_s:.0f} s = play "
+        f"{t.play_s:.0f}{' overlapping' if t.overlapped else ' +'} score {t.score_s:.0f}"
+        f" + train {t.train_s:.0f}, publish {t.publish_s:.1f}; {recipe.updates} updates in "
+        f"{t.update_s * recipe.updates / 3600:.1f} h"
     )
     return lines + [f"  assumed: {line}" for line in plan.assumptions.lines()]
 
 
 def plan_data(plan: Plan, seeds: int) -> dict[str, Any]:
-    """The same in numbers, for programs: bytes of one GPU (or process), seconds, GPU hours of one run; null where nothing is known.
+    """The same in numbers, for programs: bytes of one GPU (or process), seconds, GPU hours of one run; null
+    where nothing is known.
 
     Args:
         seeds: as many runs are asked for.
@@ -104,7 +122,10 @@ def plan_data(plan: Plan, seeds: int) -> dict[str, Any]:
         "nodes": [layout.node(index) for index in range(layout.nodes)],
         "gpus_per_node": layout.gpus_per_node,
         "gpu": recipe.cluster.gpu if layout.gpus_per_node else None,
-        "memory_bytes": {name: None if part is None else asdict(part) | {"total": part.total} for name, part in memory.items()},
+        "memory_bytes": {
+            name: None if part is None else asdict(part) | {"total": part.total}
+            for name, part in memory.items()
+        },
         "estimated": None if time is None else asdict(time) | {"update_s": time.update_s},
         "gpu_hours": None if time is None else layout.gpus * time.update_s * recipe.updates / 3600,
         "assumed": plan.assumptions.lines() if time is not None else [],
@@ -115,7 +136,11 @@ def _memory(plan: Plan) -> list[str]:
     if (t := plan.trainer) is None:
         return ["memory: not known before the model is made"]
     capacity = GPU_BYTES[plan.recipe.cluster.gpu]
-    where = f"of {capacity / GIB:.0f} GiB per trainer GPU" if plan.layout.gpus_per_node else "per trainer process (not checked on CPU nodes)"
+    where = (
+        f"of {capacity / GIB:.0f} GiB per trainer GPU"
+        if plan.layout.gpus_per_node
+        else "per trainer process (not checked on CPU nodes)"
+    )
     parts = (
         ("weights", t.weights),
         ("gradients", t.gradients),
@@ -127,10 +152,15 @@ def _memory(plan: Plan) -> list[str]:
         ("head", t.head),
         ("other", t.other),
     )
-    lines = [f"memory: {t.total / GIB:.1f} GiB {where}: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)]
+    lines = [
+        f"memory: {t.total / GIB:.1f} GiB {where}: "
+        + ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)
+    ]
     if (s := plan.server) is not None:
         lines.append(
-            f"  server: {s.total / GIB:.1f} of {capacity / GIB:.0f} GiB per GPU: weights {s.weights / GIB:.1f}, KV cache {s.cache / GIB:.1f}"
-            f" ({s.cache // s.bytes_per_token} tokens, {s.requests} longest requests), other {s.other / GIB:.1f}"
+            f"  server: {s.total / GIB:.1f} of {capacity / GIB:.0f} GiB per GPU: weights "
+            f"{s.weights / GIB:.1f}, KV cache {s.cache / GIB:.1f}"
+            f" ({s.cache // s.bytes_per_token} tokens, {s.requests} longest requests), other "
+            f"{s.other / GIB:.1f}"
         )
     return lines

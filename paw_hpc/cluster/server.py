@@ -1,10 +1,13 @@
-"""One SGLang server of a launched run: `python -m paw_hpc.cluster.server RUN`, started by the supervisor on every rollout node.
+"""One SGLang server of a launched run: `python -m paw_hpc.cluster.server RUN`, started by the supervisor on
+every rollout node.
 
-Starts the server at the port that the trainer knows from the attempt's key, and starts it anew when it dies; the trainer's fleet sees that, gives it
-the current weights, and only then uses it. Ends it when standard input closes: the supervisor lets go, or is dead.
+Starts the server at the port that the trainer knows from the attempt's key, and starts it anew when it dies;
+the trainer's fleet sees that, gives it the current weights, and only then uses it. Ends it when standard
+input closes: the supervisor lets go, or is dead.
 
-SIGTERM is not for servers: when Slurm is about to end the job it sends it to every process, and the trainer, which obeys it by finishing its update,
-still needs them. So all processes of a server have it blocked, and are killed in the end: they hold nothing that is worth saving.
+SIGTERM is not for servers: when Slurm is about to end the job it sends it to every process, and the trainer,
+which obeys it by finishing its update, still needs them. So all processes of a server have it blocked, and
+are killed in the end: they hold nothing that is worth saving.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ ENDING_S = 15.0
 
 
 def main(path: str) -> int:
-    """Exit status: 0 when it was ended, 2 for a UserError, else the server's own after one restart too many."""
+    """Exit status: 0 when it was ended, 2 for a UserError, else the server's own after one restart too
+    many."""
     run = Path(path)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):  # the trainer's business
         signal.signal(number, signal.SIG_IGN)
@@ -54,7 +58,11 @@ def main(path: str) -> int:
             status = _serve(launch, place, port(key, "server", place.index), restart)
             if status is None:
                 return 0
-            print(f"paw: the server on {place.host} ended with status {status} (start {restart + 1})", file=sys.stderr, flush=True)
+            print(
+                f"paw: the server on {place.host} ended with status {status} (start {restart + 1})",
+                file=sys.stderr,
+                flush=True,
+            )
         return status or 1
     finally:
         launch.forget_key()
@@ -71,7 +79,11 @@ class _Place:
         """From srun, or from the supervisor on a single machine (where every server has its own index)."""
         variables = os.environ
         if "SLURM_LOCALID" in variables:
-            return cls(variables.get("SLURMD_NODENAME") or socket.gethostname(), int(variables["SLURM_LOCALID"]), int(variables["SLURM_PROCID"]))
+            return cls(
+                variables.get("SLURMD_NODENAME") or socket.gethostname(),
+                int(variables["SLURM_LOCALID"]),
+                int(variables["SLURM_PROCID"]),
+            )
         return cls("127.0.0.1", int(variables["RANK"]), int(variables["RANK"]))
 
 
@@ -94,7 +106,8 @@ def _serve(launch: Launch, place: _Place, first: int, restart: int) -> int | Non
     """One life of the server: its exit status, or None when it was let go."""
     seed = derive_seed(launch.seed, "server", place.rank, restart)
     order = {
-        **launch.order(place.host, seed, place.index * launch.gpus, "/dev/stderr"),  # the group's log, by node
+        # the group's log, by node
+        **launch.order(place.host, seed, place.index * launch.gpus, "/dev/stderr"),
         "ports": [first, first + 1],
         "patience_s": 0.0,  # it would not hear that it is asked
     }
@@ -112,7 +125,8 @@ def _serve(launch: Launch, place: _Place, first: int, restart: int) -> int | Non
 
 
 def _block_sigterm() -> None:
-    """For a child and all that it starts: a mask is inherited, and handlers that a program sets change nothing about it."""
+    """For a child and all that it starts: a mask is inherited, and handlers that a program sets change
+    nothing about it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 

@@ -1,4 +1,5 @@
-"""A recipe with the user's own cluster settings: recipe < sweep < ~/.config/paw/cluster.yaml < command line."""
+"""A recipe with the user's own cluster settings: recipe < sweep < ~/.config/paw/cluster.yaml < command
+line."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def user_file() -> Path:
 
 
 def load_for_cluster(path: Path, overrides: Sequence[str] = (), *, variant: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, with what a sweep sets in it (`variant`), then the keys of `cluster:` in the user's file, then the overrides.
+    """The recipe in a file, with what a sweep sets in it (`variant`), then the keys of `cluster:` in the
+    user's file, then the overrides.
 
     Raises:
         RecipeError: see `load_recipe`; keys of the user's file are checked alike, and the file is named.
@@ -40,9 +42,12 @@ def _from_user_file() -> list[str]:
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{file}: expected the keys of a recipe's cluster section, such as `partition: gpu`")
+        raise RecipeError(
+            f"{file}: expected the keys of a recipe's cluster section, such as `partition: gpu`"
+        )
     _check(file, content)
-    return [f"cluster.{key}={json.dumps(value)}" for key, value in content.items()]  # JSON is YAML: lists and mappings keep their types
+    # JSON is YAML: lists and mappings keep their types
+    return [f"cluster.{key}={json.dumps(value)}" for key, value in content.items()]
 
 
 def _check(file: Path, content: object) -> None:
@@ -52,5 +57,9 @@ def _check(file: Path, content: object) -> None:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         known = ", ".join(ClusterSection.model_fields)
-        why = f"unknown key; known: {known}" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        why = (
+            f"unknown key; known: {known}"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
         raise RecipeError(": ".join(part for part in (str(file), key, why) if part)) from None

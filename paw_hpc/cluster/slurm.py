@@ -12,7 +12,17 @@ from paw_hpc.run.fence import job_name as job_name
 from paw_hpc.system.slurm import SlurmError, ask
 
 _BATCH_STEP = "4294967291"  # SLURM_BATCH_SCRIPT of slurm.h, for versions that set SLURM_STEP_ID there
-_ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "REQUEUED", "RESIZING", "SUSPENDED", "COMPLETING", "SIGNALING", "STAGE_OUT")
+_ALIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "REQUEUED",
+    "RESIZING",
+    "SUSPENDED",
+    "COMPLETING",
+    "SIGNALING",
+    "STAGE_OUT",
+)
 
 
 def available() -> bool:
@@ -32,14 +42,17 @@ def in_batch() -> bool:
 
 
 def state_of(job: int) -> str:
-    """JobState of a job that slurmctld still knows; several flags are joined by '+'. Empty: it does not know it."""
+    """JobState of a job that slurmctld still knows; several flags are joined by '+'. Empty: it does not know
+    it."""
     try:
         shown = ask("scontrol", "show", "job", str(job), "--oneliner")
     except SlurmError as error:
         if "Invalid job id" in str(error):
             return ""
         raise
-    return next((word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState=")), "")
+    return next(
+        (word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState=")), ""
+    )
 
 
 def requeue(job: int) -> None:
@@ -53,7 +66,8 @@ def cancel(job: str) -> None:
 
 
 def states(jobs: Sequence[str], *, retry: bool = True) -> dict[str, JobState]:
-    """Of many jobs, by id (ARRAY_TASK for tasks of an array); those that neither squeue nor sacct knows are left out."""
+    """Of many jobs, by id (ARRAY_TASK for tasks of an array); those that neither squeue nor sacct knows are
+    left out."""
     if not jobs:
         return {}
     found: dict[str, JobState] = {}
@@ -71,11 +85,24 @@ def states(jobs: Sequence[str], *, retry: bool = True) -> dict[str, JobState]:
 def _accounted(jobs: Sequence[str]) -> dict[str, JobState]:
     """From accounting, where there is any: jobs that ended long ago."""
     try:
-        text = ask("sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State,NodeList", "--jobs", ",".join(jobs), retry=False)
+        text = ask(
+            "sacct",
+            "--allocations",
+            "--noheader",
+            "--parsable2",
+            "--format=JobID,State,NodeList",
+            "--jobs",
+            ",".join(jobs),
+            retry=False,
+        )
     except SlurmError:
         return {}
     rows = (line.split("|") for line in text.splitlines())
-    return {name: JobState(state.split()[0], nodes, alive=state in _ALIVE) for name, state, nodes in rows if name in jobs}
+    return {
+        name: JobState(state.split()[0], nodes, alive=state in _ALIVE)
+        for name, state, nodes in rows
+        if name in jobs
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +126,9 @@ def partitions() -> list[Partition]:
         if name.endswith("*"):
             name = default = name[:-1]
         before = found.get(name, Partition(name, 0, 0, None))
-        found[name] = Partition(name, before.nodes + int(nodes), max(before.gpus_per_node, _gpus(gres)), _minutes(limit))
+        found[name] = Partition(
+            name, before.nodes + int(nodes), max(before.gpus_per_node, _gpus(gres)), _minutes(limit)
+        )
     return sorted(found.values(), key=lambda p: p.name != default)
 
 

@@ -37,12 +37,19 @@ class RunStatus:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The runs named, or below the folders named, that were launched or trained. Raises UserError for a path that is neither."""
+    """The runs named, or below the folders named, that were launched or trained. Raises UserError for a path
+    that is neither."""
     found = []
     for path in paths:
-        inside = [path] if (path / "recipe.yaml").is_file() else sorted(p.parent for p in path.glob("*/recipe.yaml"))
+        inside = (
+            [path]
+            if (path / "recipe.yaml").is_file()
+            else sorted(p.parent for p in path.glob("*/recipe.yaml"))
+        )
         if not inside:
-            raise UserError(f"{path}: no run here (a run has a recipe.yaml); name a run directory, or a folder of them")
+            raise UserError(
+                f"{path}: no run here (a run has a recipe.yaml); name a run directory, or a folder of them"
+            )
         found += inside
     return found
 
@@ -51,19 +58,27 @@ def status_of(runs: Sequence[Path], complain: Callable[[str], None] = _log.warni
     """Rows in the order of `runs`; every scheduler is asked once.
 
     Args:
-        complain: gets one line where a scheduler does not answer; the rows are then of what the runs themselves wrote.
+        complain: gets one line where a scheduler does not answer; the rows are then of what the runs
+            themselves wrote.
     """
-    recipes = {run: RunDirectory(run).recipe() for run in runs}  # with their plugins, one of which may have submitted them
+    # with their plugins, one of which may have submitted them
+    recipes = {run: RunDirectory(run).recipe() for run in runs}
     submissions = {run: read_submission(run) for run in runs}
     jobs: dict[str, list[str]] = {}
     for submission in submissions.values():
-        if submission is not None and submission.executor in LAUNCHERS.names() and LAUNCHERS.find(submission.executor).run is None:
+        if (
+            submission is not None
+            and submission.executor in LAUNCHERS.names()
+            and LAUNCHERS.find(submission.executor).run is None
+        ):
             jobs.setdefault(submission.executor, []).append(submission.job)
     states = {executor: _states(executor, of_it, complain) for executor, of_it in jobs.items()}
     return [_row(run, recipes[run].updates, submissions[run], states) for run in runs]
 
 
-def _states(executor: str, jobs: Sequence[str], complain: Callable[[str], None]) -> Mapping[str, JobState] | None:
+def _states(
+    executor: str, jobs: Sequence[str], complain: Callable[[str], None]
+) -> Mapping[str, JobState] | None:
     """None where the scheduler does not answer."""
     try:
         return LAUNCHERS.find(executor).states(jobs)
@@ -72,7 +87,9 @@ def _states(executor: str, jobs: Sequence[str], complain: Callable[[str], None])
         return None
 
 
-def _row(run: Path, wanted: int, submission: Submission | None, states: Mapping[str, Mapping[str, JobState] | None]) -> RunStatus:
+def _row(
+    run: Path, wanted: int, submission: Submission | None, states: Mapping[str, Mapping[str, JobState] | None]
+) -> RunStatus:
     history = attempts.history(run)
     saved, played = attempts.saved_updates(run), len(read_metrics(run / "metrics.jsonl"))
     state = None
@@ -94,7 +111,17 @@ def _row(run: Path, wanted: int, submission: Submission | None, states: Mapping[
         note = history[-1].how if history else ""
     if state is not None and state.state == "RUNNING" and history and history[-1].updates is None:
         note = "running"
-    return RunStatus(run, submission.job if submission else "", shown, state.nodes if state else "", played, saved, wanted, len(history), note)
+    return RunStatus(
+        run,
+        submission.job if submission else "",
+        shown,
+        state.nodes if state else "",
+        played,
+        saved,
+        wanted,
+        len(history),
+        note,
+    )
 
 
 def cancel(run: Path) -> str:
@@ -105,7 +132,11 @@ def cancel(run: Path) -> str:
     """
     submission = read_submission(run)
     RunDirectory(run).recipe()  # with its plugins, one of which may have submitted it
-    launcher = LAUNCHERS.find(submission.executor) if submission is not None and submission.executor in LAUNCHERS.names() else None
+    launcher = (
+        LAUNCHERS.find(submission.executor)
+        if submission is not None and submission.executor in LAUNCHERS.names()
+        else None
+    )
     if submission is None or launcher is None or launcher.run is not None:
         raise UserError(f"{run}: no job of a scheduler belongs to it; a run in a terminal ends with Ctrl-C")
     launcher.cancel(submission.job)
@@ -136,7 +167,8 @@ def logs_of(run: Path, role: str | None, attempt: int | None) -> list[Path]:
 
 
 def lines_of(run: Path, role: str | None, attempt: int | None, follow: bool) -> Iterator[str]:
-    """Lines of the logs, each with its file's name; with `follow` new ones as they come, of later attempts, too, until interrupted."""
+    """Lines of the logs, each with its file's name; with `follow` new ones as they come, of later attempts,
+    too, until interrupted."""
     positions: dict[Path, int] = {}
     while True:
         for path in logs_of(run, role, attempt):

@@ -1,4 +1,5 @@
-"""Groups of processes of one job: as steps of a Slurm allocation, or as plain processes of this machine. Both are started, told, and ended alike."""
+"""Groups of processes of one job: as steps of a Slurm allocation, or as plain processes of this machine. Both
+are started, told, and ended alike."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from paw_hpc.system import children
 LOOPBACK = "127.0.0.1"
 """The host of every node where this machine stands in for all of them."""
 RETRIEVER = "PAW_RETRIEVER"
-"""Environment variable: address of the job's own retrieval server, which stands in for the recipe's `env.search.url`."""
+"""Environment variable: address of the job's own retrieval server, which stands in for the recipe's
+`env.search.url`."""
 GRACE_S = 25.0
 """How long a group may take to end once it was asked to."""
 
@@ -31,7 +33,8 @@ def started_file(logs: Path, rank: int) -> Path:
 
 
 def ended_file(logs: Path, rank: int) -> Path:
-    """Exists once that rank of the trainer has left the loop by itself, everything saved. A step that Slurm ends may have status 0, too."""
+    """Exists once that rank of the trainer has left the loop by itself, everything saved. A step that Slurm
+    ends may have status 0, too."""
     return logs / f".ended-{rank}"
 
 
@@ -41,7 +44,8 @@ class Group(Protocol):
     role: Role
 
     def poll(self) -> int | None:
-        """Its exit status once all of it has ended, the first failure's where there is one; None while it runs."""
+        """Its exit status once all of it has ended, the first failure's where there is one; None while it
+        runs."""
         ...
 
     def ask_to_stop(self) -> None:
@@ -49,7 +53,8 @@ class Group(Protocol):
         ...
 
     def end(self, *, at_once: bool = False) -> None:
-        """Nothing of it is left when this returns. Its processes are asked first (standard input closes), unless `at_once`."""
+        """Nothing of it is left when this returns. Its processes are asked first (standard input closes),
+        unless `at_once`."""
         ...
 
 
@@ -59,7 +64,9 @@ class Machine(Protocol):
     hosts: Sequence[str]
     """Names of the layout's nodes."""
 
-    def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> Group: ...
+    def start(
+        self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
+    ) -> Group: ...
 
 
 @dataclass
@@ -71,15 +78,22 @@ class SlurmMachine:
     settings: ClusterSection
     mounts: Sequence[Path] = ()
 
-    def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> SrunGroup:
+    def start(
+        self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
+    ) -> SrunGroup:
         log = logs / f"{role.name}-%N.log"
         srun = [*self.srun(role), f"--output={log}", *self.in_container(command)]
         # Standard input is what `end` closes.
-        process = children.start(srun, env={**_clean(os.environ), **self.settings.environment, **environment}, stdin=subprocess.PIPE)
+        process = children.start(
+            srun,
+            env={**_clean(os.environ), **self.settings.environment, **environment},
+            stdin=subprocess.PIPE,
+        )
         return SrunGroup(role, process)
 
     def srun(self, role: Role) -> list[str]:
-        """srun's own arguments. Everything is said: srun takes what is not said from the variables of the job, and places tasks as it likes."""
+        """srun's own arguments. Everything is said: srun takes what is not said from the variables of the
+        job, and places tasks as it likes."""
         settings = self.settings
         arguments = [
             "srun",
@@ -100,20 +114,37 @@ class SlurmMachine:
         return [*arguments, *self._pyxis(), *settings.srun]
 
     def in_container(self, command: Sequence[str]) -> list[str]:
-        """The command, inside an Apptainer image where the recipe asks for one (pyxis is a matter of srun's arguments)."""
+        """The command, inside an Apptainer image where the recipe asks for one (pyxis is a matter of srun's
+        arguments)."""
         container = self.settings.container
         if container is None or container.runtime != "apptainer":
             return list(command)
-        binds = [f"--bind={mount}" for mount in (*(f"{path}:{path}" for path in self.mounts), *container.mounts)]
+        binds = [
+            f"--bind={mount}" for mount in (*(f"{path}:{path}" for path in self.mounts), *container.mounts)
+        ]
         gpus = ["--nv"] if self.settings.gpus_per_node else []
-        return ["apptainer", "exec", *gpus, *binds, f"--pwd={Path.cwd()}", *container.arguments, container.image, *command]
+        return [
+            "apptainer",
+            "exec",
+            *gpus,
+            *binds,
+            f"--pwd={Path.cwd()}",
+            *container.arguments,
+            container.image,
+            *command,
+        ]
 
     def _pyxis(self) -> list[str]:
         container = self.settings.container
         if container is None or container.runtime != "pyxis":
             return []
         mounts = ",".join((*(f"{path}:{path}" for path in self.mounts), *container.mounts))
-        return [f"--container-image={container.image}", f"--container-mounts={mounts}", f"--container-workdir={Path.cwd()}", *container.arguments]
+        return [
+            f"--container-image={container.image}",
+            f"--container-mounts={mounts}",
+            f"--container-workdir={Path.cwd()}",
+            *container.arguments,
+        ]
 
 
 @dataclass
@@ -154,12 +185,18 @@ class LocalMachine:
     def of(cls, settings: ClusterSection, nodes: int) -> LocalMachine:
         return cls(settings, [LOOPBACK] * nodes)
 
-    def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> LocalGroup:
+    def start(
+        self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
+    ) -> LocalGroup:
         group = LocalGroup(role)
         threads = max(1, (os.cpu_count() or 1) // role.processes)
         for rank in range(role.processes):
             name = f"{role.name}-{socket.gethostname()}" + (f"-{rank}" if role.processes > 1 else "")
-            ranks = {"RANK": str(rank), "WORLD_SIZE": str(role.processes), "LOCAL_RANK": str(rank % role.processes_per_node)}
+            ranks = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(role.processes),
+                "LOCAL_RANK": str(rank % role.processes_per_node),
+            }
             defaults = {"OMP_NUM_THREADS": str(threads), **_clean(os.environ)}
             with open(logs / f"{name}.log", "ab") as log:
                 process = children.start(
@@ -202,11 +239,22 @@ class LocalGroup:
             children.end(process)
 
 
-_OF_A_STEP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_ID")
+_OF_A_STEP = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_STEP_ID",
+)
 
 
 def _clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what says which task of its job the batch script is: srun would take sizes from it, and processes would take themselves for ranks."""
+    """Without what says which task of its job the batch script is: srun would take sizes from it, and
+    processes would take themselves for ranks."""
     dropped = (
         "SLURM_NTASKS",
         "SLURM_NPROCS",
@@ -216,7 +264,11 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
         "SLURM_CPU_BIND",
         "SLURM_MEM_BIND",
     )
-    return {name: value for name, value in environment.items() if name not in _OF_A_STEP and not name.startswith(dropped)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in _OF_A_STEP and not name.startswith(dropped)
+    }
 
 
 def shown(command: Sequence[str]) -> str:

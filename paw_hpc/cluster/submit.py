@@ -1,4 +1,5 @@
-"""From recipes to submitted jobs, by any launcher: the script that a dry run shows is the one that is submitted, and is kept with the run."""
+"""From recipes to submitted jobs, by any launcher: the script that a dry run shows is the one that is
+submitted, and is kept with the run."""
 
 from __future__ import annotations
 
@@ -27,7 +28,14 @@ JOB = (sys.executable, "-u", "-m", "paw_hpc.cluster.job")
 """What a job runs, before the run's directory: it begins or continues the run, and ends with its status."""
 _ASKED_LATER = frozenset(
     (
-        *("trainer_nodes", "rollout_nodes", "retriever_node", "trainer_gpus", "processes_per_node", "servers_per_node"),
+        *(
+            "trainer_nodes",
+            "rollout_nodes",
+            "retriever_node",
+            "trainer_gpus",
+            "processes_per_node",
+            "servers_per_node",
+        ),
         *("gpu", "attempts", "interface", "srun", "container"),
     )
 )
@@ -57,7 +65,8 @@ class Launchable:
 
     @classmethod
     def of(cls, recipe: Recipe, run: Path, change: Collection[str] = ()) -> Launchable:
-        """Raises RecipeError for a layout that does not divide or fit, CheckpointError where another run is in the way.
+        """Raises RecipeError for a layout that does not divide or fit, CheckpointError where another run is
+        in the way.
 
         Args:
             change: keys that may differ from the run's recipe although they change what an update computes.
@@ -85,7 +94,10 @@ def resolve_executor(executor: str, *, queue: bool = False) -> str:
     if executor == "auto":
         return "allocation" if slurm.job_id() is not None and not queue else "slurm"
     if executor not in LAUNCHERS.names():
-        raise UserError(f"--executor {executor}: one of auto, {', '.join(LAUNCHERS.names())}; others are brought by a recipe's `plugins`")
+        raise UserError(
+            f"--executor {executor}: one of auto, {', '.join(LAUNCHERS.names())}; others are brought by a "
+            "recipe's `plugins`"
+        )
     return executor
 
 
@@ -94,7 +106,9 @@ def script(launch: Launchable, executor: str = "slurm") -> str:
     return LAUNCHERS.find(executor).script(launch)
 
 
-def array_script(launches: Sequence[Launchable], parallelism: int | None, folder: Path, executor: str = "slurm") -> str:
+def array_script(
+    launches: Sequence[Launchable], parallelism: int | None, folder: Path, executor: str = "slurm"
+) -> str:
     """The script of several runs as one array; of a single one, its own.
 
     Raises:
@@ -106,20 +120,33 @@ def array_script(launches: Sequence[Launchable], parallelism: int | None, folder
         raise UserError(f"--array: {executor} has no arrays; leave out --executor {executor}")
     for launch in launches:
         if _allocation(launch) != _allocation(launches[0]):
-            raise RecipeError(f"--array: {launch.run.name} asks for another allocation than {launches[0].run.name}; tasks of an array are alike")
-    return launcher.array_script(launches, parallelism, folder) if len(launches) > 1 else launcher.script(launches[0])
+            raise RecipeError(
+                f"--array: {launch.run.name} asks for another allocation than {launches[0].run.name}; "
+                "tasks of an array are alike"
+            )
+    return (
+        launcher.array_script(launches, parallelism, folder)
+        if len(launches) > 1
+        else launcher.script(launches[0])
+    )
 
 
 def submit(launch: Launchable, executor: str = "slurm") -> Submission:
-    """One run as one job. Raises RecipeError for what could never run, CheckpointError, and UserError with what the scheduler said."""
+    """One run as one job. Raises RecipeError for what could never run, CheckpointError, and UserError with
+    what the scheduler said."""
     launcher = _launcher(executor, launch)
     prepare(launch)
     text = launcher.script(launch)
-    return _record(launch, Submission(executor, launcher.submit(launch, _keep(text, attempts.folder(launch.run))), text))
+    return _record(
+        launch, Submission(executor, launcher.submit(launch, _keep(text, attempts.folder(launch.run))), text)
+    )
 
 
-def submit_array(launches: Sequence[Launchable], parallelism: int | None, folder: Path, executor: str = "slurm") -> list[Submission]:
-    """Several runs as one array, at most `parallelism` of them at once; a single one as a job of its own. Raises like `array_script`, `submit`."""
+def submit_array(
+    launches: Sequence[Launchable], parallelism: int | None, folder: Path, executor: str = "slurm"
+) -> list[Submission]:
+    """Several runs as one array, at most `parallelism` of them at once; a single one as a job of its own.
+    Raises like `array_script`, `submit`."""
     if len(launches) == 1:
         return [submit(launches[0], executor)]
     text = array_script(launches, parallelism, folder, executor)
@@ -127,11 +154,14 @@ def submit_array(launches: Sequence[Launchable], parallelism: int | None, folder
     for launch in launches:
         prepare(launch)
     job = launcher.submit(launches[0], _keep(text, folder))
-    return [_record(launch, Submission(executor, f"{job}_{task}", text)) for task, launch in enumerate(launches)]
+    return [
+        _record(launch, Submission(executor, f"{job}_{task}", text)) for task, launch in enumerate(launches)
+    ]
 
 
 def alike(launches: Sequence[Launchable]) -> list[list[Launchable]]:
-    """In groups that ask for the same allocation, each of which can be one array, in the order of their first runs."""
+    """In groups that ask for the same allocation, each of which can be one array, in the order of their first
+    runs."""
     groups: dict[str, list[Launchable]] = {}
     for launch in launches:
         groups.setdefault(repr(_allocation(launch)), []).append(launch)
@@ -139,8 +169,13 @@ def alike(launches: Sequence[Launchable]) -> list[list[Launchable]]:
 
 
 def queued(launches: Sequence[Launchable], executor: str = "slurm") -> dict[Path, str]:
-    """run -> job, of the runs whose last submitted job waits or runs. Asks the scheduler, where anything was submitted."""
-    jobs = {launch.run: found.job for launch in launches if (found := read_submission(launch.run)) is not None and found.executor == executor}
+    """run -> job, of the runs whose last submitted job waits or runs. Asks the scheduler, where anything was
+    submitted."""
+    jobs = {
+        launch.run: found.job
+        for launch in launches
+        if (found := read_submission(launch.run)) is not None and found.executor == executor
+    }
     states = LAUNCHERS.find(executor).states(jobs.values()) if jobs else {}
     return {run: job for run, job in jobs.items() if job in states and states[job].alive}
 
@@ -151,13 +186,17 @@ def run_here(launch: Launchable, executor: str) -> int:
     assert launcher.run is not None
     prepare(launch)
     job = slurm.job_id()
-    # A batch script of somebody's own (slurm/train.sbatch) is a job of Slurm's, which can be asked for and ended like any other.
-    _record(launch, Submission("slurm" if slurm.in_batch() else executor, slurm.job_name(job) if job else "", ""))
+    # A batch script of somebody's own (slurm/train.sbatch) is a job of Slurm's, which can be asked for and
+    # ended like any other.
+    _record(
+        launch, Submission("slurm" if slurm.in_batch() else executor, slurm.job_name(job) if job else "", "")
+    )
     return launcher.run(launch)
 
 
 def prepare(launch: Launchable) -> None:
-    """The run directory, before the job: resolved recipe, code revision, command; so that it explains itself even if the job never starts."""
+    """The run directory, before the job: resolved recipe, code revision, command; so that it explains itself
+    even if the job never starts."""
     run, recipe = launch.run, launch.recipe
     architecture_for(recipe)  # a model or tokenizer that is still to be made ends here, not in the job
     with storage_errors(run):
@@ -169,7 +208,8 @@ def prepare(launch: Launchable) -> None:
         ("command.txt", shlex.join(["paw", *sys.argv[1:]]) + "\n"),
     ):
         write_atomically(run / name, text)
-    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # a job that Slurm started again is no new wish of its user's
+    # a job that Slurm started again is no new wish of its user's
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         attempts.launched(run)
 
 
@@ -179,14 +219,19 @@ def read_submission(run: Path) -> Submission | None:
     try:
         return checked(Submission, read_json(path.read_bytes())) if path.exists() else None
     except ValueError as error:
-        raise DataError(f"{path}: not what paw wrote ({error}); remove it when no job of this run waits or runs") from None
+        raise DataError(
+            f"{path}: not what paw wrote ({error}); remove it when no job of this run waits or runs"
+        ) from None
 
 
 def _launcher(executor: str, launch: Launchable) -> Launcher:
     """Raises RecipeError where it could never run what is launched."""
     launcher = LAUNCHERS.find(executor)
     if launch.layout.nodes > 1 and not launcher.several_nodes:
-        raise RecipeError(f"cluster: the layout has {launch.layout.nodes} nodes; --executor {executor} runs jobs of one, only Slurm's have more")
+        raise RecipeError(
+            f"cluster: the layout has {launch.layout.nodes} nodes; --executor {executor} runs jobs of one, "
+            "only Slurm's have more"
+        )
     launcher.check(launch)
     return launcher
 

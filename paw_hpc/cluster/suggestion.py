@@ -13,7 +13,8 @@ from paw_hpc.system.errors import RecipeError
 
 
 def nearest_that_fits(recipe: Recipe, model: Architecture) -> tuple[list[str], Recipe] | None:
-    """The overrides that change least and make it fit: fewest further nodes first, then fewest changed keys, then the least model parallelism.
+    """The overrides that change least and make it fit: fewest further nodes first, then fewest changed keys,
+    then the least model parallelism.
 
     Returns None where nothing up to sixteen times the nodes does.
     """
@@ -45,13 +46,16 @@ def apply_overrides(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 
 def _candidates(recipe: Recipe, model: Architecture) -> list[dict[str, Any]]:
-    """Changes to try. Sizes that cannot divide the model are left out; what else is impossible is found when it is applied."""
+    """Changes to try. Sizes that cannot divide the model are left out; what else is impossible is found when
+    it is applied."""
     c, fleet = recipe.cluster, recipe.rollout.fleet
     tensors = [t for t in (1, 2, 4, 8) if model.kv_heads % t == 0 and model.ffn_hidden % t == 0]
     values: dict[str, tuple[Any, ...]] = {
         "policy.backend": ("megatron",),
         "cluster.trainer_nodes": tuple(c.trainer_nodes * times for times in (1, 2, 4, 8, 16)),
-        "cluster.processes_per_node": (None,) if recipe.policy.backend == "huggingface" else (c.processes_per_node,),
+        "cluster.processes_per_node": (None,)
+        if recipe.policy.backend == "huggingface"
+        else (c.processes_per_node,),
         "megatron.tensor_parallel": tuple(tensors),
         "megatron.pipeline_parallel": tuple(p for p in (1, 2, 4, 8) if model.layers % p == 0),
         "megatron.data_parallel": (None,),
@@ -59,7 +63,10 @@ def _candidates(recipe: Recipe, model: Architecture) -> list[dict[str, Any]]:
         "rollout.fleet.memory_fraction": (fleet.memory_fraction,),
     }
     if recipe.rollout.starts_servers:
-        values["rollout.fleet.memory_fraction"] = (fleet.memory_fraction, *((0.5, 0.35) if fleet.colocated else (0.9,)))
+        values["rollout.fleet.memory_fraction"] = (
+            fleet.memory_fraction,
+            *((0.5, 0.35) if fleet.colocated else (0.9,)),
+        )
         values["rollout.fleet.tensor_parallel"] = (fleet.tensor_parallel, *tensors)
     return [
         {key: value for key, value in zip(values, chosen, strict=True) if value != _value(recipe, key)}

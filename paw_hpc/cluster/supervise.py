@@ -1,11 +1,13 @@
 """One attempt of a launched run: starts its groups, watches them, and sees that they end together.
 
-The first group that ends decides. The trainer ends by itself when the run is complete, and after a signal once it has saved; then servers are ended.
-When a server group or the retriever ends first, the trainer is ended at once: it could only wait. Nothing is left behind in any case.
+The first group that ends decides. The trainer ends by itself when the run is complete, and after a signal
+once it has saved; then servers are ended. When a server group or the retriever ends first, the trainer is
+ended at once: it could only wait. Nothing is left behind in any case.
 
-Signals: SIGUSR2 (Slurm's warning before the time limit, and before preemption where the cluster is set so), SIGTERM (preemption, `scontrol
-requeue`, `scancel`) and Ctrl-C ask the trainer to stop after the update that it is in; its ranks agree on which. Why it ended is read from what it
-left (its exit status, its checkpoints), not from the signal.
+Signals: SIGUSR2 (Slurm's warning before the time limit, and before preemption where the cluster is set so),
+SIGTERM (preemption, `scontrol requeue`, `scancel`) and Ctrl-C ask the trainer to stop after the update that
+it is in; its ranks agree on which. Why it ended is read from what it left (its exit status, its checkpoints),
+not from the signal.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ class Supervisor:
         Raises:
             NoProgress: too many attempts before this one ended without a checkpoint.
         """
-        if (saved := attempts.saved_updates(self.run)) >= self.recipe.updates:  # Slurm requeued a job that had just completed
+        # Slurm requeued a job that had just completed
+        if (saved := attempts.saved_updates(self.run)) >= self.recipe.updates:
             _log.info("%s: complete already", self.run)
             return Result(Ending.COMPLETE, f"complete: {saved} updates", 0)
         attempts.check_progress(self.run, self.recipe.cluster.attempts)
@@ -95,7 +98,13 @@ class Supervisor:
             number = fence.claim(self.run)
             logs = self.run / f"attempt_{number}"
             attempts.begin(self.run, number, slurm.job_name(self.job), list(self.machine.hosts))
-            _log.info("attempt %d of %s from update %d, on %s", number, self.run, attempts.saved_updates(self.run), ", ".join(self.machine.hosts))
+            _log.info(
+                "attempt %d of %s from update %d, on %s",
+                number,
+                self.run,
+                attempts.saved_updates(self.run),
+                ", ".join(self.machine.hosts),
+            )
             result = self._guarded(number, logs)
             attempts.end(self.run, number, result.how)
         _log.info("attempt %d: %s", number, result.how)
@@ -107,13 +116,18 @@ class Supervisor:
         write_secret(logs / KEY_FILE, self._key)
         try:
             for role in reversed(self.layout.roles):  # servers first: they take longest to come up
-                groups.append(self.machine.start(role, self._command(role, number), self._environment(number), logs))
+                groups.append(
+                    self.machine.start(role, self._command(role, number), self._environment(number), logs)
+                )
             first = self._watch(groups, logs)
             return self._judge(first, logs)
         finally:
             trainer_ended = any(group.role.name == "trainer" and group.poll() is not None for group in groups)
             for group in reversed(groups):  # the trainer before what it talks to
-                group.end(at_once=group.role.name == "retriever" or (group.role.name == "trainer" and not trainer_ended))
+                group.end(
+                    at_once=group.role.name == "retriever"
+                    or (group.role.name == "trainer" and not trainer_ended)
+                )
             (logs / KEY_FILE).unlink(missing_ok=True)  # it opens nothing any more
 
     def _watch(self, groups: list[Group], logs: Path) -> Group:
@@ -131,7 +145,8 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def _tell(self, trainer: Group, logs: Path) -> None:
-        """Ask the trainer to stop, and again while the loop may not listen yet; but not before its processes have begun: it would kill them."""
+        """Ask the trainer to stop, and again while the loop may not listen yet; but not before its processes
+        have begun: it would kill them."""
         if not all(started_file(logs, rank).exists() for rank in range(trainer.role.processes)):
             return
         if time.monotonic() - self._told >= TELL_EVERY_S:
@@ -145,11 +160,17 @@ class Supervisor:
         assert status is not None
         if first.role.name != "trainer":
             words = _last_words(logs, first.role.name)
-            return Result(Ending.FAILED, f"the {first.role.name} group ended with status {status}{words}, so the trainer was ended", status or 1)
+            return Result(
+                Ending.FAILED,
+                f"the {first.role.name} group ended with status {status}{words}, so the trainer was ended",
+                status or 1,
+            )
         if status == 0 and saved >= self.recipe.updates:
             return Result(Ending.COMPLETE, f"complete: {saved} updates", 0)
         if status == 0 and ended_file(logs, 0).exists():
-            return Result(Ending.STOPPED, f"stopped by {self.asked or 'a signal'} after update {saved}, saved", 0)
+            return Result(
+                Ending.STOPPED, f"stopped by {self.asked or 'a signal'} after update {saved}, saved", 0
+            )
         reason, refused = _reported(logs)
         if refused:
             return Result(Ending.REFUSED, reason, USER_ERROR)
@@ -160,9 +181,25 @@ class Supervisor:
     def _command(self, role: Role, number: int) -> list[str]:
         if role.name == "retriever":
             search, local = self.recipe.env.search, self.machine.hosts[role.first_node] == LOOPBACK
-            where = ["--host", LOOPBACK if local else "0.0.0.0", "--port", str(port(self._key, "retriever")), "--data", search.data]
+            where = [
+                "--host",
+                LOOPBACK if local else "0.0.0.0",
+                "--port",
+                str(port(self._key, "retriever")),
+                "--data",
+                search.data,
+            ]
             where += ["--key-file", str(self.run / f"attempt_{number}" / KEY_FILE)]
-            return [self.python, "-m", "paw_hpc.cli.main", "data", "search", "serve", *([search.index] if search.index else []), *where]
+            return [
+                self.python,
+                "-m",
+                "paw_hpc.cli.main",
+                "data",
+                "search",
+                "serve",
+                *([search.index] if search.index else []),
+                *where,
+            ]
         module = "paw_hpc.cluster.worker" if role.name == "trainer" else "paw_hpc.cluster.server"
         return [self.python, "-u", "-m", module, str(self.run)]
 
@@ -180,15 +217,19 @@ class Supervisor:
         if (retriever := self.layout.retriever) is not None:
             variables[RETRIEVER] = f"http://{hosts[retriever.first_node]}:{port(self._key, 'retriever')}"
         if self.recipe.cluster.interface:
-            variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self.recipe.cluster.interface)
+            variables |= dict.fromkeys(
+                ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), self.recipe.cluster.interface
+            )
         return variables
 
     def _servers(self, rollout: Role) -> list[str]:
         """Addresses, node after node in turn, so that neighbouring turns go to different nodes."""
         per_node, hosts = rollout.processes_per_node, self.machine.hosts
-        together = rollout.nodes > 1 and len({hosts[node] for node in rollout.node_indices}) == 1  # one machine in the place of several nodes
+        # one machine in the place of several nodes
+        together = rollout.nodes > 1 and len({hosts[node] for node in rollout.node_indices}) == 1
+        offset = per_node if together else 0
         return [
-            f"http://{hosts[node]}:{port(self._key, 'server', index + per_node * (node - rollout.first_node) if together else index)}"
+            f"http://{hosts[node]}:{port(self._key, 'server', index + offset * (node - rollout.first_node))}"
             for index in range(per_node)
             for node in rollout.node_indices
         ]
@@ -219,7 +260,11 @@ def _last_words(logs: Path, role: str) -> str:
     """What the group's latest log ends with, for a reason in one line."""
     files = sorted(logs.glob(f"{role}-*.log"), key=lambda path: path.stat().st_mtime)
     for path in reversed(files):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
         if lines:
             return f" ({shlex.quote(path.name)}: {lines[-1][:300]})"
     return ""

@@ -1,4 +1,5 @@
-"""One trainer process of a launched run: `python -m paw_hpc.cluster.worker RUN`, started by the supervisor on every rank."""
+"""One trainer process of a launched run: `python -m paw_hpc.cluster.worker RUN`, started by the supervisor on
+every rank."""
 
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ _SOCKET_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def main(path: str) -> int:
-    """Exit status: 0 when the run is complete or was stopped and saved, 2 for a UserError, 1 for anything else."""
+    """Exit status: 0 when the run is complete or was stopped and saved, 2 for a UserError, 1 for anything
+    else."""
     run = Path(path)
-    # A signal that came before the loop listens would kill the process; ignored, it is repeated until the loop hears it.
+    # A signal that came before the loop listens would kill the process; ignored, it is repeated until the
+    # loop hears it.
     for number in StopRequest.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -57,7 +60,10 @@ def main(path: str) -> int:
 def _check_visible(run: Path) -> None:
     """Raises UserError where this node does not see the run that the job's first node has just written to."""
     if not _logs(run).is_dir():
-        raise UserError(f"{run}: not visible on {socket.gethostname()}; put runs on a file system that all nodes share (paw launch --run-dir)")
+        raise UserError(
+            f"{run}: not visible on {socket.gethostname()}; put runs on a file system that all nodes share "
+            "(paw launch --run-dir)"
+        )
 
 
 def _say_started(run: Path) -> None:
@@ -70,17 +76,22 @@ def _logs(run: Path) -> Path:
 
 
 def _choose_interface() -> None:
-    """Tell gloo and NCCL which network interface reaches the meeting point, where nobody has: they would take the first, which may be a management or
-    container network."""
+    """Tell gloo and NCCL which network interface reaches the meeting point, where nobody has: they would take
+    the first, which may be a management or container network."""
     address = os.environ.get("MASTER_ADDR")
-    if address is None or Process.of_environment().processes == 1 or all(name in os.environ for name in _SOCKET_VARIABLES):
+    if (
+        address is None
+        or Process.of_environment().processes == 1
+        or all(name in os.environ for name in _SOCKET_VARIABLES)
+    ):
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((address, 9))  # sends nothing: asks the routing table
         except OSError as error:
             raise UserError(
-                f"{socket.gethostname()}: no route to {address} ({error}); set cluster.interface to the network that joins the nodes"
+                f"{socket.gethostname()}: no route to {address} ({error}); set cluster.interface to the "
+                "network that joins the nodes"
             ) from None
         own = probe.getsockname()[0]
     for name, addresses in psutil.net_if_addrs().items():
@@ -91,7 +102,8 @@ def _choose_interface() -> None:
 
 
 def _wait_for_retriever() -> None:
-    """Loading an index takes longer than an episode would wait; the server opens its port when it is ready. Should it end, the supervisor ends us."""
+    """Loading an index takes longer than an episode would wait; the server opens its port when it is ready.
+    Should it end, the supervisor ends us."""
     address = urlsplit(os.environ.get(RETRIEVER, "")).netloc
     deadline = time.monotonic() + _RETRIEVER_READY_S
     while address:
@@ -101,7 +113,10 @@ def _wait_for_retriever() -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(f"the retriever at {address} is not ready after an hour ({error}); see the attempt's retriever log") from None
+                raise UserError(
+                    f"the retriever at {address} is not ready after an hour ({error}); see the attempt's "
+                    "retriever log"
+                ) from None
         time.sleep(1.0)
 
 
@@ -109,7 +124,10 @@ def _explain(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())[:600]
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         port = os.environ.get("MASTER_PORT")
-        return f"port {port} on {socket.gethostname()} is taken by another program; the next attempt takes another ({text})"
+        return (
+            f"port {port} on {socket.gethostname()} is taken by another program; the next attempt takes "
+            f"another ({text})"
+        )
     return text
 
 
@@ -118,7 +136,10 @@ def _report(run: Path, reason: str, *, refused: bool) -> None:
     rank, folder = Process.of_environment().rank, _logs(run)
     if folder.is_dir():
         try:
-            write_atomically(folder / f"failed-{rank}.json", json.dumps({"time": time.time(), "reason": reason, "refused": refused}) + "\n")
+            write_atomically(
+                folder / f"failed-{rank}.json",
+                json.dumps({"time": time.time(), "reason": reason, "refused": refused}) + "\n",
+            )
         except (OSError, UserError):
             print("paw: the reason could not be written down; see above", file=sys.stderr)
 

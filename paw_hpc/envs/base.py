@@ -1,4 +1,5 @@
-"""What a benchmark must offer: tasks, environments in worker processes, and the agent's view of an episode."""
+"""What a benchmark must offer: tasks, environments in worker processes, and the agent's view of an
+episode."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Protocol
 from paw_hpc.system.text import well_formed
 
 LONGEST_OBSERVATION = 200_000
-"""Characters of an observation, far beyond what a prompt takes; more is left out, so that one page cannot cost minutes of tokenizing."""
+"""Characters of an observation, far beyond what a prompt takes; more is left out, so that one page cannot
+cost minutes of tokenizing."""
 Message = dict[str, str]
 """A chat message: {"role": "user" | "assistant" | "system", "content": text}."""
 
@@ -27,7 +29,8 @@ class Task:
 
 @dataclass(slots=True, frozen=True)
 class Panel:
-    """A fixed list of tasks, sorted by id. `name` says split, part, restriction and kind of data; `checksum` covers ids and contents."""
+    """A fixed list of tasks, sorted by id. `name` says split, part, restriction and kind of data; `checksum`
+    covers ids and contents."""
 
     name: str
     tasks: tuple[Task, ...]
@@ -40,7 +43,8 @@ class EnvironmentState:
 
     observation: str
     admissible: tuple[str, ...] = ()
-    """Admissible commands in an order that depends on the state alone; empty where a benchmark has no such list."""
+    """Admissible commands in an order that depends on the state alone; empty where a benchmark has no such
+    list."""
     reward: float = 0.0
     """As the benchmark's protocol says (success_reward on success), without penalties."""
     done: bool = False
@@ -48,7 +52,8 @@ class EnvironmentState:
     score: float = 0.0
 
     def __post_init__(self) -> None:
-        """What an environment says comes from outside, whoever wrote the environment: here it becomes text that every tokenizer takes."""
+        """What an environment says comes from outside, whoever wrote the environment: here it becomes text
+        that every tokenizer takes."""
         object.__setattr__(self, "observation", well_formed(self.observation[:LONGEST_OBSERVATION]))
         object.__setattr__(self, "admissible", tuple(map(well_formed, self.admissible)))
 
@@ -70,7 +75,8 @@ class Session(Protocol):
 
 
 class EnvironmentFailure(RuntimeError):
-    """The environment died, hung or answered nonsense. The episode ends as failed by the environment and is not trained on."""
+    """The environment died, hung or answered nonsense. The episode ends as failed by the environment and is
+    not trained on."""
 
 
 class AgentView(Protocol):
@@ -83,35 +89,42 @@ class AgentView(Protocol):
         ...
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
-        """(action for the environment, valid), by the rule of `env.validity`. An action that the environment does not know changes nothing there.
+        """(action for the environment, valid), by the rule of `env.validity`. An action that the environment
+        does not know changes nothing there.
 
         Args:
-            opened: the prompt has opened the thought (see `ChatFormat.opens_thought`): the response begins inside of it.
+            opened: the prompt has opened the thought (see `ChatFormat.opens_thought`): the response begins
+                inside of it.
         """
         ...
 
     def observe(self, action: str, state: EnvironmentState) -> None: ...
 
     def anchor(self) -> str:
-        """The current state as its observation tells it, for GiGPO's grouping; `algorithm.gigpo_anchor` says whether admissible actions join it."""
+        """The current state as its observation tells it, for GiGPO's grouping; `algorithm.gigpo_anchor` says
+        whether admissible actions join it."""
         ...
 
     def shorten(self) -> bool:
-        """Drop the oldest part of the history because the prompt does not fit; False when nothing is left to drop."""
+        """Drop the oldest part of the history because the prompt does not fit; False when nothing is left to
+        drop."""
         ...
 
 
 class ConversationView(AgentView, Protocol):
-    """A view that can also play as a conversation (`env.prompt: conversation`): `messages` is then asked once, at the first step."""
+    """A view that can also play as a conversation (`env.prompt: conversation`): `messages` is then asked
+    once, at the first step."""
 
     def next_turn(self) -> str:
-        """What the next user turn says behind the observation that has just been made, which it begins with."""
+        """What the next user turn says behind the observation that has just been made, which it begins
+        with."""
         ...
 
 
 @dataclass(slots=True, frozen=True)
 class SpokenTurn:
-    """What was said at a step, what was observed then, and what the next user turn says behind that (see `ConversationView.next_turn`)."""
+    """What was said at a step, what was observed then, and what the next user turn says behind that (see
+    `ConversationView.next_turn`)."""
 
     said: str
     observed: str
@@ -125,11 +138,13 @@ class Demonstration:
     messages: list[Message]
     answer: str
     turns: tuple[SpokenTurn, ...] = ()
-    """With `env.prompt: conversation`: since the demonstration before in the same episode; none: the episode begins here."""
+    """With `env.prompt: conversation`: since the demonstration before in the same episode; none: the episode
+    begins here."""
 
 
 class Taught:
-    """The view of a scripted player's episode, which keeps its turns where they are to be cloned as a conversation."""
+    """The view of a scripted player's episode, which keeps its turns where they are to be cloned as a
+    conversation."""
 
     def __init__(self, view: AgentView, conversation: bool) -> None:
         self._view, self._conversation, self._turns = view, conversation, list[SpokenTurn]()
@@ -156,11 +171,13 @@ class Lessons:
 
 
 class Benchmark(Protocol):
-    """A benchmark package. Constructing one is cheap and reads no data; `paw_hpc.envs.benchmarks.make_benchmark` chooses it."""
+    """A benchmark package. Constructing one is cheap and reads no data;
+    `paw_hpc.envs.benchmarks.make_benchmark` chooses it."""
 
     @property
     def source(self) -> str:
-        """What is played (official or generated data, and what the run should be judged by knowing), for the log."""
+        """What is played (official or generated data, and what the run should be judged by knowing), for the
+        log."""
         ...
 
     def tasks(self, split: str) -> Sequence[Task]:

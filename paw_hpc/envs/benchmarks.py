@@ -1,4 +1,5 @@
-"""Which benchmark a recipe plays. Each is imported only where it is played: their data and packages are optional."""
+"""Which benchmark a recipe plays. Each is imported only where it is played: their data and packages are
+optional."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""The environments of a benchmark for callers without an event loop: `paw_hpc.envs.sessions`, one call after the other.
+"""The environments of a benchmark for callers without an event loop: `paw_hpc.envs.sessions`, one call after
+the other.
 
     with Environments("alfworld") as environments:
         episode = environments.open(environments.panel("valid_seen").tasks[0])
         while not episode.done:
             episode.step(choose(episode.state))
 
-The coroutines run in a loop of their own in one thread, so that a notebook, several threads, and a caller with a loop of its own may call alike.
+The coroutines run in a loop of their own in one thread, so that a notebook, several threads, and a caller
+with a loop of its own may call alike.
 """
 
 from __future__ import annotations
@@ -25,13 +27,25 @@ T = TypeVar("T")
 
 
 class Environments:
-    """The environments of one benchmark. A context manager, which ends every process that it started; used in the process that made it.
+    """The environments of one benchmark. A context manager, which ends every process that it started; used in
+    the process that made it.
 
-    Args and errors are those of `AsyncEnvironments`: benchmark, `protocol`, `seed`, `plugins`, and keys of a recipe's `env` section.
+    Args and errors are those of `AsyncEnvironments`: benchmark, `protocol`, `seed`, `plugins`, and keys of a
+    recipe's `env` section.
     """
 
-    def __init__(self, benchmark: str, *, protocol: str | None = None, seed: int = 0, plugins: Sequence[str] = (), **keys: Any):
-        self._environments = AsyncEnvironments(benchmark, protocol=protocol, seed=seed, plugins=plugins, **keys)
+    def __init__(
+        self,
+        benchmark: str,
+        *,
+        protocol: str | None = None,
+        seed: int = 0,
+        plugins: Sequence[str] = (),
+        **keys: Any,
+    ):
+        self._environments = AsyncEnvironments(
+            benchmark, protocol=protocol, seed=seed, plugins=plugins, **keys
+        )
         self.env, self.seed = self._environments.env, seed
         """The rules, as a recipe's section; the seed of all episodes."""
         self._inline = threading.Lock()
@@ -51,7 +65,8 @@ class Environments:
         return self._environments.source
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """All tasks of a split, in an order that no machine changes. Raises DataError: unknown, or no data."""
+        """All tasks of a split, in an order that no machine changes. Raises DataError: unknown, or no
+        data."""
         return self._environments.tasks(split)
 
     def panel(self, name: str | None = None) -> Panel:
@@ -59,11 +74,13 @@ class Environments:
         return self._environments.panel(name)
 
     def open(self, task: Task, *, repeat: int = 0) -> Episode:
-        """Episode number `repeat` of a task, reset. Raises EnvironmentFailure: the environment could not be started."""
+        """Episode number `repeat` of a task, reset. Raises EnvironmentFailure: the environment could not be
+        started."""
         return Episode(self._run(self._environments.open(task, repeat=repeat)), self)
 
     async def open_async(self, task: Task, *, repeat: int = 0) -> Episode:
-        """`open`, as a coroutine of any event loop, for servers that have many episodes. One that is cancelled leaves no episode."""
+        """`open`, as a coroutine of any event loop, for servers that have many episodes. One that is
+        cancelled leaves no episode."""
         opened: list[AsyncEpisode] = []
 
         async def opening() -> None:
@@ -81,12 +98,22 @@ class Environments:
         return Episode(opened[0], self)
 
     def open_group(self, task: Task, members: int, *, first: int = 0) -> list[Episode]:
-        """Episodes `first`, `first + 1`, ... of a task, reset; they share the work of resetting. Raises EnvironmentFailure."""
-        return [Episode(one, self) for one in self._run(self._environments.open_group(task, members, first=first))]
+        """Episodes `first`, `first + 1`, ... of a task, reset; they share the work of resetting. Raises
+        EnvironmentFailure."""
+        return [
+            Episode(one, self) for one in self._run(self._environments.open_group(task, members, first=first))
+        ]
 
     def open_batch(self, tasks: Sequence[Task], *, members: int = 1) -> Batch:
-        """Episodes of several tasks, `members` of each side by side, to be stepped together. Raises EnvironmentFailure."""
-        return Batch([Episode(one, self) for one in self._run(self._environments.open_batch(tasks, members=members)).episodes], self)
+        """Episodes of several tasks, `members` of each side by side, to be stepped together. Raises
+        EnvironmentFailure."""
+        return Batch(
+            [
+                Episode(one, self)
+                for one in self._run(self._environments.open_batch(tasks, members=members)).episodes
+            ],
+            self,
+        )
 
     def close(self) -> None:
         """End all episodes and processes."""
@@ -119,7 +146,8 @@ class Environments:
 
 
 class Episode:
-    """One episode, reset and ready. `Environments.open` makes it; see `AsyncEpisode` for each of its words."""
+    """One episode, reset and ready. `Environments.open` makes it; see `AsyncEpisode` for each of its
+    words."""
 
     def __init__(self, episode: AsyncEpisode, environments: Environments):
         self._episode, self._environments = episode, environments
@@ -187,7 +215,8 @@ class Episode:
         return self._episode.messages()
 
     def turn(self) -> str:
-        """What the next user turn of a conversation says, for callers that keep the messages. Raises UserError: a benchmark without conversations."""
+        """What the next user turn of a conversation says, for callers that keep the messages. Raises
+        UserError: a benchmark without conversations."""
         return self._episode.turn()
 
     def outcome(self) -> Outcome:
@@ -199,11 +228,13 @@ class Episode:
         return self._environments._run(self._episode.reset())
 
     def step(self, action: str) -> EnvironmentState:
-        """Take an action, in the environment's own words. Raises EnvironmentFailure, or UserError where the episode is over already."""
+        """Take an action, in the environment's own words. Raises EnvironmentFailure, or UserError where the
+        episode is over already."""
         return self._act(action, self._episode._judge(action))
 
     def respond(self, response: str, *, opened: bool = False) -> EnvironmentState:
-        """Take the action that a model's response to `messages` says, read and judged by the rules; else as `step`."""
+        """Take the action that a model's response to `messages` says, read and judged by the rules; else as
+        `step`."""
         return self._act(*self._episode._agent().parse(response, opened))
 
     async def act_async(self, said: str, *, response: bool = False) -> EnvironmentState:
@@ -218,8 +249,9 @@ class Episode:
         self._environments._run(self._episode.close())
 
     def _act(self, action: str, valid: bool) -> EnvironmentState:
-        """A session that never waits offers its step without an event loop, `act` (WebShop's): the way to the loop's thread and back would cost
-        several of its steps. One at a time: not every tagger can be asked by two threads at once."""
+        """A session that never waits offers its step without an event loop, `act` (WebShop's): the way to the
+        loop's thread and back would cost several of its steps. One at a time: not every tagger can be asked
+        by two threads at once."""
         act: Callable[[str], EnvironmentState] | None = getattr(self._episode._live(), "act", None)
         if act is None:
             return self._environments._run(self._episode._step(action, valid))
@@ -237,7 +269,8 @@ class Episode:
 
 
 class Batch:
-    """Episodes that are stepped together, each in its own environment at once. `Environments.open_batch` makes it."""
+    """Episodes that are stepped together, each in its own environment at once. `Environments.open_batch`
+    makes it."""
 
     def __init__(self, episodes: Sequence[Episode], environments: Environments):
         self.episodes = list(episodes)

@@ -1,4 +1,5 @@
-"""What a model would see of a benchmark's short made-up episode, without any data at hand (`paw data BENCHMARK prompt`)."""
+"""What a model would see of a benchmark's short made-up episode, without any data at hand (`paw data
+BENCHMARK prompt`)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from paw_hpc.system.errors import UserError
 
 
 def example_prompts(env: EnvSection) -> list[str]:
-    """The user message of every step of the benchmark's scripted episode, first step first; of a conversation, what each step adds.
+    """The user message of every step of the benchmark's scripted episode, first step first; of a
+    conversation, what each step adds.
 
     Raises:
         RecipeError: `env.prompt_template` is no working template.
@@ -25,5 +27,7 @@ def example_prompts(env: EnvSection) -> list[str]:
     shown = [view.messages()[0]["content"]]
     for action, state in turns:
         view.observe(action, state)
-        shown.append(f"{state.observation}\n{view.next_turn()}" if env.conversation else view.messages()[0]["content"])
+        shown.append(
+            f"{state.observation}\n{view.next_turn()}" if env.conversation else view.messages()[0]["content"]
+        )
     return shown

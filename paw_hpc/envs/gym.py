@@ -4,8 +4,8 @@
     observation, info = env.reset(seed=0)
     observation, reward, terminated, truncated, info = env.step(info["admissible"][0])
 
-or `gymnasium.make("paw_hpc.envs.gym:paw/webshop", panel="test", max_steps=15)`. What an environment says is handed on unchanged; `info` has what else
-there is to know of an episode.
+or `gymnasium.make("paw_hpc.envs.gym:paw/webshop", panel="test", max_steps=15)`. What an environment says is
+handed on unchanged; `info` has what else there is to know of an episode.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ LONGEST_ACTION = 10_000
 
 
 class UnicodeText(Text):
-    """Strings of any characters. (A Text of Gymnasium lists its characters, and Unicode has a million.) Samples are printable ASCII."""
+    """Strings of any characters. (A Text of Gymnasium lists its characters, and Unicode has a million.)
+    Samples are printable ASCII."""
 
     def __init__(self, max_length: int, *, longest_sample: int = 200, seed: int | None = None):
         super().__init__(max_length, min_length=0, charset=_SAMPLED, seed=seed)
@@ -53,17 +54,21 @@ class UnicodeText(Text):
 class TextEnv(gymnasium.Env[str, str]):
     """The tasks of one panel or split; each reset plays one of them.
 
-    `terminated` says that the task is over: won, or lost for good (a purchase, an answer). `truncated` says that the limit of steps broke it off; an
-    episode that is lost with its very last step counts as broken off.
+    `terminated` says that the task is over: won, or lost for good (a purchase, an answer). `truncated` says
+    that the limit of steps broke it off; an episode that is lost with its very last step counts as broken
+    off.
 
-    `info`: `task_id`, `task_type`, `admissible` (list, empty where the benchmark lists none), `state_key`, `success`, `score`, `steps`, `invalid`.
+    `info`: `task_id`, `task_type`, `admissible` (list, empty where the benchmark lists none), `state_key`,
+    `success`, `score`, `steps`, `invalid`.
 
     Args:
         benchmark: alfworld, webshop, search, or a plugin's.
         panel: the panel whose tasks are played (as `paw eval --panel`); none: the benchmark's first.
         split: all tasks of a split instead, such as `train`.
-        environments: open ones to share, whose rules then hold; they stay open when this is closed. None: this one's own.
-        rules: `protocol`, `seed`, `plugins` and keys of a recipe's `env` section (see `paw_hpc.envs.Environments`).
+        environments: open ones to share, whose rules then hold; they stay open when this is closed. None:
+            this one's own.
+        rules: `protocol`, `seed`, `plugins` and keys of a recipe's `env` section (see
+            `paw_hpc.envs.Environments`).
 
     Raises:
         UserError: both panel and split, or rules beside environments; a key that does not fit; missing data.
@@ -84,14 +89,21 @@ class TextEnv(gymnasium.Env[str, str]):
         if panel is not None and split is not None:
             raise UserError(f"panel '{panel}' and split '{split}': give one of the two")
         if environments is not None and (rules or environments.env.name != benchmark):
-            raise UserError(f"environments: theirs are the rules, and they are {environments.env.name}'s; leave out {', '.join(rules) or benchmark}")
+            raise UserError(
+                f"environments: theirs are the rules, and they are {environments.env.name}'s; leave out "
+                f"{', '.join(rules) or benchmark}"
+            )
         if render_mode not in (None, "ansi"):
             raise UserError(f"render_mode '{render_mode}': 'ansi' (the text), or none")
         self.render_mode = render_mode
         self._own = environments is None
         self._environments = environments or Environments(benchmark, **rules)
         try:
-            self.tasks: Sequence[Task] = self._environments.tasks(split) if split is not None else self._environments.panel(panel).tasks
+            self.tasks: Sequence[Task] = (
+                self._environments.tasks(split)
+                if split is not None
+                else self._environments.panel(panel).tasks
+            )
         except BaseException:
             self.close()
             raise
@@ -101,7 +113,9 @@ class TextEnv(gymnasium.Env[str, str]):
         self.observation_space = UnicodeText(LONGEST_OBSERVATION)
         self.action_space = UnicodeText(LONGEST_ACTION)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
         """Begin an episode of a task that is drawn from this environment's own random numbers.
 
         Args:
@@ -116,19 +130,32 @@ class TextEnv(gymnasium.Env[str, str]):
         options = dict(options or {})
         task_id, repeat = options.pop("task_id", None), options.pop("repeat", 0)
         if options:
-            raise UserError(f"reset: unknown option {', '.join(map(str, options))}; there are task_id and repeat")
-        task = self.tasks[int(self.np_random.integers(len(self.tasks)))] if task_id is None else self._task(task_id)
+            raise UserError(
+                f"reset: unknown option {', '.join(map(str, options))}; there are task_id and repeat"
+            )
+        task = (
+            self.tasks[int(self.np_random.integers(len(self.tasks)))]
+            if task_id is None
+            else self._task(task_id)
+        )
         self._leave()
         self.episode = self._environments.open(task, repeat=repeat)
         return self.episode.observation, self._info(self.episode)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Raises UserError: no episode is being played. EnvironmentFailure: the environment broke down; reset goes on."""
+        """Raises UserError: no episode is being played. EnvironmentFailure: the environment broke down; reset
+        goes on."""
         if self.episode is None:
             raise UserError("step: no episode is being played; reset first")
         state = self.episode.step(action)
         over = state.success or self.episode.steps < self._environments.env.max_steps
-        return state.observation, state.reward, state.done and over, state.done and not over, self._info(self.episode)
+        return (
+            state.observation,
+            state.reward,
+            state.done and over,
+            state.done and not over,
+            self._info(self.episode),
+        )
 
     def render(self) -> Any:
         """With render_mode `ansi` the text that the environment said last, else nothing."""
@@ -150,7 +177,9 @@ class TextEnv(gymnasium.Env[str, str]):
         if not self._by_id:
             self._by_id = {task.task_id: task for task in self.tasks}
         if task_id not in self._by_id:
-            raise UserError(f"reset: {task_id} is none of the {len(self.tasks)} tasks here; `tasks` lists them")
+            raise UserError(
+                f"reset: {task_id} is none of the {len(self.tasks)} tasks here; `tasks` lists them"
+            )
         return self._by_id[task_id]
 
     @staticmethod

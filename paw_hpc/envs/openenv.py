@@ -1,4 +1,5 @@
-"""The environments as an OpenEnv server and its client (extra `openenv`): one process, many sessions, each with an episode of its own.
+"""The environments as an OpenEnv server and its client (extra `openenv`): one process, many sessions, each
+with an episode of its own.
 
     python -m paw_hpc.envs.openenv webshop max_steps=15 --panel test --port 8000 --sessions 256 --key-file key
 
@@ -6,9 +7,9 @@
         result = await client.reset(seed=0)
         result = await client.step(TextAction(action=result.observation.admissible[0]))
 
-Other clients speak OpenEnv's protocol: a websocket at /ws, JSON messages. With a key, whoever does not send it (`Authorization: Bearer KEY`) hears
-from /health that the server lives, and from everything else status 401, or 403 at /ws. Sessions share the environments of the process, and see
-nothing of each other.
+Other clients speak OpenEnv's protocol: a websocket at /ws, JSON messages. With a key, whoever does not send
+it (`Authorization: Bearer KEY`) hears from /health that the server lives, and from everything else status
+401, or 403 at /ws. Sessions share the environments of the process, and see nothing of each other.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Served:
         if panel is not None and split is not None:
             raise UserError(f"panel '{panel}' and split '{split}': give one of the two")
         self.environments = environments
-        self.tasks: Sequence[Task] = environments.tasks(split) if split is not None else environments.panel(panel).tasks
+        self.tasks: Sequence[Task] = (
+            environments.tasks(split) if split is not None else environments.panel(panel).tasks
+        )
         self.by_id = {task.task_id: task for task in self.tasks}
 
 
@@ -99,15 +102,28 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
         """
         task = self._chosen(seed, task_id, repeat, unknown)
         self._leave()
-        self._episode, self._prompts, self._episode_id = self._served.environments.open(task, repeat=repeat), bool(prompts), episode_id
+        self._episode, self._prompts, self._episode_id = (
+            self._served.environments.open(task, repeat=repeat),
+            bool(prompts),
+            episode_id,
+        )
         return self._observation(self._episode.state)
 
-    async def reset_async(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> TextObservation:
+    async def reset_async(
+        self, seed: int | None = None, episode_id: str | None = None, **options: Any
+    ) -> TextObservation:
         """`reset`, while the server answers others; given up when the client goes."""
         return await unless_gone(self._reset_async(seed, episode_id, **options))
 
     async def _reset_async(
-        self, seed: int | None, episode_id: str | None, *, task_id: str | None = None, repeat: int = 0, prompts: bool = False, **unknown: Any
+        self,
+        seed: int | None,
+        episode_id: str | None,
+        *,
+        task_id: str | None = None,
+        repeat: int = 0,
+        prompts: bool = False,
+        **unknown: Any,
     ) -> TextObservation:
         task = self._chosen(seed, task_id, repeat, unknown)
         await asyncio.to_thread(self._leave)
@@ -118,29 +134,45 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
         return self._observation(self._playing().state)
 
     def step(self, action: TextAction, timeout_s: float | None = None, **unknown: Any) -> TextObservation:
-        """Take an action. Raises UserError: no episode is being played, or it is over. EnvironmentFailure: the environment broke down."""
+        """Take an action. Raises UserError: no episode is being played, or it is over. EnvironmentFailure:
+        the environment broke down."""
         episode = self._playing()
-        return self._observation(episode.respond(action.action) if action.response else episode.step(action.action))
+        return self._observation(
+            episode.respond(action.action) if action.response else episode.step(action.action)
+        )
 
-    async def step_async(self, action: TextAction, timeout_s: float | None = None, **unknown: Any) -> TextObservation:
+    async def step_async(
+        self, action: TextAction, timeout_s: float | None = None, **unknown: Any
+    ) -> TextObservation:
         """`step`, while the server answers others; given up when the client goes, and the episode with it."""
-        return self._observation(await unless_gone(self._playing().act_async(action.action, response=action.response)))
+        return self._observation(
+            await unless_gone(self._playing().act_async(action.action, response=action.response))
+        )
 
     @property
     def state(self) -> State:
         if self._episode is None:
             return State(episode_id=self._episode_id)
-        return State(episode_id=self._episode_id, step_count=self._episode.steps, task_id=self._episode.task.task_id, repeat=self._episode.repeat)
+        return State(
+            episode_id=self._episode_id,
+            step_count=self._episode.steps,
+            task_id=self._episode.task.task_id,
+            repeat=self._episode.repeat,
+        )
 
     def get_metadata(self) -> EnvironmentMetadata:
         from paw_hpc import __version__
 
         name = self._served.environments.env.name
-        return EnvironmentMetadata(name=name, description=f"{self._served.environments.source}; {len(self._served.tasks)} tasks", version=__version__)
+        return EnvironmentMetadata(
+            name=name,
+            description=f"{self._served.environments.source}; {len(self._served.tasks)} tasks",
+            version=__version__,
+        )
 
     def close(self) -> None:
-        """End the session. (One that was idle for too long is closed before its client goes, and nobody would close it again.) The environments stay
-        open for others."""
+        """End the session. (One that was idle for too long is closed before its client goes, and nobody would
+        close it again.) The environments stay open for others."""
         self._ended = True
         self._leave()
 
@@ -151,9 +183,14 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
 
     def _chosen(self, seed: int | None, task_id: str | None, repeat: int, unknown: dict[str, Any]) -> Task:
         if self._ended:
-            raise UserError("reset: this session has ended, perhaps because it was idle for too long; connect anew")
+            raise UserError(
+                "reset: this session has ended, perhaps because it was idle for too long; connect anew"
+            )
         if unknown:
-            raise UserError(f"reset: unknown argument {', '.join(unknown)}; there are seed, episode_id, task_id, repeat, prompts")
+            raise UserError(
+                f"reset: unknown argument {', '.join(unknown)}; there are seed, episode_id, task_id, "
+                "repeat, prompts"
+            )
         if not isinstance(repeat, int) or not 0 <= repeat < REPEATS:
             raise UserError(f"reset: repeat is {str(repeat)[:40]}, and is from 0 to {REPEATS - 1}")
         if seed is not None:
@@ -161,12 +198,17 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
         if task_id is None:
             return self._served.tasks[self._random.randrange(len(self._served.tasks))]
         if task_id not in self._served.by_id:
-            raise UserError(f"reset: {str(task_id)[:200]} is none of the {len(self._served.tasks)} tasks here")
+            raise UserError(
+                f"reset: {str(task_id)[:200]} is none of the {len(self._served.tasks)} tasks here"
+            )
         return self._served.by_id[task_id]
 
     def _playing(self) -> Episode:
         if self._episode is None:
-            raise UserError("step: no episode is being played in this session; reset first (sessions are websockets at /ws)")
+            raise UserError(
+                "step: no episode is being played in this session; reset first (sessions are websockets at "
+                "/ws)"
+            )
         return self._episode
 
     def _observation(self, state: EnvironmentState) -> TextObservation:
@@ -190,7 +232,9 @@ class TextEnvironment(Environment[TextAction, TextObservation, State]):
         )
 
 
-def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.0, key: str | None = None) -> Any:
+def make_app(
+    served: Served, *, sessions: int = 64, idle_s: float | None = 3600.0, key: str | None = None
+) -> Any:
     """The server as an ASGI application.
 
     Args:
@@ -199,7 +243,9 @@ def make_app(served: Served, *, sessions: int = 64, idle_s: float | None = 3600.
         key: what a client must send; None lets everybody play.
     """
     limits = ConcurrencyConfig(max_concurrent_envs=sessions, session_timeout=idle_s)
-    app = create_fastapi_app(lambda: TextEnvironment(served), TextAction, TextObservation, concurrency_config=limits)
+    app = create_fastapi_app(
+        lambda: TextEnvironment(served), TextAction, TextObservation, concurrency_config=limits
+    )
     app.add_middleware(Guard, idle_s=idle_s)
     app.add_middleware(WholeBody, longest=LONGEST_MESSAGE_BYTES)
     if key is not None:
@@ -211,17 +257,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until a signal ends it."""
     from omegaconf import OmegaConf
 
-    parser = argparse.ArgumentParser(prog="python -m paw_hpc.envs.openenv", description="An OpenEnv server of a benchmark's tasks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m paw_hpc.envs.openenv", description="An OpenEnv server of a benchmark's tasks."
+    )
     parser.add_argument("benchmark")
-    parser.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of a recipe's env section, such as webshop.catalogue=small")
+    parser.add_argument(
+        "keys",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="keys of a recipe's env section, such as webshop.catalogue=small",
+    )
     parser.add_argument("--protocol", help="begin with the rules of this protocol: reference or ours")
     parser.add_argument("--panel", help="play this panel's tasks (default: the benchmark's first)")
     parser.add_argument("--split", help="play all tasks of this split")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for other machines"
+    )
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--sessions", type=int, default=64, help="at most so many at once")
-    parser.add_argument("--idle-s", type=float, default=3600.0, help="a session is ended after so many seconds without a word")
+    parser.add_argument(
+        "--idle-s", type=float, default=3600.0, help="a session is ended after so many seconds without a word"
+    )
     parser.add_argument("--key-file", help="file with the key that clients must send, mode 0600")
     given = parser.parse_args(arguments)
     try:
@@ -230,9 +287,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with Environments(given.benchmark, protocol=given.protocol, seed=given.seed, **keys) as environments:
             served = Served(environments, panel=given.panel, split=given.split)
             who = "with a key" if key else "without a key: whoever reaches it may play"
-            print(f"{environments.source}, {len(served.tasks)} tasks, at http://{given.host}:{given.port}, {who}", file=sys.stderr, flush=True)
+            print(
+                f"{environments.source}, {len(served.tasks)} tasks, at http://{given.host}:{given.port}, "
+                f"{who}",
+                file=sys.stderr,
+                flush=True,
+            )
             app = make_app(served, sessions=given.sessions, idle_s=given.idle_s, key=key)
-            allow_files(FILES_OF_A_SESSION * given.sessions + MOST_WAITED_FOR, "this server", f"--sessions {given.sessions}")
+            allow_files(
+                FILES_OF_A_SESSION * given.sessions + MOST_WAITED_FOR,
+                "this server",
+                f"--sessions {given.sessions}",
+            )
             serve(app, given.host, given.port, ws_max_size=LONGEST_MESSAGE_BYTES)
     except UserError as error:
         sys.exit(f"paw: {error}")

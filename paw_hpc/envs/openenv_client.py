@@ -27,15 +27,21 @@ LONGEST_MESSAGE_BYTES = 1 << 20
 class TextAction(Action):
     """What an agent does."""
 
-    action: str = Field(max_length=LONGEST_ACTION, description="In the environment's own words, or a model's response.")
-    response: bool = Field(default=False, description="It is a model's response to `messages`, to be read by the server's rules.")
+    action: str = Field(
+        max_length=LONGEST_ACTION, description="In the environment's own words, or a model's response."
+    )
+    response: bool = Field(
+        default=False, description="It is a model's response to `messages`, to be read by the server's rules."
+    )
 
 
 class TextObservation(Observation):
     """What an environment says, and what else there is to know of the episode."""
 
     observation: str
-    admissible: list[str] = Field(description="Actions that can be taken now; empty where the benchmark lists none.")
+    admissible: list[str] = Field(
+        description="Actions that can be taken now; empty where the benchmark lists none."
+    )
     success: bool
     score: float
     steps: int
@@ -45,14 +51,21 @@ class TextObservation(Observation):
     repeat: int
     seed: int = Field(description="Of this episode; only told.")
     episode_return: float = Field(description="Undiscounted, without penalties.")
-    state_key: str | None = Field(default=None, description="Equal in equal states; where `reset` asked for prompts.")
-    messages: list[dict[str, str]] | None = Field(default=None, description="The prompt for this step; where `reset` asked for prompts.")
+    state_key: str | None = Field(
+        default=None, description="Equal in equal states; where `reset` asked for prompts."
+    )
+    messages: list[dict[str, str]] | None = Field(
+        default=None, description="The prompt for this step; where `reset` asked for prompts."
+    )
 
     def outcome(self) -> Outcome:
-        """How the episode went, as a line of a file of outcomes (`write_outcomes`); one that was left before its end has failed."""
+        """How the episode went, as a line of a file of outcomes (`write_outcomes`); one that was left before
+        its end has failed."""
         score = self.score if self.done else 0.0
         so_far = self.steps, self.invalid, self.episode_return
-        return Outcome(self.task_id, self.task_type, self.repeat, self.seed, self.success and self.done, score, *so_far)
+        return Outcome(
+            self.task_id, self.task_type, self.repeat, self.seed, self.success and self.done, score, *so_far
+        )
 
 
 class TextClient(EnvClient[TextAction, TextObservation, State]):
@@ -87,14 +100,17 @@ class TextClient(EnvClient[TextAction, TextObservation, State]):
         return self
 
     async def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(ConnectionClosed):  # why the server has closed it (it is full, say) is what is received next
+        # why the server has closed it (it is full, say) is what is received next
+        with contextlib.suppress(ConnectionClosed):
             await super()._send(message)
 
     def _step_payload(self, action: TextAction) -> dict[str, Any]:
         return {"action": action.action, "response": action.response}
 
     def _parse_result(self, payload: dict[str, Any]) -> StepResult[TextObservation]:
-        observation = TextObservation(**payload["observation"], reward=payload["reward"], done=payload["done"])
+        observation = TextObservation(
+            **payload["observation"], reward=payload["reward"], done=payload["done"]
+        )
         return StepResult(observation=observation, reward=payload["reward"], done=payload["done"])
 
     def _parse_state(self, payload: dict[str, Any]) -> State:

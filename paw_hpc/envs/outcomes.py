@@ -1,12 +1,14 @@
-"""How episodes ended, as a file that `paw report` judges, whoever played them: JSON lines, one of the whole, then one for each episode.
+"""How episodes ended, as a file that `paw report` judges, whoever played them: JSON lines, one of the whole,
+then one for each episode.
 
-    {"format": "paw-outcomes-1", "player": "trl", "benchmark": "alfworld", "panel": "valid_seen", "panel_checksum": "f04d...", "tasks": 140,
-     "seed": 0, "update": 100, "temperature": 0.4, "rules": "50 steps", "environment_failures": 0}
-    {"task_id": "valid_seen/...", "task_type": "pick_and_place_simple", "repeat": 0, "seed": 123, "success": true, "score": 1.0, "steps": 9,
-     "invalid": 0, "return": 10.0}
+    {"format": "paw-outcomes-1", "player": "trl", "benchmark": "alfworld", "panel": "valid_seen",
+     "panel_checksum": "f04d...", "tasks": 140, "seed": 0, "update": 100, "temperature": 0.4, "rules": "50
+     steps", "environment_failures": 0}
+    {"task_id": "valid_seen/...", "task_type": "pick_and_place_simple", "repeat": 0, "seed": 123, "success":
+     true, "score": 1.0, "steps": 9, "invalid": 0, "return": 10.0}
 
-(Each is one line.) The lines of episodes are those of an evaluation's LABEL.jsonl in a run directory. One file holds one policy on one panel; several
-seeds of one training are several files of one `player`.
+(Each is one line.) The lines of episodes are those of an evaluation's LABEL.jsonl in a run directory. One
+file holds one policy on one panel; several seeds of one training are several files of one `player`.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class Outcomes:
     """Updates that the policy has had; 0: not trained."""
     temperature: float
     rules: str
-    """How episodes were played beyond panel and temperature, in words: outcomes are compared only where it is the same."""
+    """How episodes were played beyond panel and temperature, in words: outcomes are compared only where it is
+    the same."""
     environment_failures: int
     """Episodes that the environment broke; they are in no rate, and no line tells of them."""
     episodes: tuple[Outcome, ...] = ()
@@ -93,8 +96,8 @@ def write_outcomes(
         others: see `Outcomes`.
 
     Raises:
-        DataError: what is no panel's outcomes: none, a task twice with one `repeat`, a task that is not of the panel or was left out, a number out of
-            bounds.
+        DataError: what is no panel's outcomes: none, a task twice with one `repeat`, a task that is not of
+            the panel or was left out, a number out of bounds.
         StorageError: full disk.
     """
     path = Path(path)
@@ -113,7 +116,10 @@ def write_outcomes(
     )
     known = {task.task_id for task in panel.tasks}
     if strange := next((e.task_id for e in whole.episodes if e.task_id not in known), None):
-        raise DataError(f"{path}: {strange} is no task of panel {panel.name}; write each panel's outcomes into a file of its own")
+        raise DataError(
+            f"{path}: {strange} is no task of panel {panel.name}; write each panel's outcomes into a file "
+            "of its own"
+        )
     _check(path, whole)
     about = {"format": FORMAT} | asdict(replace(whole, episodes=()))
     del about["episodes"]
@@ -133,10 +139,14 @@ def read_outcomes(path: str | Path) -> Outcomes:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that write_outcomes wrote") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a file that write_outcomes wrote"
+        ) from None
     about = _read(path, 1, lines[0] if lines else b"")
     if about.get("format") != FORMAT:
-        raise DataError(f"{path}: line 1: no file of outcomes: it begins with an object whose format is '{FORMAT}'")
+        raise DataError(
+            f"{path}: line 1: no file of outcomes: it begins with an object whose format is '{FORMAT}'"
+        )
     episodes = [_read(path, number, line) for number, line in enumerate(lines[1:], 2)]
     for number, row in enumerate(episodes, 2):
         row["episode_return"] = row.pop("return", None)
@@ -173,14 +183,21 @@ def _as(path: Path, number: int, kind: type[Any], row: Any) -> Any:
 
 def _check(path: Path, whole: Outcomes) -> None:
     """Raises DataError for what no panel's outcomes can be."""
-    if empty := next((name for name in ("player", "benchmark", "panel") if not getattr(whole, name).strip()), None):
+    if empty := next(
+        (name for name in ("player", "benchmark", "panel") if not getattr(whole, name).strip()), None
+    ):
         raise DataError(f"{path}: line 1: {empty} is empty; say its name")
     if not re.fullmatch(NAME, whole.player):  # it becomes the name of an arm, as a recipe's
         raise DataError(
-            f"{path}: line 1: player is {whole.player[:80]!a}; a name has letters, digits and . _ + -, and begins with one of the first two"
+            f"{path}: line 1: player is {whole.player[:80]!a}; a name has letters, digits and . _ + -, and "
+            "begins with one of the first two"
         )
-    bounds = {name: getattr(whole, name) for name in ("update", "temperature", "environment_failures", "tasks")}
-    if wrong := next((name for name, value in bounds.items() if not (math.isfinite(value) and value >= 0)), None):
+    bounds = {
+        name: getattr(whole, name) for name in ("update", "temperature", "environment_failures", "tasks")
+    }
+    if wrong := next(
+        (name for name, value in bounds.items() if not (math.isfinite(value) and value >= 0)), None
+    ):
         raise DataError(f"{path}: line 1: {wrong} is {bounds[wrong]}, and cannot be")
     if not whole.episodes:
         raise DataError(f"{path}: no episode in it; one line for each follows the first")
@@ -191,14 +208,22 @@ def _check(path: Path, whole: Outcomes) -> None:
             raise DataError(f"{path}: line {number}: {episode.task_id}: {fault}")
         place = episode.task_id, episode.repeat
         if place in first:
-            raise DataError(f"{path}: line {number}: {episode.task_id}, repeat {episode.repeat}: line {first[place]} has it; count repeats from 0")
+            raise DataError(
+                f"{path}: line {number}: {episode.task_id}, repeat {episode.repeat}: line {first[place]} "
+                "has it; count repeats from 0"
+            )
         first[place] = number
         if types.setdefault(episode.task_id, episode.task_type) != episode.task_type:
-            raise DataError(f"{path}: line {number}: {episode.task_id} is of type {episode.task_type}, and was {types[episode.task_id]}")
+            raise DataError(
+                f"{path}: line {number}: {episode.task_id} is of type {episode.task_type}, and was "
+                f"{types[episode.task_id]}"
+            )
     if not len(types) <= whole.tasks <= len(types) + whole.environment_failures:
         raise DataError(
-            f"{path}: episodes of {len(types)} tasks (and {whole.environment_failures} that the environment broke), where the panel has "
-            f"{whole.tasks}: a rate on a panel is over all of them; play the others, or a part by its name, such as PANEL:40@0"
+            f"{path}: episodes of {len(types)} tasks (and {whole.environment_failures} that the "
+            "environment broke), where the panel has "
+            f"{whole.tasks}: a rate on a panel is over all of them; play the others, or a part by its "
+            "name, such as PANEL:40@0"
         )
 
 

@@ -32,18 +32,29 @@ DEATHS_PER_WORKER = 3
 
 
 class EnvironmentPool:
-    """Plays games in worker processes (see `paw_hpc.envs.worker`). Used from one event loop, from the first `open` to `close`.
+    """Plays games in worker processes (see `paw_hpc.envs.worker`). Used from one event loop, from the first
+    `open` to `close`.
 
     Args:
         factory: "module:callable" that builds an engine from a game in the worker.
         load: Task -> the game, as JSON-able data.
-        workers: processes that load games; at most this many resets run at once. Episodes run in forks of their own.
+        workers: processes that load games; at most this many resets run at once. Episodes run in forks of
+            their own.
         timeout_s: longest wait for one reset or step before the environment counts as failed.
         max_steps: an episode is done after this many steps.
         success_reward: reward of the step that wins, where an engine only says whether it is won.
     """
 
-    def __init__(self, factory: str, load: Callable[[Task], Any], *, workers: int, timeout_s: float, max_steps: int, success_reward: float):
+    def __init__(
+        self,
+        factory: str,
+        load: Callable[[Task], Any],
+        *,
+        workers: int,
+        timeout_s: float,
+        max_steps: int,
+        success_reward: float,
+    ):
         self._factory, self._load = factory, load
         self._workers, self._timeout_s = workers, timeout_s
         self.max_steps, self.success_reward = max_steps, success_reward
@@ -70,8 +81,11 @@ class EnvironmentPool:
         self._opened += 1
         arrivals = {(token, m): asyncio.get_running_loop().create_future() for m in range(members)}
         self._arrivals.update(arrivals)
-        # An order goes on when its `open` is cancelled: the worker is in the middle of it, and is free again only when it has answered.
-        order = asyncio.create_task(self._order({"token": token, "game": game, "members": members, "timeout_s": self._timeout_s}))
+        # An order goes on when its `open` is cancelled: the worker is in the middle of it, and is free again
+        # only when it has answered.
+        order = asyncio.create_task(
+            self._order({"token": token, "game": game, "members": members, "timeout_s": self._timeout_s})
+        )
         self._orders.add(order)
         order.add_done_callback(self._orders.discard)
         try:
@@ -82,7 +96,9 @@ class EnvironmentPool:
                 if not future.cancel() and not future.cancelled():
                     future.result().close()
             if isinstance(error, EnvironmentFailure | TimeoutError):
-                raise EnvironmentFailure(f"{task.task_id}: {str(error) or f'no answer in {self._timeout_s:g} s'}") from None
+                raise EnvironmentFailure(
+                    f"{task.task_id}: {str(error) or f'no answer in {self._timeout_s:g} s'}"
+                ) from None
             raise
         finally:
             for key in arrivals:
@@ -120,10 +136,15 @@ class EnvironmentPool:
     def _spawn(self) -> None:
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "paw_hpc.envs.worker", self._path, self._factory]
-        self._processes.append(subprocess.Popen(command, env={**os.environ, **one_thread}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        self._processes.append(
+            subprocess.Popen(
+                command, env={**os.environ, **one_thread}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        )
 
     async def _order(self, order: dict[str, Any]) -> None:
-        """Have a game loaded by whichever worker is free next. A worker that died or hung over it is not put back."""
+        """Have a game loaded by whichever worker is free next. A worker that died or hung over it is not put
+        back."""
         worker = await self._free_worker()
         if (order["token"], 0) not in self._arrivals:  # given up while it waited for a worker
             self._idle.put_nowait(worker)
@@ -150,7 +171,9 @@ class EnvironmentPool:
         dead, self._processes = len(self._processes) - len(alive), alive
         self._deaths += dead
         if self._deaths > DEATHS_PER_WORKER * self._workers:
-            raise EnvironmentFailure(f"{self._deaths} environment workers have died without loading a game; see their errors above")
+            raise EnvironmentFailure(
+                f"{self._deaths} environment workers have died without loading a game; see their errors above"
+            )
         for _ in range(dead):
             self._spawn()
 
@@ -188,7 +211,9 @@ class PoolSession:
         try:
             reply = await self._peer.ask({"action": action}, self._pool._timeout_s)
         except EnvironmentFailure as error:
-            raise EnvironmentFailure(f"{self._task.task_id}, step {self.steps + 1}, action {action!r}: {error}") from None
+            raise EnvironmentFailure(
+                f"{self._task.task_id}, step {self.steps + 1}, action {action!r}: {error}"
+            ) from None
         self.steps += 1
         return self._state(reply)
 
@@ -231,7 +256,8 @@ class _Peer:
         return await self.receive(timeout_s)
 
     async def receive(self, timeout_s: float) -> dict[str, Any]:
-        """Raises EnvironmentFailure, and ends the peer, when it is silent for too long, dead, or talks nonsense."""
+        """Raises EnvironmentFailure, and ends the peer, when it is silent for too long, dead, or talks
+        nonsense."""
         try:
             text = await asyncio.wait_for(self._reader.readline(), timeout_s)
         except TimeoutError:

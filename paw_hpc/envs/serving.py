@@ -1,8 +1,9 @@
 """An application behind a port, for clients of which some say nothing.
 
-uvicorn waits without an end for the rest of a request, and anybody who reaches the port may begin one: whoever opens connections and says no more
-would take all the descriptors that the server's own sessions need. So a connection whose request is not whole in time is broken off, and where very
-many wait, the one that has waited longest. How long a body may be, it does not ask either.
+uvicorn waits without an end for the rest of a request, and anybody who reaches the port may begin one:
+whoever opens connections and says no more would take all the descriptors that the server's own sessions need.
+So a connection whose request is not whole in time is broken off, and where very many wait, the one that has
+waited longest. How long a body may be, it does not ask either.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class WholeBody:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        announced = [value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()]
+        announced = [
+            value for name, value in scope["headers"] if name == b"content-length" and value.isdigit()
+        ]
         body, more = bytearray(), True
         too_long = any(int(value) > self._longest for value in announced)
         while more and not too_long:
@@ -49,7 +52,11 @@ class WholeBody:
             more, too_long = message.get("more_body", False), len(body) > self._longest
         if too_long:
             said = b'{"detail": "the body is too long"}'
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(said)).encode()), (b"connection", b"close")]
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(said)).encode()),
+                (b"connection", b"close"),
+            ]
             await send({"type": "http.response.start", "status": 413, "headers": headers})
             return await send({"type": "http.response.body", "body": said})
         whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -95,7 +102,9 @@ def impatient(patience_s: float = PATIENCE_S, most: int = MOST_WAITED_FOR) -> ty
 
         def _look(self) -> None:
             upgraded = self not in self.connections  # to a websocket, which has rules of its own
-            if upgraded or (self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete):
+            if upgraded or (
+                self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+            ):
                 self._no_longer()
 
         def _break_off(self) -> None:

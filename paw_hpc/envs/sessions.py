@@ -1,13 +1,15 @@
-"""The environments of a benchmark for any trainer, as coroutines: open tasks, step, read what there is to know of an episode, close.
+"""The environments of a benchmark for any trainer, as coroutines: open tasks, step, read what there is to
+know of an episode, close.
 
     async with AsyncEnvironments("webshop", max_steps=15) as environments:
         episode = await environments.open(environments.panel("test").tasks[0])
         while not episode.done:
             await episode.step(choose(episode.state))
 
-A thin layer over `paw_hpc.envs.base.Benchmark`, whose sessions do the work: what they say is handed on unchanged. `paw_hpc.envs.blocking` has the
-same for callers without an event loop. Rules (steps, prompts, which data) are the keys of a recipe's `env` section; an episode is seeded as
-`paw eval` seeds it, so what is played here and what is evaluated there can be compared episode by episode.
+A thin layer over `paw_hpc.envs.base.Benchmark`, whose sessions do the work: what they say is handed on
+unchanged. `paw_hpc.envs.blocking` has the same for callers without an event loop. Rules (steps, prompts,
+which data) are the keys of a recipe's `env` section; an episode is seeded as `paw eval` seeds it, so what is
+played here and what is evaluated there can be compared episode by episode.
 """
 
 from __future__ import annotations
@@ -28,22 +30,33 @@ Admits = Callable[[str, EnvironmentState], bool]
 
 
 class AsyncEnvironments:
-    """The environments of one benchmark. Used from one event loop; an asynchronous context manager, which ends every process that it started.
+    """The environments of one benchmark. Used from one event loop; an asynchronous context manager, which
+    ends every process that it started.
 
     Constructing it is cheap and reads no data.
 
     Args:
         benchmark: alfworld, webshop, search, or one that a plugin brings.
-        protocol: `reference` or `ours`: begin with this protocol's rules (`paw recipes show BENCHMARK/PROTOCOL`); none: with every key's default.
+        protocol: `reference` or `ours`: begin with this protocol's rules (`paw recipes show
+            BENCHMARK/PROTOCOL`); none: with every key's default.
         seed: of all episodes, as a recipe's `seed`.
         plugins: files or modules that bring benchmarks, as in a recipe.
-        keys: of a recipe's `env` section (`paw recipes keys env`), over the protocol's: `max_steps=15`, `webshop={"catalogue": "small"}`.
+        keys: of a recipe's `env` section (`paw recipes keys env`), over the protocol's: `max_steps=15`,
+            `webshop={"catalogue": "small"}`.
 
     Raises:
         RecipeError: an unknown benchmark, protocol or key, or a value that does not fit; says which would.
     """
 
-    def __init__(self, benchmark: str, *, protocol: str | None = None, seed: int = 0, plugins: Sequence[str] = (), **keys: Any):
+    def __init__(
+        self,
+        benchmark: str,
+        *,
+        protocol: str | None = None,
+        seed: int = 0,
+        plugins: Sequence[str] = (),
+        **keys: Any,
+    ):
         for plugin in plugins:
             load_plugin(plugin)
         self.env, self.seed = rules_of(benchmark, protocol, keys), seed
@@ -64,14 +77,16 @@ class AsyncEnvironments:
         return self.benchmark.source
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """All tasks of a split, in an order that no machine changes. Raises DataError: unknown, or no data."""
+        """All tasks of a split, in an order that no machine changes. Raises DataError: unknown, or no
+        data."""
         return self.benchmark.tasks(split)
 
     def panel(self, name: str | None = None) -> Panel:
         """The fixed list of tasks that policies are judged on, with its checksum.
 
         Args:
-            name: as in `paw eval --panel`: `valid_seen`, or `valid_seen:40@0` for a seeded part; none: the benchmark's first.
+            name: as in `paw eval --panel`: `valid_seen`, or `valid_seen:40@0` for a seeded part; none: the
+                benchmark's first.
 
         Raises:
             DataError: no such panel, or no data for it.
@@ -91,9 +106,13 @@ class AsyncEnvironments:
         return episode
 
     async def open_group(self, task: Task, members: int, *, first: int = 0) -> list[AsyncEpisode]:
-        """Episodes `first`, `first + 1`, ... of a task, reset; they share the work of resetting. Raises EnvironmentFailure."""
+        """Episodes `first`, `first + 1`, ... of a task, reset; they share the work of resetting. Raises
+        EnvironmentFailure."""
         if members < 1 or first < 0:
-            raise UserError(f"{members} episodes from number {first} on: at least one is opened, and they are counted from 0")
+            raise UserError(
+                f"{members} episodes from number {first} on: at least one is opened, and they are counted "
+                "from 0"
+            )
         episodes = [AsyncEpisode(self, task, first + member) for member in range(members)]
         sessions = await self._sessions(task, first, members)
         try:
@@ -106,12 +125,15 @@ class AsyncEnvironments:
         return episodes
 
     async def open_batch(self, tasks: Sequence[Task], *, members: int = 1) -> AsyncBatch:
-        """Episodes of several tasks, `members` of each, to be stepped together; in the order of the tasks, those of one task side by side.
+        """Episodes of several tasks, `members` of each, to be stepped together; in the order of the tasks,
+        those of one task side by side.
 
         Raises:
             EnvironmentFailure: one of them could not be started; none is left open.
         """
-        opened = await asyncio.gather(*(self.open_group(task, members) for task in tasks), return_exceptions=True)
+        opened = await asyncio.gather(
+            *(self.open_group(task, members) for task in tasks), return_exceptions=True
+        )
         batch = AsyncBatch([episode for group in opened if isinstance(group, list) for episode in group])
         for failure in opened:
             if isinstance(failure, BaseException):
@@ -126,7 +148,8 @@ class AsyncEnvironments:
         await self.benchmark.close()
 
     async def _sessions(self, task: Task, first: int, members: int) -> Sequence[Session]:
-        # A benchmark counts the members of a group from 0: for a later one those before it are opened, and closed at once.
+        # A benchmark counts the members of a group from 0: for a later one those before it are opened, and
+        # closed at once.
         sessions = await self.benchmark.open(task, first + members)
         for session in sessions[:first]:
             await session.close()
@@ -145,8 +168,8 @@ class AsyncEpisode(EpisodeRecord):
         return self.state
 
     async def step(self, action: str) -> EnvironmentState:
-        """Take an action, in the environment's own words: one of `admissible` where it lists them. What it does not know changes nothing and costs a
-        step.
+        """Take an action, in the environment's own words: one of `admissible` where it lists them. What it
+        does not know changes nothing and costs a step.
 
         Raises:
             EnvironmentFailure: the environment died, hung or talked nonsense; the episode is over (`failed`).
@@ -155,7 +178,8 @@ class AsyncEpisode(EpisodeRecord):
         return await self._step(action, self._judge(action))
 
     async def respond(self, response: str, *, opened: bool = False) -> EnvironmentState:
-        """Take the action that a model's response to `messages` says, read and judged by the rules (`validity`); else as `step`.
+        """Take the action that a model's response to `messages` says, read and judged by the rules
+        (`validity`); else as `step`.
 
         Args:
             opened: the prompt ended inside of the thought: the model's chat template writes `<think>`.
@@ -182,7 +206,8 @@ class AsyncEpisode(EpisodeRecord):
         try:
             state = await session.step(action)
         except BaseException:
-            # Also where the wait for it was cancelled: its answer is still on the way, and would be taken for that to the next action.
+            # Also where the wait for it was cancelled: its answer is still on the way, and would be taken for
+            # that to the next action.
             self.failed = True
             await self.close()
             raise
@@ -193,12 +218,17 @@ class AsyncEpisode(EpisodeRecord):
 
     def _judge(self, action: str) -> bool:
         if not isinstance(action, str):
-            raise UserError(f"{self.task.task_id}: an action is a string, and this is a {type(action).__name__}")
+            raise UserError(
+                f"{self.task.task_id}: an action is a string, and this is a {type(action).__name__}"
+            )
         return self.admits(action)
 
     def _live(self) -> Session:
         if self.done or self._session is None:
-            raise UserError(f"{self.task.task_id}: this episode is {'over' if self.done else 'closed'}; reset it, or open another")
+            raise UserError(
+                f"{self.task.task_id}: this episode is {'over' if self.done else 'closed'}; reset it, or "
+                "open another"
+            )
         return self._session
 
     def _count(self, action: str, valid: bool, state: EnvironmentState) -> None:
@@ -210,7 +240,8 @@ class AsyncEpisode(EpisodeRecord):
 
 
 class AsyncBatch:
-    """Episodes that are stepped together. `AsyncEnvironments.open_batch` makes it, or any list of episodes."""
+    """Episodes that are stepped together. `AsyncEnvironments.open_batch` makes it, or any list of
+    episodes."""
 
     def __init__(self, episodes: Sequence[AsyncEpisode]):
         self.episodes = list(episodes)
@@ -227,7 +258,8 @@ class AsyncBatch:
     async def step(self, actions: Sequence[str | None]) -> list[EnvironmentState | None]:
         """One action for each episode, in their order; None for one that is over or that shall wait.
 
-        Returns what each environment said; None where nothing was done, and where the environment failed (`failed` says which).
+        Returns what each environment said; None where nothing was done, and where the environment failed
+        (`failed` says which).
 
         Raises:
             UserError: another number of actions than of episodes, or one for an episode that is over.
@@ -242,10 +274,17 @@ class AsyncBatch:
         for episode in self.episodes:
             await episode.close()
 
-    async def _all(self, said: Sequence[str | None], act: Callable[[AsyncEpisode, str], Any]) -> list[EnvironmentState | None]:
+    async def _all(
+        self, said: Sequence[str | None], act: Callable[[AsyncEpisode, str], Any]
+    ) -> list[EnvironmentState | None]:
         if len(said) != len(self.episodes):
-            raise UserError(f"{len(said)} actions for {len(self.episodes)} episodes; give one for each, and None where an episode is over")
-        over = [e.task.task_id for e, one in zip(self.episodes, said, strict=True) if one is not None and e.done]
+            raise UserError(
+                f"{len(said)} actions for {len(self.episodes)} episodes; give one for each, and None where "
+                "an episode is over"
+            )
+        over = [
+            e.task.task_id for e, one in zip(self.episodes, said, strict=True) if one is not None and e.done
+        ]
         if over:
             raise UserError(f"{over[0]}: an action for an episode that is over; give None for it")
 
@@ -255,7 +294,11 @@ class AsyncBatch:
             except EnvironmentFailure:
                 return None
 
-        return list(await asyncio.gather(*(one(episode, what) for episode, what in zip(self.episodes, said, strict=True))))
+        return list(
+            await asyncio.gather(
+                *(one(episode, what) for episode, what in zip(self.episodes, said, strict=True))
+            )
+        )
 
 
 def _listed(action: str, state: EnvironmentState) -> bool:

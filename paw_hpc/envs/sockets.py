@@ -21,7 +21,8 @@ _GONE = ContextVar[asyncio.Event]("gone")
 
 
 async def unless_gone(work: Coroutine[Any, Any, T]) -> T:
-    """Raises UserError when the client of this session goes before the work is done: hundreds that are killed would leave hundreds of resets."""
+    """Raises UserError when the client of this session goes before the work is done: hundreds that are killed
+    would leave hundreds of resets."""
     if (gone := _GONE.get(None)) is None:
         return await work
     doing, waiting = asyncio.ensure_future(work), asyncio.ensure_future(gone.wait())
@@ -29,7 +30,8 @@ async def unless_gone(work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait((doing, waiting), return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
-        doing.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks how it ended
+        # nobody else asks how it ended
+        doing.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise UserError("the client has gone")
     finally:
         doing.cancel()
@@ -37,9 +39,10 @@ async def unless_gone(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Guard:
-    """What OpenEnv's application leaves to its surroundings, around it. It goes on talking to a websocket whose client has gone, and working for it;
-    one that says nothing it leaves open when it has ended the session; and requests without a session (POST /reset, /step) start an episode each,
-    which no limit of sessions counts."""
+    """What OpenEnv's application leaves to its surroundings, around it. It goes on talking to a websocket
+    whose client has gone, and working for it; one that says nothing it leaves open when it has ended the
+    session; and requests without a session (POST /reset, /step) start an episode each, which no limit of
+    sessions counts."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], idle_s: float | None):
         self._app, self._idle_s, self._without_session = app, idle_s, asyncio.Semaphore(WITHOUT_SESSION)
@@ -47,7 +50,11 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             return await self._session(scope, receive, send)
-        async with self._without_session if scope["type"] == "http" and scope["method"] == "POST" else contextlib.nullcontext():
+        async with (
+            self._without_session
+            if scope["type"] == "http" and scope["method"] == "POST"
+            else contextlib.nullcontext()
+        ):
             await self._app(scope, receive, send)
 
     async def _session(self, scope: Any, receive: Any, send: Any) -> None:

@@ -1,10 +1,12 @@
 """The wording of prompts as data: Jinja2 files, read once, checked when they are read.
 
-A template is a file of the package (`envs/prompts/BENCHMARK/NAME.j2`, with NAME `default` or `reference`) or of the user. It runs in a sandbox,
-sees the variables of its benchmark (docs/prompts.md) and nothing else, and writes them as they are: what an environment said is a value and is never
-read as a template. Its text is a function of its variables, so the random parts of Jinja are taken out.
+A template is a file of the package (`envs/prompts/BENCHMARK/NAME.j2`, with NAME `default` or `reference`) or
+of the user. It runs in a sandbox, sees the variables of its benchmark (docs/prompts.md) and nothing else, and
+writes them as they are: what an environment said is a value and is never read as a template. Its text is a
+function of its variables, so the random parts of Jinja are taken out.
 
-Blank lines of the file are lines of the prompt, lines that hold only a `{% %}` or `{# #}` are not, and the last line break is dropped.
+Blank lines of the file are lines of the prompt, lines that hold only a `{% %}` or `{# #}` are not, and the
+last line break is dropped.
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ from paw_hpc.system.text import well_formed
 SHIPPED = ("default", "reference")
 KEY = "env.prompt_template"
 _FOLDER = Path(__file__).resolve().parent / "prompts"
-_TURNS = [{"step": 1, "observation": "seen first", "action": "did this"}, {"step": 2, "observation": "", "action": ""}]
+_TURNS = [
+    {"step": 1, "observation": "seen first", "action": "did this"},
+    {"step": 2, "observation": "", "action": ""},
+]
 _TRIALS: tuple[dict[str, Any], ...] = (
     {"step": 1, "steps_taken": 0, "history": [], "actions": [], "options_left_out": False},
     {"step": 3, "steps_taken": 2, "history": _TURNS, "actions": ["look", "help"], "options_left_out": True},
     {"step": 3, "steps_taken": 2, "history": [], "actions": ["look"], "options_left_out": False},
 )
-"""What every template is tried with when it is read: a first step, a later one, and one whose history did not fit."""
+"""What every template is tried with when it is read: a first step, a later one, and one whose history did not
+fit."""
 
 
 def variables_of(benchmark: str) -> tuple[str, ...]:
@@ -45,7 +51,8 @@ class PromptTemplate:
         file: for messages; `source` is its text.
 
     Raises:
-        RecipeError: not a template, an unknown variable, or an error in the trial; names the file, the line and the variable.
+        RecipeError: not a template, an unknown variable, or an error in the trial; names the file, the line
+            and the variable.
     """
 
     def __init__(self, source: str, file: str, benchmark: str):
@@ -57,11 +64,25 @@ class PromptTemplate:
             code = environment.compile(tree, filename=file)
         except TemplateSyntaxError as error:
             raise RecipeError(f"{KEY}: {file}, line {error.lineno}: {error.message}") from None
-        except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:  # nested deeply, or no program of Python's
-            raise RecipeError(f"{KEY}: {file}: cannot be compiled ({type(error).__name__}: {str(error)[:100]}); simplify it") from None
+        except (
+            RecursionError,
+            MemoryError,
+            SyntaxError,
+            ValueError,
+            OverflowError,
+        ) as error:  # nested deeply, or no program of Python's
+            raise RecipeError(
+                f"{KEY}: {file}: cannot be compiled ({type(error).__name__}: {str(error)[:100]}); simplify it"
+            ) from None
         self._template = Template.from_code(environment, code, environment.make_globals(None))
         for trial in _TRIALS:
-            given = {"task": "find it", "max_steps": 50, "observation": "seen now", "opening": "seen at first", **trial}
+            given = {
+                "task": "find it",
+                "max_steps": 50,
+                "observation": "seen now",
+                "opening": "seen at first",
+                **trial,
+            }
             if not self.render(**{name: given[name] for name in self._known}).strip():
                 raise RecipeError(f"{KEY}: {file}: nothing is written at step {given['step']}")
 
@@ -81,7 +102,10 @@ class PromptTemplate:
         for node in tree.find_all(nodes.Name):
             if node.name in unknown and node.ctx == "load":
                 known = ", ".join(self._known)
-                raise RecipeError(f"{KEY}: {self.file}, line {node.lineno}: unknown variable '{node.name}'; there are {known}")
+                raise RecipeError(
+                    f"{KEY}: {self.file}, line {node.lineno}: unknown variable '{node.name}'; there are "
+                    f"{known}"
+                )
 
 
 @functools.lru_cache(maxsize=32)
@@ -108,19 +132,24 @@ def _read(path: Path, benchmark: str) -> PromptTemplate:
         raise RecipeError(f"{KEY}: {path}: not a text in UTF-8") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise RecipeError(f"{KEY}: {path}: {reason}; give {', '.join(SHIPPED)} or a template's file") from None
+        raise RecipeError(
+            f"{KEY}: {path}: {reason}; give {', '.join(SHIPPED)} or a template's file"
+        ) from None
     return PromptTemplate(source, str(path), benchmark)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True)
+    made = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )
     del made.globals["lipsum"], made.filters["random"]
     made.filters["quoted"] = lambda text: f"'{text}'"
     return made
 
 
 def _line(error: Exception, file: str) -> int | str:
-    """The template's line at which it was raised: Jinja makes tracebacks speak of the template's own lines."""
+    """The template's line at which it was raised: Jinja makes tracebacks speak of the template's own
+    lines."""
     if isinstance(error, TemplateSyntaxError):
         return error.lineno
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

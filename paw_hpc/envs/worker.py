@@ -1,14 +1,17 @@
-"""A worker process that plays text games for a trainer: `python -m paw_hpc.envs.worker SOCKET MODULE:FACTORY`.
+"""A worker process that plays text games for a trainer: `python -m paw_hpc.envs.worker SOCKET
+MODULE:FACTORY`.
 
-The worker never holds a game for long. For each group it forks a *game process*, which loads and resets the game once; that process forks one
-*episode process* per member, or is that itself where there is one. So all members share the reset work (copy on write) and nobody's memory grows: a
-process ends with its episode. Each episode process talks to the trainer over its own Unix socket, one JSON object per line, and ends when that
-socket closes. A game process and its episodes are one process group, which the worker kills when the game does not load in time and when the trainer
-has gone: so not even a hung game outlives the trainer.
+The worker never holds a game for long. For each group it forks a *game process*, which loads and resets the
+game once; that process forks one *episode process* per member, or is that itself where there is one. So all
+members share the reset work (copy on write) and nobody's memory grows: a process ends with its episode. Each
+episode process talks to the trainer over its own Unix socket, one JSON object per line, and ends when that
+socket closes. A game process and its episodes are one process group, which the worker kills when the game
+does not load in time and when the trainer has gone: so not even a hung game outlives the trainer.
 
-`FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible commands, won), or an
-`EnvironmentState` with a reward of its own. Two methods are called where it has them: `warm()` once in the worker, for what every
-later fork should inherit, and `share()` before several episodes are forked, for work of the first step that a reset puts off.
+`FACTORY(game)` builds an engine with `reset()` and `step(command)`, both returning (observation, admissible
+commands, won), or an `EnvironmentState` with a reward of its own. Two methods are called where it has them:
+`warm()` once in the worker, for what every later fork should inherit, and `share()` before several episodes
+are forked, for work of the first step that a reset puts off.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ class Line:
 
 
 def main(path: str, factory_name: str) -> None:
-    # When to stop is the trainer's business, and a signal may reach every process of a job: it closes the sockets when it has saved its work.
+    # When to stop is the trainer's business, and a signal may reach every process of a job: it closes the
+    # sockets when it has saved its work.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     module, _, attribute = factory_name.partition(":")
@@ -81,7 +85,8 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
             control.send(reply)
             _reap(games)
             if not warm and "ready" in reply:
-                # Parse caches filled here are inherited by every later fork. Only a game that has just loaded elsewhere is let into this process.
+                # Parse caches filled here are inherited by every later fork. Only a game that has just loaded
+                # elsewhere is let into this process.
                 engine = factory(order["game"])
                 engine.reset()
                 if hasattr(engine, "warm"):
@@ -93,20 +98,25 @@ def _serve(path: str, factory: Factory, control: Line) -> None:
     finally:
         for game in games:
             signal_group(game, signal.SIGKILL)
-        with contextlib.suppress(OSError):  # a trainer that was killed leaves its socket, and the folder that it made for it
+        # a trainer that was killed leaves its socket, and the folder that it made for it
+        with contextlib.suppress(OSError):
             os.unlink(path)
             os.rmdir(os.path.dirname(path))
 
 
 def _next_order(control: Line, games: set[int]) -> dict[str, Any] | None:
-    """Games that end meanwhile are collected, so that none stays behind as a zombie when nobody opens another."""
+    """Games that end meanwhile are collected, so that none stays behind as a zombie when nobody opens
+    another."""
     while games and not select.select([control.fileno()], [], [], COLLECT_S)[0]:
         _reap(games)
     return control.receive()
 
 
-def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, games: set[int]) -> dict[str, Any]:
-    """Fork the game process of one group and wait until its members are being served, it has failed, or its time is up."""
+def _open(
+    path: str, order: dict[str, Any], factory: Factory, control: Line, games: set[int]
+) -> dict[str, Any]:
+    """Fork the game process of one group and wait until its members are being served, it has failed, or its
+    time is up."""
     reader, writer = os.pipe()
     game = os.fork()
     if game == 0:
@@ -114,12 +124,14 @@ def _open(path: str, order: dict[str, Any], factory: Factory, control: Line, gam
         os.close(reader)
         control.close()
         _as_process(lambda: _game_process(path, order, factory, writer))
-    with contextlib.suppress(PermissionError, ProcessLookupError):  # whichever of the two processes comes first
+    # whichever of the two processes comes first
+    with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpgid(game, game)
     games.add(game)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        # Before it is answered the trainer has nothing to say: a readable control line means that it has gone.
+        # Before it is answered the trainer has nothing to say: a readable control line means that it has
+        # gone.
         ready, _, _ = select.select([reader, control.fileno()], [], [], order["timeout_s"])
         if reader in ready:
             text = pipe.readline()

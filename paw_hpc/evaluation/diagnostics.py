@@ -1,7 +1,9 @@
-"""What a policy knows of its environment: how well it predicts next observations, beside a copier of the previous one.
+"""What a policy knows of its environment: how well it predicts next observations, beside a copier of the
+previous one.
 
-Consecutive observations share most of their tokens, so a number alone flatters: every one here has that of the copier on the same transitions beside
-it. Only transitions with an earlier observation in their episode count (not the first step), for the policy and for the copier alike.
+Consecutive observations share most of their tokens, so a number alone flatters: every one here has that of
+the copier on the same transitions beside it. Only transitions with an earlier observation in their episode
+count (not the first step), for the policy and for the copier alike.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from paw_hpc.system import distributed
 from paw_hpc.system.seeding import generator
 
 EXACT_TRANSITIONS = 512
-"""Transitions (a seeded choice) whose next observation is generated greedily and compared with the true one."""
+"""Transitions (a seeded choice) whose next observation is generated greedily and compared with the true
+one."""
 
 
 @dataclass(slots=True)
@@ -54,11 +57,16 @@ class Seen:
     @property
     def exact(self) -> bool | None:
         """The greedy prediction is the next observation, token by token."""
-        return None if self.predicted is None else np.array_equal(self.predicted, self.transition.observation_ids)
+        return (
+            None
+            if self.predicted is None
+            else np.array_equal(self.predicted, self.transition.observation_ids)
+        )
 
 
 def observe(machinery: Machinery, groups: Sequence[Group]) -> list[Seen]:
-    """Cross-entropies of every true next observation in these groups, under the current weights. A collective."""
+    """Cross-entropies of every true next observation in these groups, under the current weights. A
+    collective."""
     seen = []
     for group in groups:
         pool = Pool.from_groups([group])
@@ -66,17 +74,22 @@ def observe(machinery: Machinery, groups: Sequence[Group]) -> list[Seen]:
             continue
         logp = machinery.policy.observation_logp(pool).cpu().numpy()
         ends = np.cumsum([len(t.observation_ids) for t in pool.transitions])
-        for number, (transition, part) in enumerate(zip(pool.transitions, np.split(logp, ends[:-1]), strict=True)):
+        for number, (transition, part) in enumerate(
+            zip(pool.transitions, np.split(logp, ends[:-1]), strict=True)
+        ):
             if not len(part):
                 continue
             episode = pool.episodes[int(pool.episode[number])]
-            previous = episode.transitions[transition.step - 1].observation_ids if transition.step > 0 else None
+            previous = (
+                episode.transitions[transition.step - 1].observation_ids if transition.step > 0 else None
+            )
             seen.append(Seen(transition, previous, part, group.task_id, group.task_type, episode.success))
     return seen
 
 
 def predictions(machinery: Machinery, source: str, seen: Sequence[Seen]) -> tuple[Prediction, ...]:
-    """One row for all transitions, one per outcome, one per task type; none where there is nothing to predict. A collective.
+    """One row for all transitions, one per outcome, one per task type; none where there is nothing to
+    predict. A collective.
 
     Args:
         source: whose play it is; `own` or `foreign`.
@@ -86,19 +99,31 @@ def predictions(machinery: Machinery, source: str, seen: Sequence[Seen]) -> tupl
         return ()
     _generate(machinery, counted)
     copier = Copier(counted)
-    splits = {"all": counted, "success": [s for s in counted if s.success], "failure": [s for s in counted if not s.success]}
-    splits |= {name: [s for s in counted if s.task_type == name] for name in sorted({s.task_type for s in counted})}
+    splits = {
+        "all": counted,
+        "success": [s for s in counted if s.success],
+        "failure": [s for s in counted if not s.success],
+    }
+    splits |= {
+        name: [s for s in counted if s.task_type == name] for name in sorted({s.task_type for s in counted})
+    }
     return tuple(_row(source, name, part, copier) for name, part in splits.items() if part)
 
 
 class Copier:
-    """Predicts that the previous observation comes again: token by token with one confidence, and otherwise by how often tokens are not copies.
+    """Predicts that the previous observation comes again: token by token with one confidence, and otherwise
+    by how often tokens are not copies.
 
-    Both are fitted to the very transitions that it is judged on, so it is a little better than any copier that would have to be fitted elsewhere.
+    Both are fitted to the very transitions that it is judged on, so it is a little better than any copier
+    that would have to be fitted elsewhere.
     """
 
     def __init__(self, seen: Sequence[Seen]) -> None:
-        self._hits = {id(s): copied_tokens(s.previous, s.transition.observation_ids) for s in seen if s.previous is not None}
+        self._hits = {
+            id(s): copied_tokens(s.previous, s.transition.observation_ids)
+            for s in seen
+            if s.previous is not None
+        }
         hits, tokens = sum(int(h.sum()) for h in self._hits.values()), sum(s.tokens for s in seen)
         self._confidence = min(max(hits / tokens, 1e-6), 1 - 1e-6)
         missed = Counter(int(t) for s in seen for t in s.transition.observation_ids[~self._hits[id(s)]])
@@ -107,7 +132,10 @@ class Copier:
     def nats(self, seen: Seen) -> float:
         """Of all tokens of the true next observation together."""
         hits = self._hits[id(seen)]
-        rest = sum(math.log(1 - self._confidence) + self._missed[int(t)] for t in seen.transition.observation_ids[~hits])
+        rest = sum(
+            math.log(1 - self._confidence) + self._missed[int(t)]
+            for t in seen.transition.observation_ids[~hits]
+        )
         return -float(hits.sum()) * math.log(self._confidence) - rest
 
 
@@ -136,12 +164,14 @@ def _same(seen: Seen) -> bool:
 
 
 def _generate(machinery: Machinery, seen: Sequence[Seen]) -> None:
-    """Sets `predicted` of up to EXACT_TRANSITIONS of them. Left out: those that could be longer than the model's context (see Machinery)."""
+    """Sets `predicted` of up to EXACT_TRANSITIONS of them. Left out: those that could be longer than the
+    model's context (see Machinery)."""
     rollout = machinery.recipe.rollout
     fitting = [s for s in seen if _length(s) <= rollout.max_prompt_tokens + rollout.max_response_tokens]
     chosen = generator(0, "exact-match").permutation(len(fitting))[:EXACT_TRANSITIONS]
     part = [fitting[int(i)] for i in sorted(chosen)]
-    found = distributed.on_main(lambda: machinery.run(_greedy(machinery.engine, part)))  # who leads has an engine, and all hear of it
+    # who leads has an engine, and all hear of it
+    found = distributed.on_main(lambda: machinery.run(_greedy(machinery.engine, part)))
     for s, predicted in zip(part, found, strict=True):
         s.predicted = predicted
 
@@ -158,7 +188,9 @@ async def _greedy(engine: Engine | None, seen: Sequence[Seen]) -> list[Ids]:
         t = s.transition
         context = np.concatenate([t.prompt_ids, t.response_ids, t.bridge_ids])
         try:
-            answer = await engine.generate(GenerationRequest(number, context, seed=0, temperature=0.0, max_tokens=s.tokens))
+            answer = await engine.generate(
+                GenerationRequest(number, context, seed=0, temperature=0.0, max_tokens=s.tokens)
+            )
         finally:
             engine.leave(number)
         return answer.ids

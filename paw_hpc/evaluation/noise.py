@@ -1,8 +1,8 @@
 """How much of a world model's training signal goes to text that nothing could predict (paper, App. A.4).
 
-On a page of search results such text is a product's id (`B` and nine capitals or digits) and brand names in capitals. The size of the gradient on the
-logit of the target token is 1 - p under cross-entropy and p (1 - p) under MAE: where p is near 0, as on an id, cross-entropy pushes hardest and MAE
-hardly at all.
+On a page of search results such text is a product's id (`B` and nine capitals or digits) and brand names in
+capitals. The size of the gradient on the logit of the target token is 1 - p under cross-entropy and p (1 - p)
+under MAE: where p is near 0, as on an id, cross-entropy pushes hardest and MAE hardly at all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class NoiseShares:
-    """Shares in [0, 1] that noisy tokens have in all observation tokens, and in the summed gradient magnitude of each loss."""
+    """Shares in [0, 1] that noisy tokens have in all observation tokens, and in the summed gradient magnitude
+    of each loss."""
 
     transitions: int
     tokens: int
@@ -50,7 +51,9 @@ def noisy_tokens(text: str, offsets: Sequence[tuple[int, int]]) -> Bools:
     return np.array([inside[end] > inside[start] for start, end in offsets], dtype=bool)
 
 
-def noise_shares(logp: Sequence[npt.NDArray[np.float32]], noisy: Sequence[Bools], rho: float) -> NoiseShares | None:
+def noise_shares(
+    logp: Sequence[npt.NDArray[np.float32]], noisy: Sequence[Bools], rho: float
+) -> NoiseShares | None:
     """The shares over all pages together; None where there is no token.
 
     Args:

@@ -1,4 +1,5 @@
-"""Files of outcomes (`paw_hpc.envs.outcomes`), judged as an evaluation of this package is: whoever played, by the same statistics."""
+"""Files of outcomes (`paw_hpc.envs.outcomes`), judged as an evaluation of this package is: whoever played, by
+the same statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Player:
 
 
 def judge(outcomes: Outcomes) -> EvaluationResult:
-    """Success rate and score, all and per task type, with intervals over games. How long it took, nobody has said: `seconds` is 0."""
+    """Success rate and score, all and per task type, with intervals over games. How long it took, nobody has
+    said: `seconds` is 0."""
     return EvaluationResult.of_episodes(
         outcomes.episodes,
         label=f"{outcomes.player}-{outcomes.panel}-update-{outcomes.update:05d}-t{outcomes.temperature:g}",
@@ -50,7 +52,8 @@ def read_players(paths: Sequence[Path]) -> list[Player]:
         for other, known in of_player:
             if _place(known) == _place(outcomes):
                 raise DataError(
-                    f"{path}: {outcomes.player}, seed {outcomes.seed}, on {outcomes.panel} after {outcomes.update} updates is in {other} already; "
+                    f"{path}: {outcomes.player}, seed {outcomes.seed}, on {outcomes.panel} after "
+                    f"{outcomes.update} updates is in {other} already; "
                     "another seed of a player has another `seed`, another policy another `player`"
                 )
         of_player.append((path, outcomes))

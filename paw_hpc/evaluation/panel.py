@@ -15,7 +15,14 @@ from paw_hpc.build import Machinery, for_started_processes, processes_of
 from paw_hpc.evaluation.diagnostics import Seen, observe, predictions
 from paw_hpc.evaluation.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.episodes.record import Place, Played, evaluation_rows
-from paw_hpc.evaluation.noise import SEARCH_RESULTS, TRANSITIONS, Bools, NoiseShares, noise_shares, noisy_tokens
+from paw_hpc.evaluation.noise import (
+    SEARCH_RESULTS,
+    TRANSITIONS,
+    Bools,
+    NoiseShares,
+    noise_shares,
+    noisy_tokens,
+)
 from paw_hpc.evaluation.referee import judged
 from paw_hpc.evaluation.results import EvaluatedEpisode, EvaluationResult, Prediction, write_evaluation
 from paw_hpc.evaluation.statistics import Interval, ratio_interval
@@ -30,7 +37,8 @@ from paw_hpc.system.errors import CheckpointError, UserError
 from paw_hpc.system.storage import check_writable
 
 RULES = ("env", "rollout", "algorithm", "wm", "optimizer", "updates")
-"""Sections in which the recipe by which a run is judged may differ from that of its checkpoint: only the model must be the same."""
+"""Sections in which the recipe by which a run is judged may differ from that of its checkpoint: only the
+model must be the same."""
 FOREIGN_GAMES = 40
 """Games of a panel that the policy before training plays, once each, for the diagnostics on its play."""
 
@@ -67,14 +75,15 @@ def evaluate(
     foreign: Sequence[Group] | None = None,
     leave: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Play a panel with the current weights. Seeds come from (recipe.seed, task id, repeat) alone (`eval.seeds`), so arms, worker counts and panels
-    that share tasks can be compared pairwise.
+    """Play a panel with the current weights. Seeds come from (recipe.seed, task id, repeat) alone
+    (`eval.seeds`), so arms, worker counts and panels that share tasks can be compared pairwise.
 
     Args:
         panel, temperature, repeats: default to the recipe's `eval` section.
-        observed: measure the observation cross-entropy on these transitions (another policy's play of the panel, the same for all arms); none: on
-            the policy's own play.
-        foreign: measure the world-model diagnostics, on the policy's own play and on these transitions (may be empty); none: leave them out.
+        observed: measure the observation cross-entropy on these transitions (another policy's play of the
+            panel, the same for all arms); none: on the policy's own play.
+        foreign: measure the world-model diagnostics, on the policy's own play and on these transitions (may
+            be empty); none: leave them out.
         leave: asked again and again while it is played; once true, on any rank, the evaluation is given up.
 
     Raises:
@@ -85,22 +94,27 @@ def evaluate(
     temperature = recipe.eval.temperature if temperature is None else temperature
     repeats, start, groups = repeats or recipe.eval.repeats, time.perf_counter(), []
     entropies: dict[Place, Floats] = {}
-    # As many games at once as the engine batches: the slices depend on the recipe alone, and so do the numbers.
+    # As many games at once as the engine batches: the slices depend on the recipe alone, and so do the
+    # numbers.
     slice_size = max(1, recipe.rollout.max_batch // repeats)
     for first in range(0, len(chosen.tasks), slice_size):
         part = chosen.tasks[first : first + slice_size]
-        found, stats = machinery.play(part, repeats, 0, purpose="eval", temperature=temperature, first_group=first, leave=leave)
+        found, stats = machinery.play(
+            part, repeats, 0, purpose="eval", temperature=temperature, first_group=first, leave=leave
+        )
         groups += found
         entropies |= stats.entropies
     played = [e for g in groups for e in g.episodes]
     whole = [e for e in played if not e.failed_by_environment]
     if not whole:
         raise UserError(
-            f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages above, or raise env.step_timeout_s"
+            f"evaluation {label}: the environments failed in all {len(played)} episodes; see the messages "
+            "above, or raise env.step_timeout_s"
         )
     if not any(e.transitions for e in whole):
         raise UserError(
-            f"evaluation {label}: no first prompt of {len(whole)} episodes fits; raise rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
+            f"evaluation {label}: no first prompt of {len(whole)} episodes fits; raise "
+            f"rollout.max_prompt_tokens={recipe.rollout.max_prompt_tokens}"
         )
     seconds = time.perf_counter() - start
     seen = observe(machinery, groups if observed is None else observed)
@@ -111,7 +125,11 @@ def evaluate(
         own = seen if observed is None else observe(machinery, groups)
         theirs = seen if foreign is observed else observe(machinery, foreign)
         predicted = predictions(machinery, "own", own) + predictions(machinery, "foreign", theirs)
-    noise = measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho) if BENCHMARKS.find(recipe.env.name).noise else None
+    noise = (
+        measure_noise(machinery, groups if observed is None else observed, recipe.wm.rho)
+        if BENCHMARKS.find(recipe.env.name).noise
+        else None
+    )
     result = EvaluationResult.of_episodes(
         [_evaluated(e, repeats) for e in whole],
         label=label,
@@ -169,9 +187,13 @@ def _evaluated(episode: Episode, repeats: int) -> EvaluatedEpisode:
 
 
 def rules(recipe: Recipe) -> str:
-    """What else decides how episodes of a panel go, for a reader. What is at its default is left out where it was not always a key."""
+    """What else decides how episodes of a panel go, for a reader. What is at its default is left out where it
+    was not always a key."""
     env, rollout = recipe.env, recipe.rollout
-    said = f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, {rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+    said = (
+        f"{env.max_steps} steps, {env.prompt} prompt, history {env.history}, "
+        f"{rollout.max_prompt_tokens} + {rollout.max_response_tokens} tokens"
+    )
     if recipe.eval.seeds == "task":  # the rule before it was a key was the other one
         said += ", seeds by task"
     if env.prompt_template is not None:
@@ -181,8 +203,11 @@ def rules(recipe: Recipe) -> str:
     return said
 
 
-def observation_cross_entropy(machinery: Machinery, groups: Sequence[Group]) -> ObservationCrossEntropy | None:
-    """How well the policy predicts the next observations in these groups (its own play, or another policy's); None where there are none."""
+def observation_cross_entropy(
+    machinery: Machinery, groups: Sequence[Group]
+) -> ObservationCrossEntropy | None:
+    """How well the policy predicts the next observations in these groups (its own play, or another policy's);
+    None where there are none."""
     return _cross_entropy(observe(machinery, groups))
 
 
@@ -190,21 +215,25 @@ def _cross_entropy(seen: Sequence[Seen]) -> ObservationCrossEntropy | None:
     if not seen:
         return None
     nats, tokens = [s.nats for s in seen], [float(s.tokens) for s in seen]
-    return ObservationCrossEntropy(sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, [s.game for s in seen]))
+    return ObservationCrossEntropy(
+        sum(nats) / sum(tokens), int(sum(tokens)), ratio_interval(nats, tokens, [s.game for s in seen])
+    )
 
 
 def play_foreign(machinery: Machinery, recipe: Recipe, panel: str) -> list[Group]:
-    """The current weights' play of up to FOREIGN_GAMES games, spread over the panel, once each as in training: transitions that all arms which began
-    with these weights can be asked about."""
+    """The current weights' play of up to FOREIGN_GAMES games, spread over the panel, once each as in
+    training: transitions that all arms which began with these weights can be asked about."""
     tasks = machinery.benchmark.panel(panel).tasks
     chosen = tasks[:: max(1, len(tasks) // FOREIGN_GAMES)][:FOREIGN_GAMES]
     return machinery.play(chosen, 1, 0, purpose="foreign", temperature=recipe.rollout.temperature)[0]
 
 
 def measure_noise(machinery: Machinery, groups: Sequence[Group], rho: float) -> NoiseShares | None:
-    """Where the gradient of each world-model loss would go on the first pages of search results in these groups; None where there is none.
+    """Where the gradient of each world-model loss would go on the first pages of search results in these
+    groups; None where there is none.
 
-    A page whose cut or sampled ids are not those of its text tokenized again is left out: its tokens have no place in the text.
+    A page whose cut or sampled ids are not those of its text tokenized again is left out: its tokens have no
+    place in the text.
     """
     chat, noisy, chosen = machinery.chat, list[Bools](), list[Group]()
     for group in groups:
@@ -239,20 +268,25 @@ def evaluate_path(
     benchmark: str | None = None,
     overrides: Sequence[str] = (),
 ) -> EvaluationResult:
-    """`paw eval`: a run directory (its newest whole checkpoint), a recipe file (the policy that its runs begin with), a folder with a model and its
-    recipe.yaml, or, by a protocol's rules, any of these and any model (see `referee.judged`).
+    """`paw eval`: a run directory (its newest whole checkpoint), a recipe file (the policy that its runs
+    begin with), a folder with a model and its recipe.yaml, or, by a protocol's rules, any of these and any
+    model (see `referee.judged`).
 
-    World-model diagnostics are on its own play, and for a run also on that of the policy that it began with, before any training.
+    World-model diagnostics are on its own play, and for a run also on that of the policy that it began with,
+    before any training.
 
     The result is written to `out`, or to the run directory when the target is one.
     """
     case = judged(target, panel, protocol=protocol, benchmark=benchmark, overrides=overrides)
     run, recipe = case.run, case.recipe
-    recipe = recipe.model_copy(update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})})
+    recipe = recipe.model_copy(
+        update={"env": recipe.env.model_copy(update={"workers": workers or recipe.env.workers})}
+    )
     recipe = for_started_processes(recipe)
     if run is not None and not checkpoints(run.checkpoints):
         raise CheckpointError(
-            f"{target}: there is no checkpoint in {run.checkpoints}; to judge the policy that the run begins with: paw eval {run.recipe_path}"
+            f"{target}: there is no checkpoint in {run.checkpoints}; to judge the policy that the run "
+            f"begins with: paw eval {run.recipe_path}"
         )
     where = out or (None if run is None else run.path)
     if where is not None and distributed.is_main():
@@ -265,8 +299,18 @@ def evaluate_path(
         update = machinery.policy.resume(run.checkpoints, RULES) if run is not None else 0
         machinery.publisher.publish(version=update)
         named = "" if protocol is None else f"{protocol}-{recipe.env.name}-"
-        label = f"{named}{panel}-update-{update:05d}-t{recipe.eval.temperature if temperature is None else temperature:g}x{repeats}"
-        found = evaluate(machinery, recipe, update=update, label=label, panel=panel, temperature=temperature, repeats=repeats, foreign=foreign)
+        warmth = recipe.eval.temperature if temperature is None else temperature
+        label = f"{named}{panel}-update-{update:05d}-t{warmth:g}x{repeats}"
+        found = evaluate(
+            machinery,
+            recipe,
+            update=update,
+            label=label,
+            panel=panel,
+            temperature=temperature,
+            repeats=repeats,
+            foreign=foreign,
+        )
     if where is not None and distributed.is_main():
         write(where, found, recipe)
     return found.result

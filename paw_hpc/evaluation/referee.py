@@ -1,4 +1,5 @@
-"""By which rules `paw eval` judges a target: a run's or a folder's own recipe, or one of the two protocols, whole."""
+"""By which rules `paw eval` judges a target: a run's or a folder's own recipe, or one of the two protocols,
+whole."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from paw_hpc.run.metrics import RunDirectory
 from paw_hpc.system.errors import UserError
 
 _ALONE = ("algorithm.kl_coefficient=0.0", "wm.enabled=false")
-"""Of a protocol when a model is judged alone: no second copy of it as the KL loss's reference, no room kept for training on observations."""
+"""Of a protocol when a model is judged alone: no second copy of it as the KL loss's reference, no room kept
+for training on observations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,20 @@ class Case:
     """The run whose newest checkpoint is judged; None: the policy that the recipe begins with."""
 
 
-def judged(target: str, panel: str, *, protocol: str | None = None, benchmark: str | None = None, overrides: Sequence[str] = ()) -> Case:
+def judged(
+    target: str,
+    panel: str,
+    *,
+    protocol: str | None = None,
+    benchmark: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Case:
     """The rules for a target.
 
     Args:
         target: a run directory, a recipe file, or a model: a folder or a hub name.
-        protocol: `reference` or `ours`; none: the target's own recipe (a run's, a recipe file's, a folder's recipe.yaml).
+        protocol: `reference` or `ours`; none: the target's own recipe (a run's, a recipe file's, a folder's
+            recipe.yaml).
         benchmark: whose protocol; none: that of the target's own recipe, else the one that has such a panel.
         overrides: `key.path=value`, over everything else.
 
@@ -58,11 +68,16 @@ def judged(target: str, panel: str, *, protocol: str | None = None, benchmark: s
         return Case(load_recipe(rules, [named, *_ALONE, *overrides]), None)
     own = (policy_folder(target) or Path(target)) / "recipe.yaml"
     if not own.is_file():
-        raise UserError(f"{target}: no recipe.yaml in it says by which rules it is judged; give --protocol reference, or --protocol ours")
+        raise UserError(
+            f"{target}: no recipe.yaml in it says by which rules it is judged; give --protocol reference, "
+            "or --protocol ours"
+        )
     return Case(load_recipe(own, [named, *overrides]), None)
 
 
-def _by(path: Path, changes: Sequence[str], protocol: str | None, benchmark: str | None, overrides: Sequence[str]) -> Recipe:
+def _by(
+    path: Path, changes: Sequence[str], protocol: str | None, benchmark: str | None, overrides: Sequence[str]
+) -> Recipe:
     """A recipe as it is, or with what decides an episode's course taken from a protocol; its model stays."""
     recipe = load_recipe(path, [*changes, *overrides])
     if protocol is None:

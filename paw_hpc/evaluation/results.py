@@ -33,7 +33,8 @@ class TypeResult:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """How well the next observations of some transitions are predicted, by the policy and by a copier of the previous ones (diagnostics.py)."""
+    """How well the next observations of some transitions are predicted, by the policy and by a copier of the
+    previous ones (diagnostics.py)."""
 
     source: str
     """Whose play: `own`, or `foreign` (the policy before training, on the same games)."""
@@ -56,7 +57,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """One policy on one fixed panel. Build it with `of_episodes`, which derives rates and intervals from the episodes."""
+    """One policy on one fixed panel. Build it with `of_episodes`, which derives rates and intervals from the
+    episodes."""
 
     label: str
     """Names the files; one result per label and run."""
@@ -84,9 +86,11 @@ class EvaluationResult:
     predictions: tuple[Prediction, ...] = ()
     """World-model diagnostics; empty: not measured."""
     protocol: str = ""
-    """How episodes were played beyond panel and temperature; evaluations are compared only where it is the same."""
+    """How episodes were played beyond panel and temperature; evaluations are compared only where it is the
+    same."""
     judged_by: str = ""
-    """Which of the two protocols these rules are (`reference`, `ours`), with the keys in which they depart from it; empty: no protocol was named."""
+    """Which of the two protocols these rules are (`reference`, `ours`), with the keys in which they depart
+    from it; empty: no protocol was named."""
 
     @property
     def scored(self) -> bool:
@@ -149,18 +153,23 @@ class EvaluationResult:
 def _rate(episodes: Sequence[EvaluatedEpisode]) -> TypeResult:
     outcomes = [e.success for e in episodes]
     games = [e.task_id for e in episodes]
-    return TypeResult(games=len(set(games)), success=sum(outcomes) / len(outcomes), interval=success_interval(outcomes, games))
+    return TypeResult(
+        games=len(set(games)),
+        success=sum(outcomes) / len(outcomes),
+        interval=success_interval(outcomes, games),
+    )
 
 
 def mean_score(episodes: Sequence[EvaluatedEpisode]) -> tuple[float, Interval]:
-    """The benchmark's own score, mean over episodes in [0, 1], with its 95 % interval over games. Needs an episode."""
+    """The benchmark's own score, mean over episodes in [0, 1], with its 95 % interval over games. Needs an
+    episode."""
     scores = [e.score for e in episodes]
     return sum(scores) / len(scores), cluster_interval(scores, [e.task_id for e in episodes])
 
 
 def write_evaluation(run_directory: str | Path, result: EvaluationResult) -> Path:
-    """Write evaluations/LABEL.jsonl, then LABEL.json, which makes the pair whole; an earlier result of the same label is
-    replaced. Returns LABEL.json.
+    """Write evaluations/LABEL.jsonl, then LABEL.json, which makes the pair whole; an earlier result of the
+    same label is replaced. Returns LABEL.json.
     """
     folder = RunDirectory(run_directory).evaluations
     stem = re.sub(r"[^A-Za-z0-9._@+-]", "-", result.label)
@@ -182,7 +191,8 @@ def write_evaluation(run_directory: str | Path, result: EvaluationResult) -> Pat
 
 
 def read_evaluations(run_directory: str | Path) -> list[EvaluationResult]:
-    """Every whole evaluation of a run, by update, then label. Episodes without their summary (an evaluation that was cut short) are left out.
+    """Every whole evaluation of a run, by update, then label. Episodes without their summary (an evaluation
+    that was cut short) are left out.
 
     Raises:
         DataError: a file that is not what `write_evaluation` writes.
@@ -192,7 +202,10 @@ def read_evaluations(run_directory: str | Path) -> list[EvaluationResult]:
         try:
             found.append(_read_evaluation(summary))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{summary}: not an evaluation result ({type(error).__name__}: {error}); remove it and evaluate again") from None
+            raise DataError(
+                f"{summary}: not an evaluation result ({type(error).__name__}: {error}); remove it and "
+                "evaluate again"
+            ) from None
     return sorted(found, key=lambda r: (r.update, r.label))
 
 

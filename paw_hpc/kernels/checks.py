@@ -1,4 +1,5 @@
-"""What the head refuses, before anything is computed. Tensor-parallel ranks agree first, so that none is left waiting in a collective."""
+"""What the head refuses, before anything is computed. Tensor-parallel ranks agree first, so that none is left
+waiting in a collective."""
 
 from __future__ import annotations
 
@@ -22,16 +23,21 @@ def check_head(
     group: dist.ProcessGroup | None,
     vocab_size: int | None,
 ) -> Shard:
-    """The shard of this rank, after all checks. Tensor-parallel ranks gather nine integers; on a GPU the host waits for those of the first call.
+    """The shard of this rank, after all checks. Tensor-parallel ranks gather nine integers; on a GPU the host
+    waits for those of the first call.
 
     Raises:
         ValueError: on every rank of the group, also on those whose own input is right.
     """
-    problem = _head_problem(hidden, weight, target) or _option_problem(temperature, grad_scale, chunk_rows, vocab_size)
+    problem = _head_problem(hidden, weight, target) or _option_problem(
+        temperature, grad_scale, chunk_rows, vocab_size
+    )
     return _settle(problem, hidden, hidden.shape[-1], len(weight), target, group, vocab_size, chunk_rows)
 
 
-def check_logits(logits: torch.Tensor, target: torch.Tensor, temperature: float, group: dist.ProcessGroup | None) -> Shard:
+def check_logits(
+    logits: torch.Tensor, target: torch.Tensor, temperature: float, group: dist.ProcessGroup | None
+) -> Shard:
     """As `check_head`, for logits[R, V] that exist already."""
     problem = _logits_problem(logits, target) or _option_problem(temperature, 1.0, None, None)
     return _settle(problem, logits, 0, logits.shape[-1], target, group)
@@ -39,7 +45,10 @@ def check_logits(logits: torch.Tensor, target: torch.Tensor, temperature: float,
 
 def _head_problem(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> str | None:
     if hidden.dim() != 2 or weight.dim() != 2 or target.dim() != 1:
-        return f"hidden[R, H], weight[V, H] and target[R] are needed, got {list(hidden.shape)}, {list(weight.shape)} and {list(target.shape)}"
+        return (
+            f"hidden[R, H], weight[V, H] and target[R] are needed, got {list(hidden.shape)}, "
+            f"{list(weight.shape)} and {list(target.shape)}"
+        )
     if hidden.shape[1] != weight.shape[1]:
         return f"hidden has {hidden.shape[1]} features and weight {weight.shape[1]}: they must be equal"
     if hidden.dtype != weight.dtype:
@@ -67,7 +76,9 @@ def _rows_problem(name: str, rows: torch.Tensor, target: torch.Tensor) -> str | 
     return None
 
 
-def _option_problem(temperature: float, grad_scale: float, chunk_rows: int | None, vocab_size: int | None) -> str | None:
+def _option_problem(
+    temperature: float, grad_scale: float, chunk_rows: int | None, vocab_size: int | None
+) -> str | None:
     if not (math.isfinite(temperature) and temperature > 0):
         return f"temperature is {temperature}: a positive finite number is needed"
     if not math.isfinite(grad_scale):
@@ -79,7 +90,7 @@ def _option_problem(temperature: float, grad_scale: float, chunk_rows: int | Non
     return None
 
 
-# -------------------------------------------------------------------------------------------------------------------------- agreement
+# -------------------------------------------------------------------------------------------------- agreement
 
 
 def _settle(
@@ -99,7 +110,11 @@ def _settle(
         columns = _real_columns(width, 0, vocab_size)
         _check_targets(target, columns)
         return Shard(None, 0, columns, columns)
-    fixed = [1, 0, 0, 0, 0, 0] if problem else [0, len(rows), features, FLOATING.index(rows.dtype), chunk_rows or 0, width]
+    fixed = (
+        [1, 0, 0, 0, 0, 0]
+        if problem
+        else [0, len(rows), features, FLOATING.index(rows.dtype), chunk_rows or 0, width]
+    )
     facts = _gather_facts(fixed, target, rows.device, group)
     if problem:
         raise ValueError(problem)
@@ -109,7 +124,8 @@ def _settle(
     if key not in _KNOWN:
         _KNOWN[key] = _agree(facts.tolist(), group, vocab_size)
         return _KNOWN[key]
-    # Who has which columns is known from the first call; that all is well is left to the device, for which the host does not wait.
+    # Who has which columns is known from the first call; that all is well is left to the device, for which
+    # the host does not wait.
     torch._assert_async(well(facts, vocab_size), "tensor-parallel ranks disagree: replicate the rows")
     return _KNOWN[key]
 
@@ -121,7 +137,8 @@ FAILED, ROWS, WIDTH, LOW, HIGH = 0, 1, 5, 6, 7
 
 
 def well(facts: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
-    """bool scalar on the device: what `_agree` asks, of the facts int64[ranks, 9], but for the widths, which may differ."""
+    """bool scalar on the device: what `_agree` asks, of the facts int64[ranks, 9], but for the widths, which
+    may differ."""
     width = facts[:, WIDTH].sum()
     vocabulary = width if vocab_size is None else width.clamp(max=vocab_size)
     same = facts == facts[0]
@@ -130,8 +147,11 @@ def well(facts: torch.Tensor, vocab_size: int | None) -> torch.Tensor:
     return same.all() & inside & (facts[:, FAILED] == 0).all()
 
 
-def _gather_facts(fixed: list[int], target: torch.Tensor, device: torch.device, group: dist.ProcessGroup) -> torch.Tensor:
-    """int64[ranks, 9]: failed, rows, features, dtype, chunk size, columns (`fixed`), and minimum, maximum and sum of the targets."""
+def _gather_facts(
+    fixed: list[int], target: torch.Tensor, device: torch.device, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """int64[ranks, 9]: failed, rows, features, dtype, chunk size, columns (`fixed`), and minimum, maximum and
+    sum of the targets."""
     facts = torch.tensor([*fixed, 0, -1, 0], dtype=torch.int64).to(device, non_blocking=True)
     if not fixed[0] and len(target):
         facts[6:8] = torch.stack(torch.aminmax(target))
@@ -144,7 +164,9 @@ def _gather_facts(fixed: list[int], target: torch.Tensor, device: torch.device, 
 def _agree(facts: list[list[int]], group: dist.ProcessGroup, vocab_size: int | None) -> Shard:
     failed = [r for r, fact in enumerate(facts) if fact[0]]
     if failed:
-        raise ValueError(f"rank {failed[0]} of the tensor-parallel group was given bad input: its own error says what")
+        raise ValueError(
+            f"rank {failed[0]} of the tensor-parallel group was given bad input: its own error says what"
+        )
     names = {
         1: "rows",
         2: "features",
@@ -156,7 +178,10 @@ def _agree(facts: list[list[int]], group: dist.ProcessGroup, vocab_size: int | N
     }
     for index, name in names.items():
         if len({fact[index] for fact in facts}) > 1:
-            raise ValueError(f"{name} differ among the ranks of the tensor-parallel group ({[fact[index] for fact in facts]}): replicate the rows")
+            raise ValueError(
+                f"{name} differ among the ranks of the tensor-parallel group "
+                f"({[fact[index] for fact in facts]}): replicate the rows"
+            )
     widths = [fact[5] for fact in facts]
     rows, low, high = facts[0][1], *facts[0][6:8]
     if rows:
@@ -172,12 +197,15 @@ def _real_columns(width: int, offset: int, vocab_size: int | None) -> int:
 
 
 def _check_targets(target: torch.Tensor, vocabulary: int) -> None:
-    """On the CPU a ValueError. On a GPU the device stops before a row pass reads beyond its row, and the host does not wait to be told."""
+    """On the CPU a ValueError. On a GPU the device stops before a row pass reads beyond its row, and the host
+    does not wait to be told."""
     if not len(target):
         return
     low, high = torch.aminmax(target)
     if target.is_cuda:
-        torch._assert_async((low >= 0) & (high < vocabulary), f"a target lies outside the vocabulary [0, {vocabulary})")
+        torch._assert_async(
+            (low >= 0) & (high < vocabulary), f"a target lies outside the vocabulary [0, {vocabulary})"
+        )
     else:
         _check_target_range(int(low), int(high), vocabulary)
 

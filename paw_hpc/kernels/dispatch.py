@@ -64,14 +64,21 @@ def resolve(backend: BackendName, like: torch.Tensor) -> Literal["reference", "t
         ValueError: an unknown name, or `triton` where it cannot run.
     """
     if backend == "auto":
-        return "triton" if like.is_cuda and like.dtype != torch.float64 and triton_installed() else "reference"
+        return (
+            "triton" if like.is_cuda and like.dtype != torch.float64 and triton_installed() else "reference"
+        )
     if backend not in ("reference", "triton"):
         raise ValueError(f"backend is {backend!r}: one of auto, reference, triton is needed")
     if backend == "triton":
         if not triton_installed():
-            raise ValueError("backend 'triton' was asked for and Triton is not installed: pip install 'paw-hpc[kernels]'")
+            raise ValueError(
+                "backend 'triton' was asked for and Triton is not installed: pip install 'paw-hpc[kernels]'"
+            )
         if not like.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(f"backend 'triton' needs a GPU, the input is on {like.device}: use 'auto', or TRITON_INTERPRET=1 for tests")
+            raise ValueError(
+                f"backend 'triton' needs a GPU, the input is on {like.device}: use 'auto', or "
+                "TRITON_INTERPRET=1 for tests"
+            )
         if like.dtype == torch.float64:
             raise ValueError("backend 'triton' computes in float32, the input is float64: use 'auto'")
     return backend

@@ -13,9 +13,11 @@ from paw_hpc.kernels.parallel import Shard
 from paw_hpc.kernels.reference import statistics_dtype
 
 CHUNK_BYTES = {False: 8 << 20, True: 640 << 20}
-"""Logits of one chunk: what a CPU's cache holds, and on a GPU (True) what keeps the products efficient and the peak low."""
+"""Logits of one chunk: what a CPU's cache holds, and on a GPU (True) what keeps the products efficient and
+the peak low."""
 GEMM_TILE = 128
-"""Chunks are a multiple of this many rows where that many fit: a product with a few rows more costs a whole tile."""
+"""Chunks are a multiple of this many rows where that many fit: a product with a few rows more costs a whole
+tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,15 @@ class Call:
         return max(1, min(self.chunk_rows or fit, len(hidden)))
 
     def head(self, hidden: torch.Tensor, weight: torch.Tensor) -> Head:
-        return dispatch.head(self.backend, self.columns(weight), self.chunk_size(hidden), self.inv_temperature)
+        return dispatch.head(
+            self.backend, self.columns(weight), self.chunk_size(hidden), self.inv_temperature
+        )
 
 
 @dataclass(slots=True)
 class Gradients:
-    """Gradients in the making: hidden's in its own dtype, weight's in the statistics dtype or in `main_grad`."""
+    """Gradients in the making: hidden's in its own dtype, weight's in the statistics dtype or in
+    `main_grad`."""
 
     hidden: torch.Tensor | None
     weight: torch.Tensor | None
@@ -65,7 +70,11 @@ class Gradients:
         dtype = statistics_dtype(weight.dtype)
         if main_grad is not None and main_grad.dtype == dtype:
             return cls(hidden_grad, main_grad, True)
-        return cls(hidden_grad, torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs[1] else None, False)
+        return cls(
+            hidden_grad,
+            torch.zeros(weight.shape, dtype=dtype, device=weight.device) if needs[1] else None,
+            False,
+        )
 
     def add(self, head: Head, dlogits: torch.Tensor, hidden: torch.Tensor, chunk: slice, call: Call) -> None:
         if self.hidden is not None:
@@ -73,10 +82,20 @@ class Gradients:
         if self.weight is not None:
             head.add_weight_gradient(dlogits, hidden[chunk], call.columns(self.weight))
 
-    def add_live(self, head: Head, dlogits: torch.Tensor, hidden: torch.Tensor, chunk: slice, live: torch.Tensor, call: Call) -> None:
-        """`add` of the rows `live` (int64[L]) of a chunk, from their dlogits[L, V]; those of the others are 0.
+    def add_live(
+        self,
+        head: Head,
+        dlogits: torch.Tensor,
+        hidden: torch.Tensor,
+        chunk: slice,
+        live: torch.Tensor,
+        call: Call,
+    ) -> None:
+        """`add` of the rows `live` (int64[L]) of a chunk, from their dlogits[L, V]; those of the others are
+        0.
 
-        Each product reads or writes a whole matrix of the size of the weight, so it waits until there are as many rows as a chunk has.
+        Each product reads or writes a whole matrix of the size of the weight, so it waits until there are as
+        many rows as a chunk has.
         """
         if self.hidden is not None:
             self.hidden[chunk].zero_()
@@ -86,7 +105,9 @@ class Gradients:
 
     def flush(self, head: Head, hidden: torch.Tensor, call: Call) -> None:
         """Adds what `add_live` has put by."""
-        rows, dlogits = (torch.cat(parts) for parts in zip(*self.waiting, strict=True)) if self.waiting else (None, None)
+        rows, dlogits = (
+            (torch.cat(parts) for parts in zip(*self.waiting, strict=True)) if self.waiting else (None, None)
+        )
         self.waiting.clear()
         if rows is None or dlogits is None or not len(rows):
             return
@@ -114,9 +135,13 @@ def scaled(gradient: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor 
 
 
 def main_grad_placeholder(weight: torch.Tensor, grad_loss: torch.Tensor) -> torch.Tensor | None:
-    """What autograd gets for a gradient that is already in `main_grad`: zeros where Megatron's hooks on the weight wait for one, else nothing."""
+    """What autograd gets for a gradient that is already in `main_grad`: zeros where Megatron's hooks on the
+    weight wait for one, else nothing."""
     if grad_loss.device.type == "cpu" and grad_loss.item() != 1:
-        raise ValueError(f"the weight gradient is already in main_grad, so the loss needs factor 1, not {grad_loss.item()}: use grad_scale")
+        raise ValueError(
+            "the weight gradient is already in main_grad, so the loss needs factor 1, not "
+            f"{grad_loss.item()}: use grad_scale"
+        )
     if grad_loss.device.type != "cpu":
         torch._assert_async(grad_loss == 1)
     if not hasattr(weight, "grad_added_to_main_grad"):

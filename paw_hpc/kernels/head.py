@@ -1,11 +1,14 @@
-"""The LM head of the scored rows in one pass: log-prob and entropy of each row, and the gradients of an elementwise loss of the two.
+"""The LM head of the scored rows in one pass: log-prob and entropy of each row, and the gradients of an
+elementwise loss of the two.
 
-Every loss of this project reduces on a row to c = dL/dlogp and e = dL/dH, and with p the row's distribution the gradient of its logits is
+Every loss of this project reduces on a row to c = dL/dlogp and e = dL/dH, and with p the row's distribution
+the gradient of its logits is
 
-    dL/dz = c (onehot - p) - e p (log p + H)                                                            (docs/kernels.md derives it)
+    dL/dz = c (onehot - p) - e p (log p + H)                                 (docs/kernels.md derives it)
 
-so a chunk's logits become their own gradient while they are still there: three GEMMs, 6 R H V FLOPs, one chunk of logits. Only scored rows enter.
-R rows, H features, V vocabulary columns (of all ranks of `tp_group`), C rows of a chunk.
+so a chunk's logits become their own gradient while they are still there: three GEMMs, 6 R H V FLOPs, one
+chunk of logits. Only scored rows enter. R rows, H features, V vocabulary columns (of all ranks of
+`tp_group`), C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -33,14 +36,16 @@ class RowLoss:
     """The result of `linear_row_loss`."""
 
     loss: torch.Tensor
-    """Scalar of the statistics dtype: grad_scale times the sum over all rows; carries the gradients of hidden and weight. NaN if any row is."""
+    """Scalar of the statistics dtype: grad_scale times the sum over all rows; carries the gradients of hidden
+    and weight. NaN if any row is."""
     logp: torch.Tensor
     """float32[R] (float64 for float64 inputs), detached."""
     entropy: torch.Tensor
     """Nats, like `logp`."""
 
     def nonfinite_rows(self) -> torch.Tensor:
-        """int64[k]: rows whose log-prob or entropy is not a finite number (a logit of NaN or inf). Synchronises with the device."""
+        """int64[k]: rows whose log-prob or entropy is not a finite number (a logit of NaN or inf).
+        Synchronises with the device."""
         return (~(self.logp.isfinite() & self.entropy.isfinite())).nonzero()[:, 0]
 
 
@@ -56,21 +61,27 @@ def linear_logprob_entropy(
     reduce_hidden_grad: bool = True,
     backend: BackendName = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob of the target and entropy (nats, full vocabulary) of softmax(hidden @ weight.T / temperature), row by row.
+    """Log-prob of the target and entropy (nats, full vocabulary) of softmax(hidden @ weight.T / temperature),
+    row by row.
 
-    Differentiable once in both outputs with respect to hidden and weight; the backward recomputes the logits (8 R H V FLOPs in all, against
-    6 of `linear_row_loss`). A row with a logit of NaN or +inf gives NaN in both outputs; other rows are not affected.
+    Differentiable once in both outputs with respect to hidden and weight; the backward recomputes the logits
+    (8 R H V FLOPs in all, against 6 of `linear_row_loss`). A row with a logit of NaN or +inf gives NaN in
+    both outputs; other rows are not affected.
 
     Args:
         hidden: float[R, H]; R = 0 is allowed. Under tensor parallelism the same on all ranks of the group.
-        weight: float[V, H] of the same dtype and device; under tensor parallelism this rank's shard, in rank order, of any width.
+        weight: float[V, H] of the same dtype and device; under tensor parallelism this rank's shard, in rank
+            order, of any width.
         target: int64[R], ids in the whole vocabulary.
         temperature: divides the logits; positive.
         tp_group: the ranks that share the vocabulary; all must call, with the same head.
         chunk_rows: rows of logits that exist at a time; by default as many as fit `CHUNK_BYTES`.
-        vocab_size: true size of a padded vocabulary; columns from there on (over all ranks) do not exist for the result. Default: no padding.
-        reduce_hidden_grad: sum the gradient of hidden over `tp_group`. False where the caller's own mapping does (a reduce-scatter, say).
-        backend: `auto` takes Triton on CUDA and the reference elsewhere and for float64; the others force one.
+        vocab_size: true size of a padded vocabulary; columns from there on (over all ranks) do not exist for
+            the result. Default: no padding.
+        reduce_hidden_grad: sum the gradient of hidden over `tp_group`. False where the caller's own mapping
+            does (a reduce-scatter, say).
+        backend: `auto` takes Triton on CUDA and the reference elsewhere and for float64; the others force
+            one.
 
     Returns: logp[R], entropy[R], float32 (float64 for float64 inputs).
 
@@ -99,22 +110,28 @@ def linear_row_loss(
     reduce_hidden_grad: bool = True,
     backend: BackendName = "auto",
 ) -> RowLoss:
-    """grad_scale * sum over rows of row_loss(logp, entropy, rows), with the gradients of hidden and weight computed in the same pass.
+    """grad_scale * sum over rows of row_loss(logp, entropy, rows), with the gradients of hidden and weight
+    computed in the same pass.
 
-    Nothing of size R x V outlives a chunk and nothing is recomputed in the backward, which only multiplies by the incoming scalar. The weight's
-    gradient is accumulated over chunks in float32. Where the weight has a `main_grad` (Megatron's gradient buffer), it is added there during the
-    *forward*: then the incoming scalar of the backward must be 1 (put loss scales into `grad_scale`), and a forward must not be repeated or dropped.
+    Nothing of size R x V outlives a chunk and nothing is recomputed in the backward, which only multiplies by
+    the incoming scalar. The weight's gradient is accumulated over chunks in float32. Where the weight has a
+    `main_grad` (Megatron's gradient buffer), it is added there during the *forward*: then the incoming scalar
+    of the backward must be 1 (put loss scales into `grad_scale`), and a forward must not be repeated or
+    dropped.
 
     Args:
-        row_loss: elementwise in its rows; called once per chunk with detached leaves logp[C] and entropy[C] and the chunk's row numbers int64[C]
-            (by which it indexes its own streams). Only the gradient through logp and entropy is taken.
+        row_loss: elementwise in its rows; called once per chunk with detached leaves logp[C] and entropy[C]
+            and the chunk's row numbers int64[C] (by which it indexes its own streams). Only the gradient
+            through logp and entropy is taken.
         grad_scale: finite number.
         the others: as in `linear_logprob_entropy`.
 
-    Returns: `RowLoss`. With R = 0 the loss is 0 and still connected to hidden and weight (their gradients are zeros).
+    Returns: `RowLoss`. With R = 0 the loss is 0 and still connected to hidden and weight (their gradients are
+    zeros).
 
     Raises:
-        ValueError: input that is refused, on every rank of the group; `row_loss` returned anything but one value per row.
+        ValueError: input that is refused, on every rank of the group; `row_loss` returned anything but one
+            value per row.
     """
     grad_scale = float(grad_scale)
     shard = check_head(hidden, weight, target, temperature, grad_scale, chunk_rows, tp_group, vocab_size)
@@ -126,19 +143,21 @@ def linear_row_loss(
     return RowLoss(loss * grad_scale, logp, entropy)
 
 
-# --------------------------------------------------------------------------------------------------------------------------------- a call
+# ----------------------------------------------------------------------------------------------------- a call
 
 
 def _needs_graph(hidden: torch.Tensor, weight: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- one pass
+# --------------------------------------------------------------------------------------------------- one pass
 
 
 def _score(hidden: torch.Tensor, weight: torch.Tensor, call: Call) -> RowScores:
     """Statistics of all rows, no gradient."""
-    parts = RowScores(*torch.empty(4, len(hidden), dtype=statistics_dtype(hidden.dtype), device=hidden.device))
+    parts = RowScores(
+        *torch.empty(4, len(hidden), dtype=statistics_dtype(hidden.dtype), device=hidden.device)
+    )
     with torch.autocast(hidden.device.type, enabled=False):
         head = call.head(hidden, weight)
         for chunk in call.chunks(hidden):
@@ -158,15 +177,29 @@ def _differentiate(
         loss = row_loss(logp, entropy, rows)
         if not isinstance(loss, torch.Tensor) or loss.shape != logp.shape:
             got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise ValueError(f"row_loss must return one value per row, a tensor of shape {list(logp.shape)}; it returned {got}")
-        c, e = torch.autograd.grad(loss.sum(), (logp, entropy), allow_unused=True) if loss.requires_grad else (None, None)
+            raise ValueError(
+                f"row_loss must return one value per row, a tensor of shape {list(logp.shape)}; it "
+                f"returned {got}"
+            )
+        c, e = (
+            torch.autograd.grad(loss.sum(), (logp, entropy), allow_unused=True)
+            if loss.requires_grad
+            else (None, None)
+        )
     # A loss that masks a row out (clipping, weight 0) must not hide that its logits are not numbers.
     return torch.where(entropy.detach().isfinite(), loss.detach(), torch.nan).sum(), c, e
 
 
 class _RowLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, call: Call, row_loss: RowLossFunction, grad_scale: float):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        call: Call,
+        row_loss: RowLossFunction,
+        grad_scale: float,
+    ):
         stat = statistics_dtype(hidden.dtype)
         logp, entropy = torch.empty(2, len(hidden), dtype=stat, device=hidden.device)
         loss = torch.zeros((), dtype=stat, device=hidden.device)
@@ -185,7 +218,9 @@ class _RowLoss(torch.autograd.Function):
                 e = None if e is None else e * grad_scale
                 # What is clipped, or has no advantage, takes no part in the two products of the gradient.
                 if isinstance(head, ReferenceHead) and (live := head.live_rows(c, e)) is not None:
-                    gradients.add_live(head, head.dlogits(z, target, scores, c, e, live=live), hidden, chunk, live, call)
+                    gradients.add_live(
+                        head, head.dlogits(z, target, scores, c, e, live=live), hidden, chunk, live, call
+                    )
                 else:
                     gradients.add(head, head.dlogits(z, target, scores, c, e), hidden, chunk, call)
             gradients.flush(head, hidden, call)

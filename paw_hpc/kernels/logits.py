@@ -1,4 +1,5 @@
-"""Log-prob and entropy of logits that exist already, and their gradient: the row passes of the head without its products."""
+"""Log-prob and entropy of logits that exist already, and their gradient: the row passes of the head without
+its products."""
 
 from __future__ import annotations
 
@@ -27,13 +28,16 @@ def logits_logprob_entropy(
     tp_group: dist.ProcessGroup | None = None,
     backend: BackendName = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob of the target and entropy (nats) of softmax(logits / temperature), row by row; differentiable once in both outputs.
+    """Log-prob of the target and entropy (nats) of softmax(logits / temperature), row by row; differentiable
+    once in both outputs.
 
-    Statistics are float32 (float64 for float64 logits) whatever the dtype of the logits; their gradient is of their own dtype. A logit of -inf is a
-    token of probability 0. A row with NaN or +inf, or with nothing above -inf, gives NaN in both outputs; other rows are not affected.
+    Statistics are float32 (float64 for float64 logits) whatever the dtype of the logits; their gradient is of
+    their own dtype. A logit of -inf is a token of probability 0. A row with NaN or +inf, or with nothing
+    above -inf, gives NaN in both outputs; other rows are not affected.
 
     Args:
-        logits: float[R, V]; under tensor parallelism this rank's columns, in rank order, of any width. R = 0 is allowed.
+        logits: float[R, V]; under tensor parallelism this rank's columns, in rank order, of any width. R = 0
+            is allowed.
         target: int64[R], ids in the whole vocabulary.
         temperature, tp_group, backend: as in `linear_logprob_entropy`.
 
@@ -48,8 +52,17 @@ def logits_logprob_entropy(
 
 class _LogitsLogprobEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, shard: Shard, inv_temperature: float, backend: BackendName):
-        scores = RowScores(*torch.empty(4, len(logits), dtype=statistics_dtype(logits.dtype), device=logits.device))
+    def forward(
+        ctx: Any,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        shard: Shard,
+        inv_temperature: float,
+        backend: BackendName,
+    ):
+        scores = RowScores(
+            *torch.empty(4, len(logits), dtype=statistics_dtype(logits.dtype), device=logits.device)
+        )
         chunk_rows = _chunk_rows(logits, shard, backend)
         rows = dispatch.rows(backend, logits, chunk_rows, inv_temperature)
         for chunk in _chunks(len(logits), chunk_rows):

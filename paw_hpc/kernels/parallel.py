@@ -1,4 +1,5 @@
-"""Vocabulary-parallel weights: which columns this rank owns, and the reductions that make row statistics global."""
+"""Vocabulary-parallel weights: which columns this rank owns, and the reductions that make row statistics
+global."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from paw_hpc.kernels.reference import RowScores, Statistics
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """This rank's columns of the vocabulary: [offset, offset + columns) of V. `group` is None where one rank has them all."""
+    """This rank's columns of the vocabulary: [offset, offset + columns) of V. `group` is None where one rank
+    has them all."""
 
     group: dist.ProcessGroup | None
     offset: int
@@ -35,14 +37,20 @@ class Shard:
 
 
 def row_scores(statistics: Statistics, target: torch.Tensor, shard: Shard) -> RowScores:
-    """log p of the target and entropy of each row, over all ranks' columns: one max and one sum reduction of [C] and [3, C].
+    """log p of the target and entropy of each row, over all ranks' columns: one max and one sum reduction of
+    [C] and [3, C].
 
     A row with a logit of NaN or +inf on any rank, or with none above -inf, gets NaN on every rank.
     """
     if shard.group is None:
         log_total = statistics.total.log()
         entropy = log_total - statistics.weighted / statistics.total
-        return RowScores(statistics.target - log_total + 0.0 * entropy, entropy, _finite_shift(statistics.maximum), log_total)
+        return RowScores(
+            statistics.target - log_total + 0.0 * entropy,
+            entropy,
+            _finite_shift(statistics.maximum),
+            log_total,
+        )
     maximum = statistics.maximum.clone()
     dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=shard.group)
     shift = _finite_shift(statistics.maximum)

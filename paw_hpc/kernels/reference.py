@@ -1,7 +1,9 @@
-"""The row passes of the head in plain PyTorch: the path of CPUs and of float64, and what the Triton path is tested against.
+"""The row passes of the head in plain PyTorch: the path of CPUs and of float64, and what the Triton path is
+tested against.
 
-Notation, for one row with logits z (after temperature), u = z - max z: s = sum exp(u), t = sum exp(u) u. Then log p = u - log s and the entropy is
-log s - t/s; both differences are of small numbers, so extreme logits lose nothing. C rows of a chunk, V columns of this rank's vocabulary shard.
+Notation, for one row with logits z (after temperature), u = z - max z: s = sum exp(u), t = sum exp(u) u. Then
+log p = u - log s and the entropy is log s - t/s; both differences are of small numbers, so extreme logits
+lose nothing. C rows of a chunk, V columns of this rank's vocabulary shard.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ MASKED = -1e30
 
 
 class Statistics(NamedTuple):
-    """What one pass over a chunk of logits says about each row; all of the statistics dtype, [C], over this rank's columns."""
+    """What one pass over a chunk of logits says about each row; all of the statistics dtype, [C], over this
+    rank's columns."""
 
     maximum: torch.Tensor  # max z; -inf where the shard has no column (or all are -inf)
     total: torch.Tensor  # s
@@ -28,7 +31,8 @@ class Statistics(NamedTuple):
 
 
 class RowScores(NamedTuple):
-    """Per row, the same on all ranks but for `shift` and `normalizer`, which are relative to this rank's columns; [C]."""
+    """Per row, the same on all ranks but for `shift` and `normalizer`, which are relative to this rank's
+    columns; [C]."""
 
     logp: torch.Tensor
     entropy: torch.Tensor
@@ -48,12 +52,15 @@ def no_columns(rows: int, like: torch.Tensor) -> Statistics:
 
 
 class ReferenceRows:
-    """Passes over chunks of logits in a workspace of two [chunk, V] buffers, which the cache of a CPU should hold."""
+    """Passes over chunks of logits in a workspace of two [chunk, V] buffers, which the cache of a CPU should
+    hold."""
 
     def __init__(self, chunk_rows: int, columns: int, inv_temperature: float, like: torch.Tensor) -> None:
         """dtype and device of the workspace are those that statistics of `like` need."""
         self.inv_temperature = inv_temperature
-        self._logits = torch.empty(chunk_rows, columns, dtype=statistics_dtype(like.dtype), device=like.device)
+        self._logits = torch.empty(
+            chunk_rows, columns, dtype=statistics_dtype(like.dtype), device=like.device
+        )
         self._exp = torch.empty_like(self._logits)
 
     def load(self, logits: torch.Tensor) -> torch.Tensor:
@@ -72,7 +79,8 @@ class ReferenceRows:
         return Statistics(maximum, exp.sum(1), torch.linalg.vecdot(exp, u), at_target)
 
     def shift(self, z: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """z -> u = z - shift[C], and its exponential in the workspace: what `dlogits` needs where `statistics` ran in another pass."""
+        """z -> u = z - shift[C], and its exponential in the workspace: what `dlogits` needs where
+        `statistics` ran in another pass."""
         z.sub_(shift[:, None]).clamp_(min=MASKED)
         torch.exp(z, out=self._exp[: len(z)])
         return z
@@ -87,14 +95,21 @@ class ReferenceRows:
         out: torch.Tensor | None = None,
         live: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """dL/d(logits before temperature)[C, V] from c = dL/dlogp and e = dL/dH (None: zero), in place of u, copied to `out` if given.
+        """dL/d(logits before temperature)[C, V] from c = dL/dlogp and e = dL/dH (None: zero), in place of u,
+        copied to `out` if given.
 
         Args:
             live: int64[L], the rows that are wanted: of these alone, [L, V], and u is left as it was.
         """
         exp = self._exp[: len(u)]
         if live is not None:
-            u, exp, target, scores, c = u[live], exp[live], target[live], RowScores(*(score[live] for score in scores)), c[live]
+            u, exp, target, scores, c = (
+                u[live],
+                exp[live],
+                target[live],
+                RowScores(*(score[live] for score in scores)),
+                c[live],
+            )
             e = None if e is None else e[live]
         scale = self.inv_temperature * torch.exp(-scores.normalizer)
         if e is None:
@@ -109,7 +124,8 @@ class ReferenceRows:
 
 
 class ReferenceHead(ReferenceRows):
-    """`ReferenceRows` with the three products of the head. Everything is of the statistics dtype: bf16 inputs are converted, not their logits."""
+    """`ReferenceRows` with the three products of the head. Everything is of the statistics dtype: bf16 inputs
+    are converted, not their logits."""
 
     def __init__(self, weight: torch.Tensor, chunk_rows: int, inv_temperature: float) -> None:
         """weight[V, H], converted once where it is not of the statistics dtype."""
@@ -126,10 +142,12 @@ class ReferenceHead(ReferenceRows):
         out.copy_(dlogits @ self.weight)
 
     def live_rows(self, c: torch.Tensor, e: torch.Tensor | None) -> torch.Tensor | None:
-        """int64[L]: the rows of a chunk that have a gradient (c or e is not 0), where leaving out the others pays; None: take all.
+        """int64[L]: the rows of a chunk that have a gradient (c or e is not 0), where leaving out the others
+        pays; None: take all.
 
-        On a CPU alone: elsewhere the host would have to wait for the answer. And of large heads alone: for the small policies that ship with the
-        package it would save little, and round sums otherwise than in the runs whose numbers the documentation quotes.
+        On a CPU alone: elsewhere the host would have to wait for the answer. And of large heads alone: for
+        the small policies that ship with the package it would save little, and round sums otherwise than in
+        the runs whose numbers the documentation quotes.
         """
         if c.device.type != "cpu" or self.weight.numel() < LARGE:
             return None

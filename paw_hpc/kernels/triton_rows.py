@@ -1,8 +1,10 @@
-"""The row passes of the head as two Triton kernels: statistics of a row, and logits into their own gradient. float32 inside, whatever the logits.
+"""The row passes of the head as two Triton kernels: statistics of a row, and logits into their own gradient.
+float32 inside, whatever the logits.
 
-One program reads one row, block by block. A vocabulary that no block divides is treated by one mask: columns from `columns` on count as -inf, which
-is probability 0. `readable` >= `columns` is how far a row's memory goes: if that is a multiple of 16, loads are wide for any vocabulary.
-Imported only where it is used (`dispatch`): Triton is optional.
+One program reads one row, block by block. A vocabulary that no block divides is treated by one mask: columns
+from `columns` on count as -inf, which is probability 0. `readable` >= `columns` is how far a row's memory
+goes: if that is a multiple of 16, loads are wide for any vocabulary. Imported only where it is used
+(`dispatch`): Triton is optional.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from paw_hpc.kernels.reference import RowScores, Statistics, no_columns
 BLOCK = 4096
 """Columns that a program holds at a time (fewer where the vocabulary is smaller); a power of 2."""
 COLUMN_ALIGNMENT = 64
-"""Rows of the logits buffer start at a multiple of this, so that cuBLAS may use its fast kernels for any vocabulary."""
+"""Rows of the logits buffer start at a multiple of this, so that cuBLAS may use its fast kernels for any
+vocabulary."""
 
 
 @triton.jit
-def _statistics_kernel(z_ptr, z_stride, target_ptr, out_ptr, rows, columns, readable, inv_temperature, BLOCK: tl.constexpr):
+def _statistics_kernel(
+    z_ptr, z_stride, target_ptr, out_ptr, rows, columns, readable, inv_temperature, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     z_row = z_ptr + row * z_stride
     maximum = tl.full((), float("-inf"), tl.float32)
@@ -31,7 +36,10 @@ def _statistics_kernel(z_ptr, z_stride, target_ptr, out_ptr, rows, columns, read
     weighted = tl.full((), 0.0, tl.float32)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        z = tl.load(z_row + column, mask=column < readable, other=float("-inf")).to(tl.float32) * inv_temperature
+        z = (
+            tl.load(z_row + column, mask=column < readable, other=float("-inf")).to(tl.float32)
+            * inv_temperature
+        )
         z = tl.where(column < columns, z, float("-inf"))
         larger = tl.maximum(maximum, tl.max(z, 0))
         shift = tl.where(larger == float("-inf"), 0.0, larger)
@@ -79,7 +87,10 @@ def _dlogits_kernel(
         entropy = tl.load(entropy_ptr + row)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        z = tl.load(z_row + column, mask=column < readable, other=float("-inf")).to(tl.float32) * inv_temperature
+        z = (
+            tl.load(z_row + column, mask=column < readable, other=float("-inf")).to(tl.float32)
+            * inv_temperature
+        )
         z = tl.where(column < columns, z, float("-inf"))
         logp = (z - shift) - normalizer
         p = tl.exp(logp)
@@ -88,14 +99,20 @@ def _dlogits_kernel(
         else:
             gradient = -p * c
         gradient += tl.where(column == target, c, 0.0)
-        # A 16-bit gradient overwrites the front half of its own float32 row. It never reaches a block that is still to be read, but the first
-        # block lies in its own way: all of it must be read before any of it is written.
+        # A 16-bit gradient overwrites the front half of its own float32 row. It never reaches a block that is
+        # still to be read, but the first block lies in its own way: all of it must be read before any of it
+        # is written.
         tl.debug_barrier()
-        tl.store(out_row + column, (gradient * inv_temperature).to(out_ptr.dtype.element_ty), mask=column < readable)
+        tl.store(
+            out_row + column,
+            (gradient * inv_temperature).to(out_ptr.dtype.element_ty),
+            mask=column < readable,
+        )
 
 
 class TritonRows:
-    """`ReferenceRows`, launched. Logits stay as they are (any float dtype, last stride 1) until `dlogits` overwrites them or writes to `out`."""
+    """`ReferenceRows`, launched. Logits stay as they are (any float dtype, last stride 1) until `dlogits`
+    overwrites them or writes to `out`."""
 
     padding = 0
     """Columns behind those of z that may be read, and in the gradient written (zeros)."""
@@ -113,7 +130,9 @@ class TritonRows:
         out = torch.empty(4, rows, dtype=torch.float32, device=z.device)
         with _on(z):
             sizes = (rows, columns, columns + self.padding)
-            _statistics_kernel[(rows,)](z, z.stride(0), target, out, *sizes, self.inv_temperature, **_launch(columns))
+            _statistics_kernel[(rows,)](
+                z, z.stride(0), target, out, *sizes, self.inv_temperature, **_launch(columns)
+            )
         return Statistics(*out)
 
     def shift(self, z: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -150,9 +169,11 @@ class TritonRows:
 
 
 class TritonHead(TritonRows):
-    """`TritonRows` with the three products of the head, by cuBLAS. Logits are float32; 16-bit weights take their gradient from 16-bit dlogits.
+    """`TritonRows` with the three products of the head, by cuBLAS. Logits are float32; 16-bit weights take
+    their gradient from 16-bit dlogits.
 
-    The workspace is one chunk of float32 logits. dlogits of a 16-bit weight take the front half of each row of the same memory.
+    The workspace is one chunk of float32 logits. dlogits of a 16-bit weight take the front half of each row
+    of the same memory.
     """
 
     def __init__(self, weight: torch.Tensor, chunk_rows: int, inv_temperature: float) -> None:

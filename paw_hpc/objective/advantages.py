@@ -1,7 +1,8 @@
 """Advantage estimators: GRPO, RLOO, GiGPO, and GAE over steps or tokens.
 
-E episodes, N transitions; `group` holds 0-based group numbers. Everything is computed in float64 and returned in the dtype of the first argument.
-A group without contrast (all values equal, or a single member) gives exactly 0: rounding must not become a signal when it is divided by a tiny std.
+E episodes, N transitions; `group` holds 0-based group numbers. Everything is computed in float64 and returned
+in the dtype of the first argument. A group without contrast (all values equal, or a single member) gives
+exactly 0: rounding must not become a signal when it is divided by a tiny std.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ EPS = 1e-6
 """Added to standard deviations."""
 
 
-def grpo(returns: torch.Tensor, group: torch.Tensor, normalize_std: bool = True, counted: torch.Tensor | None = None) -> torch.Tensor:
-    """Group-relative advantage A_i = (R_i - mean_g) / (std_g + EPS), std with n - 1 (DeepSeekMath, eq. 4; without division: Dr. GRPO).
+def grpo(
+    returns: torch.Tensor,
+    group: torch.Tensor,
+    normalize_std: bool = True,
+    counted: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Group-relative advantage A_i = (R_i - mean_g) / (std_g + EPS), std with n - 1 (DeepSeekMath, eq. 4;
+    without division: Dr. GRPO).
 
     Args:
         returns: float[n], of episodes, or of samples.
@@ -29,7 +36,8 @@ def grpo(returns: torch.Tensor, group: torch.Tensor, normalize_std: bool = True,
 
 
 def rloo(returns: torch.Tensor, group: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
-    """Leave-one-out advantage A_i = R_i - mean of the other members' returns (Ahmadian et al. 2024, eq. 8); 0 for a single member.
+    """Leave-one-out advantage A_i = R_i - mean of the other members' returns (Ahmadian et al. 2024, eq. 8); 0
+    for a single member.
 
     Args:
         returns: float[n], of episodes, or of samples.
@@ -45,27 +53,41 @@ def rloo(returns: torch.Tensor, group: torch.Tensor, counted: torch.Tensor | Non
 
 
 def gigpo_steps(
-    to_go: torch.Tensor, group: torch.Tensor, anchor: Sequence[str], *, normalize_std: bool = True, similarity: float | None = None
+    to_go: torch.Tensor,
+    group: torch.Tensor,
+    anchor: Sequence[str],
+    *,
+    normalize_std: bool = True,
+    similarity: float | None = None,
 ) -> torch.Tensor:
-    """The step part A_S of GiGPO's advantage A_E + omega * A_S (arXiv 2505.10978, eq. 3-8); the episode part A_E is `grpo`.
+    """The step part A_S of GiGPO's advantage A_E + omega * A_S (arXiv 2505.10978, eq. 3-8); the episode part
+    A_E is `grpo`.
 
-    A_S is `grpo` over the discounted returns-to-go of those transitions of a task group that were taken in the same anchor state; a state met once
-    gives 0.
+    A_S is `grpo` over the discounted returns-to-go of those transitions of a task group that were taken in
+    the same anchor state; a state met once gives 0.
 
     Args:
         to_go: float[N], discounted return-to-go of each transition.
         group: int64[N], task group of each transition.
         anchor: N state keys; compared within a task group only.
-        similarity: None: keys must be equal; else keys whose difflib ratio to the first key of a cluster reaches this are one state.
+        similarity: None: keys must be equal; else keys whose difflib ratio to the first key of a cluster
+            reaches this are one state.
 
     Returns: float[N].
     """
     return _center(to_go.double(), anchor_states(group, anchor, similarity), normalize_std).to(to_go.dtype)
 
 
-def returns_to_go(rewards: torch.Tensor, episode: torch.Tensor, step: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Discounted return of each transition to the end of its episode, sum_k gamma^k r_{t+k} (float[N], any order of transitions)."""
-    order = sorted(range(len(rewards)), key=list(zip(episode.tolist(), step.tolist(), strict=True)).__getitem__, reverse=True)
+def returns_to_go(
+    rewards: torch.Tensor, episode: torch.Tensor, step: torch.Tensor, gamma: float
+) -> torch.Tensor:
+    """Discounted return of each transition to the end of its episode, sum_k gamma^k r_{t+k} (float[N], any
+    order of transitions)."""
+    order = sorted(
+        range(len(rewards)),
+        key=list(zip(episode.tolist(), step.tolist(), strict=True)).__getitem__,
+        reverse=True,
+    )
     reward_of, episode_of = rewards.tolist(), episode.tolist()
     result = [0.0] * len(order)
     running, current = 0.0, None
@@ -75,16 +97,23 @@ def returns_to_go(rewards: torch.Tensor, episode: torch.Tensor, step: torch.Tens
     return torch.tensor(result, dtype=rewards.dtype)
 
 
-def anchor_states(group: torch.Tensor, anchor: Sequence[str], similarity: float | None = None) -> torch.Tensor:
-    """Number the anchor states: int64[N], equal for transitions of one task group whose keys are equal (or similar, see `gigpo`)."""
+def anchor_states(
+    group: torch.Tensor, anchor: Sequence[str], similarity: float | None = None
+) -> torch.Tensor:
+    """Number the anchor states: int64[N], equal for transitions of one task group whose keys are equal (or
+    similar, see `gigpo`)."""
     if similarity is None:
         numbers: dict[tuple[int, str], int] = {}
-        return torch.tensor([numbers.setdefault(key, len(numbers)) for key in zip(group.tolist(), anchor, strict=True)], dtype=torch.long)
+        return torch.tensor(
+            [numbers.setdefault(key, len(numbers)) for key in zip(group.tolist(), anchor, strict=True)],
+            dtype=torch.long,
+        )
     states = 0
     state_of: dict[tuple[int, str], int] = {}
     clusters: dict[int, list[tuple[str, int]]] = {}  # task group -> (first key, state) in order of appearance
     for g, key in zip(group.tolist(), anchor, strict=True):
-        if (g, key) in state_of:  # also spares equal long keys the ratio, which ignores frequent characters and may call them different
+        # also spares equal long keys the ratio, which ignores frequent characters and may call them different
+        if (g, key) in state_of:
             continue
         known = clusters.setdefault(g, [])
         found = next((state for first, state in known if _ratio_reaches(first, key, similarity)), None)
@@ -96,13 +125,18 @@ def anchor_states(group: torch.Tensor, anchor: Sequence[str], similarity: float 
     return torch.tensor([state_of[key] for key in zip(group.tolist(), anchor, strict=True)], dtype=torch.long)
 
 
-def gae(rewards: torch.Tensor, values: torch.Tensor, dones: torch.Tensor, gamma: float, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over the steps of episodes, or the tokens of responses; an end is worth 0.
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, dones: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) over the steps of episodes, or the
+    tokens of responses; an end is worth 0.
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where V_{t+1} = A_{t+1} = 0 at `dones`.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, where V_{t+1} = A_{t+1} = 0 at
+    `dones`.
 
     Args:
-        rewards, values: float[n], episode after episode in the order of their steps (or response after response, its tokens).
+        rewards, values: float[n], episode after episode in the order of their steps (or response after
+            response, its tokens).
         dones: bool[n], True at the last step of each episode.
 
     Returns: (advantages float[n], value targets A + V float[n]).
@@ -129,8 +163,11 @@ def _count(group: torch.Tensor) -> torch.Tensor:
     return torch.bincount(group).double()
 
 
-def _center(x: torch.Tensor, group: torch.Tensor, normalize_std: bool, counted: torch.Tensor | None = None) -> torch.Tensor:
-    """float64[n] -> float64[n]: deviations from the group's mean, divided by its deviation (n - 1) + EPS if asked; both of the counted (bool[n])."""
+def _center(
+    x: torch.Tensor, group: torch.Tensor, normalize_std: bool, counted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """float64[n] -> float64[n]: deviations from the group's mean, divided by its deviation (n - 1) + EPS if
+    asked; both of the counted (bool[n])."""
     chosen = slice(None) if counted is None else counted
     count = _count(group[chosen])
     zeros = torch.zeros_like(count)
@@ -147,4 +184,8 @@ def _center(x: torch.Tensor, group: torch.Tensor, normalize_std: bool, counted: 
 def _ratio_reaches(a: str, b: str, threshold: float) -> bool:
     """difflib ratio >= threshold, its two cheap upper bounds first."""
     matcher = SequenceMatcher(None, a, b)
-    return matcher.real_quick_ratio() >= threshold and matcher.quick_ratio() >= threshold and matcher.ratio() >= threshold
+    return (
+        matcher.real_quick_ratio() >= threshold
+        and matcher.quick_ratio() >= threshold
+        and matcher.ratio() >= threshold
+    )

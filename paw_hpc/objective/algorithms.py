@@ -1,4 +1,5 @@
-"""The algorithms and world-model losses of this package, as entries of their doors (see recipe/doors.py). Light: torch is imported when they work."""
+"""The algorithms and world-model losses of this package, as entries of their doors (see recipe/doors.py).
+Light: torch is imported when they work."""
 
 from paw_hpc.recipe.doors import Algorithm, WorldModelLoss
 from paw_hpc.system.registry import lazily
@@ -6,7 +7,9 @@ from paw_hpc.system.registry import lazily
 GRPO = Algorithm(estimate=lazily("paw_hpc.objective.credit:grpo"), smallest_group=2)
 GIGPO = Algorithm(estimate=lazily("paw_hpc.objective.credit:gigpo"), smallest_group=2)
 RLOO = Algorithm(estimate=lazily("paw_hpc.objective.credit:rloo"), smallest_group=2)
-PPO = Algorithm(estimate=lazily("paw_hpc.objective.credit:ppo"), values=lambda section: section.ppo_advantages)
+PPO = Algorithm(
+    estimate=lazily("paw_hpc.objective.credit:ppo"), values=lambda section: section.ppo_advantages
+)
 
 CLIPPED_MAE = WorldModelLoss(loss=lambda logp, wm: _losses().clipped_mae(logp, wm.rho))
 MAE = WorldModelLoss(loss=lambda logp, wm: _losses().mae(logp))

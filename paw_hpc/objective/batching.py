@@ -1,4 +1,5 @@
-"""Cutting a planned batch into optimizer steps (mini-batches) and forward passes (micro-batches), and leaving out what has no gradient."""
+"""Cutting a planned batch into optimizer steps (mini-batches) and forward passes (micro-batches), and leaving
+out what has no gradient."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from paw_hpc.recipe import AlgorithmSection
 
 
 def mini_batches(batch: Batch, size: int | None, seed: int) -> list[Batch]:
-    """A seeded shuffle of the S sequences, cut into ceil(N / size) chunks, as N samples need, whose sequences differ in number by at most one; None:
-    [batch] itself.
+    """A seeded shuffle of the S sequences, cut into ceil(N / size) chunks, as N samples need, whose sequences
+    differ in number by at most one; None: [batch] itself.
 
-    A chain stays whole, so there are at most S chunks, and chunks of chains differ in samples. `weight` and `value_weight` of a chunk of M sequences
-    are multiplied by S / M, so that the objective of each optimizer step, in expectation over shuffles, is that of the full update.
+    A chain stays whole, so there are at most S chunks, and chunks of chains differ in samples. `weight` and
+    `value_weight` of a chunk of M sequences are multiplied by S / M, so that the objective of each optimizer
+    step, in expectation over shuffles, is that of the full update.
     """
     if size is None or size >= len(batch):
         return [batch]
@@ -25,25 +27,34 @@ def mini_batches(batch: Batch, size: int | None, seed: int) -> list[Batch]:
 
 
 def with_gradient(batch: Batch, algorithm: AlgorithmSection) -> Batch:
-    """The sequences of a batch of which any row can have a gradient, weights as they are: one where none has any, the batch itself where all have.
+    """The sequences of a batch of which any row can have a gradient, weights as they are: one where none has
+    any, the batch itself where all have.
 
-    A row has none if its weight is 0, and an action row with advantage 0 has none where neither KL nor entropy bonus act on it: all members of its
-    group were equally good. What is left out adds nothing to the loss, so the gradient is the same up to the order of its sums.
+    A row has none if its weight is 0, and an action row with advantage 0 has none where neither KL nor
+    entropy bonus act on it: all members of its group were equally good. What is left out adds nothing to the
+    loss, so the gradient is the same up to the order of its sums.
     """
-    moved = batch.row_kind != ACTION if algorithm.kl_coefficient == 0 and algorithm.entropy_bonus == 0 else torch.ones_like(batch.row_kind).bool()
+    moved = (
+        batch.row_kind != ACTION
+        if algorithm.kl_coefficient == 0 and algorithm.entropy_bonus == 0
+        else torch.ones_like(batch.row_kind).bool()
+    )
     moved = (batch.streams["weight"] != 0) & (moved | (batch.streams["advantage"] != 0))
     up_to = batch.row_cu[batch.sample_cu]  # int64[S+1]
     moved_up_to = torch.cat([torch.zeros(1, dtype=torch.long), moved.long().cumsum(0)])[up_to]
     kept = (moved_up_to[1:] > moved_up_to[:-1]).nonzero()[:, 0]
     if not len(kept):
-        kept = (up_to[1:] > up_to[:-1]).nonzero()[:1, 0]  # a step is taken all the same: moments decay, and weights go on
+        # a step is taken all the same: moments decay, and weights go on
+        kept = (up_to[1:] > up_to[:-1]).nonzero()[:1, 0]
     return batch if len(kept) in (0, batch.num_sequences) else batch.take(kept)
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> list[Batch]:
-    """Cut into parts of at most `max_tokens` tokens, longest sequences first, so that neighbours are of similar length (little attention padding).
+    """Cut into parts of at most `max_tokens` tokens, longest sequences first, so that neighbours are of
+    similar length (little attention padding).
 
-    A longer sequence forms a part of its own. Streams are not rescaled: summed losses of the parts are the loss of the batch.
+    A longer sequence forms a part of its own. Streams are not rescaled: summed losses of the parts are the
+    loss of the batch.
     """
     lengths = batch.lengths
     order = torch.argsort(lengths, descending=True, stable=True)
@@ -59,7 +70,11 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[Batch]:
 
 
 def _scaled(batch: Batch, factor: float) -> Batch:
-    for streams, name in ((batch.streams, "weight"), (batch.streams, "value_weight"), (batch.sample_streams, "value_weight")):
+    for streams, name in (
+        (batch.streams, "weight"),
+        (batch.streams, "value_weight"),
+        (batch.sample_streams, "value_weight"),
+    ):
         if name in streams:
             streams[name] = streams[name] * factor
     return batch

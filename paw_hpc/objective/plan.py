@@ -1,7 +1,9 @@
-"""Where the paper meets data: a pool and its scores become a packed batch whose rows carry every weight, advantage and target.
+"""Where the paper meets data: a pool and its scores become a packed batch whose rows carry every weight,
+advantage and target.
 
-A trainer sums weight * loss over rows and is done: all normalizers are global (over the whole update) and already in the streams, so the result
-depends neither on micro-batches, nor on sample order, nor on data-parallel ranks. Every arm and control of the recipe is made here and nowhere else.
+A trainer sums weight * loss over rows and is done: all normalizers are global (over the whole update) and
+already in the streams, so the result depends neither on micro-batches, nor on sample order, nor on
+data-parallel ranks. Every arm and control of the recipe is made here and nowhere else.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Plan:
 
 @dataclass(slots=True)
 class _WorldModelPlan:
-    """The world-model half of a plan. Transitions that are not trained on have weight 0 and no observation."""
+    """The world-model half of a plan. Transitions that are not trained on have weight 0 and no
+    observation."""
 
     entropy: torch.Tensor  # float64[N], H(a|h)
     selectable: torch.Tensor  # bool[N], has a next observation
@@ -54,12 +57,14 @@ class _WorldModelPlan:
 def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     """Turn one update's experience into a batch of weighted rows (eq. 11 of the paper; Algorithm 1, "plan").
 
-    Streams per row: `weight`, `advantage`, `old_logp`, with `ref_logp` when `algorithm.kl_coefficient` > 0 and `behaviour_logp` when
-    `algorithm.truncated_importance` is set; observation rows hold 0 in all but `weight`. PPO adds `value_position` and the streams `value_target`,
-    `old_value` and `value_weight`: one per sample, or per row with `algorithm.ppo_advantages: tokens`.
+    Streams per row: `weight`, `advantage`, `old_logp`, with `ref_logp` when `algorithm.kl_coefficient` > 0
+    and `behaviour_logp` when `algorithm.truncated_importance` is set; observation rows hold 0 in all but
+    `weight`. PPO adds `value_position` and the streams `value_target`, `old_value` and `value_weight`: one
+    per sample, or per row with `algorithm.ppo_advantages: tokens`.
 
-    A transition's observation (and the bridge before it) is appended only where its world-model weight is above 0. Transitions without a next
-    observation have no world-model target: they are no part of the pool that selection draws from, nor of the N in round(alpha * N).
+    A transition's observation (and the bridge before it) is appended only where its world-model weight is
+    above 0. Transitions without a next observation have no world-model target: they are no part of the pool
+    that selection draws from, nor of the N in round(alpha * N).
 
     Args:
         update: number of the update, from 0: world-model schedule and seeds of the random controls.
@@ -70,25 +75,38 @@ def plan(pool: Pool, scores: Scores, recipe: Recipe, update: int) -> Plan:
     """
     if not len(pool):
         raise TrainingError(
-            f"update {update}: no transition to train on, every episode was failed by its environment; see the log, or raise env.step_timeout_s"
+            f"update {update}: no transition to train on, every episode was failed by its environment; see "
+            "the log, or raise env.step_timeout_s"
         )
     sample = pool.action_sample
     if not len(sample):
-        raise TrainingError(f"update {update}: no response has a single token; check rollout.max_response_tokens and rollout.stop")
+        raise TrainingError(
+            f"update {update}: no response has a single token; check rollout.max_response_tokens and "
+            "rollout.stop"
+        )
     _check(scores, pool, sample, recipe)
     credit = assign_credit(pool, scores, sample, recipe)
     wm = _world_model(pool, scores, sample, recipe, update)
     batch = pack(pool, wm.observations, recipe.policy.merge_turns)
-    action_weight = _action_weights(pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation)
+    action_weight = _action_weights(
+        pool, torch.bincount(sample, minlength=len(pool)), recipe.algorithm.aggregation
+    )
     _add_streams(batch, pool, scores, recipe, credit, action_weight, wm.weight)
     if recipe.algorithm.values is not None:
         batch.value_position = last_prompt_tokens(batch, pool)
-    return Plan(batch, _metrics(pool, scores, batch, credit, wm), credit.advantage, wm.entropy, wm.selected, wm.coefficient)
+    return Plan(
+        batch,
+        _metrics(pool, scores, batch, credit, wm),
+        credit.advantage,
+        wm.entropy,
+        wm.selected,
+        wm.coefficient,
+    )
 
 
 def world_model_scale(wm: WorldModelSection, update: int, updates: int) -> float:
-    """What multiplies lambda_g at this update: 0 when the loss is off or skips it (every k-th counts from update 0), else `scale`, or a cosine from
-    `scale` at the first update to `final_scale` at the last."""
+    """What multiplies lambda_g at this update: 0 when the loss is off or skips it (every k-th counts from
+    update 0), else `scale`, or a cosine from `scale` at the first update to `final_scale` at the last."""
     if not wm.enabled or update % wm.every:
         return 0.0
     if wm.final_scale is None:
@@ -106,16 +124,22 @@ def _check(scores: Scores, pool: Pool, sample: torch.Tensor, recipe: Recipe) -> 
     for name, length in needed.items():
         value = getattr(scores, name)
         if value is None or len(value) != length:
-            raise ValueError(f"scores.{name}: expected {length} entries for this pool, got {'none' if value is None else len(value)}")
+            raise ValueError(
+                f"scores.{name}: expected {length} entries for this pool, got "
+                f"{'none' if value is None else len(value)}"
+            )
     if any(not len(t.prompt_ids) for t in pool.transitions):
-        raise ValueError("a transition has an empty prompt: its first response token has no position to be predicted from")
+        raise ValueError(
+            "a transition has an empty prompt: its first response token has no position to be predicted from"
+        )
 
 
-# --------------------------------------------------------------------------------------------------------------------------- the RL half
+# ------------------------------------------------------------------------------------------------ the RL half
 
 
 def _action_weights(pool: Pool, response_lengths: torch.Tensor, aggregation: str) -> torch.Tensor:
-    """float64[N]: the weight of each action row of a transition; over all action rows of the update they sum to 1."""
+    """float64[N]: the weight of each action row of a transition; over all action rows of the update they sum
+    to 1."""
     lengths = response_lengths.double()
     if aggregation == "token":
         return torch.full_like(lengths, 1.0 / float(lengths.sum()))
@@ -125,10 +149,12 @@ def _action_weights(pool: Pool, response_lengths: torch.Tensor, aggregation: str
     return 1.0 / (int((per_episode > 0).sum()) * per_episode.clamp(min=1.0))[pool.episode]
 
 
-# -------------------------------------------------------------------------------------------------------------------- the world-model half
+# --------------------------------------------------------------------------------------- the world-model half
 
 
-def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recipe, update: int) -> _WorldModelPlan:
+def _world_model(
+    pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recipe, update: int
+) -> _WorldModelPlan:
     wm, n = recipe.wm, len(pool)
     if wm.entropy == "full":
         entropy = world_model.token_entropy_mean(scores.entropy, sample, n)
@@ -142,7 +168,9 @@ def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recip
         selected[selectable] = world_model.select_random(int(selectable.sum()), wm.alpha, recipe.seed, update)
     coefficient = torch.ones(pool.num_groups, dtype=torch.float64)
     if wm.coefficient == "reward_adaptive" and recipe.env.success_reward > 0:
-        coefficient = world_model.reward_adaptive_coefficient(pool.returns, pool.episode_group, recipe.env.success_reward)
+        coefficient = world_model.reward_adaptive_coefficient(
+            pool.returns, pool.episode_group, recipe.env.success_reward
+        )
     scale = world_model_scale(wm, update, recipe.updates)
     trained = (selected & (scale * coefficient[pool.group] > 0)).nonzero().flatten().tolist()
     source = trained
@@ -151,13 +179,18 @@ def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recip
         if len(trained) == 1:  # nothing to exchange it with; training on the truth would not be the control
             trained = []
         source = derange(trained, recipe.seed, update)
-        same = [np.array_equal(_observation(pool, a), _observation(pool, b)) for a, b in zip(trained, source, strict=True)]
+        same = [
+            np.array_equal(_observation(pool, a), _observation(pool, b))
+            for a, b in zip(trained, source, strict=True)
+        ]
         equal_share = float(np.mean(same)) if same else None
     observations = [t.observation_ids for t in pool.transitions]
     for to, origin in zip(trained, source, strict=True):
         observations[to] = _observation(pool, origin)
     if wm.aggregation == "token":
-        weight = scale * world_model.token_weights(selected, pool.group, coefficient, lengths_of(observations))
+        weight = scale * world_model.token_weights(
+            selected, pool.group, coefficient, lengths_of(observations)
+        )
     else:
         weight = scale * world_model.transition_weights(selected, pool.group, coefficient)
     left_out = torch.ones(n, dtype=torch.bool)
@@ -165,11 +198,14 @@ def _world_model(pool: Pool, scores: Scores, sample: torch.Tensor, recipe: Recip
     weight[left_out] = 0.0
     for index in left_out.nonzero().flatten().tolist():
         observations[index] = np.empty(0, dtype=np.int32)
-    return _WorldModelPlan(entropy, selectable, selected, coefficient, scale, weight, observations, equal_share)
+    return _WorldModelPlan(
+        entropy, selectable, selected, coefficient, scale, weight, observations, equal_share
+    )
 
 
 def derange(items: list[int], run_seed: int, update: int) -> list[int]:
-    """The items in another order with none in its own place (a random cycle, hence a derangement of two or more; a function of its arguments)."""
+    """The items in another order with none in its own place (a random cycle, hence a derangement of two or
+    more; a function of its arguments)."""
     order = generator(run_seed, "wm.shuffle", update).permutation(len(items))
     moved = np.array(items, dtype=np.int64)
     moved[order] = moved[np.roll(order, -1)]
@@ -180,11 +216,17 @@ def _observation(pool: Pool, n: int) -> Ids:
     return pool.transitions[n].observation_ids
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- streams
+# ---------------------------------------------------------------------------------------------------- streams
 
 
 def _add_streams(
-    batch: Batch, pool: Pool, scores: Scores, recipe: Recipe, credit: Credit, action_weight: torch.Tensor, wm_weight: torch.Tensor
+    batch: Batch,
+    pool: Pool,
+    scores: Scores,
+    recipe: Recipe,
+    credit: Credit,
+    action_weight: torch.Tensor,
+    wm_weight: torch.Tensor,
 ) -> None:
     """Fill `batch.streams` (float32[R]) and, for a critic of steps, `batch.sample_streams` (float32[N])."""
     sample = torch.repeat_interleave(torch.arange(len(batch)), batch.row_cu[1:] - batch.row_cu[:-1])
@@ -207,19 +249,26 @@ def _add_streams(
 
 
 def _behaviour_logp(pool: Pool) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([t.response_logprobs for t in pool.transitions]).astype(np.float32))
+    return torch.from_numpy(
+        np.concatenate([t.response_logprobs for t in pool.transitions]).astype(np.float32)
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- metrics
+# ---------------------------------------------------------------------------------------------------- metrics
 
 
-def _metrics(pool: Pool, scores: Scores, batch: Batch, credit: Credit, wm: _WorldModelPlan) -> dict[str, float]:
-    """What to log of a plan. Names end in _mean, _share and the like; bare nouns are counts. The same names for every arm, vanilla included.
+def _metrics(
+    pool: Pool, scores: Scores, batch: Batch, credit: Credit, wm: _WorldModelPlan
+) -> dict[str, float]:
+    """What to log of a plan. Names end in _mean, _share and the like; bare nouns are counts. The same names
+    for every arm, vanilla included.
 
-    lambda_* is the coefficient per group before `wm_scale`; entropy_* are nats per action (eq. 4), entropy_threshold the lowest selected one;
-    selected_transitions is |S_alpha|, wm_transitions those of it with a weight above 0, wm_weight the sum of their weights; behaviour_gap_* is
-    |old_logp - behaviour log-prob| per token; zero_signal_groups the share of groups without any advantage; shuffled_equal_share (control only) the
-    share of exchanged observations that equal the true one.
+    lambda_* is the coefficient per group before `wm_scale`; entropy_* are nats per action (eq. 4),
+    entropy_threshold the lowest selected one; selected_transitions is |S_alpha|, wm_transitions those of it
+    with a weight above 0, wm_weight the sum of their weights; behaviour_gap_* is the absolute difference of
+    old_logp and the behaviour log-prob per token; zero_signal_groups the share of groups without any
+    advantage; shuffled_equal_share (control only) the share of exchanged observations that equal the true
+    one.
     """
     response = lengths_of([t.response_ids for t in pool.transitions]).double()
     observation = lengths_of([t.observation_ids for t in pool.transitions]).double()
@@ -236,7 +285,9 @@ def _metrics(pool: Pool, scores: Scores, batch: Batch, credit: Credit, wm: _Worl
         "invalid_share": float((~pool.valid).double().mean()),
         "response_length_mean": float(response.mean()),
         "prompt_length_mean": float(np.mean([len(t.prompt_ids) for t in pool.transitions])),
-        "observation_length_mean": float(observation[wm.selectable].mean()) if bool(wm.selectable.any()) else 0.0,
+        "observation_length_mean": float(observation[wm.selectable].mean())
+        if bool(wm.selectable.any())
+        else 0.0,
         "truncated_prompts": float(sum(e.truncated_prompts for e in pool.episodes)),
         "truncated_observations": float(sum(e.truncated_observations for e in pool.episodes)),
         "groups": float(pool.num_groups),

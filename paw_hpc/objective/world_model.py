@@ -1,4 +1,5 @@
-"""The world-model half of PaW: which transitions are learnt from, with which loss, and how strongly ("the paper": arXiv 2606.02388, eq. 4, 7-11).
+"""The world-model half of PaW: which transitions are learnt from, with which loss, and how strongly ("the
+paper": arXiv 2606.02388, eq. 4, 7-11).
 
 N transitions, A action tokens, R rows, E episodes, G groups. Functions of whole updates reduce in float64.
 """
@@ -9,7 +10,7 @@ import torch
 
 from paw_hpc.system.seeding import generator
 
-# ---------------------------------------------------------------------------------------------------------------- eq. 4: what is selected
+# ------------------------------------------------------------------------------------ eq. 4: what is selected
 
 
 def token_entropy_mean(entropy: torch.Tensor, sample: torch.Tensor, n: int) -> torch.Tensor:
@@ -27,7 +28,8 @@ def token_entropy_mean(entropy: torch.Tensor, sample: torch.Tensor, n: int) -> t
 
 
 def sampled_token_entropy_mean(logp: torch.Tensor, sample: torch.Tensor, n: int) -> torch.Tensor:
-    """H(a|h) as the formula of eq. 4 reads literally: the mean of -q log q, q the probability of the *sampled* token.
+    """H(a|h) as the formula of eq. 4 reads literally: the mean of -q log q, q the probability of the
+    *sampled* token.
 
     Args:
         logp: float[A], log-prob of each sampled token.
@@ -40,13 +42,15 @@ def sampled_token_entropy_mean(logp: torch.Tensor, sample: torch.Tensor, n: int)
 
 
 def select_top_entropy(entropy: torch.Tensor, alpha: float) -> torch.Tensor:
-    """The most uncertain fraction of the whole update: exactly round(alpha * N) kept, ties to the lower index (eq. 4). float[N] -> bool[N]."""
+    """The most uncertain fraction of the whole update: exactly round(alpha * N) kept, ties to the lower index
+    (eq. 4). float[N] -> bool[N]."""
     order = torch.argsort(entropy, descending=True, stable=True)
     return _mask(order, len(entropy), alpha)
 
 
 def select_random(n: int, alpha: float, run_seed: int, update: int) -> torch.Tensor:
-    """The control of `select_top_entropy`: as many transitions, drawn without regard to entropy. bool[n], a function of its arguments."""
+    """The control of `select_top_entropy`: as many transitions, drawn without regard to entropy. bool[n], a
+    function of its arguments."""
     order = torch.from_numpy(generator(run_seed, "wm.selection", update).permutation(n))
     return _mask(order, n, alpha)
 
@@ -57,14 +61,14 @@ def _mask(order: torch.Tensor, n: int, alpha: float) -> torch.Tensor:
     return selected
 
 
-# ------------------------------------------------------------------------------------------------------------- eq. 7-9: the loss of a token
+# ------------------------------------------------------------------------------- eq. 7-9: the loss of a token
 
 
 def clipped_mae(logp: torch.Tensor, rho: float) -> torch.Tensor:
     """m * (1 - p) with p = exp(logp) and m = 1[p <= rho] (eq. 7-9), elementwise, float[R] -> float[R].
 
-    The mask carries no gradient; where it is 1 the target logit's gradient is -p(1 - p). The mean over an observation divides by *all* its tokens,
-    masked ones too; that divisor is part of the row weight (`plan`).
+    The mask carries no gradient; where it is 1 the target logit's gradient is -p(1 - p). The mean over an
+    observation divides by *all* its tokens, masked ones too; that divisor is part of the row weight (`plan`).
     """
     p = logp.exp()
     return torch.where(p.detach() <= rho, 1.0 - p, 0.0)
@@ -80,7 +84,7 @@ def cross_entropy(logp: torch.Tensor) -> torch.Tensor:
     return -logp
 
 
-# -------------------------------------------------------------------------------------------------------- eq. 10 and 11: how strongly it counts
+# ---------------------------------------------------------------------- eq. 10 and 11: how strongly it counts
 
 
 def reward_adaptive_coefficient(returns: torch.Tensor, group: torch.Tensor, r_max: float) -> torch.Tensor:
@@ -100,10 +104,13 @@ def reward_adaptive_coefficient(returns: torch.Tensor, group: torch.Tensor, r_ma
     return (1.0 - total / count / r_max).clamp(0.0, 1.0)
 
 
-def transition_weights(selected: torch.Tensor, group: torch.Tensor, coefficient: torch.Tensor) -> torch.Tensor:
+def transition_weights(
+    selected: torch.Tensor, group: torch.Tensor, coefficient: torch.Tensor
+) -> torch.Tensor:
     """w_n = lambda_g / (|G| |S_g|) for a selected transition of group g, else 0 (eq. 11).
 
-    |G| counts all groups of the update, also those without a selected transition, whose world-model term drops out.
+    |G| counts all groups of the update, also those without a selected transition, whose world-model term
+    drops out.
 
     Args:
         selected: bool[N].
@@ -117,16 +124,21 @@ def transition_weights(selected: torch.Tensor, group: torch.Tensor, coefficient:
     return torch.where(selected, weight[group], 0.0)
 
 
-def token_weights(selected: torch.Tensor, group: torch.Tensor, coefficient: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """w_n = lambda_g * T_n / T for a selected transition, else 0: every observation token of the update counts the same (ECHO's normalizer).
+def token_weights(
+    selected: torch.Tensor, group: torch.Tensor, coefficient: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """w_n = lambda_g * T_n / T for a selected transition, else 0: every observation token of the update
+    counts the same (ECHO's normalizer).
 
     Args:
         selected: bool[N].
         group: int64[N].
         coefficient: float[G], lambda.
-        lengths: int64[N], T_n: tokens of the observation that a transition is trained on; T is their sum over the selected transitions.
+        lengths: int64[N], T_n: tokens of the observation that a transition is trained on; T is their sum over
+            the selected transitions.
 
-    Returns: float64[N], the weight of the mean over the transition's tokens, as `transition_weights` gives it.
+    Returns: float64[N], the weight of the mean over the transition's tokens, as `transition_weights` gives
+    it.
     """
     lengths = torch.where(selected, lengths, 0).double()
     return coefficient.double()[group] * lengths / lengths.sum().clamp(min=1.0)

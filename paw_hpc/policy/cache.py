@@ -1,4 +1,5 @@
-"""Keys and values of running samples, and attention of the token that each of them is at: what generation adds to packed attention."""
+"""Keys and values of running samples, and attention of the token that each of them is at: what generation
+adds to packed attention."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch import nn
 
 
 class SlotCache:
-    """Keys and values of up to `slots` running samples: per layer two tensors [slots, capacity, kv_heads, head_dim], made on first use."""
+    """Keys and values of up to `slots` running samples: per layer two tensors [slots, capacity, kv_heads,
+    head_dim], made on first use."""
 
     def __init__(self, slots: int, capacity: int) -> None:
         self.slots, self.capacity = slots, capacity
@@ -31,13 +33,15 @@ class SlotCache:
             store[slot, : len(known)] = known
 
     def move(self, source: torch.Tensor, target: torch.Tensor, length: int) -> None:
-        """Copy the first `length` positions of the slots `source` int64[n] over the slots `target` int64[n] (disjoint)."""
+        """Copy the first `length` positions of the slots `source` int64[n] over the slots `target` int64[n]
+        (disjoint)."""
         for stores in self.layers.values():
             for store in stores:
                 store[target, :length] = store[source, :length]
 
     def grow(self, slots: int, capacity: int, live: int, length: int) -> None:
-        """Make room for `slots` samples of `capacity` positions; the first `length` positions of the first `live` slots are kept."""
+        """Make room for `slots` samples of `capacity` positions; the first `length` positions of the first
+        `live` slots are kept."""
         self.slots, self.capacity = slots, capacity
         for layer, stores in self.layers.items():
             grown = tuple(self._blank(store[0]) for store in stores)
@@ -52,7 +56,8 @@ class SlotCache:
 
 @dataclass(slots=True)
 class Decoding:
-    """One new token for each of the first B slots of a cache; each sees its own slot up to and including itself."""
+    """One new token for each of the first B slots of a cache; each sees its own slot up to and including
+    itself."""
 
     cache: SlotCache
     positions: torch.Tensor  # int64[B], position of the new token in its slot
@@ -64,11 +69,22 @@ class Decoding:
 
     def __post_init__(self) -> None:
         device = self.positions.device
-        self.cache_index = torch.arange(len(self.positions), device=device) * self.cache.capacity + self.positions
+        self.cache_index = (
+            torch.arange(len(self.positions), device=device) * self.cache.capacity + self.positions
+        )
         unseen = torch.arange(self.max_length, device=device) > self.positions[:, None]
-        self.mask = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, float("-inf"))[:, None, None]
+        self.mask = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, float("-inf"))[
+            :, None, None
+        ]
 
-    def attend(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
         """query [B, heads, d], key and value [B, kv_heads, d] -> [B, heads, d]."""
         layer = layer_of(module)
         self.cache.write(layer, self.cache_index, key, value)
@@ -76,7 +92,8 @@ class Decoding:
             self.mask = self.mask.to(query.dtype)
         size, heads, width = query.shape
         keys, values = (store[:size, : self.max_length].transpose(1, 2) for store in self.cache.layers[layer])
-        # The query heads that share a key head become its query positions: the cache is read once and never repeated.
+        # The query heads that share a key head become its query positions: the cache is read once and never
+        # repeated.
         grouped = query.reshape(size, key.shape[1], heads // key.shape[1], width)
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask, scale=scale)
         return out.reshape(size, heads, value.shape[-1])

@@ -1,6 +1,6 @@
 """Checkpoints of one process, whole or absent (see checkpoint_folder.py).
 
-DIRECTORY/update_000030/state.pt          nested tensors, numbers and random states (torch.save, loadable with weights_only)
+DIRECTORY/update_000030/state.pt          nested tensors, numbers, random states (torch.save, weights_only)
 DIRECTORY/update_000030/manifest.json
 """
 
@@ -18,7 +18,16 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from paw_hpc.policy.checkpoint_folder import begin, check_content, check_recipe, checkpoints, commit, none_whole, read_manifest, write_manifest
+from paw_hpc.policy.checkpoint_folder import (
+    begin,
+    check_content,
+    check_recipe,
+    checkpoints,
+    commit,
+    none_whole,
+    read_manifest,
+    write_manifest,
+)
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.errors import CheckpointError
 from paw_hpc.system.storage import storage_errors
@@ -28,14 +37,17 @@ _ARRAY = "__numpy__"
 _log = logging.getLogger(__name__)
 
 
-def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Mapping[str, Any], *, keep: int = 2) -> Path:
+def save(
+    directory: str | Path, update: int, state: Mapping[str, Any], meta: Mapping[str, Any], *, keep: int = 2
+) -> Path:
     """Write a checkpoint and remove all but the newest `keep`.
 
     Args:
         update: updates that are done, so the next one to play.
-        state: nested mappings, lists and tuples of tensors (any device; saved as CPU), NumPy arrays, numbers, strings, None. Mapping keys are strings
-            or integers.
-        meta: JSON values; `meta["recipe"]` (`Recipe.model_dump(mode="json")`) lets `load` refuse the checkpoint of another recipe.
+        state: nested mappings, lists and tuples of tensors (any device; saved as CPU), NumPy arrays, numbers,
+            strings, None. Mapping keys are strings or integers.
+        meta: JSON values; `meta["recipe"]` (`Recipe.model_dump(mode="json")`) lets `load` refuse the
+            checkpoint of another recipe.
 
     Returns:
         The folder of the checkpoint.
@@ -60,7 +72,8 @@ def save(directory: str | Path, update: int, state: Mapping[str, Any], meta: Map
 
 
 def latest(directory: str | Path) -> Path | None:
-    """The newest whole checkpoint; None where there is none at all. A torn one is passed over with a logged warning that says what is wrong with it.
+    """The newest whole checkpoint; None where there is none at all. A torn one is passed over with a logged
+    warning that says what is wrong with it.
 
     Raises:
         CheckpointError: there are checkpoints and none of them is whole, or the directory cannot be read.
@@ -79,15 +92,19 @@ def latest(directory: str | Path) -> Path | None:
     return None
 
 
-def load(path: str | Path, recipe: Recipe | None = None, may_differ: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, meta) of a checkpoint, tensors on the CPU; `meta["update"]` is the number of updates that are done.
+def load(
+    path: str | Path, recipe: Recipe | None = None, may_differ: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, meta) of a checkpoint, tensors on the CPU; `meta["update"]` is the number of updates that are
+    done.
 
     Args:
         recipe: refuse a checkpoint that another recipe made.
         may_differ: see `check_recipe`.
 
     Raises:
-        CheckpointError: torn, not a checkpoint of paw_hpc, or made by another recipe (the differing keys are named).
+        CheckpointError: torn, not a checkpoint of paw_hpc, or made by another recipe (the differing keys are
+            named).
     """
     path = Path(path)
     manifest = _read_manifest(path)
@@ -96,8 +113,12 @@ def load(path: str | Path, recipe: Recipe | None = None, may_differ: Collection[
         check_recipe(path, meta, recipe, may_differ)
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours
-        raise CheckpointError(f"{path}/state.pt: not a state that paw_hpc wrote ({type(error).__name__})") from error
+    except (
+        Exception
+    ) as error:  # torch raises many kinds; the checksum is right, so the file was never one of ours
+        raise CheckpointError(
+            f"{path}/state.pt: not a state that paw_hpc wrote ({type(error).__name__})"
+        ) from error
     return decode(state), meta | {"update": manifest["update"]}
 
 
@@ -107,7 +128,8 @@ def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[s
         try:
             torch.save(state, cast(BinaryIO, file))
         except RuntimeError:
-            if file.error is not None:  # torch hides what stopped the writing (a full disk, Ctrl-C) behind an error of its own
+            # torch hides what stopped the writing (a full disk, Ctrl-C) behind an error of its own
+            if file.error is not None:
                 raise file.error from None
             raise
         raw.flush()
@@ -117,7 +139,8 @@ def _write_folder(folder: Path, update: int, state: dict[str, Any], meta: dict[s
 
 
 class _HashedFile:
-    """What torch.save writes through: the checksum is of what was meant, so that a disk which stored something else is found out."""
+    """What torch.save writes through: the checksum is of what was meant, so that a disk which stored
+    something else is found out."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self.digest = hashlib.sha256()
@@ -149,12 +172,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def encode(value: Any, where: str) -> Any:
-    """Only what torch.load(weights_only=True) reads back. A tensor that is a part of a larger storage is copied, so that only the part is saved."""
+    """Only what torch.load(weights_only=True) reads back. A tensor that is a part of a larger storage is
+    copied, so that only the part is saved."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
-        return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
+        return (
+            tensor
+            if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            else tensor.clone()
+        )
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype != object:
@@ -162,17 +190,26 @@ def encode(value: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         strange = [key for key in value if not isinstance(key, (str, int))]
         if strange or _ARRAY in value:
-            raise TypeError(f"{where}: mapping keys are strings or integers, found {strange[0]!r}" if strange else f"{where}: {_ARRAY} is reserved")
+            raise TypeError(
+                f"{where}: mapping keys are strings or integers, found {strange[0]!r}"
+                if strange
+                else f"{where}: {_ARRAY} is reserved"
+            )
         return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(encode(item, f"{where}[{i}]") for i, item in enumerate(value))
-    raise TypeError(f"{where}: a checkpoint holds tensors, arrays, numbers, strings, lists and mappings, not {type(value).__name__}")
+    raise TypeError(
+        f"{where}: a checkpoint holds tensors, arrays, numbers, strings, lists and mappings, not "
+        f"{type(value).__name__}"
+    )
 
 
 def decode(value: Any) -> Any:
     """The inverse of `encode`."""
     if isinstance(value, dict):
-        return value[_ARRAY].numpy() if _ARRAY in value else {key: decode(item) for key, item in value.items()}
+        return (
+            value[_ARRAY].numpy() if _ARRAY in value else {key: decode(item) for key, item in value.items()}
+        )
     if isinstance(value, (list, tuple)):
         return type(value)(decode(item) for item in value)
     return value

@@ -2,10 +2,11 @@
 
     DIRECTORY/update_000030/manifest.json     format, update, meta, size and SHA-256 of every other file
 
-Everything is written and synced in a hidden folder, which is then renamed: a kill at any moment leaves the earlier checkpoints and at most a hidden
-folder that the next save removes. An update that is saved again (a signal right after a regular save) becomes `update_000030-2` before the first
-goes, so there is no moment without one. The hidden file `.saved` says that there has been a checkpoint here: where there is none any more, a run
-must not quietly begin anew.
+Everything is written and synced in a hidden folder, which is then renamed: a kill at any moment leaves the
+earlier checkpoints and at most a hidden folder that the next save removes. An update that is saved again (a
+signal right after a regular save) becomes `update_000030-2` before the first goes, so there is no moment
+without one. The hidden file `.saved` says that there has been a checkpoint here: where there is none any
+more, a run must not quietly begin anew.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from paw_hpc.system.storage import sync_folder
 
 MANIFEST = "manifest.json"
 _SAVED = ".saved"
-OTHER_WEIGHTS = "model.path: its weights are not those that the run began with; give the folder of the same model (the KL term is about it)"
+OTHER_WEIGHTS = (
+    "model.path: its weights are not those that the run began with; give the folder of the "
+    "same model (the KL term is about it)"
+)
 _NAME = re.compile(r"update_(\d+)(?:-(\d+))?")
 
 
@@ -48,7 +52,8 @@ class _Manifest(TypedDict):
 
 
 def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
-    """(update, how many times it has been saved, folder), oldest first, whole or not; none where there is no such directory.
+    """(update, how many times it has been saved, folder), oldest first, whole or not; none where there is no
+    such directory.
 
     Raises:
         CheckpointError: the directory cannot be read.
@@ -58,8 +63,15 @@ def checkpoints(directory: Path) -> list[tuple[int, int, Path]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(f"{directory}: its checkpoints cannot be read ({error.strerror}); see its permissions and its file system") from None
-    return sorted((int(match[1]), int(match[2] or 1), directory / match[0]) for name in names if (match := _NAME.fullmatch(name)))
+        raise CheckpointError(
+            f"{directory}: its checkpoints cannot be read ({error.strerror}); see its permissions and its "
+            "file system"
+        ) from None
+    return sorted(
+        (int(match[1]), int(match[2] or 1), directory / match[0])
+        for name in names
+        if (match := _NAME.fullmatch(name))
+    )
 
 
 def ever_saved(directory: Path) -> bool:
@@ -68,7 +80,8 @@ def ever_saved(directory: Path) -> bool:
 
 
 def none_whole(directory: Path, reasons: list[str]) -> CheckpointError:
-    """For a directory all of whose checkpoints were passed over, with what is wrong with each, newest first."""
+    """For a directory all of whose checkpoints were passed over, with what is wrong with each, newest
+    first."""
     return CheckpointError(
         f"{directory}: none of its {len(reasons)} checkpoints can be used (the newest: {reasons[0]}); "
         "restore one from a copy, or begin anew with --fresh"
@@ -76,7 +89,8 @@ def none_whole(directory: Path, reasons: list[str]) -> CheckpointError:
 
 
 def begin(directory: Path, update: int) -> Path:
-    """A new hidden folder to write into, once what killed saves left is gone. Raises StaleAttempt where a later attempt writes this run."""
+    """A new hidden folder to write into, once what killed saves left is gone. Raises StaleAttempt where a
+    later attempt writes this run."""
     fence.check(directory)
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.glob(".update_*.tmp"):
@@ -86,7 +100,9 @@ def begin(directory: Path, update: int) -> Path:
     return temporary
 
 
-def write_manifest(folder: Path, form: str, update: int, files: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]) -> None:
+def write_manifest(
+    folder: Path, form: str, update: int, files: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]
+) -> None:
     """The last file of a checkpoint, and everything durable.
 
     Args:
@@ -101,7 +117,8 @@ def write_manifest(folder: Path, form: str, update: int, files: Mapping[str, Map
 
 
 def commit(temporary: Path, update: int, keep: int) -> Path:
-    """Give a hidden folder its name, and remove all but the newest `keep` checkpoints. Returns the folder of the checkpoint.
+    """Give a hidden folder its name, and remove all but the newest `keep` checkpoints. Returns the folder of
+    the checkpoint.
 
     Raises StaleAttempt where a later attempt writes this run.
     """
@@ -125,7 +142,9 @@ def read_manifest(path: Path, form: str) -> dict[str, Any]:
     try:
         manifest = read_json((path / MANIFEST).read_bytes())
         if manifest["format"] != form:
-            raise CheckpointError(f"{path}: has format {str(manifest['format'])[:80]!r}, this version reads {form!r}")
+            raise CheckpointError(
+                f"{path}: has format {str(manifest['format'])[:80]!r}, this version reads {form!r}"
+            )
         manifest = checked(_Manifest, manifest)
         for name, entry in manifest["files"].items():
             if Path(name).is_absolute() or ".." in Path(name).parts or (path / name).is_dir():
@@ -136,11 +155,17 @@ def read_manifest(path: Path, form: str) -> dict[str, Any]:
         if not manifest["files"]:
             raise ValueError
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing") from None
+        raise CheckpointError(
+            f"{path}: not a whole checkpoint: {Path(error.filename).name} is missing"
+        ) from None
     except PermissionError as error:
-        raise CheckpointError(f"{path}: {Path(error.filename).name} may not be read; see its permissions") from None
+        raise CheckpointError(
+            f"{path}: {Path(error.filename).name} may not be read; see its permissions"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError):
-        raise CheckpointError(f"{path}: not a checkpoint of paw_hpc: its {MANIFEST} cannot be understood") from None
+        raise CheckpointError(
+            f"{path}: not a checkpoint of paw_hpc: its {MANIFEST} cannot be understood"
+        ) from None
     return dict(manifest)
 
 
@@ -155,25 +180,33 @@ def check_content(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise CheckpointError(f"{path}: torn: {name} has the wrong checksum")
 
 
-def check_recipe(path: Path, meta: Mapping[str, Any], recipe: Recipe, may_differ: Collection[str] = ()) -> None:
+def check_recipe(
+    path: Path, meta: Mapping[str, Any], recipe: Recipe, may_differ: Collection[str] = ()
+) -> None:
     """Raises CheckpointError where another recipe made the checkpoint; the differing keys are named.
 
     Args:
-        may_differ: keys, or sections for all of their keys, that may, beside those that always may (see recipe/resume.py).
+        may_differ: keys, or sections for all of their keys, that may, beside those that always may (see
+            recipe/resume.py).
     """
     if "recipe" not in meta:
         raise CheckpointError(f"{path}: does not say which recipe made it")
     differing = [
         str(each)
         for each in differences(parse_recipe(meta["recipe"], where=f"{path}/{MANIFEST}"), recipe)
-        if each.verdict in ("by name", "never") and not any(each.key == name or each.key.startswith(f"{name}.") for name in may_differ)
+        if each.verdict in ("by name", "never")
+        and not any(each.key == name or each.key.startswith(f"{name}.") for name in may_differ)
     ]
     if differing:
-        raise CheckpointError(f"{path}: made by another recipe ({', '.join(differing)}); resume with its own recipe, or start with --fresh")
+        raise CheckpointError(
+            f"{path}: made by another recipe ({', '.join(differing)}); resume with its own recipe, or "
+            "start with --fresh"
+        )
 
 
 def has_moved(meta: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Whether the checkpoint's recipe finds the initial model in another place: its fingerprint must be compared then."""
+    """Whether the checkpoint's recipe finds the initial model in another place: its fingerprint must be
+    compared then."""
     return meta["recipe"]["model"]["path"] != recipe.model.path
 
 

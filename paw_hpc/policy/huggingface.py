@@ -1,7 +1,7 @@
 """The one-process policy: any causal LM of `transformers`, or a tiny one from scratch, on the CPU or one GPU.
 
-Samples are packed without padding, only scored rows reach the LM head, and what the paper asks for is already in the rows' streams: this file sums
-weight * loss and steps the optimizer.
+Samples are packed without padding, only scored rows reach the LM head, and what the paper asks for is already
+in the rows' streams: this file sums weight * loss and steps the optimizer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from paw_hpc.system.errors import CheckpointError
 
 
 class HuggingFacePolicy(Trainer):
-    """Implements `paw_hpc.policy.backend.Policy`. `model` and `tokenizer` are public: an in-process engine generates with the live weights.
+    """Implements `paw_hpc.policy.backend.Policy`. `model` and `tokenizer` are public: an in-process engine
+    generates with the live weights.
 
     Raises:
         RecipeError: no such model, a folder without weights or tokenizer, no GPU where one was asked for.
@@ -50,15 +51,21 @@ class HuggingFacePolicy(Trainer):
         nn.Module.to(self.model, self.device)
         self.model.train()  # gradient checkpointing asks for it; dropout is off either way
         use_packed_attention(self.model)
-        # The reference is the policy before any update. Model folders and seeds give it again after a resume, so checkpoints need not hold it.
+        # The reference is the policy before any update. Model folders and seeds give it again after a resume,
+        # so checkpoints need not hold it.
         self.reference = _frozen(self.model) if recipe.algorithm.kl_coefficient > 0 else None
         self.initial_fingerprint = fingerprint(self.model.named_parameters())
         self.critic = Critic(self.model, recipe.seed) if recipe.algorithm.values is not None else None
         self.optimizer = Optimizer(self.model, recipe.optimizer.lr, recipe.optimizer, recipe.warmup_updates)
         self.critic_optimizer = (
-            None if self.critic is None else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer, recipe.warmup_updates)
+            None
+            if self.critic is None
+            else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer, recipe.warmup_updates)
         )
-        self._head_options: dict[str, Any] = {"temperature": recipe.rollout.temperature, "chunk_rows": recipe.model.head_chunk_rows}
+        self._head_options: dict[str, Any] = {
+            "temperature": recipe.rollout.temperature,
+            "chunk_rows": recipe.model.head_chunk_rows,
+        }
         if recipe.model.gradient_checkpointing:
             for module in (self.model, *([] if self.critic is None else [self.critic.body])):
                 module.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -67,10 +74,18 @@ class HuggingFacePolicy(Trainer):
         epochs, cost = self.recipe.optimizer.epochs, ModelCost.of(self.model.config)
         flops = None if cost is None else cost.flops(batch) * epochs
         peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
-        return rates(batch.num_tokens * epochs, batch.num_rows * epochs, seconds, memory_peak_bytes(self.device), flops, peak)
+        return rates(
+            batch.num_tokens * epochs,
+            batch.num_rows * epochs,
+            seconds,
+            memory_peak_bytes(self.device),
+            flops,
+            peak,
+        )
 
     def state(self) -> dict[str, Any]:
-        """Weights, moments and the fingerprint of the initial policy, as copies on the CPU. Nothing here draws random numbers."""
+        """Weights, moments and the fingerprint of the initial policy, as copies on the CPU. Nothing here
+        draws random numbers."""
         return {
             "initial_fingerprint": self.initial_fingerprint,
             "policy": self.optimizer.state(),
@@ -84,19 +99,23 @@ class HuggingFacePolicy(Trainer):
             moved: the initial model was found in another place than the run began with.
 
         Raises:
-            CheckpointError: shapes or names disagree, or the initial model is not the one that the run began with, where that matters.
+            CheckpointError: shapes or names disagree, or the initial model is not the one that the run began
+                with, where that matters.
         """
         if (self.reference is not None or moved) and state["initial_fingerprint"] != self.initial_fingerprint:
             raise CheckpointError(OTHER_WEIGHTS)
         if (state["critic"] is None) != (self.critic_optimizer is None):
             raise CheckpointError(
-                f"algorithm.name: {self.recipe.algorithm.name}, but the checkpoint has {'no' if state['critic'] is None else 'a'} critic"
+                f"algorithm.name: {self.recipe.algorithm.name}, but the checkpoint has "
+                f"{'no' if state['critic'] is None else 'a'} critic"
             )
         self.optimizer.load_state(state["policy"], "policy")
         if self.critic_optimizer is not None:
             self.critic_optimizer.load_state(state["critic"], "critic")
 
-    def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
+    def save(
+        self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True
+    ) -> None:
         """See `Policy.save`; always waits."""
         checkpoint.save(directory, update, self.state(), meta, keep=keep)
 
@@ -111,7 +130,9 @@ class HuggingFacePolicy(Trainer):
 
     def describe(self) -> str:
         """See `Policy.describe`."""
-        return f"{parameter_count(sum(p.numel() for p in self.model.parameters()))} parameters on {self.device}"
+        return (
+            f"{parameter_count(sum(p.numel() for p in self.model.parameters()))} parameters on {self.device}"
+        )
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
@@ -126,7 +147,9 @@ class HuggingFacePolicy(Trainer):
     def _hidden_rows(self, model: PreTrainedModel, part: Batch, on_device: Batch) -> torch.Tensor:
         """[R, H]: hidden states at the scored rows."""
         packing = Packing.of(part.cu_seqlens, self.device)
-        return hidden_states(model, on_device.tokens, on_device.position_ids, packing).index_select(0, on_device.row_position)
+        return hidden_states(model, on_device.tokens, on_device.position_ids, packing).index_select(
+            0, on_device.row_position
+        )
 
     @property
     def has_reference(self) -> bool:
@@ -146,7 +169,11 @@ class HuggingFacePolicy(Trainer):
             if not part.num_rows:
                 continue
             hidden = self._hidden_rows(scoring, part, on_device)
-            found.append(torch.stack(linear_logprob_entropy(hidden, _head(scoring), on_device.row_target, **self._head_options)).float())
+            found.append(
+                torch.stack(
+                    linear_logprob_entropy(hidden, _head(scoring), on_device.row_target, **self._head_options)
+                ).float()
+            )
             order.append(batch.rows_of(part.transition))
         logp, entropy = rows_from_device(found, order, torch.empty(2, batch.num_rows))
         return logp, entropy
@@ -162,11 +189,20 @@ class HuggingFacePolicy(Trainer):
         return rows_from_device(found, order, torch.empty(1, batch.num_rows))[0]
 
     def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
-        return critic(on_device.tokens, on_device.position_ids, Packing.of(part.cu_seqlens, self.device), on_device.row_position)
+        return critic(
+            on_device.tokens,
+            on_device.position_ids,
+            Packing.of(part.cu_seqlens, self.device),
+            on_device.row_position,
+        )
 
     def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
         """See `Trainer._accumulate`."""
-        return self._accumulate_policy(batch, sums) if model == "policy" else self._accumulate_critic(batch, sums)
+        return (
+            self._accumulate_policy(batch, sums)
+            if model == "policy"
+            else self._accumulate_critic(batch, sums)
+        )
 
     def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
         """See `Trainer._step`."""
@@ -185,7 +221,9 @@ class HuggingFacePolicy(Trainer):
             self.optimizer.collect_directly(_head(self.model))
             hidden = self._hidden_rows(self.model, part, on_device)
             row_loss = make_row_loss(on_device, self.recipe)
-            result = linear_row_loss(hidden, _head(self.model), on_device.row_target, row_loss, **self._head_options)
+            result = linear_row_loss(
+                hidden, _head(self.model), on_device.row_target, row_loss, **self._head_options
+            )
             result.loss.backward()
             total += result.loss.detach()
             sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))

@@ -1,4 +1,5 @@
-"""From a recipe's `model` section to a model and its tokenizer, with one clear line when something is missing."""
+"""From a recipe's `model` section to a model and its tokenizer, with one clear line when something is
+missing."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import FETCHED_POLICIES, SHIPPED_POLICIES, ModelSection, Recipe, policy_folder
@@ -43,18 +50,27 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
     assert source is not None  # Recipe: a model from scratch names its tokenizer
     folder = _locate(key, source)
     if isinstance(folder, Path) and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise RecipeError(f"{key}: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); give its folder as model.tokenizer")
+        raise RecipeError(
+            f"{key}: {folder} holds no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); give its folder "
+            "as model.tokenizer"
+        )
     try:
         return _tokenizer_class(folder).from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{key}: the tokenizer of '{source}' cannot be loaded: {_first_line(error)}") from None
+        raise RecipeError(
+            f"{key}: the tokenizer of '{source}' cannot be loaded: {_first_line(error)}"
+        ) from None
 
 
 def _tokenizer_class(folder: Path | str) -> Any:
-    """AutoTokenizer puts the usual class of the model type beside it in place of a plain tokenizer.json (Qwen2's would split words anew), but a
-    folder that declares a plain class means it."""
+    """AutoTokenizer puts the usual class of the model type beside it in place of a plain tokenizer.json
+    (Qwen2's would split words anew), but a folder that declares a plain class means it."""
     declared = folder / "tokenizer_config.json" if isinstance(folder, Path) else None
-    plain = declared is not None and declared.is_file() and json.loads(declared.read_text()).get("tokenizer_class") in _PLAIN_CLASSES
+    plain = (
+        declared is not None
+        and declared.is_file()
+        and json.loads(declared.read_text()).get("tokenizer_class") in _PLAIN_CLASSES
+    )
     return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
@@ -71,13 +87,15 @@ def load_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrained
     model = _load_pretrained(section.path, dtype)
     if len(tokenizer) > model.config.vocab_size:
         raise RecipeError(
-            f"model.path: the tokenizer has {len(tokenizer)} tokens but the model only {model.config.vocab_size}; they do not belong together"
+            f"model.path: the tokenizer has {len(tokenizer)} tokens but the model only "
+            f"{model.config.vocab_size}; they do not belong together"
         )
     return model
 
 
 def initial_folder(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, scratch: Path) -> Path:
-    """The folder of the initial policy, for backends that read weights piece by piece; a model from scratch is written to `scratch`.
+    """The folder of the initial policy, for backends that read weights piece by piece; a model from scratch
+    is written to `scratch`.
 
     Raises RecipeError.
     """
@@ -99,16 +117,23 @@ def _load_pretrained(path: str, dtype: torch.dtype) -> PreTrainedModel:
     folder = _locate("model.path", path)
     if isinstance(folder, Path):
         if not (folder / "config.json").is_file():
-            raise RecipeError(f"model.path: {folder} holds no config.json; give a folder in the Hugging Face layout")
+            raise RecipeError(
+                f"model.path: {folder} holds no config.json; give a folder in the Hugging Face layout"
+            )
         if not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
             raise RecipeError(f"model.path: {folder} holds no weights (no {' or '.join(_WEIGHT_FILES)})")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise RecipeError(f"model.path: '{path}' cannot be loaded as a causal language model: {_first_line(error)}") from None
+        raise RecipeError(
+            f"model.path: '{path}' cannot be loaded as a causal language model: {_first_line(error)}"
+        ) from None
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise RecipeError(f"model.path: '{path}' lacks {len(missing)} weights that its config asks for, such as {missing[0]}; is it complete?")
+        raise RecipeError(
+            f"model.path: '{path}' lacks {len(missing)} weights that its config asks for, such as "
+            f"{missing[0]}; is it complete?"
+        )
     return model
 
 
@@ -116,17 +141,28 @@ def _locate(key: str, source: str) -> Path | str:
     """A folder, or a hub name for `transformers` to find."""
     if (named := policy_folder(source)) is not None:
         if not named.is_dir() and source in FETCHED_POLICIES:
-            raise RecipeError(f"{key}: {source} is not in the cache yet ({named}); paw data model {source} brings it there")
+            raise RecipeError(
+                f"{key}: {source} is not in the cache yet ({named}); paw data model {source} brings it there"
+            )
         if not named.is_dir():
-            raise RecipeError(f"{key}: the {source} policy is missing from this installation; reinstall the package or give a model folder")
+            raise RecipeError(
+                f"{key}: the {source} policy is missing from this installation; reinstall the package or "
+                "give a model folder"
+            )
         return named
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     if source.endswith(".gguf"):
-        raise RecipeError(f"{key}: '{source}' is one file; paw data model {source} makes a folder of it and prints what {key} is to be")
+        raise RecipeError(
+            f"{key}: '{source}' is one file; paw data model {source} makes a folder of it and prints what "
+            f"{key} is to be"
+        )
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise RecipeError(f"{key}: no folder '{source}'; give a Hugging Face folder, a hub name such as Qwen/Qwen2.5-1.5B-Instruct, or warm-start")
+        raise RecipeError(
+            f"{key}: no folder '{source}'; give a Hugging Face folder, a hub name such as "
+            "Qwen/Qwen2.5-1.5B-Instruct, or warm-start"
+        )
     return source
 
 

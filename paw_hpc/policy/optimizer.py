@@ -19,27 +19,38 @@ SETTINGS = ("betas", "eps", "weight_decay")
 class Optimizer:
     """One AdamW over the parameters of a module.
 
-    Float32 parameters are their own masters. Others (bfloat16) get a float32 copy: their gradients are added to its gradient as soon as they are
-    complete, so micro-batches accumulate in float32, and each step ends with a copy back. Vectors (norms, biases) do not decay, as in Megatron.
+    Float32 parameters are their own masters. Others (bfloat16) get a float32 copy: their gradients are added
+    to its gradient as soon as they are complete, so micro-batches accumulate in float32, and each step ends
+    with a copy back. Vectors (norms, biases) do not decay, as in Megatron.
     """
 
-    def __init__(self, module: nn.Module, lr: float, section: OptimizerSection, warmup_updates: int = 0) -> None:
+    def __init__(
+        self, module: nn.Module, lr: float, section: OptimizerSection, warmup_updates: int = 0
+    ) -> None:
         self.lr, self.warmup_updates, self.clip_grad = lr, warmup_updates, section.clip_grad
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.masters = {name: p if p.dtype == torch.float32 else _master(p) for name, p in self.parameters.items()}
+        self.masters = {
+            name: p if p.dtype == torch.float32 else _master(p) for name, p in self.parameters.items()
+        }
         groups = [
-            {"params": [m for m in self.masters.values() if m.ndim >= 2], "weight_decay": section.weight_decay},
+            {
+                "params": [m for m in self.masters.values() if m.ndim >= 2],
+                "weight_decay": section.weight_decay,
+            },
             {"params": [m for m in self.masters.values() if m.ndim < 2], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=section.betas, eps=section.eps, fused=True)
+        self.adamw = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=lr, betas=section.betas, eps=section.eps, fused=True
+        )
 
     def learning_rate(self, update: int) -> float:
         """Linear warm-up over `warmup_updates`: update 0 already learns."""
         return self.lr * min(1.0, (update + 1) / self.warmup_updates) if self.warmup_updates else self.lr
 
     def collect_directly(self, parameter: nn.Parameter) -> None:
-        """Let the LM head add its gradient of this parameter to the master's, in float32 (`main_grad`, see `kernels.linear_row_loss`), until the next
-        step. Nothing to do for a parameter that is its own master."""
+        """Let the LM head add its gradient of this parameter to the master's, in float32 (`main_grad`, see
+        `kernels.linear_row_loss`), until the next step. Nothing to do for a parameter that is its own
+        master."""
         master = next(self.masters[name] for name, own in self.parameters.items() if own is parameter)
         if master is parameter:
             return
@@ -54,7 +65,8 @@ class Optimizer:
             loss: scalar, the summed loss of the step; only its finiteness matters.
 
         Returns:
-            (gradient norm before clipping, applied). Not applied when the loss or the norm is not finite: weights and moments stay as they were.
+            (gradient norm before clipping, applied). Not applied when the loss or the norm is not finite:
+                weights and moments stay as they were.
         """
         grads = [m.grad for m in self.masters.values() if m.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
@@ -89,14 +101,21 @@ class Optimizer:
         weights = state["weights"]
         if weights.keys() != self.masters.keys():
             odd = sorted(weights.keys() ^ self.masters.keys())
-            raise CheckpointError(f"{what}: the checkpoint is of another model: {len(odd)} weights are only on one side, such as {odd[0]}")
+            raise CheckpointError(
+                f"{what}: the checkpoint is of another model: {len(odd)} weights are only on one side, "
+                f"such as {odd[0]}"
+            )
         for name, master in self.masters.items():
             if weights[name].shape != master.shape:
-                raise CheckpointError(f"{what}: {name} is {tuple(weights[name].shape)} in the checkpoint and {tuple(master.shape)} in the model")
+                raise CheckpointError(
+                    f"{what}: {name} is {tuple(weights[name].shape)} in the checkpoint and "
+                    f"{tuple(master.shape)} in the model"
+                )
         for name, master in self.masters.items():
             master.copy_(weights[name])
         self._publish()
-        # AdamW takes the settings that are stored with the moments for its own; the recipe's are those that hold.
+        # AdamW takes the settings that are stored with the moments for its own; the recipe's are those that
+        # hold.
         own = [{name: group[name] for name in SETTINGS} for group in self.adamw.param_groups]
         # Copied: AdamW adopts the tensors that it is given, and would go on to change the caller's.
         self.adamw.load_state_dict(_copied(state["adamw"]))

@@ -1,4 +1,5 @@
-"""What an update costs: seconds per phase, tokens and rows per second, model FLOPs, memory. Shared by the backends, so that they can be compared."""
+"""What an update costs: seconds per phase, tokens and rows per second, model FLOPs, memory. Shared by the
+backends, so that they can be compared."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from paw_hpc.system.gpus import PEAK_FLOPS
 
 
 class PhaseClock:
-    """Seconds per named phase. On a GPU each phase begins and ends with a synchronization, so measure few and long ones."""
+    """Seconds per named phase. On a GPU each phase begins and ends with a synchronization, so measure few and
+    long ones."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -57,10 +59,19 @@ class ModelCost:
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> ModelCost | None:
-        """Of a configuration of `transformers`; None where it is not of this kind (a mixture of experts, say)."""
+        """Of a configuration of `transformers`; None where it is not of this kind (a mixture of experts,
+        say)."""
         heads = getattr(config, "num_attention_heads", None)
-        sizes = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")]
-        if not heads or not all(sizes) or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
+        sizes = [
+            getattr(config, name, None)
+            for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+        ]
+        if (
+            not heads
+            or not all(sizes)
+            or getattr(config, "num_experts", None)
+            or getattr(config, "num_local_experts", None)
+        ):
             return None
         layers, hidden, ffn_hidden, vocabulary = (int(size) for size in sizes if size)
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -68,10 +79,13 @@ class ModelCost:
         return cls(layers, hidden, heads, kv_heads, head_dim, ffn_hidden, vocabulary)
 
     def flops(self, batch: Batch, passes: int = 3) -> float:
-        """FLOPs of a forward pass (`passes` = 1) or of forward and backward (3) over a batch: matrix products of the layers, causal attention within
-        each sample, and the LM head of the scored rows. Recomputation is not counted, as usual for MFU."""
+        """FLOPs of a forward pass (`passes` = 1) or of forward and backward (3) over a batch: matrix products
+        of the layers, causal attention within each sample, and the LM head of the scored rows. Recomputation
+        is not counted, as usual for MFU."""
         width = self.heads * self.head_dim
-        weights = self.hidden * (2 * width + 2 * self.kv_heads * self.head_dim) + 3 * self.hidden * self.ffn_hidden
+        weights = (
+            self.hidden * (2 * width + 2 * self.kv_heads * self.head_dim) + 3 * self.hidden * self.ffn_hidden
+        )
         linear = 2.0 * self.layers * weights * batch.num_tokens
         attention = 2.0 * self.layers * width * float(batch.lengths.double().square().sum())
         head = 2.0 * batch.num_rows * self.hidden * self.vocabulary
@@ -87,7 +101,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def memory_peak_bytes(device: torch.device) -> int:
-    """Most memory in use so far: allocated on the GPU since the last reset, or resident in this process (which never falls)."""
+    """Most memory in use so far: allocated on the GPU since the last reset, or resident in this process
+    (which never falls)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -95,7 +110,13 @@ def memory_peak_bytes(device: torch.device) -> int:
 
 
 def rates(
-    tokens: float, rows: float, seconds: float, memory_bytes: float, flops: float | None = None, peak: float | None = None, devices: int = 1
+    tokens: float,
+    rows: float,
+    seconds: float,
+    memory_bytes: float,
+    flops: float | None = None,
+    peak: float | None = None,
+    devices: int = 1,
 ) -> dict[str, float]:
     """Metrics of an update under their public names.
 
@@ -105,7 +126,11 @@ def rates(
         flops: of the whole update, over all ranks.
         peak: FLOP/s of one device.
     """
-    found = {"system/tokens_per_s": tokens / seconds, "system/rows_per_s": rows / seconds, "system/memory_peak_bytes": float(memory_bytes)}
+    found = {
+        "system/tokens_per_s": tokens / seconds,
+        "system/rows_per_s": rows / seconds,
+        "system/memory_peak_bytes": float(memory_bytes),
+    }
     if flops is not None:
         found["system/model_flops_per_s"] = flops / seconds
         if peak is not None:

@@ -14,13 +14,17 @@ CONTEXT_TOKENS = 32768
 
 
 def build_tiny(tiny: TinyModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen2ForCausalLM:
-    """A float32 model on the CPU with exactly the tokenizer's vocabulary; its weights are a function of `tiny`, the vocabulary size and `seed` alone.
+    """A float32 model on the CPU with exactly the tokenizer's vocabulary; its weights are a function of
+    `tiny`, the vocabulary size and `seed` alone.
 
     Raises:
         RecipeError: the tokenizer has no end-of-sequence token, so a policy could never end a turn.
     """
     if tokenizer.eos_token_id is None:
-        raise RecipeError("model.tokenizer: it has no eos_token, so a model from scratch could not learn to end its turn; set one")
+        raise RecipeError(
+            "model.tokenizer: it has no eos_token, so a model from scratch could not learn to end its "
+            "turn; set one"
+        )
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=tiny.hidden_size,

@@ -1,7 +1,8 @@
-"""What an update is, whichever backend computes it: epochs, mini-batches, steps of the policy and of the critic, skipped steps, metrics.
+"""What an update is, whichever backend computes it: epochs, mini-batches, steps of the policy and of the
+critic, skipped steps, metrics.
 
-It knows no algorithm: rows carry weights, and it sums weight * loss. A backend says how rows and values of a packed batch are computed, how gradients
-are accumulated, and how a step is taken.
+It knows no algorithm: rows carry weights, and it sums weight * loss. A backend says how rows and values of a
+packed batch are computed, how gradients are accumulated, and how a step is taken.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ Trained = Literal["policy", "critic"]
 
 
 class Trainer(ABC):
-    """The part of `paw_hpc.policy.backend.Policy` that scores and updates. With many processes every method is a collective of all ranks."""
+    """The part of `paw_hpc.policy.backend.Policy` that scores and updates. With many processes every method
+    is a collective of all ranks."""
 
     recipe: Recipe
     _seen: Seen | None = None
-    """While somebody asks for the log-probs of the policy's rows: `_accumulate` appends what each micro-batch found."""
+    """While somebody asks for the log-probs of the policy's rows: `_accumulate` appends what each micro-batch
+    found."""
 
-    # ------------------------------------------------------------------------------------------------------------------ what a backend does
+    # ------------------------------------------------------------------------------------ what a backend does
 
     @property
     @abstractmethod
@@ -51,11 +54,13 @@ class Trainer(ABC):
 
     @abstractmethod
     def _values(self, batch: Batch) -> torch.Tensor:
-        """float32[R] on the CPU: the critic's value at every row of a critic's batch of the whole pool; no-grad."""
+        """float32[R] on the CPU: the critic's value at every row of a critic's batch of the whole pool;
+        no-grad."""
 
     @abstractmethod
     def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
-        """Backward over all rows of one optimizer step; appends what is to be logged to `sums`. Returns their summed loss, detached, float[]."""
+        """Backward over all rows of one optimizer step; appends what is to be logged to `sums`. Returns their
+        summed loss, detached, float[]."""
 
     @abstractmethod
     def _step(self, model: Trained, loss: torch.Tensor, update: int) -> tuple[float, bool]:
@@ -77,18 +82,20 @@ class Trainer(ABC):
         return
 
     def _share(self, found: torch.Tensor) -> None:
-        """Put together what the processes found, in place: each element was set by one of them, and is 0 on all others."""
+        """Put together what the processes found, in place: each element was set by one of them, and is 0 on
+        all others."""
         return
 
     def _gathered(self, sums: Sequence[Sums]) -> Sums:
         """Sums over all processes."""
         return add_sums(sums)
 
-    # ------------------------------------------------------------------------------------------------------------------------- what follows
+    # ------------------------------------------------------------------------------------------- what follows
 
     @torch.no_grad()
     def score(self, pool: Pool) -> Scores:
-        """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass per model (see `Policy.score`)."""
+        """Old log-probs and entropies of every action token, reference log-probs, values: one no-grad pass
+        per model (see `Policy.score`)."""
         return self.complete_scores(Scores(*self._rows("policy", self._packed(pool))), pool)
 
     @torch.no_grad()
@@ -111,7 +118,9 @@ class Trainer(ABC):
         skipped, seen, kept, share = 0, Seen(), self._with_gradient(batch), _Share()
         for epoch in range(o.epochs):
             self._seen = seen if row_logp is not None and epoch == 0 else None
-            for mini in mini_batches(batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)):
+            for mini in mini_batches(
+                batch, o.mini_batch, derive_seed(self.recipe.seed, "mini_batch", update, epoch)
+            ):
                 trained = self._with_gradient(mini)
                 share.add(trained, mini)
                 work: list[tuple[str, Trained, Batch]] = [("grad_norm", "policy", trained)]
@@ -124,10 +133,15 @@ class Trainer(ABC):
         self._settle()
         self._seen = None
         if row_logp is not None:
-            order = [rows if own is None else rows[own] for rows, own in ((batch.rows_of(samples.cpu()), own) for samples, own, _ in seen)]
+            order = [
+                rows if own is None else rows[own]
+                for rows, own in ((batch.rows_of(samples.cpu()), own) for samples, own, _ in seen)
+            ]
             rows_from_device([logp[None] for *_, logp in seen], order, row_logp.zero_()[None])
             self._share(row_logp)
-        metrics = share.of_all(finalize(self._gathered(sums))) | {name: float(np.mean(values)) for name, values in norms.items() if values}
+        metrics = share.of_all(finalize(self._gathered(sums))) | {
+            name: float(np.mean(values)) for name, values in norms.items() if values
+        }
         seconds = time.perf_counter() - started
         return (
             metrics
@@ -140,7 +154,11 @@ class Trainer(ABC):
                 "rows": float(kept.num_rows * o.epochs),
                 "seconds": seconds,
             }
-            | ({"zero_gradient_share": 1.0 - kept.num_sequences / batch.num_sequences} if self.recipe.policy.skip_zero_gradient else {})
+            | (
+                {"zero_gradient_share": 1.0 - kept.num_sequences / batch.num_sequences}
+                if self.recipe.policy.skip_zero_gradient
+                else {}
+            )
         )
 
     @torch.no_grad()
@@ -150,11 +168,15 @@ class Trainer(ABC):
         return self._rows("policy", batch)[0][batch.row_kind == OBSERVATION]
 
     def observation_cross_entropy(self, pool: Pool) -> Metrics:
-        """Nats per token of the true next observations, at the temperature that the world-model loss sees (see `Policy`)."""
+        """Nats per token of the true next observations, at the temperature that the world-model loss sees
+        (see `Policy`)."""
         logp = self.observation_logp(pool)
         if not logp.numel():
             return {"observation_tokens": 0.0}
-        return {"observation_cross_entropy": float(-logp.double().mean()), "observation_tokens": float(logp.numel())}
+        return {
+            "observation_cross_entropy": float(-logp.double().mean()),
+            "observation_tokens": float(logp.numel()),
+        }
 
     def _packed(self, pool: Pool) -> Batch:
         """All actions, and no observation."""
@@ -169,7 +191,8 @@ class Trainer(ABC):
 
 
 class _Share:
-    """How much of all actions was trained on. Means over those become means over all where what was left out is 0: its loss, and what is clipped."""
+    """How much of all actions was trained on. Means over those become means over all where what was left out
+    is 0: its loss, and what is clipped."""
 
     def __init__(self) -> None:
         self._trained, self._all = np.zeros(2), np.zeros(2)  # weight, rows
@@ -181,4 +204,8 @@ class _Share:
 
     def of_all(self, metrics: Metrics) -> Metrics:
         shares = zip(("policy_loss", "ratio_clip_fraction"), self._trained, self._all, strict=True)
-        return metrics | {name: metrics[name] * mine / whole for name, mine, whole in shares if name in metrics and mine != whole}
+        return metrics | {
+            name: metrics[name] * mine / whole
+            for name, mine, whole in shares
+            if name in metrics and mine != whole
+        }

@@ -1,9 +1,10 @@
-"""Typed, strict, composable configuration: one YAML file with an optional `base:`, overridden by dotted paths.
+"""Typed, strict, composable configuration: one YAML file with an optional `base:`, overridden by dotted
+paths.
 
-Every key is declared here with its unit and meaning. Unknown keys, wrong types and impossible combinations are refused at load, with the key's path
-and what would be right.
+Every key is declared here with its unit and meaning. Unknown keys, wrong types and impossible combinations
+are refused at load, with the key's path and what would be right.
 
-    experiment.py  the whole recipe (`name`, `seed`, ..., `eval`, `checkpoint`, `episodes`), and which combinations are refused
+    experiment.py  the whole recipe (`name`, `seed`, `eval`, ...), and which combinations are refused
     env.py         `env`, with the names of tasks, question sets and panels
     policy.py      `model`, `warm_start`, `optimizer`, `policy`, `megatron`
     rollout.py     `rollout`, with its `fleet` and `publish`
@@ -27,7 +28,14 @@ from paw_hpc.recipe.env import (
     panels_of,
     split_panel_name,
 )
-from paw_hpc.recipe.experiment import PROTOCOLS, CheckpointSection, EpisodesSection, EvalSection, ProtocolName, Recipe
+from paw_hpc.recipe.experiment import (
+    PROTOCOLS,
+    CheckpointSection,
+    EpisodesSection,
+    EvalSection,
+    ProtocolName,
+    Recipe,
+)
 from paw_hpc.recipe.loading import dump_recipe, load_recipe, parse_recipe, read_yaml
 from paw_hpc.recipe.objective import AlgorithmSection, WorldModelSection
 from paw_hpc.recipe.policy import (

@@ -1,4 +1,5 @@
-"""What a YAML file may cost: a few bytes of it can stand for gigabytes, and a mistake in it can be an error of any kind."""
+"""What a YAML file may cost: a few bytes of it can stand for gigabytes, and a mistake in it can be an error
+of any kind."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from yaml import YAMLError
 MOST_BYTES = 1 << 20
 """Of a file."""
 DEEPEST, MOST_VALUES = 40, 50_000
-"""Levels of mappings and lists; keys and values, with everything that aliases repeat (a text counts once for every 64 characters)."""
+"""Levels of mappings and lists; keys and values, with everything that aliases repeat (a text counts once for
+every 64 characters)."""
 MOST_CHARACTERS = 1_000_000
 """Of all texts, once every `${...}` is replaced."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -26,9 +28,11 @@ _WORD = re.compile(r"\.*[^\s:,'\"\[\]{}.]+(?:\.[^\s:,'\"\[\]{}.]+)*")
 
 
 def read_bounded(path: Path) -> str:
-    """The text of a file. Raises OSError, UnicodeDecodeError, or YAMLError where it is no plain file, or a long one."""
+    """The text of a file. Raises OSError, UnicodeDecodeError, or YAMLError where it is no plain file, or a
+    long one."""
     facts = path.stat()
-    if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):  # reading a pipe or a device may never end
+    # reading a pipe or a device may never end
+    if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
         raise YAMLError("it is no plain file")
     if facts.st_size > MOST_BYTES:
         raise YAMLError(f"it has {facts.st_size} bytes, and a recipe has at most {MOST_BYTES}")
@@ -37,7 +41,8 @@ def read_bounded(path: Path) -> str:
 
 @contextmanager
 def bounded_yaml(text: str) -> Iterator[None]:
-    """Inside, a text that was looked at by `check_yaml` may be loaded, and whatever is wrong with it is a YAMLError."""
+    """Inside, a text that was looked at by `check_yaml` may be loaded, and whatever is wrong with it is a
+    YAMLError."""
     check_yaml(text)
     with errors_of_yaml():
         yield
@@ -45,7 +50,8 @@ def bounded_yaml(text: str) -> Iterator[None]:
 
 @contextmanager
 def errors_of_yaml() -> Iterator[None]:
-    """Inside, the errors of Python that a value in YAML can lead to (a number of 5,000 digits, `!!timestamp 2001-99-99`) become YAMLErrors."""
+    """Inside, the errors of Python that a value in YAML can lead to (a number of 5,000 digits, `!!timestamp
+    2001-99-99`) become YAMLErrors."""
     try:
         yield
     except (YAMLError, OmegaConfBaseException):
@@ -57,7 +63,8 @@ def errors_of_yaml() -> Iterator[None]:
 
 
 def check_yaml(text: str) -> None:
-    """Raises YAMLError for no YAML, and for what is larger or deeper than any recipe once its aliases are written out."""
+    """Raises YAMLError for no YAML, and for what is larger or deeper than any recipe once its aliases are
+    written out."""
     open_: list[list[Any]] = [[None, 0]]  # [anchor, values in it] of everything that has begun
     sizes: dict[str, int] = {}
     with errors_of_yaml():
@@ -85,7 +92,8 @@ def check_yaml(text: str) -> None:
 
 
 def check_expansion(tree: Any) -> None:
-    """Raises YAMLError where the texts of a tree would be longer than MOST_CHARACTERS with every `${key}` replaced, or one is inside another."""
+    """Raises YAMLError where the texts of a tree would be longer than MOST_CHARACTERS with every `${key}`
+    replaced, or one is inside another."""
     texts = dict(_texts(tree))
     if not any("${" in text for text in texts.values()):
         return
@@ -95,13 +103,18 @@ def check_expansion(tree: Any) -> None:
     lengths: dict[str, int] = {}
 
     def length(key: str) -> int:
-        """Of everything at and below a key; what refers to itself is counted as it is written (resolving it is an error of its own)."""
+        """Of everything at and below a key; what refers to itself is counted as it is written (resolving it
+        is an error of its own)."""
         if key not in lengths:
             lengths[key] = 0
             below = f"{key}."
-            lengths[key] = sum(of_text(name, text) for name, text in texts.items() if name == key or name.startswith(below))
+            lengths[key] = sum(
+                of_text(name, text) for name, text in texts.items() if name == key or name.startswith(below)
+            )
             if lengths[key] > MOST_CHARACTERS:
-                raise YAMLError(f"{key}: more than {MOST_CHARACTERS} characters once every ${{...}} is replaced")
+                raise YAMLError(
+                    f"{key}: more than {MOST_CHARACTERS} characters once every ${{...}} is replaced"
+                )
         return lengths[key]
 
     def of_text(key: str, text: str) -> int:

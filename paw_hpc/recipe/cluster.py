@@ -10,14 +10,17 @@ from paw_hpc.recipe.section import Section
 
 
 class ContainerSection(Section):
-    """The image that a launched job's processes run in (`cluster.container`). None: the environment that `paw launch` was started from."""
+    """The image that a launched job's processes run in (`cluster.container`). None: the environment that `paw
+    launch` was started from."""
 
     image: str
-    """pyxis: what --container-image takes (a .sqsh file, docker://...); apptainer: a .sif file. All nodes must reach it."""
+    """pyxis: what --container-image takes (a .sqsh file, docker://...); apptainer: a .sif file. All nodes
+    must reach it."""
     runtime: Literal["pyxis", "apptainer"] = "pyxis"
     """What starts the image on a node: srun with the pyxis plugin, or apptainer."""
     mounts: tuple[Annotated[str, Field(pattern=r"^[^:,]+(:[^:,]+){0,2}$")], ...] = ()
-    """HOST:CONTAINER[:FLAGS]; the run directory and the working directory are always mounted where they are."""
+    """HOST:CONTAINER[:FLAGS]; the run directory and the working directory are always mounted where they
+    are."""
     python: str = "/opt/paw/.venv/bin/python"
     """Interpreter inside the image (see containers/)."""
     arguments: tuple[str, ...] = ()
@@ -25,8 +28,9 @@ class ContainerSection(Section):
 
 
 class ClusterSection(Section):
-    """Where and how `paw launch` runs a recipe. It changes where a run computes, not what. Keys may also stand in ~/.config/paw/cluster.yaml, which
-    wins over the recipe, and on the command line, which wins over both."""
+    """Where and how `paw launch` runs a recipe. It changes where a run computes, not what. Keys may also
+    stand in ~/.config/paw/cluster.yaml, which wins over the recipe, and on the command line, which wins over
+    both."""
 
     account: str | None = None
     """Whom the job is charged to."""
@@ -53,11 +57,13 @@ class ClusterSection(Section):
     gpu: Literal["A100-40", "A100", "H100", "H200", "B200", "L40S"] = "H100"
     """What `paw plan` computes with."""
     trainer_gpus: PositiveInt | None = None
-    """One node for both roles: this many GPUs train, the others serve. None: all of a trainer node's GPUs train."""
+    """One node for both roles: this many GPUs train, the others serve. None: all of a trainer node's GPUs
+    train."""
     processes_per_node: PositiveInt | None = None
     """Trainer processes on a node; none: one per training GPU, or one on a CPU node."""
     servers_per_node: PositiveInt | None = None
-    """Servers on a rollout node; none: as many as its GPUs allow (rollout.fleet.tensor_parallel each), or one on a CPU node."""
+    """Servers on a rollout node; none: as many as its GPUs allow (rollout.fleet.tensor_parallel each), or one
+    on a CPU node."""
     cpus_per_node: PositiveInt = 8
     """Cores of each node."""
     mem_gb_per_node: Annotated[int, Field(ge=0)] | None = None
@@ -67,7 +73,8 @@ class ClusterSection(Section):
     attempts: PositiveInt = 3
     """Attempts in a row that may end without a new checkpoint before the job gives up."""
     setup: tuple[str, ...] = ()
-    """Shell lines that the batch script runs first, such as `module load cuda`; all processes inherit the environment."""
+    """Shell lines that the batch script runs first, such as `module load cuda`; all processes inherit the
+    environment."""
     environment: dict[str, str] = Field(default={})
     """Further environment variables of all processes."""
     interface: str | None = None
@@ -89,9 +96,14 @@ class ClusterSection(Section):
     @model_validator(mode="after")
     def _layout(self) -> ClusterSection:
         if self.warn_s >= self.time_min * 60:
-            raise ValueError(f"warn_s: {self.warn_s} s before the end of a job of {self.time_min} minutes is before its beginning; lower it")
+            raise ValueError(
+                f"warn_s: {self.warn_s} s before the end of a job of {self.time_min} minutes is before its "
+                "beginning; lower it"
+            )
         if self.trainer_gpus is not None and self.trainer_gpus > self.gpus_per_node:
-            raise ValueError(f"trainer_gpus: {self.trainer_gpus} of a node's {self.gpus_per_node} GPUs (gpus_per_node)")
+            raise ValueError(
+                f"trainer_gpus: {self.trainer_gpus} of a node's {self.gpus_per_node} GPUs (gpus_per_node)"
+            )
         return self
 
 

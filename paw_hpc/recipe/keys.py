@@ -1,4 +1,5 @@
-"""The keys of a recipe as rows, from the models that read them: key, values, default, and the sentence it is declared with."""
+"""The keys of a recipe as rows, from the models that read them: key, values, default, and the sentence it is
+declared with."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class KeyRow:
 
 
 def key_rows() -> Iterator[KeyRow]:
-    """Every key, section by section in the order of the models; a section's own keys before those of the sections within it."""
+    """Every key, section by section in the order of the models; a section's own keys before those of the
+    sections within it."""
     schema = Recipe.model_json_schema()
     return _rows("", schema, schema["$defs"])
 
@@ -38,7 +40,13 @@ def _rows(path: str, section: dict[str, Any], named: dict[str, Any]) -> Iterator
     for key, value in section["properties"].items():
         below = _section_of(value, named)
         if below is None:
-            yield KeyRow(path, key, _values(value), _shown(value.get("default")), " ".join(value.get("description", "").split()))
+            yield KeyRow(
+                path,
+                key,
+                _values(value),
+                _shown(value.get("default")),
+                " ".join(value.get("description", "").split()),
+            )
         else:
             inner.append((f"{path}.{key}".lstrip("."), below))
     for name, below in inner:
@@ -60,13 +68,25 @@ def _values(value: dict[str, Any]) -> str:
         return ", ".join(f"`{one}`" for one in value["enum"])
     if "const" in value:
         return f"`{value['const']}`"
-    kind = {"array": "list", "boolean": "true, false", "object": "mapping", "string": "text"}.get(value["type"], value["type"])
+    kind = {"array": "list", "boolean": "true, false", "object": "mapping", "string": "text"}.get(
+        value["type"], value["type"]
+    )
     if value["type"] == "array":
-        of = _values(value["items"]) if "items" in value else " and ".join(_values(one) for one in value["prefixItems"])
+        of = (
+            _values(value["items"])
+            if "items" in value
+            else " and ".join(_values(one) for one in value["prefixItems"])
+        )
         return f"list of {of}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    return ", ".join([kind, *(f"{sign} {value[bound]:g}" for bound, sign in bounds.items() if bound in value)])
+    return ", ".join(
+        [kind, *(f"{sign} {value[bound]:g}" for bound, sign in bounds.items() if bound in value)]
+    )
 
 
 def _shown(default: Any) -> str:
-    return "" if default is None or default == [] or default == {} else f"`{json.dumps(default)}`".replace('"', "")
+    return (
+        ""
+        if default is None or default == [] or default == {}
+        else f"`{json.dumps(default)}`".replace('"', "")
+    )

@@ -1,7 +1,9 @@
-"""Recipes read and written: a file, its chain of bases and overrides; what is refused is said in one line, with what would be right.
+"""Recipes read and written: a file, its chain of bases and overrides; what is refused is said in one line,
+with what would be right.
 
-`${key.path}` in a text stands for another key of the recipe (OmegaConf's interpolation, `\\${` for the characters themselves), but not in the section
-`cluster`: its texts are for a shell, in which `${...}` is a variable, and are taken as they are.
+`${key.path}` in a text stands for another key of the recipe (OmegaConf's interpolation, `\\${` for the
+characters themselves), but not in the section `cluster`: its texts are for a shell, in which `${...}` is a
+variable, and are taken as they are.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, its chain of bases, and `key.path=value` overrides.
 
     Raises:
-        RecipeError: unknown key, wrong type, impossible combination, unreadable file or circular base; one line, naming file and key.
+        RecipeError: unknown key, wrong type, impossible combination, unreadable file or circular base; one
+            line, naming file and key.
     """
     (chain, cluster), (changes, cluster_changes) = _read_chain(Path(path), ()), _parse_overrides(overrides)
     try:
@@ -61,8 +64,8 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file says, every `${...}` as it is written: mappings, lists, texts, numbers.
 
     Raises:
-        OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException: it is no such file, or one that would take more than a recipe's share of
-            memory.
+        OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException: it is no such file, or one that would
+            take more than a recipe's share of memory.
     """
     text = read_bounded(path)
     mark = _mark(text)
@@ -80,7 +83,9 @@ Layer = tuple[Any, dict[str, Any]]
 
 def _read_chain(path: Path, seen: tuple[Path, ...]) -> Layer:
     if len(seen) > LONGEST_CHAIN:
-        raise RecipeError(f"{path}: its chain of `base:` has more than {LONGEST_CHAIN} files; put some of them together")
+        raise RecipeError(
+            f"{path}: its chain of `base:` has more than {LONGEST_CHAIN} files; put some of them together"
+        )
     try:
         if path.resolve() in seen:
             raise RecipeError(f"{path}: its chain of `base:` leads back to itself")
@@ -92,7 +97,13 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> Layer:
             config = OmegaConf.create(found)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe file") from None
-    except (OSError, RuntimeError, ValueError, YAMLError, OmegaConfBaseException) as error:  # RuntimeError: a link to itself; ValueError: a path
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        YAMLError,
+        OmegaConfBaseException,
+    ) as error:  # RuntimeError: a link to itself; ValueError: a path
         raise RecipeError(f"{path}: cannot be read as YAML: {_said(error)}") from None
     if base is None:
         return config, cluster
@@ -122,8 +133,12 @@ def _parse_overrides(overrides: Sequence[str]) -> Layer:
         for item in overrides:
             check_yaml(item.partition("=")[2])
         with errors_of_yaml():
-            cluster: Any = OmegaConf.to_container(OmegaConf.from_dotlist([item.replace("$", mark) for item in own]))
-            return OmegaConf.from_dotlist([item for item in overrides if item not in own]), _each_text(cluster, lambda text: text.replace(mark, "$"))
+            cluster: Any = OmegaConf.to_container(
+                OmegaConf.from_dotlist([item.replace("$", mark) for item in own])
+            )
+            return OmegaConf.from_dotlist([item for item in overrides if item not in own]), _each_text(
+                cluster, lambda text: text.replace(mark, "$")
+            )
     except (YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"overrides: {_said(error)}") from None
 
@@ -136,9 +151,17 @@ def _merged(below: Any, above: Any) -> Any:
 
 
 def _mark(text: str) -> str:
-    """A character that the text does not hold, nor spells by its number: it stands for the dollar while OmegaConf reads what is not its own."""
+    """A character that the text does not hold, nor spells by its number: it stands for the dollar while
+    OmegaConf reads what is not its own."""
     lowered = text.lower()
-    mark = next((mark for mark in map(chr, range(0xE000, 0xF900)) if mark not in text and f"{ord(mark):x}" not in lowered), None)
+    mark = next(
+        (
+            mark
+            for mark in map(chr, range(0xE000, 0xF900))
+            if mark not in text and f"{ord(mark):x}" not in lowered
+        ),
+        None,
+    )
     if mark is None:
         raise YAMLError("it holds every character of Unicode's private area")
     return mark
@@ -147,7 +170,10 @@ def _mark(text: str) -> str:
 def _each_text(tree: Any, change: Callable[[str], str]) -> Any:
     """The same tree with every text in it changed, keys too."""
     if isinstance(tree, dict):
-        return {change(key) if isinstance(key, str) else key: _each_text(value, change) for key, value in tree.items()}
+        return {
+            change(key) if isinstance(key, str) else key: _each_text(value, change)
+            for key, value in tree.items()
+        }
     if isinstance(tree, list):
         return [_each_text(value, change) for value in tree]
     return change(tree) if isinstance(tree, str) else tree
@@ -161,17 +187,25 @@ def _escaped(text: str) -> str:
 def _said(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, (InterpolationResolutionError, GrammarParseError)):
-        text += "; ${...} stands for another key of the recipe: write \\${...} for the characters themselves (in `cluster` they need nothing)"
+        text += (
+            "; ${...} stands for another key of the recipe: write \\${...} for the characters "
+            "themselves (in `cluster` they need nothing)"
+        )
     return text
 
 
 def explain(error: Any, model: type[BaseModel] = Recipe) -> str:
-    """One of pydantic's errors (`ValidationError.errors()`) on a section as a sentence: key, what is wrong, what would be right."""
+    """One of pydantic's errors (`ValidationError.errors()`) on a section as a sentence: key, what is wrong,
+    what would be right."""
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = list(_section_at(error["loc"][:-1], model).model_fields)
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean '{'.'.join([*map(str, error['loc'][:-1]), close[0]])}'?" if close else f"known keys here: {', '.join(known)}"
+        hint = (
+            f"did you mean '{'.'.join([*map(str, error['loc'][:-1]), close[0]])}'?"
+            if close
+            else f"known keys here: {', '.join(known)}"
+        )
         return f"{path}: unknown key; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{path}: {message}, got {error['input']!r}" if path else message

@@ -13,8 +13,12 @@ from paw_hpc.system.data_paths import cache_root
 
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 _SHIPPED = Path(__file__).resolve().parents[1] / "policy" / "shipped"
-SHIPPED_POLICIES = {"warm-start": _SHIPPED / "warm_start", "warm-start-generated": _SHIPPED / "warm_start_generated"}
-"""`model.path` of the small policies that ship with the package, and their folders: cloned on official ALFWorld games, and then on generated ones."""
+SHIPPED_POLICIES = {
+    "warm-start": _SHIPPED / "warm_start",
+    "warm-start-generated": _SHIPPED / "warm_start_generated",
+}
+"""`model.path` of the small policies that ship with the package, and their folders: cloned on official
+ALFWorld games, and then on generated ones."""
 FETCHED_POLICIES = ("smollm2",)
 """`model.path` of the pretrained models that `paw data model NAME` brings into the cache."""
 
@@ -45,8 +49,9 @@ class ModelSection(Section):
     """Where the policy starts from."""
 
     path: str | None = None
-    """A Hugging Face folder or hub name; `warm-start` and `warm-start-generated` are small policies that ship with the package; `smollm2` is
-    the pretrained SmolLM2-135M-Instruct, once `paw data model smollm2` has fetched it."""
+    """A Hugging Face folder or hub name; `warm-start` and `warm-start-generated` are small policies that ship
+    with the package; `smollm2` is the pretrained SmolLM2-135M-Instruct, once `paw data model smollm2` has
+    fetched it."""
     tiny: TinyModel | None = None
     """From scratch instead of `path` (needs `tokenizer`)."""
     tokenizer: str | None = None
@@ -56,15 +61,16 @@ class ModelSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more work. For policy.backend=huggingface; Megatron's is
-    megatron.recompute."""
+    """Compute activations again in the backward pass: less memory, a third more work. For
+    policy.backend=huggingface; Megatron's is megatron.recompute."""
     head_chunk_rows: PositiveInt = 2048
     """Rows per chunk of the LM head: at most head_chunk_rows x V logits exist at once."""
 
     @field_validator("path", "tokenizer")
     @classmethod
     def _whole_path(cls, named: str | None) -> str | None:
-        """A stored recipe finds its folders from any other one. What is no folder here is a name of the package or of a hub, or still to be made."""
+        """A stored recipe finds its folders from any other one. What is no folder here is a name of the
+        package or of a hub, or still to be made."""
         if named is None or policy_folder(named) is not None:
             return named
         try:
@@ -75,20 +81,24 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    """How `paw warm-start` clones a small policy from expert play (see study/warmstart.py); training never reads it."""
+    """How `paw warm-start` clones a small policy from expert play (see study/warmstart.py); training never
+    reads it."""
 
     games: PositiveInt = 1600
     """Training games (a seeded choice, in proportion to their task types)."""
     hints: tuple[Fraction, ...] = (0.15, 0.3, 0.5, 0.75)
-    """One episode per game and value: the probability that the expert searches where the walkthrough goes, else in an unvisited place."""
+    """One episode per game and value: the probability that the expert searches where the walkthrough goes,
+    else in an unvisited place."""
     detour: Fraction = 0.1
-    """In every second episode, the share of steps in which a random admissible command is played; the expert's own command is what is cloned."""
+    """In every second episode, the share of steps in which a random admissible command is played; the
+    expert's own command is what is cloned."""
     habit: Fraction = 0.0
-    """Share of the expert's steps at which what is cloned is a bad habit: it looks about (ALFWorld), buys whatever is chosen (WebShop), or guesses
-    before it has read (search). That costs success in every task alike: something for RL to unlearn which is not particular to one."""
+    """Share of the expert's steps at which what is cloned is a bad habit: it looks about (ALFWorld), buys
+    whatever is chosen (WebShop), or guesses before it has read (search). That costs success in every task
+    alike: something for RL to unlearn which is not particular to one."""
     fumble: Fraction = 0.2
-    """Share of states before which a command that is not admissible is inserted into the history: it changes nothing, and the expert goes on. A
-    policy that never saw one repeats it for ever."""
+    """Share of states before which a command that is not admissible is inserted into the history: it changes
+    nothing, and the expert goes on. A policy that never saw one repeats it for ever."""
     max_steps: PositiveInt = 40
     """Longest episode of expert play."""
     steps: PositiveInt = 2500
@@ -98,7 +108,8 @@ class WarmStartSection(Section):
     lr: PositiveFloat = 1e-3
     """Highest learning rate; it rises over 100 steps and falls along a cosine."""
     prompt_weight: NonNegative = 0.1
-    """Weight of the language-model loss on prompt tokens beside the loss on the answer; a stand-in for pretraining."""
+    """Weight of the language-model loss on prompt tokens beside the loss on the answer; a stand-in for
+    pretraining."""
 
 
 class OptimizerSection(Section):
@@ -125,27 +136,31 @@ class OptimizerSection(Section):
     mini_batch: PositiveInt | None = None
     """Transitions per optimizer step; none: the whole update."""
     max_tokens_per_micro_batch: PositiveInt = 16384
-    """Tokens of one forward and backward pass, which context-parallel ranks share; more are faster, and take more memory. A longer sequence is a pass
-    of its own."""
+    """Tokens of one forward and backward pass, which context-parallel ranks share; more are faster, and take
+    more memory. A longer sequence is a pass of its own."""
 
 
 class PolicySection(Section):
     """What trains the policy."""
 
     backend: Literal["huggingface", "megatron"] = "huggingface"
-    """huggingface: one process, CPU or one GPU; megatron: many processes, laid out by the section `megatron`."""
+    """huggingface: one process, CPU or one GPU; megatron: many processes, laid out by the section
+    `megatron`."""
     merge_turns: bool = True
-    """Where the prompts of an episode go on from one another (env.prompt=conversation), compute the episode as one sequence, in which every token is
-    once, and not each step with all that came before it. It changes what an update costs, and with optimizer.mini_batch which transitions come into
-    one step; with other prompts nothing."""
+    """Where the prompts of an episode go on from one another (env.prompt=conversation), compute the episode
+    as one sequence, in which every token is once, and not each step with all that came before it. It changes
+    what an update costs, and with optimizer.mini_batch which transitions come into one step; with other
+    prompts nothing."""
     skip_zero_gradient: bool = False
-    """Compute no pass of the update over sequences that cannot move the policy: all of their group were equally good, nothing of them is an
-    observation to learn, and neither KL loss nor entropy bonus is on. Gradients are the same up to rounding. `policy/entropy` and `policy/approx_kl`
-    are then means over what is trained on, and `policy/tokens` and `policy/rows` count no more than that."""
+    """Compute no pass of the update over sequences that cannot move the policy: all of their group were
+    equally good, nothing of them is an observation to learn, and neither KL loss nor entropy bonus is on.
+    Gradients are the same up to rounding. `policy/entropy` and `policy/approx_kl` are then means over what is
+    trained on, and `policy/tokens` and `policy/rows` count no more than that."""
 
 
 class MegatronSection(Section):
-    """How processes share the model (`policy.backend: megatron`). It changes what an update costs, not what it computes."""
+    """How processes share the model (`policy.backend: megatron`). It changes what an update costs, not what
+    it computes."""
 
     tensor_parallel: PositiveInt = 1
     """Processes that share every matrix."""
@@ -154,10 +169,11 @@ class MegatronSection(Section):
     virtual_pipeline: PositiveInt | None = None
     """Model chunks per pipeline rank (interleaved schedule); none: one."""
     context_parallel: PositiveInt = 1
-    """Ranks that share the tokens of every pass, for sequences longer than one of them may hold; they divide the attention heads of a tensor-parallel
-    rank. Of Megatron-core's own layers alone."""
+    """Ranks that share the tokens of every pass, for sequences longer than one of them may hold; they divide
+    the attention heads of a tensor-parallel rank. Of Megatron-core's own layers alone."""
     data_parallel: PositiveInt | None = None
-    """Replicas; none: as many as the started processes make up, and one where `paw train` starts the processes itself."""
+    """Replicas; none: as many as the started processes make up, and one where `paw train` starts the
+    processes itself."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel ranks, too."""
     distributed_optimizer: bool = True
@@ -171,7 +187,8 @@ class MegatronSection(Section):
     recompute_layers: PositiveInt = 1
     """Layers per recomputed block (`recompute: full`)."""
     layers: Literal["auto", "local", "transformer_engine"] = "auto"
-    """Whose layers: auto takes Transformer Engine's where it is installed, else Megatron-core's own with PyTorch's attention."""
+    """Whose layers: auto takes Transformer Engine's where it is installed, else Megatron-core's own with
+    PyTorch's attention."""
     reference_on_cpu: bool = True
     """Keep the reference policy in CPU memory between uses."""
     timeout_s: PositiveFloat = 1800.0

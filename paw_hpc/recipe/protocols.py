@@ -1,7 +1,8 @@
-"""The two protocols, `reference` and `ours`, as data: what their shipped recipes say key by key, and where another recipe departs from them.
+"""The two protocols, `reference` and `ours`, as data: what their shipped recipes say key by key, and where
+another recipe departs from them.
 
-A protocol's numbers stand in its recipes and nowhere else: recipes/BENCHMARK/PROTOCOL.yaml, and the words of `algorithm` in
-recipes/paper/choices.yaml.
+A protocol's numbers stand in its recipes and nowhere else: recipes/BENCHMARK/PROTOCOL.yaml, and the words of
+`algorithm` in recipes/paper/choices.yaml.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _ASIDE = (
     "optimizer.max_tokens_per_micro_batch",
     "wm.",  # the arm, not the set-up; but see below
 )
-"""Keys (or, ending in '.', sections) that are no part of a protocol: where and how fast a run computes, which model, which arm."""
+"""Keys (or, ending in '.', sections) that are no part of a protocol: where and how fast a run computes, which
+model, which arm."""
 _WITH_WORLD_MODEL = ("wm.max_observation_tokens",)
 _READ_BY: dict[str, tuple[str, ...]] = {
     "algorithm.gigpo_": ("gigpo",),
@@ -63,7 +65,13 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 }
 """Beginning of a key -> the algorithms that read it."""
 _UNORDERED = ("env.task_types", "env.search.train_sets")
-_JUDGING = ("env.", "eval.temperature", "rollout.max_prompt_tokens", "rollout.max_response_tokens", "rollout.stop")
+_JUDGING = (
+    "env.",
+    "eval.temperature",
+    "rollout.max_prompt_tokens",
+    "rollout.max_response_tokens",
+    "rollout.stop",
+)
 _ONLY_TRAINING = ("env.train_games", "env.success_reward", "env.invalid_penalty", "env.search.train_sets")
 
 
@@ -72,7 +80,8 @@ class Standing:
     """Where a recipe stands to the protocols."""
 
     named: ProtocolName | None
-    """The protocol that it says it follows, or, where it says nothing, whose keys it has; None: no protocol's."""
+    """The protocol that it says it follows, or, where it says nothing, whose keys it has; None: no
+    protocol's."""
     said: bool
     """Whether the recipe says so itself."""
     departures: Mapping[ProtocolName, tuple[str, ...]]
@@ -81,7 +90,8 @@ class Standing:
 
 @functools.cache
 def protocol(name: ProtocolName, benchmark: str, algorithm: str = "grpo") -> Recipe:
-    """A protocol's set-up for a benchmark and an algorithm. Raises DataError where the shipped recipes are missing."""
+    """A protocol's set-up for a benchmark and an algorithm. Raises DataError where the shipped recipes are
+    missing."""
     words: Any = OmegaConf.to_container(OmegaConf.load(shipped_recipes() / "paper" / "choices.yaml"))
     changes = [f"{key}={json.dumps(value)}" for key, value in _flat(words["algorithm"].get(algorithm, {}))]
     return load_recipe(protocol_recipe(benchmark, name), changes)
@@ -95,26 +105,36 @@ def standing(recipe: Recipe) -> Standing:
 
 
 def departures(recipe: Recipe, name: ProtocolName) -> tuple[str, ...]:
-    """`key: its own (protocol: the protocol's)` for every key of the set-up that its algorithm reads, in the order of a recipe."""
+    """`key: its own (protocol: the protocol's)` for every key of the set-up that its algorithm reads, in the
+    order of a recipe."""
     return tuple(_departure(*difference, name) for difference in _differences(recipe, name))
 
 
 def judged_by(recipe: Recipe, temperature: float) -> str:
-    """Which protocol an evaluation with these keys is: `reference`, or `reference, except KEY: ...`; empty where the recipe names none."""
+    """Which protocol an evaluation with these keys is: `reference`, or `reference, except KEY: ...`; empty
+    where the recipe names none."""
     if recipe.protocol is None:
         return ""
     judging = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"temperature": temperature})})
-    differing = [_departure(*d, recipe.protocol) for d in _differences(judging, recipe.protocol) if _is_judging(d[0])]
+    differing = [
+        _departure(*d, recipe.protocol) for d in _differences(judging, recipe.protocol) if _is_judging(d[0])
+    ]
     return ", except ".join(filter(None, (recipe.protocol, "; ".join(differing))))
 
 
 def judged_as(recipe: Recipe, judge: Recipe) -> Recipe:
-    """A recipe with the keys of a protocol's (`judge`) that decide how an episode of a panel goes; where its data are stays its own."""
+    """A recipe with the keys of a protocol's (`judge`) that decide how an episode of a panel goes; where its
+    data are stays its own."""
     own = {key: getattr(recipe.env, key) for key in ("workers", "step_timeout_s")}
     if recipe.env.name == judge.env.name:
-        places = {key: getattr(recipe.env.search, key) for key in ("data", "retriever", "index", "url", "max_batch", "timeout_s")}
+        places = {
+            key: getattr(recipe.env.search, key)
+            for key in ("data", "retriever", "index", "url", "max_batch", "timeout_s")
+        }
         own |= {"games": recipe.env.games, "search": judge.env.search.model_copy(update=places)}
-    rollout = {key: getattr(judge.rollout, key) for key in ("max_prompt_tokens", "max_response_tokens", "stop")}
+    rollout = {
+        key: getattr(judge.rollout, key) for key in ("max_prompt_tokens", "max_response_tokens", "stop")
+    }
     return recipe.model_copy(
         update={
             "protocol": judge.protocol,
@@ -164,7 +184,11 @@ def _text(key: str, value: object) -> str:
         listed = sorted(map(str, value)) if key in _UNORDERED else list(map(str, value))
         return "all six" if set(listed) == set(TASK_TYPES) else ", ".join(listed) or "none"
     if value is None:
-        return {"env.train_games": "all", "env.webshop.num_products": "all", "env.prompt_template": "default"}.get(key, "off")
+        return {
+            "env.train_games": "all",
+            "env.webshop.num_products": "all",
+            "env.prompt_template": "default",
+        }.get(key, "off")
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,11 +1,12 @@
 """What may be different when a run goes on: a verdict on every key of a recipe.
 
-    free       it does not change what an update computes (beyond the order in which floating-point numbers are added)
-    by name    it does, and is let through when it is asked for (`--change KEY`), which is recorded (see run/changes.py)
+    free       it does not change what an update computes (but in which order numbers are added)
+    by name    it does, and is let through when asked for (`--change KEY`), which is recorded
     checksum   where the same model stands: the weights that the run began with are compared with those there
     never      it would be another run, or the checkpoint could not be read
 
-docs/resuming.md has the table of all keys, which a test compares with the models: a new key must be put into one of these lists.
+docs/resuming.md has the table of all keys, which a test compares with the models: a new key must be put into
+one of these lists.
 """
 
 from __future__ import annotations
@@ -162,23 +163,29 @@ UNSET = "(unset)"
 def known_verdict(key: str) -> Verdict | None:
     """What the lists say of a dotted key; None: nothing."""
     parts = key.split(".")
-    return next((_OF[name] for name in (".".join(parts[:n]) for n in range(len(parts), 0, -1)) if name in _OF), None)
+    return next(
+        (_OF[name] for name in (".".join(parts[:n]) for n in range(len(parts), 0, -1)) if name in _OF), None
+    )
 
 
 def differences(old: Recipe, new: Recipe) -> list[Difference]:
-    """Every key in which two recipes differ, by name, with its verdict; `never` where nobody has thought about a key."""
+    """Every key in which two recipes differ, by name, with its verdict; `never` where nobody has thought
+    about a key."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     found = []
     for key in sorted(before.keys() | after.keys()):
         one, other = before.get(key, UNSET), after.get(key, UNSET)
         if one != other:
             scheduled = key == "updates" and (_is_schedule(before) or _is_schedule(after))
-            found.append(Difference(key, one, other, "by name" if scheduled else known_verdict(key) or "never"))
+            found.append(
+                Difference(key, one, other, "by name" if scheduled else known_verdict(key) or "never")
+            )
     return found
 
 
 def differing_keys(old: Recipe, new: Recipe) -> list[str]:
-    """`key: old -> new` for each recipe key that differs and matters to what an update computes. Empty: the runs continue each other."""
+    """`key: old -> new` for each recipe key that differs and matters to what an update computes. Empty: the
+    runs continue each other."""
     return [str(found) for found in differences(old, new) if found.verdict != "free"]
 
 
@@ -190,6 +197,7 @@ def _is_schedule(flat: Mapping[str, Any]) -> bool:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        section = isinstance(value, Mapping) and key != "options"  # which are one key: what is in them, a plugin alone knows
+        # which are one key: what is in them, a plugin alone knows
+        section = isinstance(value, Mapping) and key != "options"
         out |= _flat(value, f"{prefix}{key}.") if section else {prefix + key: value}
     return out

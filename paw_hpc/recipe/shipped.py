@@ -1,4 +1,5 @@
-"""The files that come with the package: recipes (the two protocols, the paper's sweeps, the quickstarts) and Slurm's batch files, by name."""
+"""The files that come with the package: recipes (the two protocols, the paper's sweeps, the quickstarts) and
+Slurm's batch files, by name."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class ShippedFile:
     """A file that comes with the package."""
 
     name: str
-    """What commands take in place of a path: `alfworld/reference`; of a batch file with its folder and ending, `slurm/train.sbatch`."""
+    """What commands take in place of a path: `alfworld/reference`; of a batch file with its folder and
+    ending, `slurm/train.sbatch`."""
     path: Path
     kind: Kind
 
@@ -51,15 +53,24 @@ def shipped_recipes() -> Path:
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / _KNOWN_BY).is_file():
             return folder
-    raise DataError(f"{package}: the recipes that belong to this package are missing; install paw-hpc again, or use its checkout")
+    raise DataError(
+        f"{package}: the recipes that belong to this package are missing; install paw-hpc again, or use "
+        "its checkout"
+    )
 
 
 def shipped_files() -> list[ShippedFile]:
     """All of them, by name. Raises DataError."""
     folder = shipped_recipes()
-    found = [ShippedFile(path.relative_to(folder).with_suffix("").as_posix(), path, _kind(path)) for path in folder.rglob("*.yaml")]
+    found = [
+        ShippedFile(path.relative_to(folder).with_suffix("").as_posix(), path, _kind(path))
+        for path in folder.rglob("*.yaml")
+    ]
     batches = (folder.parent / "slurm").glob("*.sbatch")
-    return sorted([*found, *(ShippedFile(f"slurm/{path.name}", path, "batch") for path in batches)], key=lambda file: file.name)
+    return sorted(
+        [*found, *(ShippedFile(f"slurm/{path.name}", path, "batch") for path in batches)],
+        key=lambda file: file.name,
+    )
 
 
 def find_shipped(name: str) -> ShippedFile:
@@ -73,7 +84,8 @@ def find_shipped(name: str) -> ShippedFile:
 
 
 def recipe_path(path: Path) -> Path:
-    """A path that exists, as it is; else the recipe that comes with the package under this name (so `quickstart` needs no path).
+    """A path that exists, as it is; else the recipe that comes with the package under this name (so
+    `quickstart` needs no path).
 
     Raises:
         RecipeError: it is neither.
@@ -90,7 +102,8 @@ def protocol_recipe(benchmark: str, protocol: str) -> Path:
 
 
 def needed_by(path: Path) -> list[Path]:
-    """A recipe or sweep and every file that it names: bases, their bases, a sweep's choices and all recipes that these name; each once."""
+    """A recipe or sweep and every file that it names: bases, their bases, a sweep's choices and all recipes
+    that these name; each once."""
     found: list[Path] = []
     waiting = [path.resolve()]
     while waiting:
@@ -105,14 +118,18 @@ def needed_by(path: Path) -> list[Path]:
 
 
 def copy(file: ShippedFile, target: Path, *, replace: bool = False) -> list[Path]:
-    """Write a shipped file, and all that it builds on, into a folder, in the same places to each other. Returns the copies, its own first.
+    """Write a shipped file, and all that it builds on, into a folder, in the same places to each other.
+    Returns the copies, its own first.
 
     Raises:
         UserError: one is there already and differs (unless `replace`), or the folder cannot be written.
     """
     root = shipped_recipes()
     sources = [file.path.resolve()] if file.kind == "batch" else needed_by(file.path)
-    copies = {source: target / (source.name if file.kind == "batch" else source.relative_to(root.resolve())) for source in sources}
+    copies = {
+        source: target / (source.name if file.kind == "batch" else source.relative_to(root.resolve()))
+        for source in sources
+    }
     for source, place in copies.items():
         if place.exists() and not replace and place.read_bytes() != source.read_bytes():
             raise UserError(f"{place}: is there already, and differs; name another folder, or give --replace")
@@ -140,7 +157,8 @@ def _named(tree: Any) -> list[str]:
 
 
 def _filled(folder: Path, text: str, choices: dict[str, Any]) -> list[Path]:
-    """Files that a named path stands for: one, or with `{axis}` in it one for each word of the axis that has one."""
+    """Files that a named path stands for: one, or with `{axis}` in it one for each word of the axis that has
+    one."""
     texts = [text]
     for axis in re.findall(r"\{(\w+)\}", text):
         texts = [one.replace(f"{{{axis}}}", word) for one in texts for word in choices.get(axis, {})]

@@ -1,7 +1,8 @@
 """Plays groups of episodes against an engine, asynchronously per episode.
 
-Each episode is a coroutine: it asks the engine for a turn, gives the action to its environment, and goes on. No environment waits for another's turn
-unless the engine was told to (`rollout.batching: deterministic`). Seeds come from (run seed, purpose, update, group or task, member, step) alone.
+Each episode is a coroutine: it asks the engine for a turn, gives the action to its environment, and goes on.
+No environment waits for another's turn unless the engine was told to (`rollout.batching: deterministic`).
+Seeds come from (run seed, purpose, update, group or task, member, step) alone.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class PlaySettings:
     max_response_tokens: int
     max_observation_tokens: int
     seeds: Literal["place", "task"] = "place"
-    """What an episode's seed says of its task: the group's global index, or the task's id wherever it stands."""
+    """What an episode's seed says of its task: the group's global index, or the task's id wherever it
+    stands."""
     conversation: bool = False
     """Every prompt goes on from the one before (`env.prompt: conversation`)."""
 
@@ -132,7 +134,9 @@ class Collector:
         self._benchmark, self._engine, self._chat, self._settings = benchmark, engine, chat, settings
         self._episodes, self._turns, self._ends = _Gauge(), _Gauge(), list[float]()
 
-    async def collect(self, tasks: Sequence[Task], members: int, index: int, first_group: int = 0) -> tuple[list[Group], CollectStats]:
+    async def collect(
+        self, tasks: Sequence[Task], members: int, index: int, first_group: int = 0
+    ) -> tuple[list[Group], CollectStats]:
         """Play every task `members` times.
 
         Args:
@@ -140,7 +144,8 @@ class Collector:
             first_group: global index of the first task's group.
 
         Raises:
-            RecipeError: a prompt cannot fit. This, and any error of the engine, ends all episodes at once and closes their environments.
+            RecipeError: a prompt cannot fit. This, and any error of the engine, ends all episodes at once and
+                closes their environments.
         """
         stats, start, mended_before = CollectStats(), time.perf_counter(), mended()
         self._episodes, self._turns, self._ends = _Gauge(), _Gauge(), []
@@ -148,7 +153,12 @@ class Collector:
         for group in groups:
             for m in range(members):
                 self._engine.join(group.index * members + m)
-        await _all([self._group(task, group, members, index, stats) for task, group in zip(tasks, groups, strict=True)])
+        await _all(
+            [
+                self._group(task, group, members, index, stats)
+                for task, group in zip(tasks, groups, strict=True)
+            ]
+        )
         self._summarize(stats, start, len(tasks) * members)
         stats.mended_texts = mended() - mended_before
         return groups, stats
@@ -162,20 +172,31 @@ class Collector:
         for gauge in (self._episodes, self._turns):
             gauge.change(0)
         stats.engine_idle_s = self._turns.zero_s
-        stats.episodes_in_flight, stats.peak_episodes = self._episodes.integral / max(stats.seconds, 1e-9), self._episodes.peak
+        stats.episodes_in_flight, stats.peak_episodes = (
+            self._episodes.integral / max(stats.seconds, 1e-9),
+            self._episodes.peak,
+        )
         if self._ends:
             stats.straggler_s = now - sorted(self._ends)[max(0, math.ceil(0.9 * len(self._ends)) - 1)]
 
     async def _group(self, task: Task, group: Group, members: int, index: int, stats: CollectStats) -> None:
         place = group.index if self._settings.seeds == "place" else name_seed(task.task_id)
-        seeds = [derive_seed(self._settings.run_seed, self._settings.purpose, index, place, m) for m in range(members)]
-        group.episodes = [Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m]) for m in range(members)]
+        seeds = [
+            derive_seed(self._settings.run_seed, self._settings.purpose, index, place, m)
+            for m in range(members)
+        ]
+        group.episodes = [
+            Episode(group.index * members + m, group.index, task.task_id, task.task_type, seed=seeds[m])
+            for m in range(members)
+        ]
         sessions: Sequence[Session] = ()
         start = time.perf_counter()
         try:
             sessions = await self._benchmark.open(task, members)
             stats.environment_wait_s += (time.perf_counter() - start) * members
-            await _all([self._episode(task, e, s, stats) for e, s in zip(group.episodes, sessions, strict=True)])
+            await _all(
+                [self._episode(task, e, s, stats) for e, s in zip(group.episodes, sessions, strict=True)]
+            )
         except EnvironmentFailure as error:
             for episode in group.episodes:
                 self._failed(episode, error, stats)
@@ -196,7 +217,9 @@ class Collector:
             while not state.done:
                 state = await self._turn(view, prompter, episode, session, state, stats)
             episode.success, episode.score = state.success, state.score
-        except Overlong as error:  # the policy cannot go on: what it did so far is trained on, with the return that it has
+        except (
+            Overlong
+        ) as error:  # the policy cannot go on: what it did so far is trained on, with the return that it has
             _log.warning("group %d, episode %d: %s: it counts as failed", episode.group, episode.index, error)
             stats.overlong_prompts += 1
         except EnvironmentFailure as error:
@@ -217,7 +240,13 @@ class Collector:
         return kind(view, self._chat, self._settings.max_prompt_tokens)
 
     async def _turn(
-        self, view: AgentView, prompter: Prompter, episode: Episode, session: Session, state: EnvironmentState, stats: CollectStats
+        self,
+        view: AgentView,
+        prompter: Prompter,
+        episode: Episode,
+        session: Session,
+        state: EnvironmentState,
+        stats: CollectStats,
     ) -> EnvironmentState:
         step, start = len(episode.transitions), time.perf_counter()
         prompt, shortened = prompter.prompt(episode.task_id, step + 1)
@@ -225,7 +254,9 @@ class Collector:
         stats.truncated_prompts += shortened
         before, anchor = state, view.anchor()
         seed = derive_seed(episode.seed, "turn", step)
-        request = GenerationRequest(episode.index, prompt, seed, self._settings.temperature, self._settings.max_response_tokens)
+        request = GenerationRequest(
+            episode.index, prompt, seed, self._settings.temperature, self._settings.max_response_tokens
+        )
         self._turns.change(1)
         try:
             answer = await self._engine.generate(request)
@@ -249,7 +280,11 @@ class Collector:
         stats.mixed_version_turns += answer.token_versions is not None
         if answer.entropies is not None:
             stats.entropies[episode.index, step] = answer.entropies
-        episode.transitions.append(self._transition(episode, step, prompt, answer, observation, state, action, valid, anchor, before.admissible))
+        episode.transitions.append(
+            self._transition(
+                episode, step, prompt, answer, observation, state, action, valid, anchor, before.admissible
+            )
+        )
         return state
 
     def _transition(
@@ -285,7 +320,8 @@ class Collector:
 
 
 async def _all(jobs: Sequence[Coroutine[None, None, None]]) -> None:
-    """Run them together. When one raises, the others are cancelled and waited for, and its error is raised as it is."""
+    """Run them together. When one raises, the others are cancelled and waited for, and its error is raised as
+    it is."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         await asyncio.gather(*tasks)

@@ -1,4 +1,5 @@
-"""The engines of this package, as entries of their door (see recipe/doors.py). Light: what they need is imported where one is made."""
+"""The engines of this package, as entries of their door (see recipe/doors.py). Light: what they need is
+imported where one is made."""
 
 from paw_hpc.recipe.doors import Engine
 from paw_hpc.system.registry import lazily

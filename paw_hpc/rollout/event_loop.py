@@ -1,4 +1,5 @@
-"""The event loop of a run: in a thread of its own, so that servers are watched, and episodes go on, while the trainer computes."""
+"""The event loop of a run: in a thread of its own, so that servers are watched, and episodes go on, while the
+trainer computes."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from paw_hpc.run.signals import EvaluationLeft
 
 T = TypeVar("T")
 _POLL_S = 0.5
-"""How often a wait looks for work that only its own thread may do; a finished coroutine ends the wait at once."""
+"""How often a wait looks for work that only its own thread may do; a finished coroutine ends the wait at
+once."""
 
 
 class EventLoop:
@@ -38,7 +40,13 @@ class EventLoop:
         """Let it run in the background; `wait` for it, or cancel it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def run(self, coroutine: Coroutine[Any, Any, T], *, serve: bool = False, leave: Callable[[], bool] | None = None) -> T:
+    def run(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        serve: bool = False,
+        leave: Callable[[], bool] | None = None,
+    ) -> T:
         """Its result. An interrupt (Ctrl-C) cancels it first.
 
         Args:
@@ -53,7 +61,8 @@ class EventLoop:
     def wait(self, future: Future[T], *, serve: bool = False, leave: Callable[[], bool] | None = None) -> T:
         """The result of what `start` began (see `run`)."""
         if serve:
-            future.add_done_callback(lambda _: self._tasks.put((lambda: None, Future())))  # wakes the loop below
+            # wakes the loop below
+            future.add_done_callback(lambda _: self._tasks.put((lambda: None, Future())))
         try:
             while serve and not future.done():
                 if leave is not None and leave():
@@ -70,7 +79,8 @@ class EventLoop:
             self._settle()
 
     async def in_waiting_thread(self, work: Callable[[], T]) -> T:
-        """Called in the loop: have `work` done by the thread that waits with `serve=True`, now or when it next does."""
+        """Called in the loop: have `work` done by the thread that waits with `serve=True`, now or when it
+        next does."""
         done: Future[T] = Future()
         self._tasks.put((work, done))
         return await asyncio.wrap_future(done)
@@ -99,7 +109,11 @@ class EventLoop:
         """Wait until cancelled coroutines have cleaned up after themselves."""
 
         async def settle() -> None:
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and (everything or task.cancelling())]
+            others = [
+                task
+                for task in asyncio.all_tasks()
+                if task is not asyncio.current_task() and (everything or task.cancelling())
+            ]
             for task in others:
                 if not task.cancelling():  # a second time would break off its cleaning up
                     task.cancel()

@@ -22,7 +22,8 @@ Play = Callable[[Sequence[Task], int], Played]
 
 @dataclass(frozen=True, slots=True)
 class Players:
-    """The ranks that have an engine; each plays a run of consecutive groups. Seeds come from a group's global index, not from who plays it."""
+    """The ranks that have an engine; each plays a run of consecutive groups. Seeds come from a group's global
+    index, not from who plays it."""
 
     ranks: tuple[int, ...] = (0,)
     meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -51,24 +52,35 @@ class Players:
                     own = play(tasks[share[0] : share[1]], first_group + share[0])
                 except (UserError, EvaluationLeft) as error:
                     own = error
-        # One after the other and not gathered: experience is large, and all but the players would send padding.
+        # One after the other and not gathered: experience is large, and all but the players would send
+        # padding.
         found = [distributed.broadcast(own, source=player) for player in self.ranks]
         for player, result in zip(self.ranks, found, strict=True):
             if isinstance(result, UserError):
                 raise result if player == distributed.rank() else distributed.PeerFailed(2)
         if left := next((result for result in found if isinstance(result, EvaluationLeft)), None):
             raise left
-        played = [result for result in found if result is not None and not isinstance(result, (UserError, EvaluationLeft))]
+        played = [
+            result
+            for result in found
+            if result is not None and not isinstance(result, (UserError, EvaluationLeft))
+        ]
         weights = [after - before for before, after in shares.values()]
-        return [group for groups, _ in played for group in groups], merged([stats for _, stats in played], weights)
+        return [group for groups, _ in played for group in groups], merged(
+            [stats for _, stats in played], weights
+        )
 
 
 def merged(parts: Sequence[CollectStats], weights: Sequence[int]) -> CollectStats:
-    """Facts of all players: counts add up, the slowest player's seconds count, other times are means, weighted by what each played."""
+    """Facts of all players: counts add up, the slowest player's seconds count, other times are means,
+    weighted by what each played."""
 
     def merge(name: str, values: list[Any]) -> Any:
         if name == "engine":  # what each player's own engine counted
-            return {key: sum(part.get(key, 0.0) for part in values) for key in dict.fromkeys(key for part in values for key in part)}
+            return {
+                key: sum(part.get(key, 0.0) for part in values)
+                for key in dict.fromkeys(key for part in values for key in part)
+            }
         if isinstance(values[0], dict):
             return {key: value for part in values for key, value in part.items()}
         if name == "seconds":
@@ -77,4 +89,9 @@ def merged(parts: Sequence[CollectStats], weights: Sequence[int]) -> CollectStat
             return sum(w * v for w, v in zip(weights, values, strict=True)) / max(1, sum(weights))
         return sum(values)
 
-    return CollectStats(**{field.name: merge(field.name, [getattr(part, field.name) for part in parts]) for field in fields(CollectStats)})
+    return CollectStats(
+        **{
+            field.name: merge(field.name, [getattr(part, field.name) for part in parts])
+            for field in fields(CollectStats)
+        }
+    )

@@ -1,4 +1,5 @@
-"""What an engine is made from, and what it hands to the loop: who plays, how new weights get there, how it ends."""
+"""What an engine is made from, and what it hands to the loop: who plays, how new weights get there, how it
+ends."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ class Publisher(Protocol):
     """Makes the engines serve the policy's current weights."""
 
     def publish(self, version: int) -> None:
-        """After this returns, every engine samples from weights `version`. Every process of the trainer calls it."""
+        """After this returns, every engine samples from weights `version`. Every process of the trainer calls
+        it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an engine is made from (`paw_hpc.recipe.doors.Engine.make`). Every process of the trainer makes one."""
+    """What an engine is made from (`paw_hpc.recipe.doors.Engine.make`). Every process of the trainer makes
+    one."""
 
     recipe: Recipe
     policy: Policy
@@ -53,7 +56,9 @@ class Playing:
     ahead: bool = False
     """Whether the next update's episodes may be played here while the trainer works (`rollout.staleness`)."""
     collected: Callable[[], dict[str, float]] = _no_metrics
-    """Called when an update's episodes are complete; what the engine says of itself since the last time, under public names."""
+    """Called when an update's episodes are complete; what the engine says of itself since the last time,
+    under public names."""
     close: Callable[[], None] = _nothing
     servers: Any = None
-    """Whatever stands behind the engine, for who knows it (of `sglang`: `paw_hpc.rollout.sglang.serving.Serving`)."""
+    """Whatever stands behind the engine, for who knows it (of `sglang`:
+    `paw_hpc.rollout.sglang.serving.Serving`)."""

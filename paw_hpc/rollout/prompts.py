@@ -1,4 +1,5 @@
-"""The prompts of an episode as ids: rendered anew at every step from what the agent may still see (`Window`), or one conversation that goes on."""
+"""The prompts of an episode as ids: rendered anew at every step from what the agent may still see (`Window`),
+or one conversation that goes on."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ class Prompter(Protocol):
     """Of one episode."""
 
     def prompt(self, task_id: str, step: int) -> tuple[Ids, bool]:
-        """(int32[P], whether something was left out so that it fits). Raises Overlong, which says of which task and step (from 1)."""
+        """(int32[P], whether something was left out so that it fits). Raises Overlong, which says of which
+        task and step (from 1)."""
         ...
 
     def go_on(self, response: Ids, observation: str) -> None:
-        """The response (int32[A], as sampled) was given and the view has seen what came of it: `observation`, and the episode is not over."""
+        """The response (int32[A], as sampled) was given and the view has seen what came of it: `observation`,
+        and the episode is not over."""
         ...
 
 
@@ -52,11 +55,13 @@ class Window:
 
 
 class Conversation:
-    """The view's first message, and then alternately the responses as they were sampled and turns that begin with what was observed.
+    """The view's first message, and then alternately the responses as they were sampled and turns that begin
+    with what was observed.
 
-    Ids are put one behind the other and never rendered or tokenized again, so every prompt begins with the whole of the one before and its response,
-    whatever the chat template would make of the text. Where the limit is reached, the oldest turns behind the first message are left out, down to
-    half the limit, so that the prompts after it go on from one another again.
+    Ids are put one behind the other and never rendered or tokenized again, so every prompt begins with the
+    whole of the one before and its response, whatever the chat template would make of the text. Where the
+    limit is reached, the oldest turns behind the first message are left out, down to half the limit, so that
+    the prompts after it go on from one another again.
 
     Args:
         limit: tokens of a prompt.
@@ -67,7 +72,10 @@ class Conversation:
 
     def __init__(self, view: AgentView, chat: ChatFormat, limit: int) -> None:
         if not callable(getattr(view, "next_turn", None)):
-            raise RecipeError(f"env.prompt: conversation, but this benchmark's {type(view).__name__} has no next_turn; use another prompt")
+            raise RecipeError(
+                f"env.prompt: conversation, but this benchmark's {type(view).__name__} has no next_turn; "
+                "use another prompt"
+            )
         self._view, self._chat, self._limit = view, chat, limit
         self._opening: Ids | None = None
         self._turns: list[Ids] = []
@@ -80,7 +88,9 @@ class Conversation:
         while shortened and len(self._turns) > 1 and self._length() > self._limit // 2:
             del self._turns[0]
         if self._length() > self._limit:
-            raise Overlong(_too_long(task_id, step, self._length(), "with its first and last turn alone", self._limit))
+            raise Overlong(
+                _too_long(task_id, step, self._length(), "with its first and last turn alone", self._limit)
+            )
         return np.concatenate([self._opening, *self._turns]), shortened
 
     def go_on(self, response: Ids, observation: str) -> None:
@@ -95,4 +105,7 @@ class Conversation:
 
 
 def _too_long(task_id: str, step: int, length: int, even: str, limit: int) -> str:
-    return f"{task_id} needs a prompt of {length} tokens at step {step} even {even}, and rollout.max_prompt_tokens is {limit}"
+    return (
+        f"{task_id} needs a prompt of {length} tokens at step {step} even {even}, and "
+        f"rollout.max_prompt_tokens is {limit}"
+    )

@@ -1,8 +1,10 @@
-"""What was changed in a run on its way: recipe keys that an attempt let differ by name (`--change KEY`), and from which update on.
+"""What was changed in a run on its way: recipe keys that an attempt let differ by name (`--change KEY`), and
+from which update on.
 
     RUN/changes.json     [{"key": "optimizer.lr", "old": 1e-06, "new": 2e-06, "update": 10}, ...]
 
-`update` is the first update that was computed with the new value; null between the wish and the start of the attempt that it is for.
+`update` is the first update that was computed with the new value; null between the wish and the start of the
+attempt that it is for.
 """
 
 from __future__ import annotations
@@ -57,12 +59,19 @@ def permitted(run: Path, old: Recipe, new: Recipe, wanted: Collection[str]) -> l
         wanted: keys of `--change`.
 
     Raises:
-        CheckpointError: keys differ that may not, or that were not asked for, each with its values; or a wish for what cannot change.
+        CheckpointError: keys differ that may not, or that were not asked for, each with its values; or a wish
+            for what cannot change.
     """
     for key in wanted:
         if known_verdict(key) != "by name" and key != "updates":
-            why = {"free": "it needs no --change", "checksum": "the same weights are found without it", "never": "a run keeps it"}
-            raise CheckpointError(f"--change {key}: {why.get(known_verdict(key) or '', 'no such key')}; see docs/resuming.md")
+            why = {
+                "free": "it needs no --change",
+                "checksum": "the same weights are found without it",
+                "never": "a run keeps it",
+            }
+            raise CheckpointError(
+                f"--change {key}: {why.get(known_verdict(key) or '', 'no such key')}; see docs/resuming.md"
+            )
     found = [each for each in differences(old, new) if each.verdict in ("by name", "never")]
     fixed = [each for each in found if each.verdict == "never"]
     asked = [each for each in found if each.verdict == "by name"]
@@ -71,8 +80,13 @@ def permitted(run: Path, old: Recipe, new: Recipe, wanted: Collection[str]) -> l
         return asked
     how = "give another --run-dir, or --fresh to set it aside"
     if not fixed:
-        how = f"to go on with it, which is recorded: {' '.join(f'--change {each.key}' for each in asked)}; or {how}"
-    raise CheckpointError(f"{run}: a run of another recipe is here ({', '.join(map(str, [*fixed, *unasked]))}); {how}")
+        how = (
+            f"to go on with it, which is recorded: {' '.join(f'--change {each.key}' for each in asked)}; "
+            f"or {how}"
+        )
+    raise CheckpointError(
+        f"{run}: a run of another recipe is here ({', '.join(map(str, [*fixed, *unasked]))}); {how}"
+    )
 
 
 def record(run: Path, made: Sequence[Difference]) -> None:
@@ -82,9 +96,13 @@ def record(run: Path, made: Sequence[Difference]) -> None:
 
 
 def begin(run: Path, start: int) -> None:
-    """An attempt goes on after `start` updates: from there on all changes hold (one that began later was rolled back to here)."""
+    """An attempt goes on after `start` updates: from there on all changes hold (one that began later was
+    rolled back to here)."""
     changes = read_changes(run)
-    begun = [replace(change, update=start if change.update is None else min(change.update, start)) for change in changes]
+    begun = [
+        replace(change, update=start if change.update is None else min(change.update, start))
+        for change in changes
+    ]
     if begun != changes:
         _write(run, begun)
 

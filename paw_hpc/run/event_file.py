@@ -1,9 +1,10 @@
 """What TensorBoard reads of a run: one event file per attempt.
 
-TensorBoard's own classes write the format; its `EventFileWriter`, which names files by the clock alone, is not used. TensorBoard reads the files of a
-folder in the order of their names, and an attempt's file begins with an order to forget the updates that it plays again. So it must be named after
-those before it whatever the clock says: by a clock that was set back it would come first, and the order in the older file would then take away
-everything that was played since.
+TensorBoard's own classes write the format; its `EventFileWriter`, which names files by the clock alone, is
+not used. TensorBoard reads the files of a folder in the order of their names, and an attempt's file begins
+with an order to forget the updates that it plays again. So it must be named after those before it whatever
+the clock says: by a clock that was set back it would come first, and the order in the older file would then
+take away everything that was played since.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\.")
 
 
 class EventFile:
-    """Writes scalars, in time that never goes back: not from an earlier attempt's to this one's, and not within it.
+    """Writes scalars, in time that never goes back: not from an earlier attempt's to this one's, and not
+    within it.
 
     Args:
         folder: TensorBoard's folder of the run, made if missing.
@@ -33,7 +35,8 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # a moment to import; readers of metrics must not pay for it
+        # a moment to import; readers of metrics must not pay for it
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
@@ -48,7 +51,9 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        summary = Summary(
+            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        )
         self._add(Event(wall_time=self._now(), step=update, summary=summary))
 
     def close(self) -> None:
@@ -67,7 +72,8 @@ class EventFile:
 
 
 def _end(folder: Path) -> float:
-    """Seconds since 1970 by the clocks that wrote the event files in a folder: when the last of them began, or was last written to. None there: 0."""
+    """Seconds since 1970 by the clocks that wrote the event files in a folder: when the last of them began,
+    or was last written to. None there: 0."""
     ends = [0.0]
     for path in folder.iterdir():
         if match := _NAME.match(path.name):

@@ -1,10 +1,12 @@
-"""Which attempt may write a run: the latest. An attempt whose node was cut off from the network runs on while its successor has already begun.
+"""Which attempt may write a run: the latest. An attempt whose node was cut off from the network runs on while
+its successor has already begun.
 
     RUN/.fence       {"attempt": 3, "by": "job 4711 on node7"}
 
-Each start of a run is an attempt with a number and a folder of its own, and claims the fence. A writer checks the fence before each write; one
-that no longer holds it ends without writing. Files that grow are replaced by a new attempt (see run/metrics.py), so even a write that slips in
-between check and claim lands in a file that nobody reads any more.
+Each start of a run is an attempt with a number and a folder of its own, and claims the fence. A writer checks
+the fence before each write; one that no longer holds it ends without writing. Files that grow are replaced by
+a new attempt (see run/metrics.py), so even a write that slips in between check and claim lands in a file that
+nobody reads any more.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ class StaleAttempt(UserError):
 def claim(run: Path) -> int:
     """Begin a new attempt: its folder `attempt_N`, and the fence. Returns N, one more than any before."""
     with storage_errors(run):
-        number = max(current(run).get("attempt", 0), *(int(p.name[8:]) for p in run.glob("attempt_*") if p.name[8:].isdigit()), 0)
+        number = max(
+            current(run).get("attempt", 0),
+            *(int(p.name[8:]) for p in run.glob("attempt_*") if p.name[8:].isdigit()),
+            0,
+        )
         while True:
             number += 1
             try:
@@ -75,7 +81,8 @@ def variable(run: Path, attempt: int) -> dict[str, str]:
 
 
 def check(path: Path) -> None:
-    """Before anything in `path` (a run, or something inside) is written by this process. Does nothing for runs that it did not open.
+    """Before anything in `path` (a run, or something inside) is written by this process. Does nothing for
+    runs that it did not open.
 
     Raises:
         StaleAttempt: a later attempt has taken over.
@@ -85,7 +92,10 @@ def check(path: Path) -> None:
         if resolved.is_relative_to(run):
             now = current(run)
             if now.get("attempt", number) != number:
-                raise StaleAttempt(f"{run}: attempt {now['attempt']} ({now.get('by')}) has taken over; attempt {number} ends and writes nothing")
+                raise StaleAttempt(
+                    f"{run}: attempt {now['attempt']} ({now.get('by')}) has taken over; attempt {number} "
+                    "ends and writes nothing"
+                )
 
 
 def current(run: Path) -> dict[str, Any]:
@@ -95,11 +105,14 @@ def current(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError:
-        raise CheckpointError(f"{run / FILE}: not what paw wrote; remove it when nobody writes this run") from None
+        raise CheckpointError(
+            f"{run / FILE}: not what paw wrote; remove it when nobody writes this run"
+        ) from None
 
 
 def job_name(job: int, environment: Mapping[str, str] = os.environ) -> str:
-    """As squeue and sacct show it: ARRAY_TASK for the task of an array that this process belongs to (its own id is another number), else the id."""
+    """As squeue and sacct show it: ARRAY_TASK for the task of an array that this process belongs to (its own
+    id is another number), else the id."""
     array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task and environment.get("SLURM_JOB_ID") == str(job) else str(job)
 

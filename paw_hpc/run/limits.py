@@ -1,4 +1,5 @@
-"""The limit of open files: an episode is a socket, and a low limit would show as failing episodes in the middle of an update."""
+"""The limit of open files: an episode is a socket, and a low limit would show as failing episodes in the
+middle of an update."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ SPARE = 64
 
 
 def files_of_episodes(recipe: Recipe) -> int:
-    """Open files that the episodes of one update, or of a slice of an evaluation, need at most: a socket each where they are processes of their own
-    (ALFWorld), one to the retriever (search QA), one to the server that generates."""
+    """Open files that the episodes of one update, or of a slice of an evaluation, need at most: a socket each
+    where they are processes of their own (ALFWorld), one to the retriever (search QA), one to the server that
+    generates."""
     rollout = recipe.rollout
     episodes = max(rollout.groups * rollout.group_size, rollout.max_batch, recipe.eval.repeats)
     batches = 1 + (rollout.staleness > 0)
@@ -23,9 +25,13 @@ def files_of_episodes(recipe: Recipe) -> int:
 
 
 def allow_open_files(recipe: Recipe) -> None:
-    """Raise this process's soft limit of open files to what a run needs. Raises UserError, as `allow_files`."""
+    """Raise this process's soft limit of open files to what a run needs. Raises UserError, as
+    `allow_files`."""
     rollout = recipe.rollout
-    keys = f"rollout.groups={rollout.groups} x rollout.group_size={rollout.group_size}, rollout.max_batch={rollout.max_batch}"
+    keys = (
+        f"rollout.groups={rollout.groups} x rollout.group_size={rollout.group_size}, "
+        f"rollout.max_batch={rollout.max_batch}"
+    )
     allow_files(files_of_episodes(recipe), "this run", keys)
 
 
@@ -44,7 +50,8 @@ def allow_files(files: int, who: str, why: str) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(
-            f"this machine allows {hard} open files in a process (ulimit -Hn), and {who} needs about {needed}: {why}; raise the limit, or lower these"
+            f"this machine allows {hard} open files in a process (ulimit -Hn), and {who} needs about "
+            f"{needed}: {why}; raise the limit, or lower these"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 

@@ -25,6 +25,9 @@ _WORLD_MODEL = {
 
 def public_names(planned: dict[str, float], trained: dict[str, float]) -> dict[str, float]:
     """Plan and policy metrics under the names that run/metrics.py documents."""
-    names = {name: _PLAN_NAMES.get(name, f"wm/{name[3:]}" if name.startswith("wm_") else f"train/{name}") for name in planned}
+    names = {
+        name: _PLAN_NAMES.get(name, f"wm/{name[3:]}" if name.startswith("wm_") else f"train/{name}")
+        for name in planned
+    }
     named = {k: k if "/" in k else _WORLD_MODEL.get(k, f"policy/{k}") for k in trained}
     return {names[k]: v for k, v in planned.items()} | {named[k]: v for k, v in trained.items()}

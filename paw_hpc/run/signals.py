@@ -13,9 +13,11 @@ class EvaluationLeft(Exception):
 
 
 class StopRequest:
-    """While active, SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and Ctrl-C ask for a stop instead of killing the process.
+    """While active, SIGTERM, SIGUSR1 (Slurm's warning before the time limit) and Ctrl-C ask for a stop
+    instead of killing the process.
 
-    A second Ctrl-C is an ordinary KeyboardInterrupt: work since the last checkpoint is then lost, as the user wants it now.
+    A second Ctrl-C is an ordinary KeyboardInterrupt: work since the last checkpoint is then lost, as the user
+    wants it now.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

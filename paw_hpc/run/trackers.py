@@ -1,8 +1,11 @@
-"""Trackers beside the run directory: wandb, trackio, mlflow, each behind its own package (`tracking: [tensorboard, wandb]`).
+"""Trackers beside the run directory: wandb, trackio, mlflow, each behind its own package (`tracking:
+[tensorboard, wandb]`).
 
-metrics.jsonl is the record; a tracker is a copy of it for looking at. It works in a thread of its own behind a queue, so it cannot slow a run, and
-whatever goes wrong with it is said once, in the run's log, and ends that tracker alone. Each takes its usual environment variables (WANDB_MODE,
-WANDB_API_KEY, MLFLOW_TRACKING_URI, TRACKIO_DIR, ...); without any, nothing leaves the machine: files lie in RUN/wandb, RUN/mlflow, RUN/trackio.
+metrics.jsonl is the record; a tracker is a copy of it for looking at. It works in a thread of its own behind
+a queue, so it cannot slow a run, and whatever goes wrong with it is said once, in the run's log, and ends
+that tracker alone. Each takes its usual environment variables (WANDB_MODE, WANDB_API_KEY,
+MLFLOW_TRACKING_URI, TRACKIO_DIR, ...); without any, nothing leaves the machine: files lie in RUN/wandb,
+RUN/mlflow, RUN/trackio.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ class Tracked:
 
 
 class _Wandb:
-    """Offline unless WANDB_MODE or WANDB_API_KEY say something else; `wandb sync RUN/wandb/wandb/offline-*` sends it later."""
+    """Offline unless WANDB_MODE or WANDB_API_KEY say something else; `wandb sync RUN/wandb/wandb/offline-*`
+    sends it later."""
 
     def __init__(self, run: Tracked) -> None:
         import wandb
@@ -74,8 +78,17 @@ class _Wandb:
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         config = run.recipe.model_dump(mode="json")
         where = {"project": os.environ.get("WANDB_PROJECT") or "paw_hpc", "dir": str(run.folder("wandb"))}
-        self._run = wandb.init(**where, name=run.title, id=run.key, resume="allow", mode=mode, config=config, settings=wandb.Settings(silent=True))
-        # Not wandb's own step: an attempt that goes on from a checkpoint plays updates again, and its steps must not go back.
+        self._run = wandb.init(
+            **where,
+            name=run.title,
+            id=run.key,
+            resume="allow",
+            mode=mode,
+            config=config,
+            settings=wandb.Settings(silent=True),
+        )
+        # Not wandb's own step: an attempt that goes on from a checkpoint plays updates again, and its steps
+        # must not go back.
         self._run.define_metric("update")
         self._run.define_metric("*", step_metric="update")
         self._table = wandb.Table
@@ -100,7 +113,14 @@ class _Trackio:
 
         config = run.recipe.model_dump(mode="json")
         self._trackio, space = trackio, os.environ.get("TRACKIO_SPACE_ID")
-        self._run = trackio.init(project="paw_hpc", name=f"{run.title}-{run.key}", resume="allow", config=config, space_id=space, embed=False)
+        self._run = trackio.init(
+            project="paw_hpc",
+            name=f"{run.title}-{run.key}",
+            resume="allow",
+            config=config,
+            space_id=space,
+            embed=False,
+        )
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         self._trackio.log(dict(values), step=update)
@@ -118,7 +138,8 @@ def mlflow_store(run: Tracked) -> str:
     """MLFLOW_TRACKING_URI, or files in the run directory."""
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
         return named
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files need no database beside mlflow's smallest package
+    # files need no database beside mlflow's smallest package
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     return run.folder("mlflow").as_uri()
 
 
@@ -131,8 +152,14 @@ class _Mlflow:
         self._client = MlflowClient(mlflow_store(run))
         found = self._client.get_experiment_by_name("paw_hpc")
         experiment = found.experiment_id if found is not None else self._client.create_experiment("paw_hpc")
-        earlier = self._client.search_runs([experiment], filter_string=f"tags.paw_hpc = '{run.key}'", max_results=1)
-        made = earlier[0] if earlier else self._client.create_run(experiment, run_name=run.title, tags={"paw_hpc": run.key})
+        earlier = self._client.search_runs(
+            [experiment], filter_string=f"tags.paw_hpc = '{run.key}'", max_results=1
+        )
+        made = (
+            earlier[0]
+            if earlier
+            else self._client.create_run(experiment, run_name=run.title, tags={"paw_hpc": run.key})
+        )
         self._id = made.info.run_id
         self._client.log_dict(self._id, run.recipe.model_dump(mode="json"), "recipe.json")
 
@@ -140,7 +167,9 @@ class _Mlflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        self._client.log_batch(self._id, metrics=[Metric(name, value, now, update) for name, value in values.items()])
+        self._client.log_batch(
+            self._id, metrics=[Metric(name, value, now, update) for name, value in values.items()]
+        )
 
     def table(self, name: str, rows: Rows) -> None:
         self._client.log_text(self._id, json.dumps(list(rows), indent=1), f"{name}.json")
@@ -182,7 +211,9 @@ class Guarded:
         self._put(None)
         self._thread.join(PATIENCE_S)
         if self._thread.is_alive():
-            self._complain(f"has not finished within {PATIENCE_S:g} s; what it had not sent is in metrics.jsonl")
+            self._complain(
+                f"has not finished within {PATIENCE_S:g} s; what it had not sent is in metrics.jsonl"
+            )
 
     def _put(self, job: Callable[[Tracker], None] | None) -> None:
         if self._broken:
@@ -198,10 +229,15 @@ class Guarded:
             while (job := self._jobs.get()) is not None:
                 job(tracker)
             tracker.close()
-        except BaseException as error:  # whatever it is, also a SystemExit: the run goes on without this tracker
+        except (
+            BaseException
+        ) as error:  # whatever it is, also a SystemExit: the run goes on without this tracker
             self._broken = True
             missing = isinstance(error, ModuleNotFoundError) and f" (pip install 'paw-hpc[{self._name}]')"
-            self._complain(f"has failed and is left out from here on: {type(error).__name__}: {' '.join(str(error).split())}{missing or ''}")
+            self._complain(
+                f"has failed and is left out from here on: {type(error).__name__}: "
+                f"{' '.join(str(error).split())}{missing or ''}"
+            )
 
     def _complain(self, what: str) -> None:
         if not self._said:

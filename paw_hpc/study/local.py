@@ -1,7 +1,9 @@
-"""A small study on one machine: many runs from one start, several at a time, all judged on one held-out panel, and a report (`paw study SWEEP`).
+"""A small study on one machine: many runs from one start, several at a time, all judged on one held-out
+panel, and a report (`paw study SWEEP`).
 
-The quickstart is the study of two arms and one seed. Whatever was done already is not done again, so a study that was stopped goes on with the same
-command. Seed after seed is trained and judged: one that was stopped has whole seeds to report.
+The quickstart is the study of two arms and one seed. Whatever was done already is not done again, so a study
+that was stopped goes on with the same command. Seed after seed is trained and judged: one that was stopped
+has whole seeds to report.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ BEFORE, AFTER = "start", "end"
 _SHARED = ("env", "model", "eval")
 """Sections that all runs must have alike: one start, one panel."""
 _FREE = {"env": {"validity", "invalid_penalty"}}
-"""Keys of these that may differ all the same: they say what training calls invalid and what that costs, and change neither task nor game."""
+"""Keys of these that may differ all the same: they say what training calls invalid and what that costs, and
+change neither task nor game."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,12 @@ def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Repor
 
     Args:
         runs: the report's other arms are compared with that of the first.
-        parallel: so many runs at a time, each on its share of the cores: a small model gains little from a second core, and arms that run side by
-            side meet the same machine.
+        parallel: so many runs at a time, each on its share of the cores: a small model gains little from a
+            second core, and arms that run side by side meet the same machine.
 
     Returns:
-        None when it ended early: a signal stopped it (the same command continues), or a run failed and has said why.
+        None when it ended early: a signal stopped it (the same command continues), or a run failed and has
+            said why.
 
     Raises:
         RecipeError: runs that differ in environment, model or evaluation.
@@ -93,7 +97,9 @@ def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Repor
     first = recipes[runs[0].label]
     judged = make_benchmark(first.env).panel(first.eval.panel)
     with _peak_memory() as memory:
-        panel = f"{judged.name}: {len(judged.tasks)} tasks never trained on, {first.eval.repeats} episode(s) each"
+        panel = (
+            f"{judged.name}: {len(judged.tasks)} tasks never trained on, {first.eval.repeats} episode(s) each"
+        )
         _say(f"{len(runs)} runs, {parallel} at a time; judged on {panel}")
         judges, to_go = _Judges(first, parallel), len(runs)
         for seed in dict.fromkeys(recipe.seed for recipe in recipes.values()):
@@ -106,7 +112,8 @@ def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Repor
     print_report(report)
     minutes = (time.perf_counter() - started) / 60
     Console().print(
-        f"Observation CE is measured on the same transitions for every row: those that the policy before training played on the panel.\n"
+        "Observation CE is measured on the same transitions for every row: those that the policy before "
+        "training played on the panel.\n"
         f"{minutes:.1f} minutes, at most {memory[0] / 2**30:.1f} GiB of memory in all processes together.",
         highlight=False,
         soft_wrap=True,
@@ -122,11 +129,16 @@ def _check_alike(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe]) -> N
     first = runs[0]
     for planned in runs[1:]:
         for section in _SHARED:
-            mine, theirs = (getattr(recipes[label], section).model_dump(exclude=_FREE.get(section)) for label in (planned.label, first.label))
+            mine, theirs = (
+                getattr(recipes[label], section).model_dump(exclude=_FREE.get(section))
+                for label in (planned.label, first.label)
+            )
             if mine != theirs:
                 raise RecipeError(
-                    f"{planned.source}: {section}: {planned.label} differs from {first.label}; runs of a study share start and "
-                    f"panel: let them differ in algorithm, wm, optimizer, rollout, seed, env.validity or env.invalid_penalty"
+                    f"{planned.source}: {section}: {planned.label} differs from {first.label}; runs of a "
+                    "study share start and "
+                    "panel: let them differ in algorithm, wm, optimizer, rollout, seed, env.validity or "
+                    "env.invalid_penalty"
                 )
 
 
@@ -140,12 +152,23 @@ def _train(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe], parallel: 
         programs = [
             processes.Program(
                 planned.label,
-                [sys.executable, "-m", "paw_hpc.cli.main", "train", str(planned.source), *planned.changes, "--run-dir", str(planned.directory)],
+                [
+                    sys.executable,
+                    "-m",
+                    "paw_hpc.cli.main",
+                    "train",
+                    str(planned.source),
+                    *planned.changes,
+                    "--run-dir",
+                    str(planned.directory),
+                ],
                 {"OMP_NUM_THREADS": processes.threads_each(parallel)},
             )
             for planned in part
         ]
-        if processes.run_together(programs) or not all(_complete(planned, recipes[planned.label]) for planned in part):
+        if processes.run_together(programs) or not all(
+            _complete(planned, recipes[planned.label]) for planned in part
+        ):
             return False
     return True
 
@@ -156,9 +179,11 @@ def _complete(planned: PlannedRun, recipe: Recipe) -> bool:
 
 
 class _Judges:
-    """Judge the policy before training, once per seed (seeds of episodes come from the run's), and the end of every run that has no result yet.
+    """Judge the policy before training, once per seed (seeds of episodes come from the run's), and the end of
+    every run that has no result yet.
 
-    The play of the very first start is what every observation cross-entropy is measured on: also in a study that goes on with a later seed.
+    The play of the very first start is what every observation cross-entropy is measured on: also in a study
+    that goes on with a later seed.
     """
 
     def __init__(self, first: Recipe, parallel: int):
@@ -167,20 +192,32 @@ class _Judges:
 
     def judge(self, runs: Sequence[PlannedRun], recipe: Recipe) -> None:
         """Runs of one seed, and the recipe of one of them."""
-        left = [planned for planned in runs if {result.label for result in read_evaluations(planned.directory)} < {BEFORE, AFTER}]
+        left = [
+            planned
+            for planned in runs
+            if {result.label for result in read_evaluations(planned.directory)} < {BEFORE, AFTER}
+        ]
         if not left:
             return
-        # Only the main process may have many threads; a pool of fresh processes has none to inherit, and each judges on its share of the cores.
+        # Only the main process may have many threads; a pool of fresh processes has none to inherit, and each
+        # judges on its share of the cores.
         context, threads = multiprocessing.get_context("spawn"), int(processes.threads_each(self._parallel))
-        with ProcessPoolExecutor(self._parallel, mp_context=context, initializer=_limit_threads, initargs=(threads,)) as pool:
+        with ProcessPoolExecutor(
+            self._parallel, mp_context=context, initializer=_limit_threads, initargs=(threads,)
+        ) as pool:
             if self._reference is None:
                 self._reference = pool.submit(_judge, self._first, None, None).result()
             before, groups = self._reference, self._reference.groups
             starting = pool.submit(_judge, recipe, None, groups) if recipe.seed != self._first.seed else None
-            ending = {pool.submit(_judge, planned.recipe, planned.directory, groups): planned for planned in left}
+            ending = {
+                pool.submit(_judge, planned.recipe, planned.directory, groups): planned for planned in left
+            }
             if starting is not None:
                 before = starting.result()
-            _say(f"before training, seed {recipe.seed}: success {before.result.success:.1%}; judging {len(left)} ends")
+            _say(
+                f"before training, seed {recipe.seed}: success {before.result.success:.1%}; judging "
+                f"{len(left)} ends"
+            )
             for future in as_completed(ending):
                 planned, after = ending[future], future.result()
                 _say(f"{planned.label}: success {after.result.success:.1%}")
@@ -196,21 +233,37 @@ def _limit_threads(threads: int) -> None:
 
 
 def _judge(recipe: Recipe, run_directory: Path | None, observed: list[Group] | None) -> Evaluation:
-    """Play the panel: with the initial weights where `run_directory` is None, else with the run's newest. Observation cross-entropy and diagnostics
-    are on the play of `observed`; where that is None, on its own, which is returned (in `groups`) for the others."""
+    """Play the panel: with the initial weights where `run_directory` is None, else with the run's newest.
+    Observation cross-entropy and diagnostics are on the play of `observed`; where that is None, on its own,
+    which is returned (in `groups`) for the others."""
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
-        update = 0 if run_directory is None else machinery.policy.resume(RunDirectory(run_directory).checkpoints, RULES)
+        update = (
+            0
+            if run_directory is None
+            else machinery.policy.resume(RunDirectory(run_directory).checkpoints, RULES)
+        )
         if run_directory is not None and not update:
-            raise CheckpointError(f"{run_directory}: complete, but without a checkpoint to judge; restore it from a copy, or set the run aside")
+            raise CheckpointError(
+                f"{run_directory}: complete, but without a checkpoint to judge; restore it from a copy, or "
+                "set the run aside"
+            )
         machinery.publisher.publish(version=update)
         label = BEFORE if run_directory is None else AFTER
-        evaluation = evaluate(machinery, recipe, update=update, label=label, observed=observed, foreign=() if observed is None else observed)
+        evaluation = evaluate(
+            machinery,
+            recipe,
+            update=update,
+            label=label,
+            observed=observed,
+            foreign=() if observed is None else observed,
+        )
         return evaluation if observed is None else replace(evaluation, groups=[])
 
 
 @contextlib.contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """[bytes]: the most that this process and all below it held together (proportional set size: shared pages count once), looked at every 2 s."""
+    """[bytes]: the most that this process and all below it held together (proportional set size: shared pages
+    count once), looked at every 2 s."""
     peak, ended = [0], threading.Event()
 
     def watch() -> None:

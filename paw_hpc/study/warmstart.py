@@ -1,9 +1,11 @@
-"""A start for RL: behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start RECIPE`).
+"""A start for RL: behaviour cloning on expert play, a Hugging Face folder at the end (`paw warm-start
+RECIPE`).
 
-RL needs a start that wins now and then. The scripted expert plays training games (with detours, so that the policy also sees states an expert
-avoids), and a model is trained to give the expert's command after the recipe's prompt: a tiny Qwen2-architecture model from scratch with a tokenizer
-of its own (`model.tiny`), or a pretrained one, or one that was cloned before (`model.path`). Expert play is cached by content; no validation game is
-touched.
+RL needs a start that wins now and then. The scripted expert plays training games (with detours, so that the
+policy also sees states an expert avoids), and a model is trained to give the expert's command after the
+recipe's prompt: a tiny Qwen2-architecture model from scratch with a tokenizer of its own (`model.tiny`), or a
+pretrained one, or one that was cloned before (`model.path`). Expert play is cached by content; no validation
+game is touched.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ from paw_hpc.system.seeding import generator
 
 @dataclass(frozen=True, slots=True)
 class ClonedSequence:
-    """Ids of a prompt and of the expert's answer with its end-of-turn token; of a conversation, as far as one goes on from the other, all of them."""
+    """Ids of a prompt and of the expert's answer with its end-of-turn token; of a conversation, as far as one
+    goes on from the other, all of them."""
 
     ids: Ids
     is_answer: np.ndarray
@@ -67,12 +70,15 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
         torch.set_num_threads(recipe.threads)
     out = out or Path("runs") / recipe.name
     lessons = _lessons(recipe, console)
-    # The tokenizer must exist before the model; the whole folder appears under its name only when the policy is in it.
+    # The tokenizer must exist before the model; the whole folder appears under its name only when the policy
+    # is in it.
     building = out.with_name(out.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     if recipe.model.tiny is not None:
         lessons.save_tokenizer(building)
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tokenizer": str(building)})})
+        recipe = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"tokenizer": str(building)})}
+        )
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe, tokenizer)
     if recipe.model.tiny is None:
@@ -83,7 +89,10 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
     samples = list(joined(states))
     count = sum(int(np.count_nonzero(np.diff(sample.is_answer.astype(np.int8)) == 1)) for sample in samples)
     sequences = f" in {len(samples)} sequences" if count > len(samples) else ""
-    console.print(f"{recipe.name}: {count} states of expert play{sequences}, a vocabulary of {len(tokenizer)}", highlight=False)
+    console.print(
+        f"{recipe.name}: {count} states of expert play{sequences}, a vocabulary of {len(tokenizer)}",
+        highlight=False,
+    )
     clone(model, samples, recipe, console)
     _export(model, recipe, building, out)
     shutil.rmtree(out, ignore_errors=True)
@@ -94,12 +103,16 @@ def main(recipe_path: str | Path, overrides: Sequence[str] = (), out: Path | Non
 def _lessons(recipe: Recipe, console: Console) -> Lessons:
     lessons = BENCHMARKS.find(recipe.env.name).lessons
     if lessons is None:
-        raise UserError(f"env.name: {recipe.env.name} brings no expert from whose play a policy could be cloned")
+        raise UserError(
+            f"env.name: {recipe.env.name} brings no expert from whose play a policy could be cloned"
+        )
     taught: Lessons = lessons(recipe, console)
     return taught
 
 
-def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat, recipe: Recipe) -> Iterator[tuple[Ids, Ids]]:
+def _demonstrated(
+    demonstrations: Iterable[Demonstration], chat: ChatFormat, recipe: Recipe
+) -> Iterator[tuple[Ids, Ids]]:
     """(prompt, answer) of each state, as a policy with this recipe would meet it."""
     say = functools.cache(chat.answer)
     shown, conversation, step = _Shown([]), None, 1
@@ -123,47 +136,69 @@ def _demonstrated(demonstrations: Iterable[Demonstration], chat: ChatFormat, rec
 
 
 def joined(states: Iterable[tuple[Ids, Ids]]) -> Iterator[ClonedSequence]:
-    """(prompt, answer) of each state as samples: where a prompt goes on from the prompt and answer before it, both are one sequence, in which every
-    token is once."""
+    """(prompt, answer) of each state as samples: where a prompt goes on from the prompt and answer before it,
+    both are one sequence, in which every token is once."""
     ids, is_answer = np.empty(0, dtype=np.int32), np.empty(0, dtype=bool)
     for prompt, answer in states:
         if len(ids) and not (len(prompt) > len(ids) and np.array_equal(prompt[: len(ids)], ids)):
             yield ClonedSequence(ids, is_answer)
             is_answer = is_answer[:0]
         grown = np.concatenate([prompt, answer])
-        is_answer = np.concatenate([is_answer, np.zeros(len(prompt) - len(is_answer), dtype=bool), np.ones(len(answer), dtype=bool)])
+        is_answer = np.concatenate(
+            [is_answer, np.zeros(len(prompt) - len(is_answer), dtype=bool), np.ones(len(answer), dtype=bool)]
+        )
         ids = grown
     if len(ids):
         yield ClonedSequence(ids, is_answer)
 
 
-def clone(model: PreTrainedModel, samples: Sequence[ClonedSequence], recipe: Recipe, console: Console | None = None) -> float:
-    """Behaviour cloning on packed batches; returns the answer's mean cross-entropy (nats per token) over the last tenth of the steps."""
+def clone(
+    model: PreTrainedModel, samples: Sequence[ClonedSequence], recipe: Recipe, console: Console | None = None
+) -> float:
+    """Behaviour cloning on packed batches; returns the answer's mean cross-entropy (nats per token) over the
+    last tenth of the steps."""
     section, weight = recipe.warm_start, model.get_output_embeddings().weight
     optimizer = Optimizer(model, section.lr, OptimizerSection(betas=(0.9, 0.98), weight_decay=0.05))
     batches, recent, start = _batches(samples, section.batch_tokens, recipe.seed), [], time.perf_counter()
     for step in range(section.steps):
-        optimizer.lr = section.lr * min(1.0, (step + 1) / 100) * max(0.05, 0.5 * (1 + math.cos(math.pi * step / section.steps)))
+        optimizer.lr = (
+            section.lr
+            * min(1.0, (step + 1) / 100)
+            * max(0.05, 0.5 * (1 + math.cos(math.pi * step / section.steps)))
+        )
         packed = _packed(next(batches), section.prompt_weight)
         tokens, positions, cu, row_position, row_weight, answer = (part.to(weight.device) for part in packed)
         hidden = hidden_states(model, tokens, positions, Packing.of(cu, weight.device))
-        rows = linear_row_loss(hidden[row_position], weight, tokens[row_position + 1], functools.partial(_weighted_nll, row_weight))
+        rows = linear_row_loss(
+            hidden[row_position],
+            weight,
+            tokens[row_position + 1],
+            functools.partial(_weighted_nll, row_weight),
+        )
         rows.loss.backward()
         optimizer.step(rows.loss.detach(), step)
         if step >= int(section.steps * 0.9):
             recent.append(float(-rows.logp[answer].mean()))
         if console and (step + 1) % 100 == 0:
             value, seconds = float(-rows.logp[answer].mean()), time.perf_counter() - start
-            console.print(f"  step {step + 1}/{section.steps}  answer cross-entropy {value:.3f}  {seconds:.0f} s", highlight=False)
+            console.print(
+                f"  step {step + 1}/{section.steps}  answer cross-entropy {value:.3f}  {seconds:.0f} s",
+                highlight=False,
+            )
     return float(np.mean(recent))
 
 
-def _weighted_nll(weight: torch.Tensor, logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _weighted_nll(
+    weight: torch.Tensor, logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
     return -weight[rows] * logp
 
 
-def _batches(samples: Sequence[ClonedSequence], batch_tokens: int, seed: int) -> Iterator[list[ClonedSequence]]:
-    """Endless batches of about `batch_tokens`, every sample once per pass; samples of similar length stand together, so attention pads little."""
+def _batches(
+    samples: Sequence[ClonedSequence], batch_tokens: int, seed: int
+) -> Iterator[list[ClonedSequence]]:
+    """Endless batches of about `batch_tokens`, every sample once per pass; samples of similar length stand
+    together, so attention pads little."""
     lengths = np.array([len(s.ids) for s in samples])
     for epoch in range(1 << 30):
         rng = generator(seed, "clone-order", epoch)
@@ -178,7 +213,8 @@ def _batches(samples: Sequence[ClonedSequence], batch_tokens: int, seed: int) ->
 
 
 def _packed(batch: Sequence[ClonedSequence], prompt_weight: float) -> tuple[torch.Tensor, ...]:
-    """(tokens[T], position_ids[T], cu_seqlens[N+1], row_position[R], row_weight[R], answer bool[R]); weights of answer rows sum to 1."""
+    """(tokens[T], position_ids[T], cu_seqlens[N+1], row_position[R], row_weight[R], answer bool[R]); weights
+    of answer rows sum to 1."""
     lengths = [len(s.ids) for s in batch]
     tokens = torch.from_numpy(np.concatenate([s.ids for s in batch]).astype(np.int64))
     positions = torch.cat([torch.arange(n) for n in lengths])
@@ -196,8 +232,11 @@ def _packed(batch: Sequence[ClonedSequence], prompt_weight: float) -> tuple[torc
 
 
 def _export(model: PreTrainedModel, recipe: Recipe, folder: Path, name: Path) -> None:
-    """Weights in 16 bits (half the size; they are trained in float32 again after loading) and the recipe of the policy's own play, from `name`."""
+    """Weights in 16 bits (half the size; they are trained in float32 again after loading) and the recipe of
+    the policy's own play, from `name`."""
     model.set_attn_implementation("sdpa")
     (model.half() if recipe.model.dtype == "float32" else model).save_pretrained(folder)
-    played = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": str(name), "tiny": None, "tokenizer": None})})
+    played = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"path": str(name), "tiny": None, "tokenizer": None})}
+    )
     (folder / "recipe.yaml").write_text(dump_recipe(played), encoding="utf-8")

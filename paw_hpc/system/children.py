@@ -1,7 +1,8 @@
 """Child processes, and how their owner starts, asks and ends them.
 
-A child leads a process group of its own, so that all that it started ends with it, and a terminal's Ctrl-C is its owner's to pass on. Its owner
-may hold its standard input, whose end asks it to end; a child whose owner is killed is told by the system.
+A child leads a process group of its own, so that all that it started ends with it, and a terminal's Ctrl-C is
+its owner's to pass on. Its owner may hold its standard input, whose end asks it to end; a child whose owner
+is killed is told by the system.
 
 Standard library only: rollout/sglang/serve.py reads this file in another environment.
 """
@@ -21,7 +22,8 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 _ASKED_S = 5.0
 _KILLED_S = 10.0
-"""How long a killed process may take: one that waits for a dead disk takes longer, and nothing can be done about it."""
+"""How long a killed process may take: one that waits for a dead disk takes longer, and nothing can be done
+about it."""
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
@@ -30,7 +32,8 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """In a child, as early as can be: it is to get this signal when its parent dies (Linux), at once where that has happened already.
+    """In a child, as early as can be: it is to get this signal when its parent dies (Linux), at once where
+    that has happened already.
 
     Args:
         parent: id of the process that started it, to notice that; none: it is not noticed.
@@ -50,7 +53,8 @@ def wait(process: subprocess.Popen[Any], patience_s: float) -> bool:
 
 
 def let_go(*processes: subprocess.Popen[Any], patience_s: float) -> bool:
-    """Close the standard inputs of processes that end when that happens. Returns whether all have, within that time."""
+    """Close the standard inputs of processes that end when that happens. Returns whether all have, within
+    that time."""
     for process in processes:
         if process.stdin is not None:
             with contextlib.suppress(OSError):
@@ -60,7 +64,8 @@ def let_go(*processes: subprocess.Popen[Any], patience_s: float) -> bool:
 
 
 def end(process: subprocess.Popen[Any], asked_s: float = _ASKED_S) -> None:
-    """End the leader of a group with its group: asked first (SIGTERM), then killed, which also ends a frozen one. Nothing of the group is left.
+    """End the leader of a group with its group: asked first (SIGTERM), then killed, which also ends a frozen
+    one. Nothing of the group is left.
 
     Args:
         asked_s: how long it is waited for before it is killed; 0: it is not asked.
@@ -74,5 +79,6 @@ def end(process: subprocess.Popen[Any], asked_s: float = _ASKED_S) -> None:
 
 def signal_group(leader: int, number: int) -> None:
     """To all processes of a group, where any are left."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS denies it for a group of which nothing but the dead is left
+    # macOS denies it for a group of which nothing but the dead is left
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)

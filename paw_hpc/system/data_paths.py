@@ -1,7 +1,7 @@
 """Where data is looked for, and where what was fetched or generated is kept.
 
-Looked for, in this order: the folder `$PAW_DATA`, `../shared/data` beside the checkout (a nicety of a source checkout, never a requirement), the
-cache. The cache is `$PAW_CACHE`, or `~/.cache/paw_hpc`.
+Looked for, in this order: the folder `$PAW_DATA`, `../shared/data` beside the checkout (a nicety of a source
+checkout, never a requirement), the cache. The cache is `$PAW_CACHE`, or `~/.cache/paw_hpc`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ def cache_dir(*parts: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: the cache folder cannot be made ({error.strerror}); set PAW_CACHE to a writable folder") from None
+        raise DataError(
+            f"{folder}: the cache folder cannot be made ({error.strerror}); set PAW_CACHE to a writable "
+            "folder"
+        ) from None
     return folder
 
 
 def data_roots() -> list[Path]:
-    """The folders that exist and may hold data, first choice first. Raises DataError when $PAW_DATA is set but is no folder."""
+    """The folders that exist and may hold data, first choice first. Raises DataError when $PAW_DATA is set
+    but is no folder."""
     roots: list[Path] = []
     if named := os.environ.get("PAW_DATA"):
         if not Path(named).expanduser().is_dir():
@@ -46,21 +50,24 @@ def data_roots() -> list[Path]:
 
 def _checkouts() -> list[Path]:
     source = Path(__file__).resolve().parents[2]
-    # os.path's questions are answered no, not with an error, where a folder above is another user's: what is only looked for may be out of reach.
+    # os.path's questions are answered no, not with an error, where a folder above is another user's: what is
+    # only looked for may be out of reach.
     editable = [source] if os.path.isfile(source / "pyproject.toml") else []
     return [*editable, Path.cwd()]
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write `path` whole or not at all: a temporary file beside it, moved into place when the block ends without an exception.
+    """Write `path` whole or not at all: a temporary file beside it, moved into place when the block ends
+    without an exception.
 
     Raises:
         DataError: the folder is not writable or the disk is full.
     """
     try:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        with open(temporary, "xb") as file:  # not through tempfile, whose files are for their owner alone whatever the umask
+        # not through tempfile, whose files are for their owner alone whatever the umask
+        with open(temporary, "xb") as file:
             try:
                 yield file
                 file.flush()
@@ -70,16 +77,23 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); free some space or set PAW_CACHE to another folder") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or set PAW_CACHE to "
+            "another folder"
+        ) from error
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock named after `path` between processes; the system drops it when the holder dies. Raises DataError in a read-only folder."""
+    """Hold a lock named after `path` between processes; the system drops it when the holder dies. Raises
+    DataError in a read-only folder."""
     try:
         file = (path.parent / f".{path.name}.lock").open("w")
     except OSError as error:
-        raise DataError(f"{path.parent}: the cache cannot be written ({error.strerror}); set PAW_CACHE to a writable folder") from None
+        raise DataError(
+            f"{path.parent}: the cache cannot be written ({error.strerror}); set PAW_CACHE to a writable "
+            "folder"
+        ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,9 @@
-"""The processes of a run: which one this is, how they meet, and the few Python objects that they exchange (tensors are for the backends).
+"""The processes of a run: which one this is, how they meet, and the few Python objects that they exchange
+(tensors are for the backends).
 
-Every rank runs the same program. Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) or srun (SLURM_PROCID, SLURM_NTASKS,
-SLURM_LOCALID), or alone; where they meet is for meeting.py to say. Alone, everything here is a no-op.
+Every rank runs the same program. Started by torchrun (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)
+or srun (SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID), or alone; where they meet is for meeting.py to say.
+Alone, everything here is a no-op.
 """
 
 from __future__ import annotations
@@ -34,16 +36,22 @@ class Process:
     @classmethod
     def of_environment(cls) -> Process:
         """What torchrun or srun said; without either, a run of one process."""
-        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        for names in (
+            ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+        ):
             # An interactive shell of srun has a step of one task: that is no parallel start.
-            if all(name in os.environ for name in names) and (names[0] == "RANK" or int(os.environ["SLURM_NTASKS"]) > 1):
+            if all(name in os.environ for name in names) and (
+                names[0] == "RANK" or int(os.environ["SLURM_NTASKS"]) > 1
+            ):
                 return cls(*(int(os.environ[name]) for name in names))
         return cls()
 
 
 @contextlib.contextmanager
 def joined(*, gpu: bool, timeout_s: float) -> Iterator[Process]:
-    """Inside, the default process group of this run exists: gloo for CPU tensors and, with `gpu`, NCCL for those of this process's own GPU.
+    """Inside, the default process group of this run exists: gloo for CPU tensors and, with `gpu`, NCCL for
+    those of this process's own GPU.
 
     Raises:
         RecipeError: more processes on this machine than GPUs, or nobody says where to meet.
@@ -51,12 +59,12 @@ def joined(*, gpu: bool, timeout_s: float) -> Iterator[Process]:
     """
     process = Process.of_environment()
     if gpu:
-        os.environ.setdefault(
-            "CUDA_DEVICE_MAX_CONNECTIONS", "1"
-        )  # kernels start in the order in which they were asked for, so that communication overlaps
+        # Kernels start in the order in which they were asked for, so that communication overlaps.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         if process.local_rank >= torch.cuda.device_count():
             raise RecipeError(
-                f"megatron: {process.local_rank + 1} or more processes on this machine, but torch sees {torch.cuda.device_count()} GPUs"
+                f"megatron: {process.local_rank + 1} or more processes on this machine, but torch sees "
+                f"{torch.cuda.device_count()} GPUs"
             )
         torch.cuda.set_device(process.local_rank)
     store: dist.Store = dist.HashStore()
@@ -89,7 +97,8 @@ def is_main() -> bool:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns on the main rank, on every rank. A UserError there ends the other ranks, which say nothing of it (PeerFailed)."""
+    """What `work` returns on the main rank, on every rank. A UserError there ends the other ranks, which say
+    nothing of it (PeerFailed)."""
     if size() == 1:
         return work()
     result: tuple[Any, UserError | None] = (None, None)
@@ -105,7 +114,8 @@ def on_main(work: Callable[[], T]) -> T:
 
 
 def main_first(work: Callable[[], T]) -> T:
-    """`work` on every rank, on the main one before the others: what it leaves in a cache is there for them."""
+    """`work` on every rank, on the main one before the others: what it leaves in a cache is there for
+    them."""
     kept: list[T] = []
     on_main(lambda: kept.append(work()))
     return kept[0] if kept else work()

@@ -5,10 +5,11 @@ LONGEST_LINE = 2000
 
 
 class UserError(Exception):
-    """Something the user can put right. The command line prints its text without a traceback and exits with status 2.
+    """Something the user can put right. The command line prints its text without a traceback and exits with
+    status 2.
 
-    Its text is one line that a terminal can show, whatever it quotes: line breaks are blanks, what cannot be printed is written by its number, and
-    the middle of what is very long is left out.
+    Its text is one line that a terminal can show, whatever it quotes: line breaks are blanks, what cannot be
+    printed is written by its number, and the middle of what is very long is left out.
     """
 
     def __str__(self) -> str:
@@ -37,10 +38,12 @@ class StorageError(UserError):
 
 
 NOT_FINITE = (
-    "the policy's logits are not finite, so nothing can be sampled from it: its weights have diverged, or the model's folder is damaged;"
+    "the policy's logits are not finite, so nothing can be sampled from it: its weights have diverged, or "
+    "the model's folder is damaged;"
     " lower optimizer.lr (and start anew with --fresh, or from an earlier checkpoint)"
 )
 
 
 class TrainingError(UserError):
-    """Training that must stop (for example three non-finite losses in a row); a checkpoint was written first."""
+    """Training that must stop (for example three non-finite losses in a row); a checkpoint was written
+    first."""

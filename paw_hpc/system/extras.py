@@ -1,4 +1,5 @@
-"""Optional packages: which extra of paw-hpc brings each, and what it is for. The command line says so in one line where one is missing."""
+"""Optional packages: which extra of paw-hpc brings each, and what it is for. The command line says so in one
+line where one is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ EXTRAS: Mapping[str, Extra] = {
     "openenv": Extra("openenv", "environments behind an OpenEnv server"),
     "aiohttp": Extra("sglang", "generation by SGLang servers"),
     **dict.fromkeys(("textblob", "nltk", "rapidfuzz"), _WEBSHOP),
-    **dict.fromkeys(("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH),
+    **dict.fromkeys(
+        ("bm25s", "Stemmer", "numba", "faiss", "fastapi", "uvicorn", "httpx", "tenacity"), _SEARCH
+    ),
 }
 """Top-level module -> the extra that installs it. The same as in pyproject.toml (tested)."""
 
@@ -44,12 +47,15 @@ def explained(error: ModuleNotFoundError) -> UserError | None:
     extra = EXTRAS.get(module)
     if extra is None:
         return None
-    return UserError(f"the package {module} is missing, which {extra.use} needs; pip install 'paw-hpc[{extra.name}]'")
+    return UserError(
+        f"the package {module} is missing, which {extra.use} needs; pip install 'paw-hpc[{extra.name}]'"
+    )
 
 
 @contextlib.contextmanager
 def hidden(*packages: str) -> Iterator[None]:
-    """Inside, these packages look as if they were not installed: for a library that takes along whatever it finds. Afterwards all is as before."""
+    """Inside, these packages look as if they were not installed: for a library that takes along whatever it
+    finds. Afterwards all is as before."""
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in packages}
     for name in before:
         del sys.modules[name]

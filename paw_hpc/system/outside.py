@@ -1,4 +1,5 @@
-"""Data that another program wrote: read so that whatever is wrong with it is a ValueError, and of the types that it should have."""
+"""Data that another program wrote: read so that whatever is wrong with it is a ValueError, and of the types
+that it should have."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def read_json(data: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is none, no UTF-8, has a number of thousands of digits, or is nested more deeply than Python can hold.
+        ValueError: it is none, no UTF-8, has a number of thousands of digits, or is nested more deeply than
+            Python can hold.
     """
     try:
         return json.loads(data)
@@ -25,8 +27,8 @@ def read_json(data: str | bytes) -> Any:
 
 
 def checked(kind: type[T], value: Any) -> T:
-    """A JSON value as a dataclass, a TypedDict, or a list or mapping of these: lists become tuples where tuples are declared, and keys that are not
-    declared are left out.
+    """A JSON value as a dataclass, a TypedDict, or a list or mapping of these: lists become tuples where
+    tuples are declared, and keys that are not declared are left out.
 
     Raises:
         ValueError: something is missing or of another type; the message names the first such field.

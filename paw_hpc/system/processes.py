@@ -1,7 +1,9 @@
-"""Programs side by side on this machine: the ranks of a run that neither torchrun nor srun started, the arms of the quickstart.
+"""Programs side by side on this machine: the ranks of a run that neither torchrun nor srun started, the arms
+of the quickstart.
 
-Not torch.distributed.run: its agent kills the ranks thirty seconds after a signal and ends with an error, whereas a stop that is asked for takes
-effect between two updates and is a success. The ranks meet as under it, at a store that the parent holds (no port to guess).
+Not torch.distributed.run: its agent kills the ranks thirty seconds after a signal and ends with an error,
+whereas a stop that is asked for takes effect between two updates and is a success. The ranks meet as under
+it, at a store that the parent holds (no port to guess).
 """
 
 from __future__ import annotations
@@ -45,13 +47,19 @@ def run_here(count: int, command: Sequence[str]) -> int:
     """Run a command as `count` ranks, labelled by their number (see `run_together`)."""
     store = open_store("127.0.0.1", 0, _PATIENCE_S)
     with _key_file() as key_file:
-        return run_together([Program(str(rank), command, _of_rank(rank, count, store.port) | {INHERITED_KEY: key_file}) for rank in range(count)])
+        return run_together(
+            [
+                Program(str(rank), command, _of_rank(rank, count, store.port) | {INHERITED_KEY: key_file})
+                for rank in range(count)
+            ]
+        )
 
 
 def run_together(programs: Sequence[Program]) -> int:
     """Run programs and wait for all; their lines come out as `[label] ...`, errors that several say, once.
 
-    SIGTERM, SIGUSR1 and Ctrl-C go to every one. When one fails, the others are ended, with all that they started.
+    SIGTERM, SIGUSR1 and Ctrl-C go to every one. When one fails, the others are ended, with all that they
+    started.
 
     Returns:
         0 when all ended with 0, else the status of the first that did not (128 + signal where one killed it).
@@ -70,11 +78,20 @@ def run_together(programs: Sequence[Program]) -> int:
         for program in programs:
             environment = {**os.environ, **program.environment, "PYTHONUNBUFFERED": "1", _STARTED_HERE: "1"}
             # The terminal's Ctrl-C comes once, by `forward`.
-            process = children.start(program.command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+            process = children.start(
+                program.command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
             running.append(process)
             for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
                 assert source is not None
-                relays.append(threading.Thread(target=_relay, args=(program.label, source, target, said), daemon=True))
+                relays.append(
+                    threading.Thread(target=_relay, args=(program.label, source, target, said), daemon=True)
+                )
                 relays[-1].start()
         return _wait(running)
     finally:
@@ -92,14 +109,16 @@ def threads_each(count: int) -> str:
 
 
 def end_with_parent() -> None:
-    """Called by a program that `run_together` may have started: should the process that started it die, it is asked to stop (Linux)."""
+    """Called by a program that `run_together` may have started: should the process that started it die, it is
+    asked to stop (Linux)."""
     if _STARTED_HERE in os.environ:
         children.die_with_parent(signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def _key_file() -> Iterator[str]:
-    """The file by which the ranks know each other (see meeting.py): the surrounding job's, or one for these ranks alone."""
+    """The file by which the ranks know each other (see meeting.py): the surrounding job's, or one for these
+    ranks alone."""
     if given := os.environ.get(INHERITED_KEY):
         yield given
         return

@@ -1,6 +1,8 @@
-"""What may be chosen by name, and where it comes from: this package, installed packages (entry points), or a file that is named (`load_plugin`).
+"""What may be chosen by name, and where it comes from: this package, installed packages (entry points), or a
+file that is named (`load_plugin`).
 
-An entry of this package is imported when it is first asked for, so that a choice which nobody makes costs nothing and needs no optional package.
+An entry of this package is imported when it is first asked for, so that a choice which nobody makes costs
+nothing and needs no optional package.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Registry(Generic[Entry]):
         return tuple(dict.fromkeys([*self._own, *self._added, *self._installed]))
 
     def add(self, name: str, entry: Entry) -> Entry:
-        """Bring an entry, from a module that is being loaded. It takes the place of one that was brought under this name before.
+        """Bring an entry, from a module that is being loaded. It takes the place of one that was brought
+        under this name before.
 
         Raises:
             ValueError: the name is one of this package's.
@@ -79,11 +82,16 @@ class Registry(Generic[Entry]):
         if name in self._installed:
             return self._installed[name].load()
         close = difflib.get_close_matches(name, self.names(), n=1)
-        raise ValueError(f"no such name; did you mean '{close[0]}'?" if close else f"expected {self.expected()}")
+        raise ValueError(
+            f"no such name; did you mean '{close[0]}'?" if close else f"expected {self.expected()}"
+        )
 
     def _checked(self, name: str, entry: Any) -> Entry:
         if not isinstance(entry, self.kind):
-            raise TypeError(f"{self.group}: '{name}' is a {type(entry).__name__}, and must be a {self.kind.__module__}.{self.kind.__qualname__}")
+            raise TypeError(
+                f"{self.group}: '{name}' is a {type(entry).__name__}, and must be a "
+                f"{self.kind.__module__}.{self.kind.__qualname__}"
+            )
         return entry
 
     @functools.cached_property
@@ -118,12 +126,16 @@ def load_plugin(named: str) -> ModuleType:
         RecipeError: there is no such module or file, or it cannot be imported; names it and the error.
     """
     try:
-        return _load_file(Path(plugin_path(named))) if named.endswith(".py") else importlib.import_module(named)
+        return (
+            _load_file(Path(plugin_path(named))) if named.endswith(".py") else importlib.import_module(named)
+        )
     except RecipeError:
         raise
     except Exception as error:  # a module may do anything while it is imported
         where = "" if named.endswith(".py") else "; a file is named with its ending, .py"
-        raise RecipeError(f"plugins: {named}: {type(error).__name__}: {' '.join(str(error).split())}{where}") from error
+        raise RecipeError(
+            f"plugins: {named}: {type(error).__name__}: {' '.join(str(error).split())}{where}"
+        ) from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -134,7 +146,8 @@ def _load_file(path: Path) -> ModuleType:
         raise RecipeError(f"plugins: {path}: no such file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # before it runs: its dataclasses and pickles look it up
+    # before it runs: its dataclasses and pickles look it up
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -12,14 +12,21 @@ COMMAND_TIMEOUT_S = 60.0
 RETRY_FOR_S = 180.0
 """slurmctld restarts under running jobs; meanwhile its commands fail."""
 RETRY_EVERY_S = 3.0
-_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Transport endpoint", "Zero Bytes were transmitted")
+_AWAY = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Transport endpoint",
+    "Zero Bytes were transmitted",
+)
 
 
 class SlurmError(UserError):
     """A Slurm command that failed, with what it said."""
 
     def last_words(self) -> str:
-        """The end of what it said: Slurm's commands name the reason last, after lines about every way that they tried."""
+        """The end of what it said: Slurm's commands name the reason last, after lines about every way that
+        they tried."""
         return re.split(r"\b\w+: (?:error|fatal): ", str(self))[-1].strip()
 
 
@@ -37,7 +44,9 @@ def ask(*command: str, retry: bool = True) -> str:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
         except FileNotFoundError:
-            raise SlurmError(f"{command[0]}: not found: this machine has no Slurm; use a login node, or --executor local") from None
+            raise SlurmError(
+                f"{command[0]}: not found: this machine has no Slurm; use a login node, or --executor local"
+            ) from None
         except subprocess.TimeoutExpired:
             said = f"no answer in {COMMAND_TIMEOUT_S:.0f} s"
         else:

@@ -1,4 +1,5 @@
-"""Files that are whole or absent: written beside their place, synced, then renamed; and a full disk said in one line."""
+"""Files that are whole or absent: written beside their place, synced, then renamed; and a full disk said in
+one line."""
 
 from __future__ import annotations
 
@@ -12,7 +13,11 @@ from pathlib import Path
 
 from paw_hpc.system.errors import StorageError
 
-_FULL = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the file system is read-only"}
+_FULL = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+}
 _ELSEWHERE = {
     errno.EACCES: "it may not be written (permission denied)",
     errno.EPERM: "it may not be written (not permitted)",
@@ -25,8 +30,8 @@ _ELSEWHERE = {
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Inside, what a disk may refuse (full, read-only, no permission, a file in the way) becomes a StorageError that names `path`; every other error
-    passes unchanged."""
+    """Inside, what a disk may refuse (full, read-only, no permission, a file in the way) becomes a
+    StorageError that names `path`; every other error passes unchanged."""
     try:
         yield
     except OSError as error:
@@ -34,12 +39,15 @@ def storage_errors(path: Path) -> Iterator[None]:
             advice = "nothing that was whole is lost: make room, then start the same command again to resume"
             raise StorageError(f"{path}: {_FULL[error.errno]}; {advice}") from error
         if error.errno in _ELSEWHERE:
-            raise StorageError(f"{path}: {_ELSEWHERE[error.errno]}; change that, or name another place") from error
+            raise StorageError(
+                f"{path}: {_ELSEWHERE[error.errno]}; change that, or name another place"
+            ) from error
         raise
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder where there is none, and see that a file can be written there: before the work whose result it is for.
+    """Make the folder where there is none, and see that a file can be written there: before the work whose
+    result it is for.
 
     Raises:
         StorageError: it cannot.
@@ -51,7 +59,8 @@ def check_writable(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) so that a reader, and a kill at any moment, sees the old content or the new, never a part.
+    """Replace `path` by `text` (UTF-8) so that a reader, and a kill at any moment, sees the old content or
+    the new, never a part.
 
     Raises:
         StorageError: the disk is full or read-only, or `path` may not be written; it keeps its old content.

@@ -1,4 +1,5 @@
-"""Strings that are no text: halves of a character ("lone surrogates"), which JSON can spell and no UTF-8 file, tokenizer or terminal can hold."""
+"""Strings that are no text: halves of a character ("lone surrogates"), which JSON can spell and no UTF-8
+file, tokenizer or terminal can hold."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ _mended: list[None] = []
 
 
 def require_text(value: Any, field: str = "") -> None:
-    """Raises ValueError where a string anywhere in a JSON value is no text; the message says in which field of it, at which character. (And where the
-    value is nested more deeply than can be looked through.)
+    """Raises ValueError where a string anywhere in a JSON value is no text; the message says in which field
+    of it, at which character. (And where the value is nested more deeply than can be looked through.)
 
     Args:
         field: how the message calls the value itself.
@@ -23,14 +24,16 @@ def require_text(value: Any, field: str = "") -> None:
             except UnicodeEncodeError as error:
                 half = ascii(string[error.start]).strip("'")
                 raise ValueError(
-                    f"{ascii(where or 'it')[1:-1]} holds half a character, {half}, at character {error.start + 1}: it is no text"
+                    f"{ascii(where or 'it')[1:-1]} holds half a character, {half}, at character "
+                    f"{error.start + 1}: it is no text"
                 ) from None
     except RecursionError:
         raise ValueError(f"{field or 'it'} is nested too deeply") from None
 
 
 def well_formed(text: str) -> str:
-    """The text with a replacement character (U+FFFD) for every half of one. What had to be mended is counted (`mended`)."""
+    """The text with a replacement character (U+FFFD) for every half of one. What had to be mended is counted
+    (`mended`)."""
     if text.isascii():
         return text
     try:

@@ -17,13 +17,24 @@ REQUIRE = "PAW_REQUIRE_SLURM"
 
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[Path]:
-    """Four nodes of a real Slurm on this machine; ended with the session, unless it was up before. Yields a folder that all nodes share."""
+    """Four nodes of a real Slurm on this machine; ended with the session, unless it was up before. Yields a
+    folder that all nodes share."""
     if not os.environ.get(REQUIRE):  # minutes of waiting for daemons, and root's: nothing to happen unasked
         pytest.skip(f"no test cluster was asked for (make test-slurm, or {REQUIRE}=1)")
-    missing = [program for program in ("slurmctld", "slurmd", "munged", "ip") if shutil.which(program) is None]
-    if why := f"{', '.join(missing)} not installed (make setup-slurm)" if missing else "only root can start daemons" if os.geteuid() else "":
+    missing = [
+        program for program in ("slurmctld", "slurmd", "munged", "ip") if shutil.which(program) is None
+    ]
+    if (
+        why := f"{', '.join(missing)} not installed (make setup-slurm)"
+        if missing
+        else "only root can start daemons"
+        if os.geteuid()
+        else ""
+    ):
         pytest.fail(f"{REQUIRE} is set, but {why}")
-    conf = subprocess.run([str(TESTBED / "up.sh"), "--conf"], check=True, capture_output=True, text=True).stdout.strip()
+    conf = subprocess.run(
+        [str(TESTBED / "up.sh"), "--conf"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     was_up = Path(conf).exists()
     subprocess.run([str(TESTBED / "up.sh")], check=True, capture_output=True, text=True, timeout=300)
     before = os.environ.get("SLURM_CONF")
@@ -53,7 +64,8 @@ print(f"{number};here" if "--parsable" in sys.argv else f"Submitted batch job {n
     "sinfo": "print('gpu*|4|gpu:h100:8(S:0-1)|2-00:00:00')\nprint('gpu*|2|gpu:h100:4|2-00:00:00')\nprint('cpu|9|(null)|infinite')",
     "squeue": "print('101|PENDING||Priority')",
     "sacct": "print('102|FAILED|node7')\nprint('103_0|CANCELLED by 0|node8')",
-    "scancel": "import os, sys; open(os.environ['FAKE_SLURM'] + '/cancelled', 'w').write(' '.join(sys.argv[1:]))",
+    "scancel": "import os, sys; open(os.environ['FAKE_SLURM'] + '/cancelled', 'w').write(' "
+    "'.join(sys.argv[1:]))",
     "scontrol": "import sys; sys.exit('slurm_load_jobs error: Invalid job id specified')",
 }
 

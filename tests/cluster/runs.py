@@ -45,7 +45,8 @@ def write(what: Recipe, path: Path) -> Path:
 
 
 def paw(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Standard output and error of a `paw` command that succeeds; in this process, which has imported all that takes long."""
+    """Standard output and error of a `paw` command that succeeds; in this process, which has imported all
+    that takes long."""
     with contextlib.chdir(cwd or Path.cwd()):
         done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -55,7 +56,11 @@ def paw(*arguments: str | Path, cwd: Path | None = None) -> str:
 def stream(run: Path) -> list[dict[str, float]]:
     """The metrics of a run, less what depends on the machine."""
     return [
-        {k: v for k, v in line.items() if not k.startswith(("time/", "fleet/", "system/")) and k not in _OF_THE_MACHINE}
+        {
+            k: v
+            for k, v in line.items()
+            if not k.startswith(("time/", "fleet/", "system/")) and k not in _OF_THE_MACHINE
+        }
         for line in read_metrics(run / "metrics.jsonl")
     ]
 
@@ -83,8 +88,14 @@ def explain(run: Path) -> Callable[[], str]:
     """Everything that a run has said, for a failure."""
 
     def texts() -> str:
-        files = [*sorted((run / "cluster").glob("job-*.log")), run / "cluster" / "attempts.jsonl", *sorted(run.glob("attempt_*/*.log"))]
-        return "\n".join(f"== {file}\n{file.read_text(errors='replace')[-3000:]}" for file in files if file.exists())
+        files = [
+            *sorted((run / "cluster").glob("job-*.log")),
+            run / "cluster" / "attempts.jsonl",
+            *sorted(run.glob("attempt_*/*.log")),
+        ]
+        return "\n".join(
+            f"== {file}\n{file.read_text(errors='replace')[-3000:]}" for file in files if file.exists()
+        )
 
     return texts
 

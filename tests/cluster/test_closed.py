@@ -1,4 +1,5 @@
-"""Servers of a launched run on nodes of their own, and what another user reaches of them over the cluster's network."""
+"""Servers of a launched run on nodes of their own, and what another user reaches of them over the cluster's
+network."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TWO_NODES: dict[str, Any] = {
     **TINY,
     "updates": 30,
-    "rollout": {**TINY["rollout"], "engine": "sglang", "fleet": {"python": str(SGLANG), "start_timeout_s": 900}},
+    "rollout": {
+        **TINY["rollout"],
+        "engine": "sglang",
+        "fleet": {"python": str(SGLANG), "start_timeout_s": 900},
+    },
     "cluster": {**TINY["cluster"], "rollout_nodes": 2},
 }
 
@@ -49,7 +54,11 @@ def test_no_server_on_either_node_obeys_a_stranger(testbed: Path, sglang: None, 
             assert len(listed) > 90
             for url in urls:
                 for headers in ({}, bearer("wrong")):
-                    assert {path for (_, path), status in tried(url, listed, headers).items() if status not in REFUSED} == OPEN
+                    assert {
+                        path
+                        for (_, path), status in tried(url, listed, headers).items()
+                        if status not in REFUSED
+                    } == OPEN
                 assert tried(url, [("GET", "/server_info")], bearer(key)) == {("GET", "/server_info"): 200}
             assert somebody_else("find", key, "sglang.launch_server")[0] == []
             assert somebody_else("read", str(file)) == [False]
@@ -64,8 +73,23 @@ def test_no_server_on_either_node_obeys_a_stranger(testbed: Path, sglang: None, 
 def served(node: str, index: Path, *options: str) -> Iterator[str]:
     """A retriever on a node, at its own address."""
     place = free_port()
-    command = [sys.executable, "-m", "paw_hpc.cli.main", "data", "search", "serve", str(index), "--host", node, "--port", str(place), *options]
-    step = subprocess.Popen(["srun", f"--nodelist={node}", "--cpus-per-task=2", *command], stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "paw_hpc.cli.main",
+        "data",
+        "search",
+        "serve",
+        str(index),
+        "--host",
+        node,
+        "--port",
+        str(place),
+        *options,
+    ]
+    step = subprocess.Popen(
+        ["srun", f"--nodelist={node}", "--cpus-per-task=2", *command], stderr=subprocess.PIPE, text=True
+    )
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -83,7 +107,9 @@ def served(node: str, index: Path, *options: str) -> Iterator[str]:
 
 def test_the_same_finds_a_server_without_a_key_open(testbed: Path, bm25_folder: Path, tmp_path: Path) -> None:
     """Negative control, on a node of the cluster; and beside it the same with a key."""
-    nodes = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], check=True, capture_output=True, text=True).stdout.split()
+    nodes = subprocess.run(
+        ["sinfo", "-h", "-N", "-o", "%N"], check=True, capture_output=True, text=True
+    ).stdout.split()
     wanted = [("POST", "/retrieve"), ("GET", "/openapi.json"), ("GET", "/health")]
     with served(nodes[0], bm25_folder) as url:
         assert list(tried(url, wanted, {}).values()) == [422, 200, 200]

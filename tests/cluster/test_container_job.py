@@ -1,7 +1,8 @@
 """A job of the test cluster whose trainer runs in an image, by the command lines that Apptainer gets.
 
-The image is a folder, built as containers/README.md says; PAW_TEST_IMAGE names it. `apptainer` is a stand-in (the script beside this file), so this
-shows that the image holds what a job needs, and that the command lines let it reach its run; not that Apptainer takes them.
+The image is a folder, built as containers/README.md says; PAW_TEST_IMAGE names it. `apptainer` is a stand-in
+(the script beside this file), so this shows that the image holds what a job needs, and that the command lines
+let it reach its run; not that Apptainer takes them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ TWO_NODES: dict[str, Any] = {
 
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its root folder. On the path of the job stands an `apptainer` that keeps a log of its starts in `tmp_path / "starts"`."""
+    """Its root folder. On the path of the job stands an `apptainer` that keeps a log of its starts in
+    `tmp_path / "starts"`."""
     if not os.environ.get(IMAGE):
         pytest.skip(f"{IMAGE} names no folder with an image (containers/README.md)")
     if os.geteuid():
@@ -64,18 +66,38 @@ def test_an_image_sees_what_the_command_line_names(image: Path, tmp_path: Path) 
     assert status("--unknown", str(image), "true") == 255
 
 
-def test_two_nodes_of_a_job(testbed: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Megatron over two nodes, each rank in the image, from a folder that holds no checkout: the metrics are those of the same run outside."""
+def test_two_nodes_of_a_job(
+    testbed: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Megatron over two nodes, each rank in the image, from a folder that holds no checkout: the metrics are
+    those of the same run outside."""
     (elsewhere := tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(elsewhere)
-    made = recipe(TWO_NODES, cluster={"container": {"image": str(image), "runtime": "apptainer", "python": PYTHON}})
+    made = recipe(
+        TWO_NODES, cluster={"container": {"image": str(image), "runtime": "apptainer", "python": PYTHON}}
+    )
     with launched(tmp_path, made=made) as one:
         one.wait_for("COMPLETED")
         assert [line["update"] for line in stream(one.run)] == [0, 1], explain(one.run)()
         assert attempts.saved_updates(one.run) == 2 and len(read_evaluations(one.run)) == 1
-        wait_until(lambda: not processes_naming(str(one.run)), lambda: "\n".join(processes_naming(str(one.run))), 60.0)
+        wait_until(
+            lambda: not processes_naming(str(one.run)),
+            lambda: "\n".join(processes_naming(str(one.run))),
+            60.0,
+        )
     starts = (tmp_path / "starts").read_text().splitlines()
     assert len(starts) == 2 and len({line.split()[0] for line in starts}) == 2, starts
-    assert all(f"{one.run}:{one.run} {elsewhere}:{elsewhere} {elsewhere} {PYTHON} -u -m paw_hpc.cluster.worker {one.run}" in line for line in starts)
-    paw("launch", write(recipe(TWO_NODES), tmp_path / "outside.yaml"), "--executor", "local", "--run-dir", tmp_path / "outside")
+    assert all(
+        f"{one.run}:{one.run} {elsewhere}:{elsewhere} {elsewhere} {PYTHON} -u -m paw_hpc.cluster.worker "
+        f"{one.run}" in line
+        for line in starts
+    )
+    paw(
+        "launch",
+        write(recipe(TWO_NODES), tmp_path / "outside.yaml"),
+        "--executor",
+        "local",
+        "--run-dir",
+        tmp_path / "outside",
+    )
     assert stream(one.run) == stream(tmp_path / "outside")

@@ -1,4 +1,5 @@
-"""A run on a real Slurm through every fault that a cluster has in store: its metrics are those of a run that met none."""
+"""A run on a real Slurm through every fault that a cluster has in store: its metrics are those of a run that
+met none."""
 
 from __future__ import annotations
 
@@ -17,7 +18,17 @@ from paw_hpc import loop
 from paw_hpc.cluster import attempts
 from paw_hpc.cluster.status import status_of
 from paw_hpc.recipe import Recipe, load_recipe
-from tests.cluster.runs import explain, job_state, paw, processes_naming, recipe, slurm, stream, wait_until, write
+from tests.cluster.runs import (
+    explain,
+    job_state,
+    paw,
+    processes_naming,
+    recipe,
+    slurm,
+    stream,
+    wait_until,
+    write,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ASKED = "{}: the trainer is asked to stop"
@@ -44,13 +55,17 @@ class Launched:
         wait_until(lambda: len(attempts.history(self.run)) >= number, explain(self.run))
 
     def wait_for(self, *states: str) -> None:
-        wait_until(lambda: job_state(self.job) in states, lambda: f"{job_state(self.job)}\n{explain(self.run)()}")
+        wait_until(
+            lambda: job_state(self.job) in states, lambda: f"{job_state(self.job)}\n{explain(self.run)()}"
+        )
 
     @contextlib.contextmanager
     def held(self, updates: int) -> Iterator[list[int]]:
-        """Inside, the trainer stands still after that many updates, as in one that takes long: what a test does meanwhile never races with the end
-        of the run. Yields its processes' ids."""
-        wait_until(lambda: len(stream(self.run)) >= updates and bool(trainer_pids(self.run)), explain(self.run))
+        """Inside, the trainer stands still after that many updates, as in one that takes long: what a test
+        does meanwhile never races with the end of the run. Yields its processes' ids."""
+        wait_until(
+            lambda: len(stream(self.run)) >= updates and bool(trainer_pids(self.run)), explain(self.run)
+        )
         pids = trainer_pids(self.run)
         send(pids, signal.SIGSTOP)
         assert pids and len(stream(self.run)) < load_recipe(self.recipe).updates, explain(self.run)()
@@ -61,7 +76,10 @@ class Launched:
 
     def wait_for_words(self, words: str) -> None:
         """In what the supervisor has said."""
-        wait_until(lambda: any(words in log.read_text() for log in (self.run / "cluster").glob("job-*.log")), explain(self.run))
+        wait_until(
+            lambda: any(words in log.read_text() for log in (self.run / "cluster").glob("job-*.log")),
+            explain(self.run),
+        )
 
     def check_complete(self, straight: list[dict[str, float]]) -> None:
         """Every update once, as without a fault, and nobody left behind."""
@@ -69,7 +87,11 @@ class Launched:
         assert [line["update"] for line in stream(self.run)] == list(range(len(straight)))
         assert stream(self.run) == straight, explain(self.run)()
         assert attempts.saved_updates(self.run) == len(straight)
-        wait_until(lambda: not processes_naming(str(self.run)), lambda: "\n".join(processes_naming(str(self.run))), 30.0)
+        wait_until(
+            lambda: not processes_naming(str(self.run)),
+            lambda: "\n".join(processes_naming(str(self.run))),
+            30.0,
+        )
 
 
 @contextlib.contextmanager
@@ -92,7 +114,9 @@ def test_no_fault(testbed: Path, tmp_path: Path, straight: list[dict[str, float]
         assert script.strip() == slurm("scontrol", "write", "batch_script", one.job, "-")
         assert "complete" in paw("status", one.run)
         assert "update 5/5" in paw("logs", one.run, "--role", "trainer")
-        assert "complete already" in paw("launch", tmp_path / "tiny.yaml", "--executor", "slurm", "--run-dir", one.run)
+        assert "complete already" in paw(
+            "launch", tmp_path / "tiny.yaml", "--executor", "slurm", "--run-dir", one.run
+        )
 
 
 def test_scontrol_requeue(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
@@ -107,7 +131,8 @@ def test_scontrol_requeue(testbed: Path, tmp_path: Path, straight: list[dict[str
 
 
 def test_time_limit(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
-    """The warning before the limit: saved, requeued by the job itself, continued. The limit is brought close once the run is under way."""
+    """The warning before the limit: saved, requeued by the job itself, continued. The limit is brought close
+    once the run is under way."""
     with launched(tmp_path, "cluster.warn_s=600") as one:
         with one.held(1):
             slurm("scontrol", "update", f"jobid={one.job}", "timelimit=9")
@@ -121,7 +146,15 @@ def test_time_limit(testbed: Path, tmp_path: Path, straight: list[dict[str, floa
 def test_preemption(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
     with launched(tmp_path, "cluster.partition=low") as one:
         with one.held(2):
-            urgent = slurm("sbatch", "--parsable", "--partition=main", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+            urgent = slurm(
+                "sbatch",
+                "--parsable",
+                "--partition=main",
+                "--nodes=4",
+                "--exclusive",
+                "--output=/dev/null",
+                "--wrap=sleep 1",
+            )
             one.wait_for_words(ASKED.format("SIGUSR2"))
         one.wait_for_attempt(2)
         assert job_state(urgent) in ("COMPLETED", "COMPLETING")
@@ -141,7 +174,8 @@ def test_slurmctld_restart(testbed: Path, tmp_path: Path, straight: list[dict[st
 
 
 def test_node_failure_and_a_revenant(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
-    """The node's daemon is gone and its processes run on, as behind a cut cable. The next attempt takes over, and the old one writes nothing more."""
+    """The node's daemon is gone and its processes run on, as behind a cut cable. The next attempt takes over,
+    and the old one writes nothing more."""
     with launched(tmp_path, "cluster.exclude=node3,node4") as one:
         try:
             with one.held(2):  # still there when its successor is at work
@@ -160,7 +194,8 @@ def test_node_failure_and_a_revenant(testbed: Path, tmp_path: Path, straight: li
 
 
 def test_disk_full_on_checkpoint(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]) -> None:
-    """The job fails with the reason, and is not tried again in vain; with room made, the same command continues."""
+    """The job fails with the reason, and is not tried again in vain; with room made, the same command
+    continues."""
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
     write(recipe(), tmp_path / "run" / "recipe.yaml")
@@ -188,24 +223,37 @@ def test_scancel(testbed: Path, tmp_path: Path, straight: list[dict[str, float]]
         with one.held(2):
             assert one.job in paw("cancel", one.run)
         one.wait_for("CANCELLED")
-        wait_until(lambda: not processes_naming(str(one.run)), lambda: "\n".join(processes_naming(str(one.run))), 60.0)
+        wait_until(
+            lambda: not processes_naming(str(one.run)),
+            lambda: "\n".join(processes_naming(str(one.run))),
+            60.0,
+        )
         assert len(attempts.history(one.run)) == 1 and 2 <= attempts.saved_updates(one.run) < 5
     with launched(tmp_path) as again:
         again.check_complete(straight)
 
 
 def test_a_node_without_the_shared_disk(testbed: Path, tmp_path: Path) -> None:
-    """Node 2 sees an empty folder where runs are: said in the job's first seconds, with what to do, before any trainer starts."""
+    """Node 2 sees an empty folder where runs are: said in the job's first seconds, with what to do, before
+    any trainer starts."""
     stop_daemon(testbed / "node2.pid")
     blind = f'hostname node2; mount -t tmpfs tmpfs "{tmp_path}"; exec slurmd -N node2'
     network = Path("/run/netns/pawslurm-2")
     enter = ["nsenter", f"--net={network}"] if network.exists() else []
     subprocess.run([*enter, "unshare", "--uts", "--mount", "sh", "-c", blind], check=True, timeout=60)
     try:
-        two_nodes = ("policy.backend=megatron", "megatron.tensor_parallel=2", "cluster.trainer_nodes=2", "cluster.exclude='node[3-4]'")
+        two_nodes = (
+            "policy.backend=megatron",
+            "megatron.tensor_parallel=2",
+            "cluster.trainer_nodes=2",
+            "cluster.exclude='node[3-4]'",
+        )
         with launched(tmp_path, *two_nodes) as one:
             one.wait_for("FAILED")
-            one.wait_for_words(f"node2: no {one.run} there (1 such lines from 2 nodes); runs and environment must be on a file system that all")
+            one.wait_for_words(
+                f"node2: no {one.run} there (1 such lines from 2 nodes); runs and environment must be on a "
+                "file system that all"
+            )
             assert not attempts.history(one.run)
             [row] = status_of([one.run])
             assert (row.state, row.note) == ("FAILED", f"see {one.run}/cluster/job-{one.job}.log")
@@ -227,15 +275,21 @@ def up() -> None:
 
 
 def bring_back(node: str) -> None:
-    """A node whose daemon was stopped. Slurm may have taken it back by itself, and then refuses to resume it."""
+    """A node whose daemon was stopped. Slurm may have taken it back by itself, and then refuses to resume
+    it."""
     up()
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, timeout=60)
+    subprocess.run(
+        ["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, timeout=60
+    )
 
 
 def stop_daemon(pid_file: Path) -> None:
     pid = int(pid_file.read_text())
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]:
+    while (
+        Path(f"/proc/{pid}").exists()
+        and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    ):
         time.sleep(0.05)
 
 
@@ -250,14 +304,19 @@ def trainer_pids(run: Path) -> list[int]:
 
 
 def test_the_attempt_that_makes_no_progress_is_the_last(testbed: Path, tmp_path: Path) -> None:
-    """A trainer that dies before its first checkpoint is tried `cluster.attempts` times; then the job fails and says why each time."""
+    """A trainer that dies before its first checkpoint is tried `cluster.attempts` times; then the job fails
+    and says why each time."""
     with launched(tmp_path, "cluster.attempts=2") as one:
         for number in (1, 2):
             one.wait_for_attempt(number)
             wait_until(lambda: bool(trainer_pids(one.run)), explain(one.run))
             send(trainer_pids(one.run), signal.SIGKILL)
-            wait_until(lambda n=number: attempts.history(one.run)[n - 1].updates is not None, explain(one.run))
+            wait_until(
+                lambda n=number: attempts.history(one.run)[n - 1].updates is not None, explain(one.run)
+            )
         one.wait_for("FAILED")
         history = attempts.history(one.run)
-        assert len(history) == 2 and all(attempt.updates == 0 for attempt in history), json.dumps([a.how for a in history])
+        assert len(history) == 2 and all(attempt.updates == 0 for attempt in history), json.dumps(
+            [a.how for a in history]
+        )
         assert "given up: 2 attempts" in next((one.run / "cluster").glob("job-*.log")).read_text()

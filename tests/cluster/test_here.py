@@ -33,17 +33,31 @@ sys.exit(here.run_locally(SimpleNamespace(run=Path(sys.argv[1]), recipe=SimpleNa
 
 
 def test_a_ctrl_c_leaves_the_job_the_time_that_it_needs(tmp_path: Path) -> None:
-    """A terminal sends it to all processes at once; submitit's own ends the job a second after it has heard it."""
-    one = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    """A terminal sends it to all processes at once; submitit's own ends the job a second after it has heard
+    it."""
+    one = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     wait_until((tmp_path / "started").exists, lambda: "it did not start", 60.0)
     os.killpg(one.pid, signal.SIGINT)
     assert one.wait(60) == 7 and one.stderr is not None and "asked to stop" in one.stderr.read()
 
 
 @pytest.mark.parametrize("visible", [None, "1,3"])
-def test_the_job_sees_the_gpus_that_its_user_sees(visible: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_sees_the_gpus_that_its_user_sees(
+    visible: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
-    monkeypatch.setattr(job, "main", lambda run, local: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or print("said", file=sys.stderr) or 3)
+    monkeypatch.setattr(
+        job,
+        "main",
+        lambda run, local: (
+            seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or print("said", file=sys.stderr) or 3
+        ),
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # submitit hides all that it was not asked for
     (tmp_path / "cluster").mkdir()
     assert here._supervise(str(tmp_path), visible) == 3 and seen == [visible]

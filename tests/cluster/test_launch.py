@@ -84,10 +84,13 @@ def test_every_key_reaches_the_script(tmp_path: Path) -> None:
         "export HF_HOME='/scratch/my models'",
     ):
         assert line in text.splitlines(), text
-    assert text.splitlines()[-1].startswith("exec ")  # the batch script becomes the supervisor: signals reach it
+    # the batch script becomes the supervisor: signals reach it
+    assert text.splitlines()[-1].startswith("exec ")
 
 
-def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(
+    fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from typer.testing import CliRunner
 
     from paw_hpc.cli.main import app
@@ -101,14 +104,18 @@ def test_what_a_dry_run_prints_is_what_is_submitted_and_kept(fake_slurm: Path, t
     [one] = submitted(fake_slurm)
     assert one["script"] == printed.output == (run / "cluster" / "submission.sh").read_text()
     assert load_recipe(run / "recipe.yaml") == load_recipe(path)
-    assert (run / "revision.txt").read_text().startswith("code: ") and (run / "command.txt").read_text() == "paw launch tiny.yaml\n"
+    assert (run / "revision.txt").read_text().startswith("code: ") and (
+        run / "command.txt"
+    ).read_text() == "paw launch tiny.yaml\n"
 
 
 def test_an_array_has_a_cap_and_leaves_out_what_is_complete(fake_slurm: Path, tmp_path: Path) -> None:
     launches = [launchable(tmp_path, seed=seed) for seed in range(3)]
     jobs = submit_array(launches, 2, tmp_path / "sweep")
     [one] = submitted(fake_slurm)
-    assert {"#SBATCH --array=0-2%2", "#SBATCH --job-name=paw-tiny-3-runs"} <= set(str(one["script"]).splitlines())
+    assert {"#SBATCH --array=0-2%2", "#SBATCH --job-name=paw-tiny-3-runs"} <= set(
+        str(one["script"]).splitlines()
+    )
     assert one["script"] == array_script(launches, 2, tmp_path / "sweep")
     assert [job.job for job in jobs] == ["101_0", "101_1", "101_2"]
     done = launches[1].run / "checkpoints" / "update_000005"
@@ -133,7 +140,10 @@ def test_a_task_of_an_array_is_its_own_run(tmp_path: Path, monkeypatch: pytest.M
 def test_the_environment_of_a_job_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "JOB", ("printenv", "WORDS", "--"))
     text = script(launchable(tmp_path, cluster={"environment": {"WORDS": "a 'b' $HOME"}}))
-    assert subprocess.run(["bash", "-c", text.rpartition(" -- ")[0]], capture_output=True, text=True).stdout == "a 'b' $HOME\n"
+    assert (
+        subprocess.run(["bash", "-c", text.rpartition(" -- ")[0]], capture_output=True, text=True).stdout
+        == "a 'b' $HOME\n"
+    )
 
 
 def test_runs_of_an_array_ask_for_the_same_allocation(tmp_path: Path) -> None:
@@ -146,18 +156,25 @@ def test_runs_of_an_array_ask_for_the_same_allocation(tmp_path: Path) -> None:
     ("cluster", "said"),
     [
         ({"partition": "gqu"}, "has no 'gqu'; it has gpu, cpu"),
-        ({"partition": "gpu", "gpus_per_node": 9}, r"cluster.gpus_per_node: 9 GPUs per node, but partition gpu has 8"),
+        (
+            {"partition": "gpu", "gpus_per_node": 9},
+            r"cluster.gpus_per_node: 9 GPUs per node, but partition gpu has 8",
+        ),
         ({"partition": "cpu", "gpus_per_node": 1}, "partition cpu has 0"),
         ({"partition": "gpu", "time_min": 3000}, "allows 2880"),
     ],
 )
-def test_what_slurm_would_never_start_is_refused_first(fake_slurm: Path, tmp_path: Path, cluster: dict[str, object], said: str) -> None:
+def test_what_slurm_would_never_start_is_refused_first(
+    fake_slurm: Path, tmp_path: Path, cluster: dict[str, object], said: str
+) -> None:
     with pytest.raises(RecipeError, match=said):
         submit(launchable(tmp_path, cluster=cluster))
     assert not (fake_slurm / "submitted.jsonl").exists()
 
 
-def test_sbatch_refusing_is_one_line(fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sbatch_refusing_is_one_line(
+    fake_slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slurm, "partitions", lambda: [slurm.Partition("forbidden", 9, 8, None)])
     with pytest.raises(SlurmError, match="Invalid account") as refused:
         submit(launchable(tmp_path, cluster={"partition": "forbidden"}))
@@ -186,7 +203,13 @@ def test_status_of_a_waiting_run_says_why(fake_slurm: Path, tmp_path: Path) -> N
     one = launchable(tmp_path)
     submit(one)
     [row] = status_of([one.run])
-    assert (row.job, row.state, row.saved, row.wanted, row.note) == ("101", "PENDING", 0, 5, "waits: Priority")
+    assert (row.job, row.state, row.saved, row.wanted, row.note) == (
+        "101",
+        "PENDING",
+        0,
+        5,
+        "waits: Priority",
+    )
 
 
 NO_CONTROLLER = """import sys
@@ -203,7 +226,10 @@ def test_status_without_a_controller_is_one_line_and_what_the_runs_wrote(
     (fake_slurm / "squeue").write_text(f"#!/usr/bin/env python3\n{NO_CONTROLLER}")
     said: list[str] = []
     [row] = status_of([one.run], said.append)
-    assert said == ["slurm does not answer (Could not establish a configuration source); shown is what the runs themselves wrote"]
+    assert said == [
+        "slurm does not answer (Could not establish a configuration source); shown is what the runs "
+        "themselves wrote"
+    ]
     assert (row.job, row.state, row.saved, row.wanted) == ("101", "?", 0, 5)
     cli_cluster.status([one.run])
     assert capsys.readouterr().err.strip() == f"paw: {said[0]}"
@@ -229,8 +255,12 @@ def test_a_task_of_an_array_is_named_as_slurm_shows_it(monkeypatch: pytest.Monke
     assert fence._self().startswith("job 2_1 on ")
 
 
-def test_the_user_file_wins_over_the_recipe_and_loses_to_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(recipe(cluster={"partition": "recipe", "account": "recipe", "qos": "recipe"}), tmp_path / "r.yaml")
+def test_the_user_file_wins_over_the_recipe_and_loses_to_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(
+        recipe(cluster={"partition": "recipe", "account": "recipe", "qos": "recipe"}), tmp_path / "r.yaml"
+    )
     own = tmp_path / "cluster.yaml"
     own.write_text("account: user\nqos: user\nenvironment: {HF_HOME: /models}\nsetup: [module load cuda]\n")
     monkeypatch.setenv("PAW_CLUSTER_CONFIG", str(own))
@@ -254,8 +284,12 @@ def test_containers_are_flags_of_srun_or_apptainer(tmp_path: Path) -> None:
 
 
 def test_the_image_has_one_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainer and servers join one NCCL group, so both environments need the same; and inside, `paw doctor` says what is not as pinned."""
-    trainer, server = (dict(re.findall(r"^([\w-]+)==(\S+)$", part, re.MULTILINE)) for part in VERSIONS.read_text().split("[server]"))
+    """Trainer and servers join one NCCL group, so both environments need the same; and inside, `paw doctor`
+    says what is not as pinned."""
+    trainer, server = (
+        dict(re.findall(r"^([\w-]+)==(\S+)$", part, re.MULTILINE))
+        for part in VERSIONS.read_text().split("[server]")
+    )
     assert trainer["torch"] == server["torch"]
     monkeypatch.delenv("PAW_IMAGE", raising=False)
     assert not [check for check in doctor._cluster() if "image" in check.name]
@@ -268,21 +302,41 @@ def test_the_image_has_one_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gres", "gpus"), [("gpu:8", 8), ("gpu:h100:8(S:0-1)", 8), ("(null)", 0), ("gpu:a100:4,nvme:1", 4), ("gpu", 1), ("gpu:a:2,gpu:b:3", 5)]
+    ("gres", "gpus"),
+    [
+        ("gpu:8", 8),
+        ("gpu:h100:8(S:0-1)", 8),
+        ("(null)", 0),
+        ("gpu:a100:4,nvme:1", 4),
+        ("gpu", 1),
+        ("gpu:a:2,gpu:b:3", 5),
+    ],
 )
 def test_gpus_of_a_partition(gres: str, gpus: int) -> None:
     assert slurm._gpus(gres) == gpus
 
 
-@pytest.mark.parametrize(("limit", "minutes"), [("infinite", None), ("2-00:00:00", 2880), ("10:00", 10), ("1:30:00", 90), ("0:30", 1)])
+@pytest.mark.parametrize(
+    ("limit", "minutes"),
+    [("infinite", None), ("2-00:00:00", 2880), ("10:00", 10), ("1:30:00", 90), ("0:30", 1)],
+)
 def test_time_limits(limit: str, minutes: int | None) -> None:
     assert slurm._minutes(limit) == minutes
 
 
 def test_shell_scripts_are_clean() -> None:
-    scripts = [*(REPOSITORY / "slurm").rglob("*.sh"), *(REPOSITORY / "slurm").glob("*.sbatch"), REPOSITORY / ".ci" / "run"]
+    scripts = [
+        *(REPOSITORY / "slurm").rglob("*.sh"),
+        *(REPOSITORY / "slurm").glob("*.sbatch"),
+        REPOSITORY / ".ci" / "run",
+    ]
     scripts.append(REPOSITORY / "tests" / "cluster" / "apptainer")
     scripts += list((REPOSITORY / "containers").glob("*.sh")) if (REPOSITORY / "containers").is_dir() else []
-    command = [str(Path(os.sys.executable).parent / "shellcheck"), "--external-sources", "--source-path=SCRIPTDIR", *map(str, scripts)]  # type: ignore[attr-defined]
+    command = [
+        str(Path(os.sys.executable).parent / "shellcheck"),
+        "--external-sources",
+        "--source-path=SCRIPTDIR",
+        *map(str, scripts),
+    ]  # type: ignore[attr-defined]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,5 @@
-"""Memory and time before a GPU hour is spent: sizes against published ones, refusals that name a layout which fits."""
+"""Memory and time before a GPU hour is spent: sizes against published ones, refusals that name a layout which
+fits."""
 
 from __future__ import annotations
 
@@ -32,7 +33,14 @@ def big(model: str = "Qwen/Qwen2.5-7B-Instruct", **changes: Any) -> Recipe:
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("Qwen2.5-0.5B", 0.494), ("Qwen2.5-1.5B", 1.544), ("Qwen2.5-7B", 7.616), ("Qwen2.5-14B", 14.77), ("Qwen3-8B", 8.191), ("Llama-3.2-1B", 1.236)],
+    [
+        ("Qwen2.5-0.5B", 0.494),
+        ("Qwen2.5-1.5B", 1.544),
+        ("Qwen2.5-7B", 7.616),
+        ("Qwen2.5-14B", 14.77),
+        ("Qwen3-8B", 8.191),
+        ("Llama-3.2-1B", 1.236),
+    ],
 )
 def test_shapes_give_the_published_numbers_of_parameters(name: str, billions: float) -> None:
     assert parameters(PUBLISHED[name]) / 1e9 == pytest.approx(billions, rel=1e-3)
@@ -48,7 +56,10 @@ def test_parameters_of_a_real_model_are_counted() -> None:
 
 def test_states_are_bytes_per_parameter() -> None:
     recipe = big(megatron__distributed_optimizer=False)
-    memory, count = trainer_memory(recipe, plan_layout(recipe), architecture_for(recipe)), parameters(architecture_for(recipe))
+    memory, count = (
+        trainer_memory(recipe, plan_layout(recipe), architecture_for(recipe)),
+        parameters(architecture_for(recipe)),
+    )
     assert memory.weights == pytest.approx(2 * count, rel=1e-6)  # bfloat16
     assert memory.gradients == pytest.approx(4 * count, rel=1e-6)  # float32 main gradients
     assert memory.optimizer == pytest.approx(12 * count, rel=1e-6)  # float32 masters and two moments
@@ -69,7 +80,9 @@ def test_parallelism_and_sharding_divide_states() -> None:
 def test_the_cache_is_what_weights_leave() -> None:
     server = server_memory(big(), architecture_for(big()))
     assert server.bytes_per_token == 2 * 28 * 4 * 128 * 2
-    assert server.cache == int(0.8 * GPU_BYTES["H100"]) - server.weights and server.requests == server.cache // (server.bytes_per_token * 2560)
+    assert server.cache == int(
+        0.8 * GPU_BYTES["H100"]
+    ) - server.weights and server.requests == server.cache // (server.bytes_per_token * 2560)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +105,16 @@ def test_a_refusal_names_a_layout_that_fits(changes: dict[str, Any]) -> None:
 
 def test_what_nothing_can_hold_is_said() -> None:
     with pytest.raises(RecipeError, match="use a smaller model"):
-        make_plan(big("Qwen/Qwen2.5-72B-Instruct", cluster__gpu="L40S", optimizer__max_tokens_per_micro_batch=2**22))
+        make_plan(
+            big("Qwen/Qwen2.5-72B-Instruct", cluster__gpu="L40S", optimizer__max_tokens_per_micro_batch=2**22)
+        )
 
 
 def test_a_layout_that_does_not_divide_the_model_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"megatron.tensor_parallel: 8 does not divide the model's 4 key-value heads|attention heads"):
+    with pytest.raises(
+        RecipeError,
+        match=r"megatron.tensor_parallel: 8 does not divide the model's 4 key-value heads|attention heads",
+    ):
         make_plan(big(megatron__tensor_parallel=8))
 
 
@@ -108,11 +126,27 @@ def test_an_unknown_model_is_refused_with_those_known(monkeypatch: pytest.Monkey
 
 def test_more_gpus_are_faster_and_memory_is_listed() -> None:
     few = make_plan(big(megatron__tensor_parallel=2, megatron__recompute="full"))
-    many = make_plan(big(megatron__tensor_parallel=2, megatron__recompute="full", cluster__trainer_nodes=2, cluster__rollout_nodes=2))
+    many = make_plan(
+        big(
+            megatron__tensor_parallel=2,
+            megatron__recompute="full",
+            cluster__trainer_nodes=2,
+            cluster__rollout_nodes=2,
+        )
+    )
     assert few.trainer is not None and few.time is not None and many.time is not None
     assert many.time.train_s == pytest.approx(few.time.train_s / 2) and many.time.play_s < few.time.play_s
     text = "\n".join(plan_lines(few))
-    for word in ("weights", "gradients", "optimizer", "activations", "head", "KV cache", "assumed:", "node 1: 8 SGLang servers x 1 GPU"):
+    for word in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "head",
+        "KV cache",
+        "assumed:",
+        "node 1: 8 SGLang servers x 1 GPU",
+    ):
         assert word in text
     assert f"{few.trainer.total / GIB:.1f} GiB of 80 GiB" in text
 

@@ -1,4 +1,5 @@
-"""One attempt as processes of this machine: groups end together, nobody is left, the history says why; and only the latest attempt writes."""
+"""One attempt as processes of this machine: groups end together, nobody is left, the history says why; and
+only the latest attempt writes."""
 
 from __future__ import annotations
 
@@ -35,14 +36,20 @@ SERVED: dict[str, Any] = {"rollout": {"engine": "sglang"}, "cluster": {"rollout_
 
 
 class Scripted(LocalMachine):
-    """A machine whose roles run small scripts instead; in them RUN is the run and LOGS the attempt's folder."""
+    """A machine whose roles run small scripts instead; in them RUN is the run and LOGS the attempt's
+    folder."""
 
     def __init__(self, scripts: Mapping[str, str], run: Path):
         super().__init__(recipe().cluster, ["127.0.0.1"] * 3)
         self.scripts, self.run = scripts, run
 
-    def start(self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path) -> LocalGroup:
-        head = f"import os, pathlib, signal, sys, time\nRUN, LOGS = pathlib.Path({str(self.run)!r}), pathlib.Path({str(logs)!r})\n"
+    def start(
+        self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
+    ) -> LocalGroup:
+        head = (
+            f"import os, pathlib, signal, sys, time\nRUN, LOGS = pathlib.Path({str(self.run)!r}), "
+            f"pathlib.Path({str(logs)!r})\n"
+        )
         ready = "(LOGS / f\".started-{os.environ['RANK']}\").touch()\n"
         return super().start(
             role,
@@ -57,7 +64,10 @@ class Scripted(LocalMachine):
 WAITS = "sys.stdin.read()"
 """Until its standard input closes."""
 NEVER = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
-CHECKPOINT = "folder = RUN / 'checkpoints' / 'update_{:06d}'\nfolder.mkdir(parents=True)\n(folder / 'manifest.json').write_text('{{}}')\n"
+CHECKPOINT = (
+    "folder = RUN / 'checkpoints' / 'update_{:06d}'\nfolder.mkdir(parents=True)\n(folder / "
+    "'manifest.json').write_text('{{}}')\n"
+)
 FINISHES = CHECKPOINT.format(5)
 SAVES_ON_SIGNAL = f"""
 def save(*_):
@@ -104,7 +114,11 @@ def test_one_rank_that_fails_ends_the_others(tmp_path: Path) -> None:
     run = tmp_path / "run"
     made = recipe(policy={"backend": "megatron"}, megatron={"tensor_parallel": 2})
     write(made, run / "recipe.yaml")
-    one = Supervisor(run, Scripted({"trainer": "sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(600)"}, run), os.getpid())
+    one = Supervisor(
+        run,
+        Scripted({"trainer": "sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(600)"}, run),
+        os.getpid(),
+    )
     result = one.attempt()
     assert result.ending is Ending.FAILED and result.status == 3 and not processes_naming(str(run))
 
@@ -113,22 +127,33 @@ def test_a_stop_is_passed_on_and_what_was_saved_counts(tmp_path: Path) -> None:
     one = supervised(tmp_path, trainer=SAVES_ON_SIGNAL, rollout=WAITS)
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
     result = one.attempt()
-    assert result.ending is Ending.STOPPED and result.how == "stopped by SIGUSR2 after update 2, saved" and result.status == 0
+    assert (
+        result.ending is Ending.STOPPED
+        and result.how == "stopped by SIGUSR2 after update 2, saved"
+        and result.status == 0
+    )
     assert attempts.history(one.run)[0].updates == 2 and not processes_naming(str(one.run))
 
 
 def test_a_trainer_that_was_cut_off_has_not_saved_whatever_its_status(tmp_path: Path) -> None:
     """srun may end with status 0 when Slurm ends its step."""
-    one = supervised(tmp_path, trainer=SAVES_ON_SIGNAL.replace("(LOGS / '.ended-0').touch()", ""), rollout=WAITS)
+    one = supervised(
+        tmp_path, trainer=SAVES_ON_SIGNAL.replace("(LOGS / '.ended-0').touch()", ""), rollout=WAITS
+    )
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGUSR2)).start()
     result = one.attempt()
-    assert result.ending is Ending.FAILED and "cut off after update 2: SIGUSR2 ended the trainer first" in result.how
+    assert (
+        result.ending is Ending.FAILED
+        and "cut off after update 2: SIGUSR2 ended the trainer first" in result.how
+    )
     assert result.status == 1
 
 
 def test_an_error_of_the_user_is_not_tried_again(tmp_path: Path) -> None:
     report = json.dumps({"time": 1.0, "reason": "disk: no space left", "refused": True})
-    one = supervised(tmp_path, trainer=f"(LOGS / 'failed-0.json').write_text({report!r})\nsys.exit(2)", rollout=WAITS)
+    one = supervised(
+        tmp_path, trainer=f"(LOGS / 'failed-0.json').write_text({report!r})\nsys.exit(2)", rollout=WAITS
+    )
     result = one.attempt()
     assert result.ending is Ending.REFUSED and result.how == "disk: no space left" and result.status == 2
 
@@ -138,7 +163,10 @@ def test_attempts_without_a_checkpoint_are_given_up_with_their_reasons(tmp_path:
     attempts.launched(one.run)
     for _ in range(3):
         assert one.attempt().ending is Ending.FAILED
-    with pytest.raises(attempts.NoProgress, match=r"3 attempts ended without a checkpoint after update 0: attempt 1 .* status 5"):
+    with pytest.raises(
+        attempts.NoProgress,
+        match=r"3 attempts ended without a checkpoint after update 0: attempt 1 .* status 5",
+    ):
         one.attempt()
     attempts.launched(one.run)  # a person may insist
     assert one.attempt().ending is Ending.FAILED
@@ -164,9 +192,20 @@ def test_only_the_latest_attempt_writes(tmp_path: Path, monkeypatch: pytest.Monk
     assert run.open(recipe(), "test") == 1
     stale = MetricsWriter(run)
     stale.write(0, {"a": 1.0})
-    code = f"from pathlib import Path\nfrom paw_hpc.run import fence\nprint(fence.claim(Path({str(run.path)!r})))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "2"
-    for write_something in (lambda: stale.write(1, {"a": 2.0}), lambda: checkpoint.save(run.checkpoints, 1, {}, {})):
+    code = (
+        "from pathlib import Path\nfrom paw_hpc.run import "
+        f"fence\nprint(fence.claim(Path({str(run.path)!r})))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "2"
+    )
+    for write_something in (
+        lambda: stale.write(1, {"a": 2.0}),
+        lambda: checkpoint.save(run.checkpoints, 1, {}, {}),
+    ):
         with pytest.raises(fence.StaleAttempt, match=r"attempt 2 .* has taken over; attempt 1 ends"):
             write_something()
     monkeypatch.setenv(fence.INHERITED, f"2:{run.path}")
@@ -212,7 +251,11 @@ def test_every_attempt_has_a_key_of_its_own_for_as_long_as_it_lasts(tmp_path: Pa
         assert not (run / f"attempt_{number}" / ".key").exists()
     assert seen[0] != seen[1]
     for file in run.rglob("*"):
-        assert file.is_dir() or file.name.startswith("seen") or not any(key in file.read_text(errors="replace") for key in seen), file
+        assert (
+            file.is_dir()
+            or file.name.startswith("seen")
+            or not any(key in file.read_text(errors="replace") for key in seen)
+        ), file
 
 
 SERVER = """
@@ -226,27 +269,41 @@ while True: time.sleep(0.05)
 
 
 def test_servers_outlive_sigterm_until_they_are_let_go(tmp_path: Path) -> None:
-    """Slurm sends it to every process before it ends a job, and the trainer still needs servers for the update that it finishes."""
+    """Slurm sends it to every process before it ends a job, and the trainer still needs servers for the
+    update that it finishes."""
     (tmp_path / "sglang").mkdir()
     (tmp_path / "sglang" / "launch_server.py").write_text(SERVER)  # obeys SIGTERM, as the real one does
     run, log = tmp_path / "run", tmp_path / "log"
     fleet = {"python": sys.executable, "device": "cpu"}
-    write(recipe(rollout={**SERVED["rollout"], "fleet": fleet}, cluster=SERVED["cluster"]), run / "recipe.yaml")
+    write(
+        recipe(rollout={**SERVED["rollout"], "fleet": fleet}, cluster=SERVED["cluster"]), run / "recipe.yaml"
+    )
     write_secret(run / "key", "0123")
     with open(log, "wb") as file:
         command = [sys.executable, "-m", "paw_hpc.cluster.server", str(run)]
         place = {"RANK": "0", "PAW_KEY_FILE": str(run / "key")}
-        owner = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **place}, stdin=subprocess.PIPE, stdout=file, stderr=file)
+        owner = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **place},
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+        )
     try:
         wait_until(lambda: "serving" in log.read_text(), log.read_text)
         everybody = [psutil.Process(owner.pid), *psutil.Process(owner.pid).children(recursive=True)]
         [server] = [process.pid for process in everybody if "sglang.launch_server" in process.cmdline()]
         blocked = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{server}/status").read_text(), re.MULTILINE)
-        assert blocked is not None and int(blocked[1], 16) >> (signal.SIGTERM - 1) & 1, "its next SIGTERM would end it"
+        assert blocked is not None and int(blocked[1], 16) >> (signal.SIGTERM - 1) & 1, (
+            "its next SIGTERM would end it"
+        )
         for process in everybody:
             process.terminate()
         time.sleep(1.0)
-        assert all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everybody), log.read_text()
+        assert all(
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in everybody
+        ), log.read_text()
         assert owner.stdin is not None
         owner.stdin.close()
         assert owner.wait(180) == 0
@@ -258,7 +315,12 @@ def test_servers_outlive_sigterm_until_they_are_let_go(tmp_path: Path) -> None:
 
 SEARCH: dict[str, Any] = {
     **TINY,
-    "env": {"name": "search", "prompt": "compact", "max_steps": 2, "search": {"data": "generated", "retriever": "http"}},
+    "env": {
+        "name": "search",
+        "prompt": "compact",
+        "max_steps": 2,
+        "search": {"data": "generated", "retriever": "http"},
+    },
     "cluster": {**TINY["cluster"], "retriever_node": True},
 }
 
@@ -280,12 +342,19 @@ def test_the_retriever_asks_for_the_key_of_the_attempt(tmp_path: Path) -> None:
     one = Supervisor(tmp_path / "run", LocalMachine.of(made.cluster, 2), job=7)
     assert one.layout.retriever is not None
     command = one._command(one.layout.retriever, 3)
-    assert command[command.index("--key-file") + 1] == one._environment(3)["PAW_KEY_FILE"] == str(tmp_path / "run" / "attempt_3" / ".key")
+    assert (
+        command[command.index("--key-file") + 1]
+        == one._environment(3)["PAW_KEY_FILE"]
+        == str(tmp_path / "run" / "attempt_3" / ".key")
+    )
 
 
 def test_searches_go_to_the_jobs_retriever(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the recipe names another: that is for runs outside of a job that has one."""
-    own, named = recipe(SEARCH).env, recipe(SEARCH, env={"search": {"retriever": "http", "url": "http://node1:8000"}}).env
+    own, named = (
+        recipe(SEARCH).env,
+        recipe(SEARCH, env={"search": {"retriever": "http", "url": "http://node1:8000"}}).env,
+    )
     assert make_retriever(named).name == "retriever at http://node1:8000/retrieve"
     with pytest.raises(RecipeError, match=r"env.search.url: retriever=http needs the server's address"):
         make_retriever(own)

@@ -1,4 +1,5 @@
-"""The whole of it on a real Slurm: two trainer nodes (Megatron, tensor parallel over gloo), one node with a real SGLang server, ALFWorld, PaW."""
+"""The whole of it on a real Slurm: two trainer nodes (Megatron, tensor parallel over gloo), one node with a
+real SGLang server, ALFWorld, PaW."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from tests.cluster.test_faults import ASKED, Launched, bring_back, launched, sto
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SGLANG = REPOSITORY / ".venv-sglang" / "bin" / "python"
 
-# One turn per episode, one turn at a time, one server: a CPU server draws from one stream of random numbers, in the order of requests, so only then
-# do two runs play the same. Never a health probe between two turns.
+# One turn per episode, one turn at a time, one server: a CPU server draws from one stream of random numbers,
+# in the order of requests, so only then do two runs play the same. Never a health probe between two turns.
 WHOLE: dict[str, Any] = {
     **TINY,
     "name": "whole",
@@ -61,7 +62,14 @@ def test_launched_sbatch_and_local_runs_are_the_same(testbed: Path, sglang: None
         one.wait_for("COMPLETED")
         check(one.run)
     sizes = ["--nodes=3", "--cpus-per-task=2", f"--output={tmp_path}/plain-%j.log"]
-    batch = ["sbatch", "--parsable", *sizes, str(REPOSITORY / "slurm" / "train.sbatch"), str(one.recipe), f"--run-dir={plain}"]
+    batch = [
+        "sbatch",
+        "--parsable",
+        *sizes,
+        str(REPOSITORY / "slurm" / "train.sbatch"),
+        str(one.recipe),
+        f"--run-dir={plain}",
+    ]
     job = subprocess.run(batch, check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout.strip()
     Launched(plain, job, one.recipe).wait_for("COMPLETED")
     check(plain)
@@ -71,13 +79,14 @@ def test_launched_sbatch_and_local_runs_are_the_same(testbed: Path, sglang: None
 
 
 def test_three_misfortunes_of_one_job(testbed: Path, sglang: None, tmp_path: Path) -> None:
-    """Requeued by hand; then a trainer node dies, then the rollout node: each time the job begins anew, elsewhere, after the update that it was in or
-    the last one that was saved."""
+    """Requeued by hand; then a trainer node dies, then the rollout node: each time the job begins anew,
+    elsewhere, after the update that it was in or the last one that was saved."""
     with launched(tmp_path, made=recipe(WHOLE, updates=7)) as one, contextlib.ExitStack() as repairs:
         with one.held(1):
             slurm("scontrol", "requeue", one.job)
             one.wait_for_words(ASKED.format("SIGTERM"))
-        # The second node trains, the third serves. An update that is under way may still be finished and saved: hence two updates between them.
+        # The second node trains, the third serves. An update that is under way may still be finished and
+        # saved: hence two updates between them.
         for number, role_node, updates in ((2, 1, 3), (3, 2, 5)):
             one.wait_for_attempt(number)
             with one.held(updates):
@@ -90,8 +99,17 @@ def test_three_misfortunes_of_one_job(testbed: Path, sglang: None, tmp_path: Pat
             repairs.close()
         one.wait_for("COMPLETED")
         history = attempts.history(one.run)
-        # Slurm's SIGTERM reached the servers, too, and they went on serving: the update that was under way was finished and saved.
+        # Slurm's SIGTERM reached the servers, too, and they went on serving: the update that was under way
+        # was finished and saved.
         assert "stopped by SIGTERM" in history[0].how and history[1].updates_before >= 2, explain(one.run)()
-        assert [attempt.updates_before for attempt in history] == sorted(attempt.updates_before for attempt in history)
-        assert [(line["update"], line["train/episodes"]) for line in stream(one.run)] == [(update, 3.0) for update in range(7)]
-        wait_until(lambda: not processes_naming(str(one.run)), lambda: "\n".join(processes_naming(str(one.run))), 120.0)
+        assert [attempt.updates_before for attempt in history] == sorted(
+            attempt.updates_before for attempt in history
+        )
+        assert [(line["update"], line["train/episodes"]) for line in stream(one.run)] == [
+            (update, 3.0) for update in range(7)
+        ]
+        wait_until(
+            lambda: not processes_naming(str(one.run)),
+            lambda: "\n".join(processes_naming(str(one.run))),
+            120.0,
+        )

@@ -1,9 +1,11 @@
-"""The commands of the documentation: found on its pages, and each run, or checked as far as it can be without a GPU, a cluster or an hour.
+"""The commands of the documentation: found on its pages, and each run, or checked as far as it can be without
+a GPU, a cluster or an hour.
 
-A command block is a fenced block of a shell language, or a fenced or indented one that begins with a program. Where a line begins with `$ ` the
-others are output, and what is shown must be what was printed (`...` stands for anything). A block may carry a mark, `<!-- not run: REASON -->`, above
-it: then its commands are not run, but `paw` must still understand them, and the files of the repository that they name must exist. A block that is
-marked `<!-- file: NAME -->` is that file, for the commands below it.
+A command block is a fenced block of a shell language, or a fenced or indented one that begins with a program.
+Where a line begins with `$ ` the others are output, and what is shown must be what was printed (`...` stands
+for anything). A block may carry a mark, `<!-- not run: REASON -->`, above it: then its commands are not run,
+but `paw` must still understand them, and the files of the repository that they name must exist. A block that
+is marked `<!-- file: NAME -->` is that file, for the commands below it.
 """
 
 from __future__ import annotations
@@ -87,7 +89,11 @@ def inline(text: str) -> list[Command]:
     for line in text.splitlines():
         inside ^= line.startswith("```")
         prose.append("" if inside or line.startswith("    ") else line)
-    return [Command(number, shlex.split(found)) for number, line in enumerate(prose, 1) for found in INLINE.findall(line)]
+    return [
+        Command(number, shlex.split(found))
+        for number, line in enumerate(prose, 1)
+        for found in INLINE.findall(line)
+    ]
 
 
 def _raw_blocks(text: str) -> list[_Raw]:
@@ -99,7 +105,10 @@ def _raw_blocks(text: str) -> list[_Raw]:
             found.append(_Raw(at + 1, fence["language"], lines[at + 1 : end], mark))
             mark, at = None, end + 1
         elif line.startswith("    ") and (at == 0 or not lines[at - 1].strip() or MARK.match(lines[at - 1])):
-            end = next((n for n in range(at, len(lines)) if lines[n].strip() and not lines[n].startswith("    ")), len(lines))
+            end = next(
+                (n for n in range(at, len(lines)) if lines[n].strip() and not lines[n].startswith("    ")),
+                len(lines),
+            )
             found.append(_Raw(at + 1, None, [one[4:] for one in lines[at:end]], mark))
             mark, at = None, end
         else:
@@ -148,4 +157,8 @@ def shows(printed: str, shown: list[str]) -> list[str]:
 
 def named_files(words: list[str]) -> list[Path]:
     """What in a command looks like a file of the repository."""
-    return [Path(word) for word in words if re.match(r"(recipes|benchmarks|docs|tests|slurm|containers|website)/[^*]*$", word)]
+    return [
+        Path(word)
+        for word in words
+        if re.match(r"(recipes|benchmarks|docs|tests|slurm|containers|website)/[^*]*$", word)
+    ]

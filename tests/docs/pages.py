@@ -11,7 +11,11 @@ from urllib.parse import unquote, urlsplit
 
 IN_CSS = re.compile(r"""(?:url\(|@import\s+(?!url))\s*["']?([^"')\s;]+)""")
 # elements whose reference a browser follows by itself; of <link> those that say so
-LOADED = {**dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src"), "object": "data", "use": "href"}
+LOADED = {
+    **dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src"),
+    "object": "data",
+    "use": "href",
+}
 LOADED_LINKS = {"stylesheet", "icon", "preload", "preconnect", "dns-prefetch", "modulepreload", "manifest"}
 
 
@@ -28,7 +32,8 @@ class Reference:
         return self.target.startswith("//") or urlsplit(self.target).scheme in ("http", "https", "ws", "wss")
 
     def file(self, site: Path) -> Path | None:
-        """The file of the site that is meant; None where it is none of a site's business (data:, mailto:, an anchor of the same page)."""
+        """The file of the site that is meant; None where it is none of a site's business (data:, mailto:, an
+        anchor of the same page)."""
         parts = urlsplit(self.target)
         if parts.scheme or self.foreign or not parts.path:
             return None
@@ -53,7 +58,9 @@ class _Page(HTMLParser):
             self.found.append(Reference(self.page, loaded, True))
         elif tag in ("a", "link") and given.get("href"):
             self.found.append(Reference(self.page, given["href"], False))
-        self.found += [Reference(self.page, target, True) for target in IN_CSS.findall(given.get("style", ""))]
+        self.found += [
+            Reference(self.page, target, True) for target in IN_CSS.findall(given.get("style", ""))
+        ]
 
     def handle_data(self, data: str) -> None:
         if self._style:
@@ -68,7 +75,11 @@ def references(site: Path) -> Iterator[Reference]:
     for path in sorted(site.rglob("*.html")):
         yield from _read(path).found
     for path in [*sorted(site.rglob("*.css")), *sorted(site.rglob("*.svg"))]:
-        yield from (Reference(path, target, True) for target in IN_CSS.findall(path.read_text()) if not target.startswith("#"))
+        yield from (
+            Reference(path, target, True)
+            for target in IN_CSS.findall(path.read_text())
+            if not target.startswith("#")
+        )
 
 
 def classes(page: Path) -> set[str]:

@@ -1,4 +1,5 @@
-"""Runs the documentation's commands in an empty folder that has the repository's recipes and whatever runs a command names."""
+"""Runs the documentation's commands in an empty folder that has the repository's recipes and whatever runs a
+command names."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Understood:
 
 
 def understood(words: list[str], *, named: bool = False) -> Understood:
-    """Raises Wrong for an unknown command, option or value. Nothing of it is run. In running text (`named`) arguments may be missing."""
+    """Raises Wrong for an unknown command, option or value. Nothing of it is run. In running text (`named`)
+    arguments may be missing."""
     command: Any = typer.main.get_command(cli.app)
     path, rest = list[str](), words[1:]
     while hasattr(command, "commands"):
@@ -127,7 +129,11 @@ class Runner:
             if run:
                 self._paw(command, words, how, target)
         elif words[0] == "make":
-            subprocess.run(["make", "--dry-run", "--directory", str(ROOT), *words[1:]], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                ["make", "--dry-run", "--directory", str(ROOT), *words[1:]],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         elif run:
             raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
 
@@ -144,7 +150,9 @@ class Runner:
             raise Wrong("is neither run nor marked: write <!-- not run: REASON --> above its block")
 
     def _run(self, command: Command, words: list[str], name: str) -> str:
-        status, printed = self.paw(*(self._runs(words) if name in ("report", "status", "episodes", "view") else words))
+        status, printed = self.paw(
+            *(self._runs(words) if name in ("report", "status", "episodes", "view") else words)
+        )
         if status not in ((2,) if _refusals(command) else STATUSES.get(name, (0,))):
             raise Wrong(f"ended with status {status}: {printed[-500:]}")
         if missing := shows(printed, command.shown):
@@ -162,7 +170,8 @@ class Runner:
         return status, "".join(self.capsys.readouterr())
 
     def _runs(self, words: list[str]) -> list[str]:
-        """The words, with their patterns expanded as a shell does; run directories that they name are made of the two stored ones."""
+        """The words, with their patterns expanded as a shell does; run directories that they name are made of
+        the two stored ones."""
         stored = itertools.cycle(STORED)
         named = [word for word in words[1:] if word.startswith("runs/") or word == "runs"]
         for word in named:
@@ -170,7 +179,11 @@ class Runner:
             if not path.exists():
                 shutil.copytree(next(stored), path)
                 EpisodeFolder(path, made.ALL).write_update(19, made.rows(19))
-        return [found for word in words for found in (sorted(map(str, Path().glob(word))) if word in named else [word])]
+        return [
+            found
+            for word in words
+            for found in (sorted(map(str, Path().glob(word))) if word in named else [word])
+        ]
 
 
 def _refusals(command: Command) -> list[str]:
@@ -209,8 +222,15 @@ def _has_panel(benchmark: str, panel: str) -> bool:
         return False
 
 
-LOADED: dict[str, Callable[[dict[str, Any]], None]] = {"train": _train, "warm-start": _train, "quickstart": _train, "study": _study, "eval": _eval}
-"""Too long to be run: their arguments are read, and the recipes that they name are loaded with the overrides."""
+LOADED: dict[str, Callable[[dict[str, Any]], None]] = {
+    "train": _train,
+    "warm-start": _train,
+    "quickstart": _train,
+    "study": _study,
+    "eval": _eval,
+}
+"""Too long to be run: their arguments are read, and the recipes that they name are loaded with the
+overrides."""
 RUN = {
     "episodes",
     "view",
@@ -226,6 +246,11 @@ RUN = {
     "recipes copy",
     "recipes schema",
 }
-"""Cheap enough to be run (`launch` as a dry run), beside what shows and checks the data, and makes a small catalogue."""
+"""Cheap enough to be run (`launch` as a dry run), beside what shows and checks the data, and makes a small
+catalogue."""
 RUN |= {"episodes", "view"}
-RUN |= {f"data {benchmark} {command}" for benchmark in BENCHMARKS.names() for command in ("verify", "list", "prompt")} | {"data webshop generate"}
+RUN |= {
+    f"data {benchmark} {command}"
+    for benchmark in BENCHMARKS.names()
+    for command in ("verify", "list", "prompt")
+} | {"data webshop generate"}

@@ -51,7 +51,10 @@ def test_every_command_is_run_or_marked(page: str, runner: Runner) -> None:
 
 def test_the_pages_have_commands() -> None:
     """The control: the search for them finds them."""
-    found = {page: [one for block in blocks((ROOT / page).read_text()) for one in block.commands] for page in _pages()}
+    found = {
+        page: [one for block in blocks((ROOT / page).read_text()) for one in block.commands]
+        for page in _pages()
+    }
     assert len(found["README.md"]) >= 4 and sum(map(len, found.values())) > 40
 
 
@@ -73,13 +76,26 @@ PLAN = "$ paw plan recipes/alfworld/qwen2.5-1.5b-grpo-paw.yaml"
         ("    paw convert runs/a b\n", "neither run nor marked"),
         ("    pip install paw-hpc\n", "neither run nor marked"),
         ("    make no-such-target\n", "no-such-target"),
-        ("<!-- not run: hours -->\n    paw train recipes/none.yaml\n", "the repository has no recipes/none.yaml"),
-        ("<!-- not run: tests/test_none.py does -->\n    pip install paw-hpc\n", "its mark names tests/test_none.py"),
+        (
+            "<!-- not run: hours -->\n    paw train recipes/none.yaml\n",
+            "the repository has no recipes/none.yaml",
+        ),
+        (
+            "<!-- not run: tests/test_none.py does -->\n    pip install paw-hpc\n",
+            "its mark names tests/test_none.py",
+        ),
         ("<!-- not run: hours -->\n    paw train recipes/quickstart.yaml --sed 1\n", "No such option"),
-        ("```console\n" + PLAN + "\nalfworld-reference-qwen2.5-1.5b-grpo-paw: 1.64B parameters\n```\n", "does not print"),
+        (
+            "```console\n" + PLAN + "\nalfworld-reference-qwen2.5-1.5b-grpo-paw: 1.64B parameters\n```\n",
+            "does not print",
+        ),
         ("```console\n" + PLAN + "\npaw: cluster: too large\n```\n", "ended with status 0"),
         ("```console\n$ paw train quickstart updates=0\npaw: ...: updates: too few\n```\n", "does not print"),
-        ("```console\n$ PAW_DATA=recipes paw data search verify --data generated\npaw: PAW_DATA: none\n```\n", "ended with status 0"),
+        (
+            "```console\n$ PAW_DATA=recipes paw data search verify --data generated\npaw: PAW_DATA: "
+            "none\n```\n",
+            "ended with status 0",
+        ),
         ("```console\n" + PLAN + " megatron.tensor_parallel=0\n```\n", "ended with status 2"),
         ("as `paw pln RECIPE` does\n", "no such command: paw pln"),
         ("as `paw train RECIPE --resum` does\n", "has no option --resum"),
@@ -95,7 +111,8 @@ def test_a_wrong_command_is_found(text: str, said: str, runner: Runner) -> None:
     "text",
     [
         "    paw train recipes/quickstart.yaml wm.alpha=0.75 seed=1   # with a comment\n",
-        "<!-- file: mine.yaml -->\n```yaml\nbase: recipes/quickstart.yaml\nname: mine\n```\n\n    paw train mine.yaml seed=2\n",
+        "<!-- file: mine.yaml -->\n```yaml\nbase: recipes/quickstart.yaml\nname: mine\n```\n\n    paw "
+        "train mine.yaml seed=2\n",
         "<!-- not run: needs a Megatron run -->\n    paw convert runs/a b\n",
         "```console\n" + PLAN + "\nalfworld-reference-...: 1.54B parameters, ...\n...\n```\n",
         "```yaml\npaw: no command\n```\n\n    name   a table\n",
@@ -106,7 +123,9 @@ def test_a_right_command_is_not(text: str, runner: Runner) -> None:
     assert problems(text, runner) == []
 
 
-@pytest.mark.parametrize("text", ["<!-- not run: an hour -->\n\nNo block here.\n", "<!-- not run: an hour -->\n\n    just text\n"])
+@pytest.mark.parametrize(
+    "text", ["<!-- not run: an hour -->\n\nNo block here.\n", "<!-- not run: an hour -->\n\n    just text\n"]
+)
 def test_a_mark_marks_a_block_of_commands(text: str, runner: Runner) -> None:
     with pytest.raises(ValueError, match="line"):
         problems(text, runner)

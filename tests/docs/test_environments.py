@@ -1,4 +1,5 @@
-"""The Python of docs/environments.md is run as a reader would run it: block by block, on a machine without data."""
+"""The Python of docs/environments.md is run as a reader would run it: block by block, on a machine without
+data."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from tests.envs.walks import serving
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "environments.md").read_text()
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 BLOCKS = {
-    section.splitlines()[0]: code[1] for section in SECTIONS if (code := re.search(r"^```python\n(.+?)^```$", section, re.DOTALL | re.MULTILINE))
+    section.splitlines()[0]: code[1]
+    for section in SECTIONS
+    if (code := re.search(r"^```python\n(.+?)^```$", section, re.DOTALL | re.MULTILINE))
 }
 
 
@@ -45,14 +48,24 @@ def run(code: str) -> None:
 
 def test_every_interface_has_its_block() -> None:
     """The control: the search for blocks finds all that there are."""
-    assert list(BLOCKS) == ["One call after the other", "Together", "Coroutines", "Gymnasium", "OpenEnv", "Judged here"]
+    assert list(BLOCKS) == [
+        "One call after the other",
+        "Together",
+        "Coroutines",
+        "Gymnasium",
+        "OpenEnv",
+        "Judged here",
+    ]
     assert len(BLOCKS) == PAGE.count("```python")
 
 
 @pytest.mark.parametrize(
     ("title", "prints"),
     [
-        ("One call after the other", r"generated-valid_seen/pick_and_place_simple\S+ (True|False) [01]\.0 \d+ 0\n"),
+        (
+            "One call after the other",
+            r"generated-valid_seen/pick_and_place_simple\S+ (True|False) [01]\.0 \d+ 0\n",
+        ),
         ("Together", r"\[(\d\.\d+, ){7}\d\.\d+\]\n"),
         ("Coroutines", r"Doc 1 \(Title: .+"),
         ("Gymnasium", r"generated-synthetic/\S+ \['click\[back to search\]', .+\] 0\.0\n"),
@@ -77,7 +90,9 @@ def test_the_client_plays_with_a_server(capsys: pytest.CaptureFixture[str]) -> N
     assert re.fullmatch(r"generated-synthetic/\S+ \d+\.0 \d\.\d+\n", capsys.readouterr().out)
 
 
-def test_outcomes_are_written_and_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outcomes_are_written_and_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(BLOCKS["Judged here"])
     [command] = re.findall(r"^(paw report .*?)  ", PAGE, re.MULTILINE)
     monkeypatch.setattr(sys, "argv", command.split())

@@ -1,4 +1,5 @@
-"""Every word of the glossary stands for something: the object that it names exists, and is said in one row alone."""
+"""Every word of the glossary stands for something: the object that it names exists, and is said in one row
+alone."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_what_is_named_exists(name: str) -> None:
     assert _exists(name)
 
 
-@pytest.mark.parametrize("name", ["paw_hpc.experience.Trajectory", "paw_hpc.experiences", "paw_hpc.loop.Loop.none"])
+@pytest.mark.parametrize(
+    "name", ["paw_hpc.experience.Trajectory", "paw_hpc.experiences", "paw_hpc.loop.Loop.none"]
+)
 def test_what_does_not_exist_is_found(name: str) -> None:
     assert not _exists(name)
 

@@ -1,4 +1,5 @@
-"""Where the tests of ALFWorld's games find data: a cache of their own, and official games only where a test asks for them."""
+"""Where the tests of ALFWorld's games find data: a cache of their own, and official games only where a test
+asks for them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ def official_games(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> offi
     """The real official games, packed once for the whole session."""
     origin = official.find()
     if origin is None:
-        pytest.skip("no official ALFWorld games on this machine ($PAW_DATA, $ALFWORLD_DATA, ../shared/data beside the checkout)")
+        pytest.skip(
+            "no official ALFWorld games on this machine ($PAW_DATA, $ALFWORLD_DATA, ../shared/data beside "
+            "the checkout)"
+        )
     monkeypatch.setenv("PAW_CACHE", str(session_cache))
     monkeypatch.setattr(official, "find", lambda: origin)
     return origin
@@ -32,7 +36,8 @@ def official_games(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> offi
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without data: an empty home, an empty cache, no checkout with a shared folder. Returns its home."""
+    """A machine without data: an empty home, an empty cache, no checkout with a shared folder. Returns its
+    home."""
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -45,7 +50,8 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def some_games() -> dict[str, dict[str, Any]]:
-    """One composed game of each type, under ids as official games have them: stand-ins wherever only the form of the files matters."""
+    """One composed game of each type, under ids as official games have them: stand-ins wherever only the form
+    of the files matters."""
     made = {}
     for task_type in TASK_TYPES:
         task_id, game = compose("train", task_type, 0, seed=0)
@@ -55,8 +61,14 @@ def some_games() -> dict[str, dict[str, Any]]:
 
 def old_release(game: dict[str, Any]) -> dict[str, Any]:
     """The same game as ALFWorld before 0.4 would write it."""
-    walkthrough = [re.sub(r"^move (.*) to (.*)$", r"put \1 in/on \2", command) for command in game["walkthrough"]]
-    return {**game, "grammar": game["grammar"].replace('"move {o} to {r}"', '"put {o} in/on {r}"'), "walkthrough": walkthrough}
+    walkthrough = [
+        re.sub(r"^move (.*) to (.*)$", r"put \1 in/on \2", command) for command in game["walkthrough"]
+    ]
+    return {
+        **game,
+        "grammar": game["grammar"].replace('"move {o} to {r}"', '"put {o} in/on {r}"'),
+        "walkthrough": walkthrough,
+    }
 
 
 def all_splits() -> list[str]:

@@ -1,4 +1,5 @@
-"""Engines that misbehave on demand, for the tests of the environment workers. The game is a mapping: {"name": ..., "load": how it loads}."""
+"""Engines that misbehave on demand, for the tests of the environment workers. The game is a mapping: {"name":
+..., "load": how it loads}."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ Said = tuple[Any, tuple[str, ...], bool]
 
 
 class FakeEngine:
-    """Says in each observation which game it plays, how many steps were taken, in which process it was loaded and in which it runs."""
+    """Says in each observation which game it plays, how many steps were taken, in which process it was loaded
+    and in which it runs."""
 
     def __init__(self, game: Mapping[str, Any]):
         self.name, self.how = game["name"], game.get("load", "well")

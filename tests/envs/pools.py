@@ -21,11 +21,13 @@ ME = psutil.Process()
 
 
 EARLIER: set[psutil.Process] = set()
-"""Children that tests before the running one left in this process, such as the tracker of shared memory: none of the pool's."""
+"""Children that tests before the running one left in this process, such as the tracker of shared memory: none
+of the pool's."""
 
 
 def children_of(process: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
-    """`process.children`, again where one of them ended while psutil was looking at it; without those of earlier tests."""
+    """`process.children`, again where one of them ended while psutil was looking at it; without those of
+    earlier tests."""
     for attempt in range(20):
         try:
             return [child for child in process.children(recursive=recursive) if child not in EARLIER]
@@ -40,9 +42,13 @@ def task(name: str = "g", **how: Any) -> Task:
     return Task(name, "fake", json.dumps({"name": name, **how}))
 
 
-def fake_pool(workers: int = 1, timeout_s: float = 10.0, max_steps: int = 50, factory: str = FAKE) -> EnvironmentPool:
+def fake_pool(
+    workers: int = 1, timeout_s: float = 10.0, max_steps: int = 50, factory: str = FAKE
+) -> EnvironmentPool:
     load: Callable[[Task], Any] = lambda t: json.loads(t.source)  # noqa: E731
-    return EnvironmentPool(factory, load, workers=workers, timeout_s=timeout_s, max_steps=max_steps, success_reward=10.0)
+    return EnvironmentPool(
+        factory, load, workers=workers, timeout_s=timeout_s, max_steps=max_steps, success_reward=10.0
+    )
 
 
 @asynccontextmanager
@@ -63,7 +69,8 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 def gone(processes: Sequence[psutil.Process], within_s: float = 5.0) -> list[psutil.Process]:
-    """Those of the processes that are still there after a while (zombies that nobody has collected yet are not there)."""
+    """Those of the processes that are still there after a while (zombies that nobody has collected yet are
+    not there)."""
     end = time.monotonic() + within_s
     while True:
         left = [p for p in processes if _lives(p)]

@@ -1,7 +1,9 @@
-"""`python -m tests.envs.reference_validity FILE.json.gz`: responses and what the reference made of them, read again by our format rule.
+"""`python -m tests.envs.reference_validity FILE.json.gz`: responses and what the reference made of them, read
+again by our format rule.
 
-The file holds a list of objects: benchmark, response, action, valid. Each response goes through `parse` of the view that a run with
-`env.validity: format` plays with. Every difference is printed; the exit status is 1 where there is one (or nothing to compare), else 0.
+The file holds a list of objects: benchmark, response, action, valid. Each response goes through `parse` of
+the view that a run with `env.validity: format` plays with. Every difference is printed; the exit status is 1
+where there is one (or nothing to compare), else 0.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def view(benchmark: str, validity: str = "format", style: str = "paper") -> Agen
     """A view of a started episode. Raises ValueError for another benchmark."""
     made: AgentView
     if benchmark == "alfworld":
-        made = AlfworldView(Task("t", "look_at_obj_in_light", ""), style=style, history=2, seed=0, validity=validity)
+        made = AlfworldView(
+            Task("t", "look_at_obj_in_light", ""), style=style, history=2, seed=0, validity=validity
+        )
     elif benchmark == "webshop":
         made = WebshopView(style=style, history=2, validity=validity)
     elif benchmark == "search":
@@ -62,7 +66,10 @@ def compare(cases: Sequence[dict[str, Any]]) -> tuple[dict[str, int], list[str]]
         counts[name] += 1
         if (action, valid) != (case["action"], bool(case["valid"])):
             expected = f"{case['action']!r}, {bool(case['valid'])}"
-            differences.append(f"case {number}, {name}: {case['response']!r} -> {action!r}, {valid}; the reference: {expected}")
+            differences.append(
+                f"case {number}, {name}: {case['response']!r} -> {action!r}, {valid}; the reference: "
+                f"{expected}"
+            )
     return dict(counts), differences
 
 

@@ -24,7 +24,16 @@ Said = list[Any]
 """[command, or None for a reset; feedback; admissible commands; won]"""
 Both = tuple[list[list[Said]], list[list[Said]]]
 
-INVALID = ("", "fly to the moon", "go to", "look around", "GO TO SHELF 1", "take everything", "help me", "go to cabinet 99")
+INVALID = (
+    "",
+    "fly to the moon",
+    "go to",
+    "look around",
+    "GO TO SHELF 1",
+    "take everything",
+    "help me",
+    "go to cabinet 99",
+)
 STOCK = """
 import json, sys, textworld
 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -47,7 +56,8 @@ with open(target, "w") as file:
 
 @pytest.fixture(scope="module")
 def one_of_each(session_cache: Path) -> dict[str, Game]:
-    """A game of every task type: official ones where they are at hand (the smallest of some), else generated ones."""
+    """A game of every task type: official ones where they are at hand (the smallest of some), else generated
+    ones."""
     chosen = {t: min((compose("train", t, i, seed=7)[1] for i in range(6)), key=_size) for t in TASK_TYPES}
     if official.find() is None:
         return chosen
@@ -69,7 +79,8 @@ def played(engine: GameEngine, command: str | None) -> Said:
 
 
 def walk(game: Game, seed: int, steps: int) -> list[Said]:
-    """The walkthrough, some steps beyond it, and after a second reset a random walk with invalid commands in between."""
+    """The walkthrough, some steps beyond it, and after a second reset a random walk with invalid commands in
+    between."""
     rng, engine = np.random.default_rng(seed), GameEngine(game)
     said = [played(engine, None)] + [played(engine, command) for command in game["walkthrough"]]
     for start in (False, True):
@@ -77,11 +88,16 @@ def walk(game: Game, seed: int, steps: int) -> list[Said]:
             said.append(played(engine, None))
         for step in range(steps if start else 3):
             admissible = said[-1][2]
-            # Most admissible commands go somewhere or look at something. The verb used least often comes next, or little would ever happen.
+            # Most admissible commands go somewhere or look at something. The verb used least often comes
+            # next, or little would ever happen.
             used = Counter(s[0].split(" ")[0] for s in said if s[0])
             rarest = min(used[c.split(" ")[0]] for c in admissible if c != "help")
             choices = [c for c in admissible if c != "help" and used[c.split(" ")[0]] == rarest]
-            command = INVALID[int(rng.integers(len(INVALID)))] if step % 4 == 3 else choices[int(rng.integers(len(choices)))]
+            command = (
+                INVALID[int(rng.integers(len(INVALID)))]
+                if step % 4 == 3
+                else choices[int(rng.integers(len(choices)))]
+            )
             said.append(played(engine, command))
     return said
 
@@ -93,16 +109,22 @@ def differences(ours: Sequence[Said], stock: Sequence[Said]) -> list[tuple[Said,
 
 @pytest.fixture(scope="module")
 def both(one_of_each: dict[str, Game], tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """(ours, stock's) transcripts of all games; stock plays in a process where nobody has put caches into TextWorld."""
+    """(ours, stock's) transcripts of all games; stock plays in a process where nobody has put caches into
+    TextWorld."""
     folder = tmp_path_factory.mktemp("stock")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAW_CACHE", str(folder / "cache"))
         ours = [walk(game, seed, steps=12) for seed, game in enumerate(one_of_each.values())]
         # Once more, now that their translations are kept (see test_alfworld_translations.py).
         assert ours == [walk(game, seed, steps=12) for seed, game in enumerate(one_of_each.values())]
-    orders = [[game, [said[0] for said in transcript]] for game, transcript in zip(one_of_each.values(), ours, strict=True)]
+    orders = [
+        [game, [said[0] for said in transcript]]
+        for game, transcript in zip(one_of_each.values(), ours, strict=True)
+    ]
     (folder / "orders.json").write_text(json.dumps(orders))
-    subprocess.run([sys.executable, "-c", STOCK, str(folder / "orders.json"), str(folder / "said.json")], check=True)
+    subprocess.run(
+        [sys.executable, "-c", STOCK, str(folder / "orders.json"), str(folder / "said.json")], check=True
+    )
     return ours, json.loads((folder / "said.json").read_text())
 
 
@@ -116,8 +138,23 @@ class TestAgainstStockTextWorld:
         """Or else the comparison says little: all verbs, wins, invalid commands, resets."""
         said = [s for transcript in both[1] for s in transcript]
         verbs = {s[0].split(" ")[0] for s in said if s[0] and s[1] != "Nothing happens."}
-        assert verbs >= {"go", "open", "close", "take", "move", "examine", "use", "clean", "heat", "cool", "inventory", "look"}
-        assert sum(s[3] for s in said) >= len(TASK_TYPES) and sum(s[0] is None for s in said) == 2 * len(TASK_TYPES)
+        assert verbs >= {
+            "go",
+            "open",
+            "close",
+            "take",
+            "move",
+            "examine",
+            "use",
+            "clean",
+            "heat",
+            "cool",
+            "inventory",
+            "look",
+        }
+        assert sum(s[3] for s in said) >= len(TASK_TYPES) and sum(s[0] is None for s in said) == 2 * len(
+            TASK_TYPES
+        )
         assert sum(s[0] in INVALID and s[1] == "Nothing happens." for s in said) > 15
 
     @pytest.mark.parametrize("part", ["feedback", "an admissible command", "their order", "the win"])
@@ -136,7 +173,9 @@ class TestAgainstStockTextWorld:
 
 
 class TestPlay:
-    def test_walkthroughs_win_with_their_last_command_and_not_before(self, both: Both, one_of_each: dict[str, Game]) -> None:
+    def test_walkthroughs_win_with_their_last_command_and_not_before(
+        self, both: Both, one_of_each: dict[str, Game]
+    ) -> None:
         for game, said in zip(one_of_each.values(), both[0], strict=True):
             length = len(game["walkthrough"])
             assert [s[3] for s in said[: length + 1]] == [False] * length + [True]
@@ -160,7 +199,9 @@ class TestPlay:
                 transcript.append(played(engine, alone[min(i, len(alone) - 1)][0]))
         assert said[0] == both[0][0][:8] and said[1] == both[0][3][:8]
 
-    def test_the_planner_finds_the_way_from_wherever_the_player_is(self, one_of_each: dict[str, Game]) -> None:
+    def test_the_planner_finds_the_way_from_wherever_the_player_is(
+        self, one_of_each: dict[str, Game]
+    ) -> None:
         game = one_of_each["look_at_obj_in_light"]
         engine = GameEngine(game, planner=True)
         _, admissible, won = engine.reset()

@@ -46,7 +46,13 @@ def write_archive(root: Path, some: Mapping[str, Any]) -> None:
     for task_id, game in some.items():
         logic, own = store.split_game(task_id, game)
         split, task, trial = task_id.split("/")
-        record = {"split": split, "task": task, "trial": trial, "goal": own["task"], "problem": own["pddl_problem"]}
+        record = {
+            "split": split,
+            "task": task,
+            "trial": trial,
+            "goal": own["task"],
+            "problem": own["pddl_problem"],
+        }
         lines.append(json.dumps({**record, "walkthrough": own["walkthrough"], "solvable": own["solvable"]}))
         logics.append({"pddl_domain": logic["pddl_domain"], "grammar_template": logic["grammar"]})
     (root / "logic.json").write_text(json.dumps(logics[0]))
@@ -54,7 +60,11 @@ def write_archive(root: Path, some: Mapping[str, Any]) -> None:
         file.write("\n".join(lines))
 
 
-FORMS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {"folder": write_folder, "release": write_release, "archive": write_archive}
+FORMS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
+    "folder": write_folder,
+    "release": write_release,
+    "archive": write_archive,
+}
 
 
 @pytest.mark.usefixtures("official_games")
@@ -116,7 +126,9 @@ def rewrite(path: Path, content: Mapping[str, Any]) -> list[Task]:
 
 class TestEveryForm:
     @pytest.mark.parametrize("form", FORMS)
-    def test_gives_back_what_was_put_in(self, form: str, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_gives_back_what_was_put_in(
+        self, form: str, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         FORMS[form](tmp_path / "data" / "alfworld", some_games)
         monkeypatch.setenv("PAW_DATA", str(tmp_path / "data"))
         listed = games.tasks("train", "official")
@@ -124,7 +136,9 @@ class TestEveryForm:
         assert {task.task_id: games.load_game(task) for task in listed} == some_games
         assert games.source_name() == f"official games ({form}, incomplete)"
 
-    def test_leaves_out_what_alfworld_leaves_out(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_leaves_out_what_alfworld_leaves_out(
+        self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (first, game), *rest = some_games.items()
         unmarked = {key: value for key, value in game.items() if key != "solvable"}
         odd = {
@@ -135,9 +149,13 @@ class TestEveryForm:
         }
         write_folder(nowhere, {**odd, **dict(rest)})
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
-        assert [task.task_id for task in games.tasks("train", "official")] == sorted(task_id for task_id, _ in rest)
+        assert [task.task_id for task in games.tasks("train", "official")] == sorted(
+            task_id for task_id, _ in rest
+        )
 
-    def test_notices_a_game_added_later(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_notices_a_game_added_later(
+        self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (first, game), *rest = some_games.items()
         write_folder(nowhere, dict(rest))
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
@@ -158,7 +176,12 @@ class TestTheOrderOfPlaces:
             assert origin is not None
             return origin.path
 
-        default, cache, named, chosen = nowhere / ".cache" / "alfworld", data_paths.cache_root(), tmp_path / "named", tmp_path / "chosen"
+        default, cache, named, chosen = (
+            nowhere / ".cache" / "alfworld",
+            data_paths.cache_root(),
+            tmp_path / "named",
+            tmp_path / "chosen",
+        )
         assert official.find() is None
         write_folder(default, some_games)
         assert found() == default / "json_2.1.1"
@@ -174,16 +197,24 @@ class TestTheOrderOfPlaces:
         monkeypatch.setenv("PAW_DATA", str(chosen))
         assert found() == chosen / "json_2.1.1"
 
-    def test_a_paw_data_that_is_no_folder_is_refused(self, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_paw_data_that_is_no_folder_is_refused(
+        self, nowhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PAW_DATA", "/no/such/folder")
         with pytest.raises(DataError, match=r"PAW_DATA=/no/such/folder: no such folder"):
             games.tasks("train")
 
     def test_no_official_games_though_asked_for(self, nowhere: Path) -> None:
-        with pytest.raises(DataError, match=r"no official ALFWorld games found in .*paw data alfworld fetch.*env\.games=generated"):
+        with pytest.raises(
+            DataError,
+            match=r"no official ALFWorld games found in .*paw data alfworld fetch.*env\.games=generated",
+        ):
             games.tasks("train", "official")
 
-    @pytest.mark.parametrize(("split", "task_types", "text"), [("test", TASK_TYPES, "no split 'test'"), ("train", ["fly"], "no task type 'fly'")])
+    @pytest.mark.parametrize(
+        ("split", "task_types", "text"),
+        [("test", TASK_TYPES, "no split 'test'"), ("train", ["fly"], "no task type 'fly'")],
+    )
     def test_unknown_names_are_refused(self, split: str, task_types: list[str], text: str) -> None:
         with pytest.raises(DataError, match=text):
             games.tasks(split, "official", task_types)
@@ -193,19 +224,28 @@ class TestAMixOfReleases:
     """ALFWorld 0.4 renamed "put X in/on Y" to "move X to Y"."""
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_old_games_with_the_new_package(self, form: str, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_old_games_with_the_new_package(
+        self, form: str, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         FORMS[form](nowhere, {task_id: old_release(game) for task_id, game in some_games.items()})
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
-        with pytest.raises(DataError, match=r"another ALFWorld release .*'put \.\.\.'.*'move \.\.\.'.*paw data alfworld fetch"):
+        with pytest.raises(
+            DataError,
+            match=r"another ALFWorld release .*'put \.\.\.'.*'move \.\.\.'.*paw data alfworld fetch",
+        ):
             games.tasks("train")
 
-    def test_new_games_with_an_old_package(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_new_games_with_an_old_package(
+        self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_folder(nowhere, some_games)
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
         listed = games.tasks("train")
         monkeypatch.setattr(official, "installed_verb", lambda: "put")
         # Also when they were packed while the right package was installed.
-        with pytest.raises(DataError, match=r"say 'move \.\.\.' where the installed alfworld package says 'put \.\.\.'"):
+        with pytest.raises(
+            DataError, match=r"say 'move \.\.\.' where the installed alfworld package says 'put \.\.\.'"
+        ):
             games.tasks("train")
         with pytest.raises(DataError, match=r"say 'move \.\.\.'"):
             games.load_game(listed[0])
@@ -213,7 +253,9 @@ class TestAMixOfReleases:
             official.check_release(next(iter(some_games.values())), "a game")
 
     def test_a_walkthrough_of_one_release_with_a_grammar_of_the_other(self, some_games: Games) -> None:
-        game = next(game for game in some_games.values() if any(c.startswith("move") for c in game["walkthrough"]))
+        game = next(
+            game for game in some_games.values() if any(c.startswith("move") for c in game["walkthrough"])
+        )
         official.check_release(game, "a game")
         with pytest.raises(DataError, match="files of two releases are mixed"):
             official.check_release({**game, "walkthrough": old_release(game)["walkthrough"]}, "a game")
@@ -221,7 +263,9 @@ class TestAMixOfReleases:
 
 class TestTornFiles:
     @pytest.mark.parametrize("form", ["release", "archive"])
-    def test_a_half_archive(self, form: str, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_half_archive(
+        self, form: str, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         FORMS[form](nowhere, some_games)
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
         origin = official.find()
@@ -230,16 +274,22 @@ class TestTornFiles:
         origin.path.write_bytes(data[: len(data) // 2])
         with pytest.raises(DataError, match=rf"{origin.path.name}.*torn.*paw data alfworld fetch"):
             games.tasks("train")
-        assert not list(data_paths.cache_root().glob("**/*.zip")), "a torn source leaves no packed file behind"
+        assert not list(data_paths.cache_root().glob("**/*.zip")), (
+            "a torn source leaves no packed file behind"
+        )
 
-    def test_an_archive_without_its_logic(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_archive_without_its_logic(
+        self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_archive(nowhere, some_games)
         (nowhere / "logic.json").unlink()
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
         with pytest.raises(DataError, match=r"logic\.json: missing"):
             games.tasks("train")
 
-    def test_a_half_game_file_is_named(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_half_game_file_is_named(
+        self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_folder(nowhere, some_games)
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
         path = nowhere / "json_2.1.1" / list(some_games)[2] / "game.tw-pddl"
@@ -260,12 +310,20 @@ class TestTornFiles:
         ],
     )
     @pytest.mark.parametrize("form", ["folder", "release"])
-    def test_a_game_that_is_none_is_named(self, form: str, damage: Games, says: str, nowhere: Path, some_games: Games) -> None:
+    def test_a_game_that_is_none_is_named(
+        self, form: str, damage: Games, says: str, nowhere: Path, some_games: Games
+    ) -> None:
         damaged = list(some_games)[2]
         changed = {key: value for key, value in (some_games[damaged] | damage).items() if value is not ...}
         FORMS[form](nowhere, some_games | {damaged: changed})
-        origin = official.Origin("folder", nowhere / official.FOLDER) if form == "folder" else official.Origin("release", nowhere / official.RELEASE)
-        with pytest.raises(DataError, match=rf"{damaged}/game.tw-pddl: {says}.*paw data alfworld fetch") as caught:
+        origin = (
+            official.Origin("folder", nowhere / official.FOLDER)
+            if form == "folder"
+            else official.Origin("release", nowhere / official.RELEASE)
+        )
+        with pytest.raises(
+            DataError, match=rf"{damaged}/game.tw-pddl: {says}.*paw data alfworld fetch"
+        ) as caught:
             list(origin.games())
         assert "\n" not in str(caught.value) and str(caught.value).encode()
 
@@ -280,16 +338,22 @@ class TestTornFiles:
             ({"trial": "a/b"}, "a game at .*expected <split>/<task>/<trial>"),
         ],
     )
-    def test_a_line_of_an_archive_that_is_no_game_is_named(self, damage: Games, says: str, nowhere: Path, some_games: Games) -> None:
+    def test_a_line_of_an_archive_that_is_no_game_is_named(
+        self, damage: Games, says: str, nowhere: Path, some_games: Games
+    ) -> None:
         write_archive(nowhere, some_games)
         path = nowhere / official.ARCHIVE
         lines = lzma.decompress(path.read_bytes()).decode().splitlines()
-        lines[2] = json.dumps({key: value for key, value in (json.loads(lines[2]) | damage).items() if value is not ...})
+        lines[2] = json.dumps(
+            {key: value for key, value in (json.loads(lines[2]) | damage).items() if value is not ...}
+        )
         path.write_bytes(lzma.compress("\n".join([*lines, "\n"]).encode()))
         with pytest.raises(DataError, match=rf"{official.ARCHIVE}:3: {says}"):
             list(official.Origin("archive", path).games())
 
-    def test_a_torn_packed_file_is_made_anew(self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_torn_packed_file_is_made_anew(
+        self, nowhere: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_folder(nowhere, some_games)
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
         packed = Path(games.tasks("train")[0].source)
@@ -316,7 +380,9 @@ class TestTornFiles:
         with pytest.raises(DataError, match="no such set of games"):
             games.load_game(listed[0])
 
-    def test_an_unwritable_cache(self, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unwritable_cache(
+        self, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_folder(nowhere, some_games)
         (tmp_path / "file").touch()
         monkeypatch.setenv("ALFWORLD_DATA", str(nowhere))
@@ -326,20 +392,28 @@ class TestTornFiles:
 
 
 class TestFetch:
-    def test_an_unreachable_release_says_what_else_can_be_done(self, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreachable_release_says_what_else_can_be_done(
+        self, nowhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(games, "RELEASE_URL", "http://127.0.0.1:9/json_2.1.2_tw-pddl.zip")
-        with pytest.raises(DataError, match=r"cannot be reached \(.*refused.*PAW_DATA or ALFWORLD_DATA.*env\.games=generated"):
+        with pytest.raises(
+            DataError, match=r"cannot be reached \(.*refused.*PAW_DATA or ALFWORLD_DATA.*env\.games=generated"
+        ):
             games.fetch()
         assert not [p for p in data_paths.cache_root().glob("**/*") if p.is_file()]
 
-    def test_a_reachable_one_is_kept_and_played(self, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_reachable_one_is_kept_and_played(
+        self, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_release(tmp_path / "web", some_games)
         monkeypatch.setattr(games, "RELEASE_URL", (tmp_path / "web" / official.RELEASE).as_uri())
         assert games.fetch() == data_paths.cache_root() / "alfworld" / official.RELEASE
         assert [task.task_id for task in games.tasks("train")] == sorted(some_games)
         assert games.source_name() == "official games (release, incomplete)"
 
-    def test_a_torn_download_is_not_kept(self, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_torn_download_is_not_kept(
+        self, nowhere: Path, tmp_path: Path, some_games: Games, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_release(tmp_path, some_games)
         (tmp_path / "half.zip").write_bytes((tmp_path / official.RELEASE).read_bytes()[:20000])
         monkeypatch.setattr(games, "RELEASE_URL", (tmp_path / "half.zip").as_uri())

@@ -24,11 +24,26 @@ from paw_hpc.system.errors import DataError
 
 OFFICIAL_SENTENCES = {
     "pick_and_place_simple": [r"put a (?P<o>\w+) in (?P<r>\w+)", r"put some (?P<o>\w+) on (?P<r>\w+)"],
-    "look_at_obj_in_light": [r"look at (?P<o>\w+) under the (?P<r>desklamp)", r"examine the (?P<o>\w+) with the (?P<r>desklamp)"],
-    "pick_clean_then_place_in_recep": [r"put a clean (?P<o>\w+) in (?P<r>\w+)", r"clean some (?P<o>\w+) and put it in (?P<r>\w+)"],
-    "pick_heat_then_place_in_recep": [r"put a hot (?P<o>\w+) in (?P<r>\w+)", r"heat some (?P<o>\w+) and put it in (?P<r>\w+)"],
-    "pick_cool_then_place_in_recep": [r"put a cool (?P<o>\w+) in (?P<r>\w+)", r"cool some (?P<o>\w+) and put it in (?P<r>\w+)"],
-    "pick_two_obj_and_place": [r"put two (?P<o>\w+) in (?P<r>\w+)", r"find two (?P<o>\w+) and put them in (?P<r>\w+)"],
+    "look_at_obj_in_light": [
+        r"look at (?P<o>\w+) under the (?P<r>desklamp)",
+        r"examine the (?P<o>\w+) with the (?P<r>desklamp)",
+    ],
+    "pick_clean_then_place_in_recep": [
+        r"put a clean (?P<o>\w+) in (?P<r>\w+)",
+        r"clean some (?P<o>\w+) and put it in (?P<r>\w+)",
+    ],
+    "pick_heat_then_place_in_recep": [
+        r"put a hot (?P<o>\w+) in (?P<r>\w+)",
+        r"heat some (?P<o>\w+) and put it in (?P<r>\w+)",
+    ],
+    "pick_cool_then_place_in_recep": [
+        r"put a cool (?P<o>\w+) in (?P<r>\w+)",
+        r"cool some (?P<o>\w+) and put it in (?P<r>\w+)",
+    ],
+    "pick_two_obj_and_place": [
+        r"put two (?P<o>\w+) in (?P<r>\w+)",
+        r"find two (?P<o>\w+) and put them in (?P<r>\w+)",
+    ],
 }
 EXPECTED_DIGEST = "9129e29cfca6c81cc4fd45d6ffb38a22cc0e87b1e2ee9bada70182603d6d158f"
 STOCK = """
@@ -50,7 +65,8 @@ SENTENCE = re.compile(r'"Your task is to: (.*?)\."')
 
 
 def sentence_form(task_id: str, game: dict[str, Any]) -> tuple[str, int]:
-    """(task type, which of its two sentences the goal is); fails when it is neither, or names other things than the id."""
+    """(task type, which of its two sentences the goal is); fails when it is neither, or names other things
+    than the id."""
     task_type, target, _, place, _ = task_id.split("/")[1].split("-")
     found = SENTENCE.search(game["grammar"])
     assert found, task_id
@@ -67,28 +83,44 @@ def composed(split: str, count: int, seed: int = 0) -> list[tuple[str, dict[str,
 
 def digest(made: Iterable[tuple[str, dict[str, Any]]]) -> str:
     """Of what this project writes into a game (domain and grammar are ALFWorld's)."""
-    text = json.dumps([(task_id, SENTENCE.findall(game["grammar"]), game["pddl_problem"], game["walkthrough"]) for task_id, game in made])
+    text = json.dumps(
+        [
+            (task_id, SENTENCE.findall(game["grammar"]), game["pddl_problem"], game["walkthrough"])
+            for task_id, game in made
+        ]
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class TestAGame:
     @pytest.mark.parametrize("split", ["train", "valid_unseen"])
     @pytest.mark.parametrize("task_type", TASK_TYPES)
-    def test_is_won_by_its_walkthrough_and_not_before_the_last_command(self, task_type: str, split: str) -> None:
+    def test_is_won_by_its_walkthrough_and_not_before_the_last_command(
+        self, task_type: str, split: str
+    ) -> None:
         [(task_id, game)] = generate.proven_games(split, task_type, seed=5, indices=[3])
         assert task_id.startswith(f"generated-{split}/{task_type}-") and task_id.endswith("/s5-g0003")
         assert game["solvable"] is True
 
     def test_is_won_in_stock_textworld_too(self, tmp_path: Path) -> None:
         """In a process of its own, where nobody has put caches into TextWorld."""
-        made = [compose("train", task_type, index, seed=0) for task_type in list(TASK_TYPES)[:3] for index in range(20)]
-        quick = {task_id.split("/")[1].split("-")[0]: game for task_id, game in made if room_of(task_id) == "Bathroom" or "look_at" in task_id}
+        made = [
+            compose("train", task_type, index, seed=0)
+            for task_type in list(TASK_TYPES)[:3]
+            for index in range(20)
+        ]
+        quick = {
+            task_id.split("/")[1].split("-")[0]: game
+            for task_id, game in made
+            if room_of(task_id) == "Bathroom" or "look_at" in task_id
+        }
         assert len(quick) == 3
         (tmp_path / "games.json").write_text(json.dumps(list(quick.values())))
         subprocess.run([sys.executable, "-c", STOCK, str(tmp_path / "games.json")], check=True)
 
     def test_has_no_way_from_a_spot_to_itself(self) -> None:
-        """In this game the object lies in one of two sink basins that stand at one spot: TextWorld offers no "go to" between them."""
+        """In this game the object lies in one of two sink basins that stand at one spot: TextWorld offers no
+        "go to" between them."""
         task_id, game = compose("valid_seen", "pick_clean_then_place_in_recep", 10, seed=0)
         spots = re.findall(r"\(receptacleAtLocation \S+_SinkBasin (\S+)\)", game["pddl_problem"])
         assert len(spots) == 2 and len(set(spots)) == 1, task_id
@@ -125,7 +157,9 @@ class TestAGame:
         fixtures = {"DeskLamp", *(kind for room in rooms.ROOMS.values() for kind in room.fixtures)}
         seen = 0
         for _, game in composed("train", 20):
-            for kind, place, basin in re.findall(r"\(inReceptacle (\w+?)_bar_\S+ (\w+?)_bar_\S*?(Basin)?\)", game["pddl_problem"]):
+            for kind, place, basin in re.findall(
+                r"\(inReceptacle (\w+?)_bar_\S+ (\w+?)_bar_\S*?(Basin)?\)", game["pddl_problem"]
+            ):
                 seen += 1
                 assert kind in fixtures or kind in VAL_RECEPTACLE_OBJECTS[place + basin]
         assert seen > 2000
@@ -133,15 +167,26 @@ class TestAGame:
 
 class TestAlwaysTheSame:
     def test_for_ever(self) -> None:
-        """A literal digest: these games must come out on any machine and Python. A deliberate change of the generator changes it."""
+        """A literal digest: these games must come out on any machine and Python. A deliberate change of the
+        generator changes it."""
         assert digest(composed("valid_seen", 4)) == EXPECTED_DIGEST
 
     def test_whatever_the_hash_seed_of_the_process(self) -> None:
-        program = "from tests.envs.test_alfworld_generate import composed, digest; import sys; sys.stdout.write(digest(composed('train', 3)))"
+        program = (
+            "from tests.envs.test_alfworld_generate import composed, digest; import sys; "
+            "sys.stdout.write(digest(composed('train', 3)))"
+        )
         root = Path(generate.__file__).parents[3]
         for hash_seed in ("1", "2"):
             environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-            out = subprocess.run([sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, check=True)
+            out = subprocess.run(
+                [sys.executable, "-c", program],
+                env=environment,
+                cwd=root,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             assert out.stdout == digest(composed("train", 3))
 
     def test_but_not_for_another_seed_split_or_index(self) -> None:
@@ -169,7 +214,9 @@ def test_a_scene_keeps_its_furniture() -> None:
     furniture: dict[str, tuple[str, ...]] = {}
     for task_id, game in composed("train", 60, seed=0) + composed("valid_seen", 60, seed=3):
         scene = task_id.split("/")[1].rsplit("-", 1)[1]
-        placed = tuple(sorted(re.findall(r"\((?:receptacleAtLocation|openable) [^?]*?\)", game["pddl_problem"])))
+        placed = tuple(
+            sorted(re.findall(r"\((?:receptacleAtLocation|openable) [^?]*?\)", game["pddl_problem"]))
+        )
         assert furniture.setdefault(scene, placed) == placed
     assert len(set(furniture.values())) == len(furniture)
 
@@ -184,14 +231,19 @@ class TestLikeTheOfficialGames:
     @pytest.mark.parametrize("room", rooms.ROOMS)
     def test_size_of_rooms_and_number_of_objects(self, room: str) -> None:
         ours = [size(game) for task_id, game in composed("train", 80) if room_of(task_id) == room]
-        theirs = [size(games.load_game(task)) for task in games.tasks("train")[::5] if room_of(task.task_id) == room]
+        theirs = [
+            size(games.load_game(task)) for task in games.tasks("train")[::5] if room_of(task.task_id) == room
+        ]
         for mine, official_ones in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
             assert statistics.mean(mine) == pytest.approx(statistics.mean(official_ones), rel=0.25)
 
     def test_length_of_walkthroughs(self) -> None:
         for task_type in TASK_TYPES:
             ours = [len(compose("train", task_type, index, seed=0)[1]["walkthrough"]) for index in range(60)]
-            theirs = [len(games.load_game(task)["walkthrough"]) for task in games.tasks("train", task_types=[task_type])[::9]]
+            theirs = [
+                len(games.load_game(task)["walkthrough"])
+                for task in games.tasks("train", task_types=[task_type])[::9]
+            ]
             assert statistics.mean(ours) == pytest.approx(statistics.mean(theirs), abs=1.0)
 
 
@@ -199,15 +251,20 @@ class TestTheGamesThatComeWithThePackage:
     TYPES: tuple[TaskType, ...] = ("pick_and_place_simple", "look_at_obj_in_light")
 
     @pytest.mark.parametrize("split", ["train", "valid_seen", "valid_unseen"])
-    def test_are_those_that_the_generator_makes(self, split: str, nowhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
-        """A generator that was changed, or another release of ALFWorld, has other names: then they are made, and these would be no use."""
+    def test_are_those_that_the_generator_makes(
+        self, split: str, nowhere: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """A generator that was changed, or another release of ALFWorld, has other names: then they are made,
+        and these would be no use."""
         listed = games.tasks(split, "generated", self.TYPES)
         assert "generating" not in capfd.readouterr().err
         assert len(listed) == sum(generate.DEFAULT_COUNTS[split][task_type] for task_type in self.TYPES)
         for task_type in self.TYPES:
             count = generate.DEFAULT_COUNTS[split][task_type]
             of_type = {task.task_id: task for task in listed if task.task_type == task_type}
-            for task_id, game in (compose(split, task_type, index, seed=0) for index in (0, count // 2, count - 1)):
+            for task_id, game in (
+                compose(split, task_type, index, seed=0) for index in (0, count // 2, count - 1)
+            ):
                 assert games.load_game(of_type[task_id]) == game
 
     def test_are_all_that_lies_there(self) -> None:
@@ -218,7 +275,9 @@ class TestTheGamesThatComeWithThePackage:
         }
         assert {path.name for path in generate.SHIPPED.iterdir()} == named
 
-    def test_of_another_generator_would_not_be_taken(self, nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_another_generator_would_not_be_taken(
+        self, nowhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         batch = generate.Batch("train", "look_at_obj_in_light", 100)
         assert batch.path().parent == generate.SHIPPED
         monkeypatch.setattr(generate, "installed_logic", lambda: ("another domain", "another grammar"))
@@ -227,7 +286,9 @@ class TestTheGamesThatComeWithThePackage:
 
 def room_of(task_id: str) -> str:
     scene = int(task_id.split("/")[1].rsplit("-", 1)[1])
-    return max(rooms.ROOMS, key=lambda room: (rooms.ROOMS[room].first_scene <= scene, rooms.ROOMS[room].first_scene))
+    return max(
+        rooms.ROOMS, key=lambda room: (rooms.ROOMS[room].first_scene <= scene, rooms.ROOMS[room].first_scene)
+    )
 
 
 def size(game: dict[str, Any]) -> tuple[int, int]:
@@ -246,11 +307,15 @@ class TestAMachineWithoutOfficialGames:
     def test_plays_generated_ones(self, capfd: pytest.CaptureFixture[str]) -> None:
         types = ("look_at_obj_in_light", "pick_and_place_simple")
         listed = games.tasks("train", "auto", types)
-        assert [task.task_type for task in listed] == ["look_at_obj_in_light"] * 2 + ["pick_and_place_simple"] * 2
+        assert [task.task_type for task in listed] == ["look_at_obj_in_light"] * 2 + [
+            "pick_and_place_simple"
+        ] * 2
         assert [task.task_id for task in listed] == sorted(task.task_id for task in listed)
         assert "generating 4 ALFWorld games (train" in capfd.readouterr().err
         assert games.source_name() == "generated games"
-        assert {t.task_id: games.load_game(t) for t in listed} == dict(compose("train", t, i, seed=0) for t in types for i in (0, 1))
+        assert {t.task_id: games.load_game(t) for t in listed} == dict(
+            compose("train", t, i, seed=0) for t in types for i in (0, 1)
+        )
         assert games.tasks("train", "generated", types) == listed
         assert "generating" not in capfd.readouterr().err, "the second time they are there"
 
@@ -274,7 +339,10 @@ class TestAMachineWithoutOfficialGames:
     def test_a_worker_that_fails_is_heard(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         (tmp_path / "textworld.py").write_text("raise ImportError('no TextWorld here')")
-        with pytest.raises(RuntimeError, match=r"generating train look_at_obj_in_light games failed .*(?s:.*)no TextWorld here"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"generating train look_at_obj_in_light games failed .*(?s:.*)no TextWorld here",
+        ):
             generate.generate("train", count=1, task_types=["look_at_obj_in_light"])
 
     def test_an_unknown_split_is_refused(self) -> None:
@@ -285,7 +353,11 @@ class TestAMachineWithoutOfficialGames:
         monkeypatch.setattr(generate, "prove", lambda game: None)
         stores = generate.generate("valid_seen", count=14, seed=2, workers=0)
         assert [len(open_store(path).digests) for path in stores] == [4, 1, 3, 2, 2, 2]
-        assert all(f"/s2-g{i:04d}" in task_id for path in stores for i, task_id in enumerate(sorted(open_store(path).digests, key=trial)))
+        assert all(
+            f"/s2-g{i:04d}" in task_id
+            for path in stores
+            for i, task_id in enumerate(sorted(open_store(path).digests, key=trial))
+        )
 
 
 def trial(task_id: str) -> str:

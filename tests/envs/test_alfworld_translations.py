@@ -1,4 +1,5 @@
-"""Translations that are kept from run to run: a game says the same with and without, and what is not whole and one's own is made again."""
+"""Translations that are kept from run to run: a game says the same with and without, and what is not whole
+and one's own is made again."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ print(json.dumps([transcript(game) for game in json.load(open(sys.argv[1]))]))
 
 
 def transcript(game: dict[str, Any], planner: bool = False) -> list[Any]:
-    """Two plays of the walkthrough, with a command that nobody understands before each; the planner's way where it is asked."""
+    """Two plays of the walkthrough, with a command that nobody understands before each; the planner's way
+    where it is asked."""
     played, said = GameEngine(game, planner=planner), []
     for _ in range(2):
         said.append(played.reset())
@@ -41,7 +43,10 @@ def transcript(game: dict[str, Any], planner: bool = False) -> list[Any]:
 
 
 def smallest(task_type: str) -> dict[str, Any]:
-    return min((compose("train", task_type, index, seed=3)[1] for index in range(5)), key=lambda game: len(game["pddl_problem"]))
+    return min(
+        (compose("train", task_type, index, seed=3)[1] for index in range(5)),
+        key=lambda game: len(game["pddl_problem"]),
+    )
 
 
 @pytest.fixture
@@ -69,7 +74,9 @@ def the_file(cache: Path) -> Path:
 
 
 class TestAGameThatIsKept:
-    def test_says_the_same_in_another_process_for_every_kind_of_game(self, cache: Path, tmp_path: Path) -> None:
+    def test_says_the_same_in_another_process_for_every_kind_of_game(
+        self, cache: Path, tmp_path: Path
+    ) -> None:
         listed = [smallest(task_type) for task_type in TASK_TYPES]
         (tmp_path / "games.json").write_text(json.dumps(listed))
         outputs = []
@@ -77,16 +84,26 @@ class TestAGameThatIsKept:
         for hash_seed, word in (("1", "new"), ("2", "kept"), ("3", "kept")):
             command = [sys.executable, "-c", PLAY, str(tmp_path / "games.json"), word]
             environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-            outputs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout))
+            outputs.append(
+                json.loads(
+                    subprocess.run(
+                        command, check=True, capture_output=True, text=True, env=environment
+                    ).stdout
+                )
+            )
         assert outputs[0] == outputs[1] == outputs[2]
-        assert [said[len(g["walkthrough"]) + 1][2] for g, said in zip(listed, outputs[0], strict=True)] == [True] * 6, "each play wins"
+        assert [said[len(g["walkthrough"]) + 1][2] for g, said in zip(listed, outputs[0], strict=True)] == [
+            True
+        ] * 6, "each play wins"
         assert len([file for file in cache.rglob("*") if file.is_file()]) == 6
 
     def test_is_translated_once(self, cache: Path, game: dict[str, Any], translated: list[str]) -> None:
         first = transcript(game)
         assert transcript(game) == first and len(translated) == 1
 
-    def test_has_its_planner_kept_apart(self, cache: Path, game: dict[str, Any], translated: list[str]) -> None:
+    def test_has_its_planner_kept_apart(
+        self, cache: Path, game: dict[str, Any], translated: list[str]
+    ) -> None:
         plain, first = transcript(game), transcript(game, planner=True)
         assert len(translated) == 2 and first != plain
         assert transcript(game, planner=True) == first and len(translated) == 2
@@ -109,10 +126,14 @@ class TestAGameThatIsKept:
 
     @pytest.mark.parametrize("part", ["pddl_domain", "grammar", "pddl_problem"])
     def test_that_changes_has_another_key(self, game: dict[str, Any], part: str) -> None:
-        assert translations.key_of({**game, part: game[part] + " "}, False) != translations.key_of(game, False)
+        assert translations.key_of({**game, part: game[part] + " "}, False) != translations.key_of(
+            game, False
+        )
         assert translations.key_of({**game, "walkthrough": []}, False) == translations.key_of(game, False)
 
-    def test_of_another_format_or_release_has_another_key(self, game: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_another_format_or_release_has_another_key(
+        self, game: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         keys = {translations.key_of(game, False), translations.key_of(game, True)}
         monkeypatch.setattr(translations, "FORMAT", translations.FORMAT + 1)
         keys.add(translations.key_of(game, False))
@@ -162,7 +183,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_damaged_or_not_ones_own_is_made_again(cache: Path, game: dict[str, Any], translated: list[str], damage: str) -> None:
+def test_what_is_damaged_or_not_ones_own_is_made_again(
+    cache: Path, game: dict[str, Any], translated: list[str], damage: str
+) -> None:
     first = transcript(game)
     key, file = translations.key_of(game, False), the_file(cache)
     assert translations.read(key) is not None, "the control: what is whole is read"
@@ -174,7 +197,8 @@ def test_what_is_damaged_or_not_ones_own_is_made_again(cache: Path, game: dict[s
 
 
 def test_damage_that_is_read_would_be_noticed(cache: Path, game: dict[str, Any]) -> None:
-    """The control of all comparisons here: one other word in a file that is whole by its digest, and the transcript differs."""
+    """The control of all comparisons here: one other word in a file that is whole by its digest, and the
+    transcript differs."""
     first, key = transcript(game), translations.key_of(game, False)
     planted = translations.read(key)
     assert planted is not None and planted.feedback is not None
@@ -183,11 +207,15 @@ def test_damage_that_is_read_would_be_noticed(cache: Path, game: dict[str, Any])
     assert transcript(game) != first
 
 
-def test_many_processes_at_once_write_and_read_one_file(cache: Path, game: dict[str, Any], tmp_path: Path) -> None:
+def test_many_processes_at_once_write_and_read_one_file(
+    cache: Path, game: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "games.json").write_text(json.dumps([game] * 4))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PLAY, str(tmp_path / "games.json"), "new"]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)
+    ]
     said = [json.loads(process.communicate()[0]) for process in running]
     assert all(one == said[0][0] for process in said for one in process)
     assert the_file(cache).name == translations.key_of(game, False), "nothing else is left over"

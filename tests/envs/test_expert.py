@@ -41,17 +41,30 @@ class TestGoals:
             for task in games.tasks(split, "official"):
                 found = re.search(r'Your task is to: (.*?)"', games.load_game(task)["grammar"])
                 task_type, target, _, place, _ = task.task_id.split("/")[1].split("-")
-                assert found and parse_goal(found[1]) == Goal(KINDS[task_type], target.lower(), place.lower()), task
+                assert found and parse_goal(found[1]) == Goal(
+                    KINDS[task_type], target.lower(), place.lower()
+                ), task
                 sentences.add(found[1])
         assert len(sentences) > 500
 
 
-def episode(engine: GameEngine, walkthrough: list[str], hint: float, seed: int, *, noise: float = 0.0, noisy_steps: int = 0, limit: int = 150) -> int:
-    """Let the expert play; returns the steps it took to win (fails when it does not win, or gives a command that is not admissible).
+def episode(
+    engine: GameEngine,
+    walkthrough: list[str],
+    hint: float,
+    seed: int,
+    *,
+    noise: float = 0.0,
+    noisy_steps: int = 0,
+    limit: int = 150,
+) -> int:
+    """Let the expert play; returns the steps it took to win (fails when it does not win, or gives a command
+    that is not admissible).
 
     Args:
         noise: probability of a random command in place of the expert's, over the whole episode.
-        noisy_steps: random commands at the start; rare verbs (take, move, heat, close) are as likely as frequent ones.
+        noisy_steps: random commands at the start; rare verbs (take, move, heat, close) are as likely as
+            frequent ones.
     """
     rng = np.random.default_rng(seed)
     observation, admissible, won = engine.reset()
@@ -85,7 +98,10 @@ class TestPlay:
     def test_searches_where_it_has_not_been_when_it_has_no_hint(self) -> None:
         _, game = compose("train", "pick_and_place_simple", 3, seed=11)
         engine = GameEngine(game)
-        steps = {hint: [episode(engine, game["walkthrough"], hint, seed) for seed in range(6)] for hint in (0.0, 1.0)}
+        steps = {
+            hint: [episode(engine, game["walkthrough"], hint, seed) for seed in range(6)]
+            for hint in (0.0, 1.0)
+        }
         assert len(set(steps[1.0])) == 1 and np.mean(steps[0.0]) > np.mean(steps[1.0])
 
     def test_wins_official_games(self, official_games: Any) -> None:
@@ -125,7 +141,10 @@ class TestRecovery:
         expert.observe("move book 1 to drawer 1", True)
         expert.observe("move book 2 to drawer 2", True)
         assert expert.act(["go to drawer 1", "take book 2 from drawer 2"]) == "take book 2 from drawer 2"
-        assert expert.act(["go to drawer 1", "go to drawer 2", "take book 1 from drawer 1"]) != "take book 1 from drawer 1"
+        assert (
+            expert.act(["go to drawer 1", "go to drawer 2", "take book 1 from drawer 1"])
+            != "take book 1 from drawer 1"
+        )
         expert.observe("take book 2 from drawer 2", True)
         assert expert.act(["go to drawer 1", "go to drawer 3", "move book 2 to drawer 2"]) == "go to drawer 1"
 

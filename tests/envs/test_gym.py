@@ -43,7 +43,9 @@ def env() -> Iterator[TextEnv]:
 
 @pytest.mark.parametrize("benchmark", walks.GENERATED)
 def test_gymnasiums_own_check_passes(benchmark: str) -> None:
-    env: Any = gymnasium.make(f"paw_hpc.envs.gym:paw/{benchmark}", render_mode="ansi", **walks.GENERATED[benchmark])
+    env: Any = gymnasium.make(
+        f"paw_hpc.envs.gym:paw/{benchmark}", render_mode="ansi", **walks.GENERATED[benchmark]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it warns of what it does not like
         check_env(env.unwrapped)
@@ -75,7 +77,11 @@ def test_over_is_not_broken_off(env: TextEnv) -> None:
 
 def test_what_else_is_known(env: TextEnv) -> None:
     observation, info = env.reset(options={"task_id": env.tasks[5].task_id, "repeat": 1})
-    assert info["task_id"] == env.tasks[5].task_id and info["task_type"] == env.tasks[5].task_type and info["state_key"] == observation
+    assert (
+        info["task_id"] == env.tasks[5].task_id
+        and info["task_type"] == env.tasks[5].task_type
+        and info["state_key"] == observation
+    )
     assert env.episode is not None and env.episode.repeat == 1 and env.render() is None
     _, _, _, _, info = env.step("nonsense")
     assert info["invalid"] == 1 and info["admissible"] == [] and info["score"] == 0.0
@@ -127,7 +133,9 @@ def test_texts_of_any_characters() -> None:
     space = UnicodeText(10, longest_sample=4, seed=0)
     assert "é漢🙂" in space and "" in space and "x" * 11 not in space and 3 not in space
     samples = [space.sample() for _ in range(200)]
-    assert {len(sample) for sample in samples} == {0, 1, 2, 3, 4} and all(sample in space for sample in samples)
+    assert {len(sample) for sample in samples} == {0, 1, 2, 3, 4} and all(
+        sample in space for sample in samples
+    )
     assert len(space.sample(mask=(7, None))) == 7 and space == UnicodeText(10) != UnicodeText(11)
 
 
@@ -135,5 +143,6 @@ def test_without_gymnasium_it_is_said_in_a_line() -> None:
     code = "import sys; sys.modules['gymnasium'] = None\nimport paw_hpc.envs.gym"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ended.stderr.rstrip().endswith(
-        "UserError: the package gymnasium is missing, which environments as Gymnasium environments needs; pip install 'paw-hpc[gym]'"
+        "UserError: the package gymnasium is missing, which environments as Gymnasium environments needs; "
+        "pip install 'paw-hpc[gym]'"
     )

@@ -53,7 +53,9 @@ _WALKED: dict[str, list[walks.Walk]] = {}
 def walked(benchmark: str) -> list[walks.Walk]:
     """Walks on the bare environments, once for all interfaces."""
     if benchmark not in _WALKED:
-        _WALKED[benchmark] = walks.walk_bare(benchmark, walks.GENERATED[benchmark], 12 if benchmark == "alfworld" else 36)
+        _WALKED[benchmark] = walks.walk_bare(
+            benchmark, walks.GENERATED[benchmark], 12 if benchmark == "alfworld" else 36
+        )
     return _WALKED[benchmark]
 
 
@@ -64,7 +66,10 @@ def test_the_same_walks_through_each_interface(benchmark: str, interface: str) -
         pytest.importorskip(walks.NEEDS[interface])
     done = walked(benchmark)
     assert any(walk.states[-1].success for walk in done) and any(not walk.states[-1].success for walk in done)
-    assert walks.differences(done, walks.INTERFACES[interface](benchmark, walks.GENERATED[benchmark], done)) == []
+    assert (
+        walks.differences(done, walks.INTERFACES[interface](benchmark, walks.GENERATED[benchmark], done))
+        == []
+    )
 
 
 def _other_character(state: EnvironmentState) -> EnvironmentState:
@@ -81,12 +86,19 @@ def _other_end(state: EnvironmentState) -> EnvironmentState:
 
 @pytest.mark.parametrize("change", [_other_character, _other_reward, _other_end])
 @pytest.mark.parametrize("interface", walks.INTERFACES)
-def test_a_changed_character_reward_or_end_is_told(interface: str, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: the second answer of one episode is another, behind each interface and not on the bare environments."""
+def test_a_changed_character_reward_or_end_is_told(
+    interface: str, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: the second answer of one episode is another, behind each interface and not on the bare
+    environments."""
     if interface in walks.NEEDS:
         pytest.importorskip(walks.NEEDS[interface])
     done, opened = walked("search"), list[Any]()
-    episode = next(number for number, walk in enumerate(done) if len(walk.actions) > 1 and "e" in walk.states[2].observation)
+    episode = next(
+        number
+        for number, walk in enumerate(done)
+        if len(walk.actions) > 1 and "e" in walk.states[2].observation
+    )
 
     class Changed:
         """A session whose second answer is changed."""
@@ -129,14 +141,22 @@ def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys, paw_hpc.envs as envs\n"
         "bare = set(sys.modules)\n"
-        "assert not [m for m in bare if m.startswith('paw_hpc.') and m != 'paw_hpc.envs'], 'the package itself imports something'\n"
+        "assert not [m for m in bare if m.startswith('paw_hpc.') and m != 'paw_hpc.envs'], 'the package "
+        "itself imports something'\n"
         "for name in envs.__all__: getattr(envs, name)\n"
         "for benchmark, keys in __import__('json').loads(sys.argv[1]).items():\n"
         "    with envs.Environments(benchmark, **keys) as environments:\n"
         "        environments.open(environments.panel().tasks[0]).step('look')\n"
-        "print(sorted({'torch', 'transformers', 'megatron', 'tokenizers', 'matplotlib', 'pyarrow'} & set(sys.modules)))\n"
+        "print(sorted({'torch', 'transformers', 'megatron', 'tokenizers', 'matplotlib', 'pyarrow'} & "
+        "set(sys.modules)))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, json.dumps(walks.GENERATED)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(walks.GENERATED)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ended.stdout == "[]\n", ended.stdout + ended.stderr
 
 
@@ -156,12 +176,28 @@ def test_an_episode_tells_all_there_is(numbers: Environments) -> None:
     assert episode.seed == derive_seed(0, "eval", 0, name_seed(asked.task_id), 2), "as `paw eval` seeds it"
     assert episode.step("nonsense").observation == "Say a number."
     assert episode.respond(f"I guess {hidden}!").success
-    assert (episode.steps, episode.invalid, episode.episode_return, episode.score, episode.done) == (2, 0, 10.0, 1.0, True)
+    assert (episode.steps, episode.invalid, episode.episode_return, episode.score, episode.done) == (
+        2,
+        0,
+        10.0,
+        1.0,
+        True,
+    )
     outcome = episode.outcome()
-    assert (outcome.task_id, outcome.repeat, outcome.seed, outcome.success, outcome.steps) == (asked.task_id, 2, episode.seed, True, 2)
+    assert (outcome.task_id, outcome.repeat, outcome.seed, outcome.success, outcome.steps) == (
+        asked.task_id,
+        2,
+        episode.seed,
+        True,
+        2,
+    )
     with pytest.raises(UserError, match="this episode is over; reset it, or open another"):
         episode.step("1")
-    assert episode.reset().observation.startswith("I think") and (episode.steps, episode.episode_return, episode.done) == (0, 0.0, False)
+    assert episode.reset().observation.startswith("I think") and (
+        episode.steps,
+        episode.episode_return,
+        episode.done,
+    ) == (0, 0.0, False)
     episode.close()
     with pytest.raises(UserError, match="this episode is closed"):
         episode.step("1")
@@ -361,7 +397,10 @@ def test_an_episode_that_is_over_holds_no_process() -> None:
 @pytest.mark.parametrize("benchmark", ["webshop", "search"])
 def test_threads_may_call_at_once(benchmark: str) -> None:
     done = walked(benchmark)
-    with Environments(benchmark, **walks.GENERATED[benchmark]) as environments, ThreadPoolExecutor(6) as threads:
+    with (
+        Environments(benchmark, **walks.GENERATED[benchmark]) as environments,
+        ThreadPoolExecutor(6) as threads,
+    ):
 
         def play(walk: walks.Walk) -> list[EnvironmentState]:
             episode = environments.open(walk.task, repeat=walk.repeat)
@@ -396,11 +435,17 @@ def test_a_step_that_is_cancelled_ends_its_episode(fragile: None) -> None:
     [
         ({"benchmark": "alfwrld"}, "'alfwrld' is no benchmark; expected 'alfworld', 'webshop' or 'search'"),
         ({"benchmark": "webshop", "max_step": 3}, "env.max_step: unknown key; did you mean 'max_steps'?"),
-        ({"benchmark": "webshop", "webshop": {"catalogue": "tiny"}}, "env.webshop.catalogue: Input should be"),
+        (
+            {"benchmark": "webshop", "webshop": {"catalogue": "tiny"}},
+            "env.webshop.catalogue: Input should be",
+        ),
         ({"benchmark": "webshop", "games": "official"}, "games: a key of alfworld"),
         ({"benchmark": "webshop", "name": "search"}, "name: the benchmark is the first argument"),
         ({"benchmark": "webshop", "protocol": "theirs"}, "protocol 'theirs': one of reference, ours"),
-        ({"benchmark": "number_game", "protocol": "ours", **NUMBERS}, "protocol 'ours': number_game has none; leave it out"),
+        (
+            {"benchmark": "number_game", "protocol": "ours", **NUMBERS},
+            "protocol 'ours': number_game has none; leave it out",
+        ),
         ({"benchmark": "number_game", "plugins": ["nowhere.py"]}, "nowhere.py: no such file"),
     ],
 )
@@ -412,13 +457,26 @@ def test_what_cannot_be_is_refused_in_a_line(given: dict[str, Any], said: str) -
 
 def test_a_protocol_is_taken_whole_and_keys_go_over_it() -> None:
     whole = AsyncEnvironments("search", protocol="reference").env
-    assert (whole.max_steps, whole.validity, whole.search.retriever, whole.search.data) == (4, "format", "http", "official")
+    assert (whole.max_steps, whole.validity, whole.search.retriever, whole.search.data) == (
+        4,
+        "format",
+        "http",
+        "official",
+    )
     changed = AsyncEnvironments("search", protocol="reference", max_steps=3, search={"data": "generated"}).env
-    assert (changed.max_steps, changed.validity, changed.search.retriever, changed.search.data) == (3, "format", "http", "generated")
+    assert (changed.max_steps, changed.validity, changed.search.retriever, changed.search.data) == (
+        3,
+        "format",
+        "http",
+        "generated",
+    )
 
 
 def test_an_unknown_panel_is_named(numbers: Environments) -> None:
-    with Environments("search", **walks.GENERATED["search"]) as environments, pytest.raises(DataError, match="panel 'tset'"):
+    with (
+        Environments("search", **walks.GENERATED["search"]) as environments,
+        pytest.raises(DataError, match="panel 'tset'"),
+    ):
         environments.panel("tset")
     assert numbers.panel().name == "test" and len(numbers.tasks("train")) == 64
     with pytest.raises(UserError, match="an action is a string, and this is a int"):

@@ -1,5 +1,5 @@
-"""The OpenEnv server: its own conformance check, who may play, how much, and what hostile or dead clients leave behind. That it plays the same is in
-test_interface.py."""
+"""The OpenEnv server: its own conformance check, who may play, how much, and what hostile or dead clients
+leave behind. That it plays the same is in test_interface.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,15 @@ from openenv.cli._validation import validate_running_environment
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from paw_hpc.envs.openenv import LONGEST_ACTION, LONGEST_MESSAGE_BYTES, Served, TextAction, TextClient, TextEnvironment, make_app
+from paw_hpc.envs.openenv import (
+    LONGEST_ACTION,
+    LONGEST_MESSAGE_BYTES,
+    Served,
+    TextAction,
+    TextClient,
+    TextEnvironment,
+    make_app,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 Test = Callable[[str], Awaitable[None]]
@@ -70,7 +78,9 @@ def test_openenvs_own_check_passes(served: Served) -> None:
         report = validate_running_environment(url)
         assert report["passed"], report
         assert {criterion["id"]: criterion["passed"] for criterion in report["criteria"]}["health_endpoint"]
-    assert not validate_running_environment(url, timeout_s=1.0)["passed"], "the control: nobody is there any more"
+    assert not validate_running_environment(url, timeout_s=1.0)["passed"], (
+        "the control: nobody is there any more"
+    )
 
 
 def test_a_session_plays_episodes(served: Served) -> None:
@@ -78,10 +88,22 @@ def test_a_session_plays_episodes(served: Served) -> None:
         async with TextClient(url) as client:
             first = await client.reset(seed=3, episode_id="e-1", prompts=True)
             seen = first.observation
-            assert seen.task_id in served.by_id and seen.observation == seen.state_key and seen.steps == 0 and not first.done
+            assert (
+                seen.task_id in served.by_id
+                and seen.observation == seen.state_key
+                and seen.steps == 0
+                and not first.done
+            )
             assert seen.messages is not None and seen.observation in seen.messages[0]["content"]
-            said = await client.step(TextAction(action="<think>so</think><search>who</search>", response=True))
-            assert (said.observation.invalid, said.observation.steps, said.reward, said.done) == (0, 1, 0.0, False)
+            said = await client.step(
+                TextAction(action="<think>so</think><search>who</search>", response=True)
+            )
+            assert (said.observation.invalid, said.observation.steps, said.reward, said.done) == (
+                0,
+                1,
+                0.0,
+                False,
+            )
             said = await client.step(TextAction(action="<search>who</search>", response=True))
             assert said.observation.invalid == 1, "without a thought"
             state = await client.state()
@@ -91,14 +113,20 @@ def test_a_session_plays_episodes(served: Served) -> None:
             with pytest.raises(RuntimeError, match="this episode is over; reset it"):
                 await client.step(TextAction(action="<answer>nobody</answer>"))
             again = await client.reset(seed=3)
-            assert again.observation.task_id == seen.task_id and again.observation.messages is None and not again.done
+            assert (
+                again.observation.task_id == seen.task_id
+                and again.observation.messages is None
+                and not again.done
+            )
 
     run(served, test)
 
 
 def test_an_outcome_is_that_of_the_plain_interface(served: Served) -> None:
     task = served.tasks[2]
-    [answer] = [line for line in [served.environments._environments.benchmark.question(task).answers[0]] if line]
+    [answer] = [
+        line for line in [served.environments._environments.benchmark.question(task).answers[0]] if line
+    ]
     ways = [["who", f"<answer>{answer}</answer>"], ["<search>who</search>"]]
     wanted = []
     for repeat, way in enumerate(ways):
@@ -107,7 +135,11 @@ def test_an_outcome_is_that_of_the_plain_interface(served: Served) -> None:
             episode.step(action)
         wanted.append(episode.outcome())
         episode.close()
-    assert [outcome.success for outcome in wanted] == [True, False] and wanted[0].episode_return > 0 and wanted[0].seed != wanted[1].seed
+    assert (
+        [outcome.success for outcome in wanted] == [True, False]
+        and wanted[0].episode_return > 0
+        and wanted[0].seed != wanted[1].seed
+    )
 
     async def test(url: str) -> None:
         async with TextClient(url) as client:
@@ -126,8 +158,13 @@ def test_a_client_that_knows_nothing_of_this_package_plays(served: Served) -> No
     async def test(url: str) -> None:
         async with GenericEnvClient(base_url=url) as client:
             result = await client.reset(seed=3, prompts=True)
-            assert result.observation["task_id"] in served.by_id and result.observation["messages"][0]["role"] == "user"
-            result = await client.step({"action": "<think>so</think><answer>nobody</answer>", "response": True})
+            assert (
+                result.observation["task_id"] in served.by_id
+                and result.observation["messages"][0]["role"] == "user"
+            )
+            result = await client.step(
+                {"action": "<think>so</think><answer>nobody</answer>", "response": True}
+            )
             assert result.done and result.reward == 0.0 and result.observation["invalid"] == 0
 
     run(served, test)
@@ -139,9 +176,16 @@ def test_sessions_see_nothing_of_each_other(served: Served) -> None:
     async def test(url: str) -> None:
         tasks = [served.tasks[n % 8] for n in range(24)]
         clients = [TextClient(url) for _ in tasks]
-        starts = await asyncio.gather(*(client.reset(task_id=task.task_id) for client, task in zip(clients, tasks, strict=True)))
+        starts = await asyncio.gather(
+            *(client.reset(task_id=task.task_id) for client, task in zip(clients, tasks, strict=True))
+        )
         assert [start.observation.task_id for start in starts] == [task.task_id for task in tasks]
-        ends = await asyncio.gather(*(c.step(TextAction(action="<answer>nobody</answer>" if n % 2 else "who")) for n, c in enumerate(clients)))
+        ends = await asyncio.gather(
+            *(
+                c.step(TextAction(action="<answer>nobody</answer>" if n % 2 else "who"))
+                for n, c in enumerate(clients)
+            )
+        )
         assert [end.done for end in ends] == [bool(n % 2) for n in range(24)]
         assert [end.observation.task_id for end in ends] == [task.task_id for task in tasks]
         await asyncio.gather(*(client.close() for client in clients))
@@ -187,14 +231,20 @@ def test_only_who_has_the_key_may_play(served: Served) -> None:
             assert (await stranger.get("/health")).json() == {"status": "ok"}
             for path in ("/schema", "/metadata", "/openapi.json", "/docs", "/state"):
                 assert (await stranger.get(path)).status_code == 401, path
-            assert (await stranger.post("/reset")).status_code == (await stranger.post("/mcp")).status_code == 401
+            assert (
+                (await stranger.post("/reset")).status_code
+                == (await stranger.post("/mcp")).status_code
+                == 401
+            )
             known = await stranger.get("/metadata", headers={"Authorization": "Bearer a-key"})
             assert known.json()["name"] == "search" and "8 tasks" in known.json()["description"]
 
     run(served, test, key="a-key")
 
 
-def test_requests_without_a_session_are_few_at_once_and_leave_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_without_a_session_are_few_at_once_and_leave_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import httpx
 
     open_now, most = 0, list[int]()
@@ -294,11 +344,16 @@ def test_who_has_not_sent_a_whole_request_takes_no_place(served: Served) -> None
         host, port = url.removeprefix("http://").split(":")
         half = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
         for _, writer in half:
-            writer.write(b"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+            writer.write(
+                b"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+                b"9\r\n\r\n{"
+            )
         async with httpx.AsyncClient(base_url=url, timeout=20) as client:
             assert (await client.post("/reset", json={"seed": 1})).status_code == 200
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Length: {LONGEST_MESSAGE_BYTES + 1}\r\n\r\n".encode())
+        writer.write(
+            f"POST /reset HTTP/1.1\r\nHost: x\r\nContent-Length: {LONGEST_MESSAGE_BYTES + 1}\r\n\r\n".encode()
+        )
         assert b" 413 " in await reader.readline()
         writer.close()
         for _, writer in half:
@@ -325,7 +380,9 @@ def test_a_websocket_that_says_nothing_is_closed_with_its_session(served: Served
     run(served, test, idle_s=0.5)
 
 
-def test_a_client_that_goes_amid_steps_is_no_error(served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_goes_amid_steps_is_no_error(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     step = TextEnvironment.step_async
 
     async def slow(self: TextEnvironment, *given: Any, **options: Any) -> Any:
@@ -423,11 +480,20 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("a-key\n")
     (tmp_path / "key").chmod(0o600)
     image = (ROOT / "containers" / "openenv.Dockerfile").read_text()
-    [entry], [health] = (map(json.loads, re.findall(rf"^{step} (\[.*\])$", image, re.MULTILINE)) for step in ("ENTRYPOINT", "  CMD"))
+    [entry], [health] = (
+        map(json.loads, re.findall(rf"^{step} (\[.*\])$", image, re.MULTILINE))
+        for step in ("ENTRYPOINT", "  CMD")
+    )
     health = [sys.executable, *health[1:-1], health[-1].replace("8000", str(port))]
     command = [sys.executable, *entry[1:], "search", "search.data=generated", "max_steps=4"]
     options = ["--panel", "test:8@0", "--port", str(port), "--key-file", str(tmp_path / "key")]
-    process = subprocess.Popen([*command, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if " tasks, at " in line)
@@ -451,7 +517,9 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert subprocess.run(health, stderr=subprocess.DEVNULL).returncode != 0, "the control: nobody is there any more"
+    assert subprocess.run(health, stderr=subprocess.DEVNULL).returncode != 0, (
+        "the control: nobody is there any more"
+    )
 
 
 @pytest.mark.parametrize(
@@ -459,7 +527,10 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     [
         (["search", "max_stps=3"], "paw: env.max_stps: unknown key; did you mean 'max_steps'?"),
         (["search", "--key-file", "nowhere"], "paw: --key-file: nowhere cannot be read"),
-        (["search", "search.data=generated", "--panel", "test", "--split", "train"], "paw: panel 'test' and split 'train': give one of the two"),
+        (
+            ["search", "search.data=generated", "--panel", "test", "--split", "train"],
+            "paw: panel 'test' and split 'train': give one of the two",
+        ),
     ],
 )
 def test_a_wrong_command_is_refused_in_a_line(arguments: list[str], said: str) -> None:

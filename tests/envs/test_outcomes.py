@@ -1,4 +1,5 @@
-"""Files of outcomes: what is written is read again, and what is wrong with one is said in a line. How they are judged is in tests/report."""
+"""Files of outcomes: what is written is read again, and what is wrong with one is said in a line. How they
+are judged is in tests/report."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ PANEL = Panel("test", tuple(Task(f"g{n}", "odd" if n % 2 else "even", "") for n 
 
 
 def outcome(task: int, repeat: int = 0, **changes: Any) -> Outcome:
-    whole = Outcome(f"g{task}", "odd" if task % 2 else "even", repeat, 7, task < 3, 0.25 * task, 9, 1, 10.0 * (task < 3))
+    whole = Outcome(
+        f"g{task}", "odd" if task % 2 else "even", repeat, 7, task < 3, 0.25 * task, 9, 1, 10.0 * (task < 3)
+    )
     return dataclasses.replace(whole, **changes)
 
 
@@ -39,13 +42,27 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = write_outcomes(tmp_path / "new" / "a.jsonl", EPISODES, **ABOUT, environment_failures=2)
     found = read_outcomes(path)
     assert found.episodes == tuple(EPISODES)
-    assert (found.player, found.benchmark, found.panel, found.panel_checksum, found.tasks) == ("theirs", "webshop", "test", "abc", 4)
-    assert (found.seed, found.update, found.temperature, found.rules, found.environment_failures) == (3, 100, 0.4, "15 steps", 2)
+    assert (found.player, found.benchmark, found.panel, found.panel_checksum, found.tasks) == (
+        "theirs",
+        "webshop",
+        "test",
+        "abc",
+        4,
+    )
+    assert (found.seed, found.update, found.temperature, found.rules, found.environment_failures) == (
+        3,
+        100,
+        0.4,
+        "15 steps",
+        2,
+    )
 
 
 def test_the_documented_form_is_the_written_one(tmp_path: Path) -> None:
     """Programs without this package write it by what the module says."""
-    about, first, *_ = map(json.loads, write_outcomes(tmp_path / "a.jsonl", EPISODES, **ABOUT).read_text().splitlines())
+    about, first, *_ = map(
+        json.loads, write_outcomes(tmp_path / "a.jsonl", EPISODES, **ABOUT).read_text().splitlines()
+    )
     from paw_hpc.envs import outcomes
 
     assert outcomes.__doc__ is not None
@@ -76,10 +93,17 @@ def test_a_panel_that_was_played_is_written(tmp_path: Path) -> None:
         while not batch.done:
             batch.step([None if episode.done else "10" for episode in batch.episodes])
         path = write_outcomes(
-            tmp_path / "a.jsonl", [e.outcome() for e in batch.episodes], player="ten", benchmark="number_game", panel=panel, temperature=0
+            tmp_path / "a.jsonl",
+            [e.outcome() for e in batch.episodes],
+            player="ten",
+            benchmark="number_game",
+            panel=panel,
+            temperature=0,
         )
     found = read_outcomes(path)
-    assert len(found.episodes) == 128 and found.tasks == 64 and 0 < sum(e.success for e in found.episodes) < 128
+    assert (
+        len(found.episodes) == 128 and found.tasks == 64 and 0 < sum(e.success for e in found.episodes) < 128
+    )
 
 
 def _say(key: str, value: Any, line: int = 0) -> Callable[[list[str]], list[str]]:
@@ -103,10 +127,16 @@ def _without(key: str, line: int) -> Callable[[list[str]], list[str]]:
     ("change", "said"),
     [
         (lambda lines: [], "line 1: no JSON object"),
-        (lambda lines: lines[1:], "line 1: no file of outcomes: it begins with an object whose format is 'paw-outcomes-1'"),
+        (
+            lambda lines: lines[1:],
+            "line 1: no file of outcomes: it begins with an object whose format is 'paw-outcomes-1'",
+        ),
         (lambda lines: lines[:1], "no episode in it"),
         (lambda lines: [*lines, lines[1]], "line 10: g0, repeat 0: line 2 has it; count repeats from 0"),
-        (lambda lines: lines[:7], "episodes of 3 tasks (and 0 that the environment broke), where the panel has 4"),
+        (
+            lambda lines: lines[:7],
+            "episodes of 3 tasks (and 0 that the environment broke), where the panel has 4",
+        ),
         (lambda lines: [*lines[:3], "{", *lines[3:]], "line 4: no JSON object"),
         (lambda lines: [*lines[:3], "[]", *lines[3:]], "line 4: no JSON object (no object)"),
         (lambda lines: [*lines[:3], "", *lines[3:]], "line 4: no JSON object"),
@@ -129,12 +159,18 @@ def _without(key: str, line: int) -> Callable[[list[str]], list[str]]:
         (_say("task_id", "\ud800", 4), "line 5: no JSON object (task_id holds half a character"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(change: Callable[[list[str]], list[str]], said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_in_a_line(
+    change: Callable[[list[str]], list[str]], said: str, tmp_path: Path
+) -> None:
     path = write_outcomes(tmp_path / "a.jsonl", EPISODES, **ABOUT)
     path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
     with pytest.raises(DataError) as refused:
         read_outcomes(path)
-    assert said in str(refused.value) and str(refused.value).startswith(f"{path}: ") and "\n" not in str(refused.value)
+    assert (
+        said in str(refused.value)
+        and str(refused.value).startswith(f"{path}: ")
+        and "\n" not in str(refused.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +184,9 @@ def test_what_is_wrong_is_said_in_a_line(change: Callable[[list[str]], list[str]
         ([*EPISODES[1:], outcome(0, score=2.0)], {}, "g0: score is 2.0"),
     ],
 )
-def test_what_cannot_be_is_not_written(episodes: list[Outcome], more: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_not_written(
+    episodes: list[Outcome], more: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as refused:
         write_outcomes(tmp_path / "a.jsonl", episodes, **ABOUT | more)
     assert said in str(refused.value) and not (tmp_path / "a.jsonl").exists()

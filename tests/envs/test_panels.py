@@ -26,13 +26,17 @@ EXPECTED_PART = [
 ]
 EXPECTED_PART_CHECKSUM = "9a022f634da55bd9df6d99138baff41d56086c73123f0dd71a67fb4faac1a6b1"
 SOME = [
-    Task(f"valid_seen/{t}-Mug-None-Desk-{i}/g{i}", t, "/here") for t, n in zip(TASK_TYPES, (35, 13, 27, 16, 25, 24), strict=True) for i in range(n)
+    Task(f"valid_seen/{t}-Mug-None-Desk-{i}/g{i}", t, "/here")
+    for t, n in zip(TASK_TYPES, (35, 13, 27, 16, 25, 24), strict=True)
+    for i in range(n)
 ]
 
 
 @pytest.mark.usefixtures("official_games")
 class TestOfficialPanels:
-    @pytest.mark.parametrize(("name", "size"), [("valid_seen", 140), ("valid_unseen", 134), ("valid_train", 200)])
+    @pytest.mark.parametrize(
+        ("name", "size"), [("valid_seen", 140), ("valid_unseen", 134), ("valid_train", 200)]
+    )
     def test_whole_splits(self, name: str, size: int) -> None:
         panel = alfworld_panel(name)
         assert panel.name == name
@@ -48,11 +52,16 @@ class TestOfficialPanels:
     def test_a_restricted_panel_says_so(self) -> None:
         panel = alfworld_panel("valid_seen:20@0", ("look_at_obj_in_light", "pick_and_place_simple"))
         assert panel.name == "valid_seen:20@0 [pick_and_place_simple, look_at_obj_in_light]"
-        assert Counter(task.task_type for task in panel.tasks) == {"pick_and_place_simple": 15, "look_at_obj_in_light": 5}
+        assert Counter(task.task_type for task in panel.tasks) == {
+            "pick_and_place_simple": 15,
+            "look_at_obj_in_light": 5,
+        }
         assert panel.checksum != alfworld_panel("valid_seen:20@0").checksum
 
     @pytest.mark.parametrize("damage", ["a game missing", "a game changed"])
-    def test_a_wrong_or_partial_download_is_refused(self, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_wrong_or_partial_download_is_refused(
+        self, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         content = {task.task_id: games.load_game(task) for task in games.tasks("valid_unseen")}
         if damage == "a game missing":
             content.popitem()
@@ -61,7 +70,10 @@ class TestOfficialPanels:
         monkeypatch.setattr(official.Origin, "games", lambda self: iter(content.items()))
         monkeypatch.setattr(official.Origin, "fingerprint", lambda self: "damaged")
         monkeypatch.setenv("PAW_CACHE", str(tmp_path))
-        with pytest.raises(DataError, match=r"panel valid_unseen: the 13[34] games at hand are not the 134 .*paw data alfworld verify"):
+        with pytest.raises(
+            DataError,
+            match=r"panel valid_unseen: the 13[34] games at hand are not the 134 .*paw data alfworld verify",
+        ):
             alfworld_panel("valid_unseen:10@0")
 
 
@@ -75,7 +87,10 @@ class TestSubPanels:
                 assert abs(sizes[task_type] - count * whole / len(SOME)) < 1
 
     def test_do_not_depend_on_the_order_of_files_or_where_they_lie(self) -> None:
-        moved = [Task(task.task_id, task.task_type, "/elsewhere") for task in random.Random(1).sample(SOME, len(SOME))]
+        moved = [
+            Task(task.task_id, task.task_type, "/elsewhere")
+            for task in random.Random(1).sample(SOME, len(SOME))
+        ]
         ids = [task.task_id for task in panels.sub_panel(SOME, 40, seed=0)]
         assert ids == [task.task_id for task in panels.sub_panel(moved, 40, seed=0)] == sorted(ids)
 
@@ -102,17 +117,27 @@ class TestSubPanels:
         assert sum(proportional_shares({"a": 7, "b": 11, "c": 13}, 17).values()) == 17
 
 
-@pytest.mark.parametrize("name", ["train", "valid_seen:0@1", "valid_seen:10", "valid_seen@3", "", "valid_seen:ten@0", "valid_seen:5@-1"])
+@pytest.mark.parametrize(
+    "name",
+    ["train", "valid_seen:0@1", "valid_seen:10", "valid_seen@3", "", "valid_seen:ten@0", "valid_seen:5@-1"],
+)
 def test_an_unknown_panel_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=r"no such panel; one of valid_seen, valid_unseen, valid_train, or PANEL:N@SEED"):
+    with pytest.raises(
+        DataError, match=r"no such panel; one of valid_seen, valid_unseen, valid_train, or PANEL:N@SEED"
+    ):
         alfworld_panel(name)
 
 
-def test_generated_games_make_panels_where_there_are_no_official_ones(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_games_make_panels_where_there_are_no_official_ones(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(generate.DEFAULT_COUNTS, "valid_unseen", dict.fromkeys(TASK_TYPES, 2))
     monkeypatch.setattr(generate, "prove", lambda game: None)
     monkeypatch.setattr(generate, "_default_workers", lambda: 0)
     panel = alfworld_panel("valid_unseen:4@0", ("pick_and_place_simple", "look_at_obj_in_light"))
     assert panel.name == "generated valid_unseen:4@0 [pick_and_place_simple, look_at_obj_in_light]"
-    assert Counter(task.task_type for task in panel.tasks) == {"pick_and_place_simple": 2, "look_at_obj_in_light": 2}
+    assert Counter(task.task_type for task in panel.tasks) == {
+        "pick_and_place_simple": 2,
+        "look_at_obj_in_light": 2,
+    }
     assert all(task.task_id.startswith("generated-valid_unseen/") for task in panel.tasks)

@@ -1,4 +1,5 @@
-"""Environment workers: members share a load, processes never outlive their use, and whatever breaks is named, killed and replaced."""
+"""Environment workers: members share a load, processes never outlive their use, and whatever breaks is named,
+killed and replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +16,19 @@ import pytest
 
 from paw_hpc.envs import pool as pool_module
 from paw_hpc.envs.base import EnvironmentFailure
-from tests.envs.pools import ME, ROOT, children_of, fake_pool, fields, gone, play, run, started, task, workers_of
+from tests.envs.pools import (
+    ME,
+    ROOT,
+    children_of,
+    fake_pool,
+    fields,
+    gone,
+    play,
+    run,
+    started,
+    task,
+    workers_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +61,11 @@ class TestEpisodes:
                 assert (first.done, first.success, first.reward) == (False, False, 0.0)
                 last = await loser.step("look")
                 assert (last.done, last.success, last.reward, last.score) == (True, False, 0.0, 0.0)
-                assert last.observation == last.observation.strip() and last.admissible == ("hang", "look", "win")
+                assert last.observation == last.observation.strip() and last.admissible == (
+                    "hang",
+                    "look",
+                    "win",
+                )
 
         run(test)
 
@@ -76,7 +93,8 @@ class TestWorkers:
         run(test)
 
     def test_never_load_two_games_at_once(self) -> None:
-        """One worker, and a group whose members never arrive while another game is loading: its failure must not free the busy worker."""
+        """One worker, and a group whose members never arrive while another game is loading: its failure must
+        not free the busy worker."""
 
         async def test() -> None:
             async with started(timeout_s=1.0) as pool:
@@ -99,12 +117,18 @@ class TestWorkers:
                 await session.close()
                 before = workers_of(pool)
                 for wait_s in (0.0, 0.001, 0.01, 0.05, 0.2, 0.5):
-                    calls = [asyncio.create_task(pool.open(task(f"x{i}", load="slowly" if wait_s > 0.1 else "well"), 2)) for i in range(3)]
+                    calls = [
+                        asyncio.create_task(
+                            pool.open(task(f"x{i}", load="slowly" if wait_s > 0.1 else "well"), 2)
+                        )
+                        for i in range(3)
+                    ]
                     await asyncio.sleep(wait_s)
                     for call in calls:
                         call.cancel()
                     for outcome in await asyncio.gather(*calls, return_exceptions=True):
-                        for session in outcome if isinstance(outcome, list) else []:  # opened before it was cancelled
+                        # opened before it was cancelled
+                        for session in outcome if isinstance(outcome, list) else []:
                             await session.close()
                 opened = await asyncio.gather(*[pool.open(task(f"g{i}"), 2) for i in range(5)])
                 for i, sessions in enumerate(opened):
@@ -117,7 +141,12 @@ class TestWorkers:
                     await asyncio.sleep(0.02)
                 assert pool._idle.qsize() == 2
                 # The members of cancelled calls were sent away, too.
-                assert await asyncio.to_thread(gone, [p for p in children_of(ME, recursive=True) if p.pid not in before]) == []
+                assert (
+                    await asyncio.to_thread(
+                        gone, [p for p in children_of(ME, recursive=True) if p.pid not in before]
+                    )
+                    == []
+                )
 
         run(test)
 
@@ -152,8 +181,12 @@ class TestWorkers:
     def test_that_can_never_start_are_given_up(self, capfd: pytest.CaptureFixture[str]) -> None:
         async def test() -> None:
             async with started(factory="tests.envs.fake_engine:NoSuchEngine") as pool:
-                outcomes = await asyncio.gather(pool.open(task("a"), 1), pool.open(task("b"), 1), return_exceptions=True)
-                assert all(isinstance(o, EnvironmentFailure) and "workers have died" in str(o) for o in outcomes)
+                outcomes = await asyncio.gather(
+                    pool.open(task("a"), 1), pool.open(task("b"), 1), return_exceptions=True
+                )
+                assert all(
+                    isinstance(o, EnvironmentFailure) and "workers have died" in str(o) for o in outcomes
+                )
                 assert str(outcomes[0]).startswith("a: ")
 
         run(test)
@@ -235,8 +268,12 @@ class TestFailures:
 
         run(test)
 
-    @pytest.mark.parametrize(("action", "reason"), [("hang", "no answer in 1 s"), ("die", "has died"), ("raise", "has died")])
-    def test_of_a_step_name_task_step_and_action_and_end_that_episode_only(self, action: str, reason: str) -> None:
+    @pytest.mark.parametrize(
+        ("action", "reason"), [("hang", "no answer in 1 s"), ("die", "has died"), ("raise", "has died")]
+    )
+    def test_of_a_step_name_task_step_and_action_and_end_that_episode_only(
+        self, action: str, reason: str
+    ) -> None:
         async def test() -> None:
             async with started(timeout_s=1.0) as pool:
                 broken, whole = await pool.open(task("t9"), 2)
@@ -280,7 +317,9 @@ class TestFailures:
 
         run(test)
 
-    def test_of_a_temporary_folder_with_a_long_name_are_avoided(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_a_temporary_folder_with_a_long_name_are_avoided(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         deep = tmp_path / ("d" * 60) / ("e" * 60)
         deep.mkdir(parents=True)
         monkeypatch.setattr("tempfile.tempdir", str(deep))
@@ -295,7 +334,9 @@ class TestFailures:
 def test_games_that_have_ended_are_collected_though_no_other_is_opened() -> None:
     async def test() -> None:
         async with started() as pool:
-            sessions = [session for number in range(3) for session in await pool.open(task(str(number)), 1 + number)]
+            sessions = [
+                session for number in range(3) for session in await pool.open(task(str(number)), 1 + number)
+            ]
             [worker] = children_of(ME)
             assert len(children_of(worker)) == 3
             for session in sessions:
@@ -328,9 +369,12 @@ asyncio.run(main())
 
 
 def test_nothing_outlives_a_trainer_that_was_killed(tmp_path: Path) -> None:
-    """Not even an episode that hangs in a step, a game that hangs while it loads, or the folder of the sockets."""
+    """Not even an episode that hangs in a step, a game that hangs while it loads, or the folder of the
+    sockets."""
     where = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, cwd=ROOT, env=where) as trainer:
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, cwd=ROOT, env=where
+    ) as trainer:
         try:
             assert trainer.stdout is not None and trainer.stdout.readline() == b"playing\n"
             children = children_of(psutil.Process(trainer.pid), recursive=True)

@@ -37,7 +37,9 @@ class TestMemory:
 
     def test_of_workers_stays_the_same_over_500_resets_of_alfworld(self) -> None:
         made = [compose("train", "pick_and_place_simple", index, seed=0)[1] for index in range(30)]
-        games = {f"g{i}": game for i, game in enumerate(sorted(made, key=lambda g: len(g["pddl_problem"]))[:5])}
+        games = {
+            f"g{i}": game for i, game in enumerate(sorted(made, key=lambda g: len(g["pddl_problem"]))[:5])
+        }
 
         async def test() -> None:
             pool = EnvironmentPool(

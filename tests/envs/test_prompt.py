@@ -13,14 +13,21 @@ from paw_hpc.envs.alfworld import games
 from paw_hpc.envs.alfworld.compose import compose
 from paw_hpc.envs.alfworld.engine import GameEngine
 from paw_hpc.envs.alfworld.prompt import AlfworldView, split_intro
-from paw_hpc.envs.alfworld.tokenizer import MAX_NUMBER, SPECIAL, alfworld_texts, build_tokenizer, save_tokenizer
+from paw_hpc.envs.alfworld.tokenizer import (
+    MAX_NUMBER,
+    SPECIAL,
+    alfworld_texts,
+    build_tokenizer,
+    save_tokenizer,
+)
 from paw_hpc.envs.base import EnvironmentState, Task
 from paw_hpc.policy.loading import load_tokenizer
 from paw_hpc.recipe import TASK_TYPES, ModelSection
 
 TASK = Task("train/pick_and_place_simple-Mug-None-Shelf-1/t0", "pick_and_place_simple", "")
 INTRO = (
-    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, you see a desk 1, and a shelf 1.\n\n"
+    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, "
+    "you see a desk 1, and a shelf 1.\n\n"
     "Your task is to: put some mug on shelf."
 )
 COMMANDS = (
@@ -58,14 +65,21 @@ def walked(style: str, steps: int, history: int = 2) -> AlfworldView:
 
 def test_the_first_observation_is_split_into_room_and_task() -> None:
     room, task = split_intro(INTRO)
-    assert room.startswith("You are in the middle") and room.endswith("a shelf 1.") and task == "put some mug on shelf."
+    assert (
+        room.startswith("You are in the middle")
+        and room.endswith("a shelf 1.")
+        and task == "put some mug on shelf."
+    )
 
 
 class TestPaperPrompt:
     def test_shows_task_step_observation_and_admissible_actions(self) -> None:
         shown = text(view("paper"))
         assert "Your task is to: put some mug on shelf." in shown
-        assert "You are now at step 1." in shown and "Current observation: You are in the middle of a room." in shown
+        assert (
+            "You are now at step 1." in shown
+            and "Current observation: You are in the middle of a room." in shown
+        )
         assert "TextWorld" not in shown and shown.count("task") == 1
         [listed] = re.findall(r"Admissible actions: (.*)", shown)
         assert listed == ", ".join(f"'{c}'" for c in COMMANDS if c != "help")
@@ -78,30 +92,47 @@ class TestPaperPrompt:
         assert "[step 4] observation: You see thing 3. action: go to desk 4" in shown
         assert "[step 5] observation: You see thing 4. action: go to desk 5" in shown
         assert "You are now at step 6. Current observation: You see thing 5." in shown
-        assert "thing 2" not in shown and shown.index("[step 4]") < shown.index("[step 5]") < shown.index("step 6")
+        assert "thing 2" not in shown and shown.index("[step 4]") < shown.index("[step 5]") < shown.index(
+            "step 6"
+        )
 
     def test_shows_what_there_is_of_a_short_history(self) -> None:
         shown = text(walked("paper", 1))
-        assert "taken 1 step(s) so far. Your last 1 observation(s)" in shown and "[step 1] observation: You are in the middle" in shown
-        assert "[step" not in text(walked("paper", 3, history=0)) and "now at step 4" in text(walked("paper", 3, history=0))
+        assert (
+            "taken 1 step(s) so far. Your last 1 observation(s)" in shown
+            and "[step 1] observation: You are in the middle" in shown
+        )
+        assert "[step" not in text(walked("paper", 3, history=0)) and "now at step 4" in text(
+            walked("paper", 3, history=0)
+        )
 
     @pytest.mark.parametrize(
         ("response", "action", "valid"),
         [
             ("<think>where?</think><action>go to desk 1</action>", "go to desk 1", True),
-            ("<think>two\nlines</think>\n<action>\n  Go To  DESK 1\n</action> and so on", "go to desk 1", True),
+            (
+                "<think>two\nlines</think>\n<action>\n  Go To  DESK 1\n</action> and so on",
+                "go to desk 1",
+                True,
+            ),
             ("<think></think><action>look</action>", "look", True),
             ("<action>go to desk 1</action>", "go to desk 1", False),
             ("<think>never closed <action>go to desk 1</action>", "go to desk 1", False),
             ("<think>x</think><action>go to bed 1</action>", "go to bed 1", False),
             ("<think>x</think><action></action>", "", False),
-            ("<think></think><action>look</action><action>look</action>", "<think></think><action>look</action><action>look</action>", False),
+            (
+                "<think></think><action>look</action><action>look</action>",
+                "<think></think><action>look</action><action>look</action>",
+                False,
+            ),
             ("<think>x</think> go to desk 1", "<think>x</think> go to desk 1", False),
             ("<think>x</think><action>go to desk 1", "<think>x</think><action>go to desk 1", False),
             ("", "", False),
         ],
     )
-    def test_takes_one_admissible_action_after_some_thought(self, response: str, action: str, valid: bool) -> None:
+    def test_takes_one_admissible_action_after_some_thought(
+        self, response: str, action: str, valid: bool
+    ) -> None:
         assert view("paper").parse(response) == (action, valid)
 
     def test_sends_no_more_than_the_end_of_a_malformed_answer_to_the_game(self) -> None:
@@ -141,7 +172,11 @@ class TestCompactPrompt:
         lines = text(walked("compact", 5)).split("\n")
         assert lines[0] == "task: put some mug on shelf."
         assert lines[1] == "did: desk 1; desk 2; desk 3"
-        assert lines[2:5] == ["saw: You see thing 3. > go to desk 4", "saw: You see thing 4. > go to desk 5", "now: You see thing 5."]
+        assert lines[2:5] == [
+            "saw: You see thing 3. > go to desk 4",
+            "saw: You see thing 4. > go to desk 5",
+            "now: You see thing 5.",
+        ]
         assert lines[5].startswith("can: ") and len(lines) == 6
         assert "now: start" in text(view("compact")) and "did:" not in text(view("compact"))
 
@@ -172,7 +207,9 @@ class TestShorten:
         present = "Current observation: " if style == "paper" else "now: "
         while shown.shorten():
             lengths.append(len(text(shown)))
-            assert lengths[-1] < lengths[-2] or style == "compact", "every cut of the paper's prompt drops something"
+            assert lengths[-1] < lengths[-2] or style == "compact", (
+                "every cut of the paper's prompt drops something"
+            )
             assert len(lengths) < 20
         assert shown.shorten() is False
         last = text(shown)
@@ -184,7 +221,11 @@ class TestShorten:
     def test_drops_the_older_observation_before_the_newer_one(self) -> None:
         shown = walked("paper", 5)
         assert shown.shorten()
-        assert "thing 3" not in text(shown) and "thing 4" in text(shown) and "Your last 1 observation(s)" in text(shown)
+        assert (
+            "thing 3" not in text(shown)
+            and "thing 4" in text(shown)
+            and "Your last 1 observation(s)" in text(shown)
+        )
 
     def test_halves_the_commands_played_earlier_once_observations_are_gone(self) -> None:
         shown = walked("compact", 8)
@@ -209,7 +250,9 @@ def test_the_anchor_is_what_can_be_seen() -> None:
         return shown.anchor()
 
     assert after("a desk", COMMANDS) == after("a desk ", COMMANDS)
-    assert after("a desk", COMMANDS) == after("a desk", COMMANDS[1:]), "whether the commands join it is the objective's to say"
+    assert after("a desk", COMMANDS) == after("a desk", COMMANDS[1:]), (
+        "whether the commands join it is the objective's to say"
+    )
     assert len({after("a desk", COMMANDS), after("a bed", COMMANDS), view("paper").anchor()}) == 3
 
 
@@ -220,7 +263,11 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def played_states(task_type: str, source: Any = None) -> Iterator[EnvironmentState]:
     """Every state of a game along its walkthrough, with a look at what is held on the way."""
-    game = games.load_game(games.tasks("valid_unseen", "official", [task_type])[1]) if source else compose("train", task_type, 1, seed=2)[1]
+    game = (
+        games.load_game(games.tasks("valid_unseen", "official", [task_type])[1])
+        if source
+        else compose("train", task_type, 1, seed=2)[1]
+    )
     engine = GameEngine(game)
     observation, admissible, _ = engine.reset()
     yield EnvironmentState(observation.split("=-")[-1].strip(), admissible)
@@ -236,7 +283,9 @@ def unknown(tokenizer: PreTrainedTokenizerBase, of: str) -> bool:
 
 
 class TestTokenizer:
-    def test_every_admissible_command_comes_back_as_it_was_and_no_observation_has_an_unknown_word(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def test_every_admissible_command_comes_back_as_it_was_and_no_observation_has_an_unknown_word(
+        self, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
         commands = set()
         for task_type in TASK_TYPES[::2]:
             for state in played_states(task_type):
@@ -246,7 +295,9 @@ class TestTokenizer:
         for command in commands:
             assert tokenizer.decode(tokenizer.encode(command, add_special_tokens=False)) == command
 
-    def test_so_it_is_with_official_games_and_the_shipped_policy(self, tokenizer: PreTrainedTokenizerBase, official_games: Any) -> None:
+    def test_so_it_is_with_official_games_and_the_shipped_policy(
+        self, tokenizer: PreTrainedTokenizerBase, official_games: Any
+    ) -> None:
         shipped = load_tokenizer(ModelSection(path="warm-start"))
         for task_type in TASK_TYPES[1::2]:
             for state in played_states(task_type, official_games):
@@ -277,7 +328,9 @@ class TestTokenizer:
         texts = ["task: did: saw: now: start can: > ;", *alfworld_texts()]
         loaded = load_tokenizer(ModelSection(path=str(save_tokenizer(texts, tmp_path))))
         for of in (text(walked("compact", 5)), "<|user|>look<|end|><|assistant|>"):
-            assert loaded.encode(of, add_special_tokens=False) == tokenizer.encode(of, add_special_tokens=False)
+            assert loaded.encode(of, add_special_tokens=False) == tokenizer.encode(
+                of, add_special_tokens=False
+            )
         assert (loaded.eos_token, loaded.pad_token, loaded.unk_token) == ("<|end|>", "<pad>", "<unk>")
         assert loaded.chat_template == tokenizer.chat_template
 

@@ -48,13 +48,21 @@ class Echo:
         if scope["path"] == "/slow":
             await asyncio.sleep(3 * PATIENCE_S)
         said = str(length).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(said)).encode())]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", str(len(said)).encode())],
+            }
+        )
         await send({"type": "http.response.body", "body": said})
 
 
 @contextmanager
 def served(app: Any, **settings: Any) -> Iterator[tuple[str, int]]:
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", **settings))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off", **settings)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -91,7 +99,10 @@ def heard(one: socket.socket) -> bytes:
 
 
 def test_who_says_half_a_request_and_no_more_is_broken_off() -> None:
-    with served(Echo(), http=impatient(PATIENCE_S)) as address, connections(address, *NOT_WHOLE.values(), SLOW) as opened:
+    with (
+        served(Echo(), http=impatient(PATIENCE_S)) as address,
+        connections(address, *NOT_WHOLE.values(), SLOW) as opened,
+    ):
         *silent, slow = opened
         assert [heard(one).count(b"200 OK") for one in silent] == [0, 0, 0, 1]
         assert slow.recv(4096).startswith(b"HTTP/1.1 200 OK"), "a slow answer is none of the client's doing"
@@ -108,7 +119,10 @@ def test_uvicorn_itself_waits_for_ever() -> None:
 
 
 def test_of_very_many_the_one_that_has_waited_longest_is_broken_off() -> None:
-    with served(Echo(), http=impatient(3600.0, most=2)) as address, connections(address, b"", b"GET /") as waiting:
+    with (
+        served(Echo(), http=impatient(3600.0, most=2)) as address,
+        connections(address, b"", b"GET /") as waiting,
+    ):
         with connections(address, WHOLE) as [quick]:
             assert quick.recv(4096).startswith(b"HTTP/1.1 200 OK")
             assert heard(waiting[0]) == b""
@@ -129,7 +143,10 @@ def test_of_very_many_the_one_that_has_waited_longest_is_broken_off() -> None:
 )
 def test_a_body_is_short_enough_or_refused_unread(request_: bytes, said: bytes) -> None:
     echo = Echo()
-    with served(WholeBody(echo, longest=8)) as address, connections(address, b"POST / HTTP/1.1\r\nHost: x\r\n" + request_) as [one]:
+    with (
+        served(WholeBody(echo, longest=8)) as address,
+        connections(address, b"POST / HTTP/1.1\r\nHost: x\r\n" + request_) as [one],
+    ):
         answer = b""
         while not answer.endswith((said, b'"}')):
             answer += one.recv(4096)

@@ -38,31 +38,61 @@ class TestReferenceForms:
         first, *_, later = example_prompts(env("alfworld", "reference"))
         assert ROOM.strip() in first and first.count("put some mug on shelf") == 1
         assert "Steps you have taken" not in first and "step 1" not in first
-        assert "put some mug on shelf" in later.split("\n")[0] and ROOM not in later and "Welcome" not in later
+        assert (
+            "put some mug on shelf" in later.split("\n")[0] and ROOM not in later and "Welcome" not in later
+        )
 
     @pytest.mark.parametrize("benchmark", ["alfworld", "webshop"])
     def test_what_a_later_step_shows_and_in_which_order(self, benchmark: str) -> None:
         later = example_prompts(env(benchmark, "reference"))[-1]
         actions = {"alfworld": " 'move mug 1 to shelf 1',\n", "webshop": " 'click[white]',\n"}[benchmark]
-        parts = ["asked to do", "before this one: 3", "[Step 2: ", "[Step 3: ", "This is step 4", "you observe now", actions, "<think>", "<action>"]
+        parts = [
+            "asked to do",
+            "before this one: 3",
+            "[Step 2: ",
+            "[Step 3: ",
+            "This is step 4",
+            "you observe now",
+            actions,
+            "<think>",
+            "<action>",
+        ]
         places = [later.index(part) for part in parts]
         assert places == sorted(places) and "[Step 1" not in later
         listed = later.split("[\n")[1].split("\n]")[0].split("\n")
-        assert len(listed) >= 5 and all(line.startswith(" '") and line.endswith("',") for line in listed) and " 'help'," not in listed
+        assert (
+            len(listed) >= 5
+            and all(line.startswith(" '") and line.endswith("',") for line in listed)
+            and " 'help'," not in listed
+        )
 
     def test_alfworld_s_history_begins_with_the_observation_that_has_the_task(self) -> None:
         assert ROOM.strip() in example_prompts(env("alfworld", "reference"))[1]
 
     def test_search_shows_every_query_with_what_it_brought(self) -> None:
         first, second, *_ = example_prompts(env("search", "reference"))
-        assert "<information>" not in first and "Step 1: <search>painter born in</search> <information>Doc 1" in second
+        assert (
+            "<information>" not in first
+            and "Step 1: <search>painter born in</search> <information>Doc 1" in second
+        )
 
     @pytest.mark.parametrize("benchmark", BENCHMARKS)
     def test_a_history_that_does_not_fit_is_left_out_and_counted(self, benchmark: str) -> None:
         task, now = ("do it" if name == "task" else "now" for name in ("task", "observation"))
-        given = {"task": task, "step": 3, "steps_taken": 2, "max_steps": 9, "history": [], "observation": now, "opening": "x", "actions": ["a"]}
+        given = {
+            "task": task,
+            "step": 3,
+            "steps_taken": 2,
+            "max_steps": 9,
+            "history": [],
+            "observation": now,
+            "opening": "x",
+            "actions": ["a"],
+        }
         given["options_left_out"] = False
-        text = shipped_template(benchmark, "reference").render(**{name: given[name] for name in variables_of(benchmark)})
+        text = shipped_template(benchmark, "reference").render(
+            **{name: given[name] for name in variables_of(benchmark)}
+        )
         assert "before this one: 2" in text and "latest" not in text
 
 
@@ -71,13 +101,17 @@ class TestWhatEnvironmentsSay:
 
     @pytest.mark.parametrize("choice", SHIPPED)
     def test_is_never_read_as_a_template(self, choice: str) -> None:
-        view = AlfworldView(Task("t", "x", ""), style="paper", history=2, seed=0, template=load_template("alfworld", choice))
+        view = AlfworldView(
+            Task("t", "x", ""), style="paper", history=2, seed=0, template=load_template("alfworld", choice)
+        )
         view.start(EnvironmentState(ROOM, (self.HOSTILE,)))
         for _ in range(2):
             view.observe(self.HOSTILE, EnvironmentState(self.HOSTILE, (self.HOSTILE,)))
         text = view.messages()[0]["content"]
         assert text.count(self.HOSTILE) == 5 and "49" not in text
-        search = SearchView(self.HOSTILE, style="paper", history=2, max_steps=4, template=load_template("search", choice))
+        search = SearchView(
+            self.HOSTILE, style="paper", history=2, max_steps=4, template=load_template("search", choice)
+        )
         assert self.HOSTILE in search.messages()[0]["content"]
 
 
@@ -87,8 +121,15 @@ class TestOwnTemplates:
         return str(folder / "mine.j2")
 
     def test_a_file_stands_in_for_the_shipped_words(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, "{% for t in history %}\n{{ t.step }}. {{ t.action }}\n{% endfor %}\n{{ task }} ({{ step }}/{{ max_steps }})\n")
-        assert example_prompts(env("alfworld", path))[3] == "2. take mug 1 from desk 1\n3. go to shelf 1\nput some mug on shelf. (4/7)"
+        path = self.write(
+            tmp_path,
+            "{% for t in history %}\n{{ t.step }}. {{ t.action }}\n{% endfor %}\n{{ task }} ({{ step }}/{{ "
+            "max_steps }})\n",
+        )
+        assert (
+            example_prompts(env("alfworld", path))[3]
+            == "2. take mug 1 from desk 1\n3. go to shelf 1\nput some mug on shelf. (4/7)"
+        )
 
     @pytest.mark.parametrize("benchmark", BENCHMARKS)
     def test_every_documented_variable_is_there_and_no_other(self, benchmark: str, tmp_path: Path) -> None:
@@ -105,7 +146,10 @@ class TestOwnTemplates:
             ("one\n{{ tsak }}", "line 2: unknown variable 'tsak'; there are task, step"),
             ("\n\n{% if opning %}x{% endif %}", "line 3: unknown variable 'opning'"),
             ("{{ options_left_out }}", "line 1: unknown variable 'options_left_out'"),  # WebShop's
-            ("a\n{% for t in history %}\n{{ t.observed }}\n{% endfor %}b", "line 3: 'dict object' has no attribute 'observed'"),
+            (
+                "a\n{% for t in history %}\n{{ t.observed }}\n{% endfor %}b",
+                "line 3: 'dict object' has no attribute 'observed'",
+            ),
             ("a\n{% for t in history %}", "line 2: Unexpected end of template"),
             ("{{ task | nofilter }}", "line 1: No filter named 'nofilter'"),
             ("{{ actions | random }}", "line 1: No filter named 'random'"),
@@ -119,19 +163,29 @@ class TestOwnTemplates:
             ("", "nothing is written at step 1"),
         ],
     )
-    def test_what_does_not_work_is_refused_before_anything_is_played(self, text: str, said: str, tmp_path: Path) -> None:
+    def test_what_does_not_work_is_refused_before_anything_is_played(
+        self, text: str, said: str, tmp_path: Path
+    ) -> None:
         path = self.write(tmp_path, text)
         with pytest.raises(RecipeError) as caught:
             make_benchmark(env("alfworld", path))
-        assert str(caught.value).startswith(f"env.prompt_template: {path}") and said in str(caught.value) and "\n" not in str(caught.value)
+        assert (
+            str(caught.value).startswith(f"env.prompt_template: {path}")
+            and said in str(caught.value)
+            and "\n" not in str(caught.value)
+        )
 
     def test_what_no_trial_met_is_an_error_with_its_place_too(self) -> None:
-        template = PromptTemplate("x\n{% if step > 9 %}\n{{ history[0].gone }}\n{% endif %}", "late.j2", "search")
+        template = PromptTemplate(
+            "x\n{% if step > 9 %}\n{{ history[0].gone }}\n{% endif %}", "late.j2", "search"
+        )
         with pytest.raises(RecipeError, match=r"late\.j2, line 3: .*'gone'"):
             template.render(task="t", step=10, steps_taken=9, max_steps=12, history=[{"step": 9}])
 
     def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match=r"env\.prompt_template: .*none\.j2: No such file.*default, reference"):
+        with pytest.raises(
+            RecipeError, match=r"env\.prompt_template: .*none\.j2: No such file.*default, reference"
+        ):
             load_template("search", str(tmp_path / "none.j2"))
         with pytest.raises(RecipeError, match=r"Is a directory"):
             load_template("search", str(tmp_path))
@@ -139,7 +193,9 @@ class TestOwnTemplates:
         with pytest.raises(RecipeError, match="not a text in UTF-8"):
             load_template("search", str(tmp_path / "latin.j2"))
 
-    def test_a_stored_recipe_finds_it_from_another_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stored_recipe_finds_it_from_another_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.write(tmp_path, "{{ task }}")
         monkeypatch.chdir(tmp_path)
         recipe = parse_recipe({"env": {"prompt_template": "mine.j2"}, "model": {"path": "x"}})
@@ -155,9 +211,14 @@ class TestOwnTemplates:
             parse_recipe({"env": {"prompt_template": "~nobody-of-this-name/x.j2"}, "model": {"path": "x"}})
 
     def test_names_are_not_paths_and_default_is_none(self) -> None:
-        assert env("search", "default").prompt_template is None and env("search", "reference").prompt_template == "reference"
+        assert (
+            env("search", "default").prompt_template is None
+            and env("search", "reference").prompt_template == "reference"
+        )
         with pytest.raises(RecipeError, match=r"env: .*prompt_template: prompts of prompt=compact"):
-            parse_recipe({"env": {"prompt_template": "reference", "prompt": "compact"}, "model": {"path": "x"}})
+            parse_recipe(
+                {"env": {"prompt_template": "reference", "prompt": "compact"}, "model": {"path": "x"}}
+            )
 
 
 class TestCommand:
@@ -166,12 +227,22 @@ class TestCommand:
     def test_shows_a_first_and_a_later_step(self, benchmark: str, template: str) -> None:
         result = CliRunner().invoke(app, ["data", benchmark, "prompt", "--template", template])
         first, _, *_, last = example_prompts(
-            EnvSection(name=benchmark, prompt_template=template, max_steps=4, history=4 if benchmark == "search" else 2)
+            EnvSection(
+                name=benchmark,
+                prompt_template=template,
+                max_steps=4,
+                history=4 if benchmark == "search" else 2,
+            )
         )
         assert result.exit_code == 0 and last.split("at step 4")[0] in result.stdout
-        assert result.stdout.startswith(f"----- step 1 -----\n{first.split('of at most')[0]}") and "----- step 4 -----\n" in result.stdout
+        assert (
+            result.stdout.startswith(f"----- step 1 -----\n{first.split('of at most')[0]}")
+            and "----- step 4 -----\n" in result.stdout
+        )
 
     def test_tells_what_is_wrong_with_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "x.j2").write_text("{{ tsak }}")
         result = CliRunner().invoke(app, ["data", "search", "prompt", "--template", str(tmp_path / "x.j2")])
-        assert isinstance(result.exception, RecipeError) and "unknown variable 'tsak'" in str(result.exception)
+        assert isinstance(result.exception, RecipeError) and "unknown variable 'tsak'" in str(
+            result.exception
+        )

@@ -30,15 +30,24 @@ NEXT_STEP = "the end is thirty characters.."
 assert len(NEXT_STEP) == 30
 
 ROWS = [
-    # response, by format: action, valid; by our rule: action (None: the end of the response, 60 characters), valid
+    # response, by format: action, valid; by our rule: action (None: the end of the response, 60 characters),
+    # valid
     ("<think>t</think><action>Go To Desk 1</action>", "go to desk 1", True, "go to desk 1", True),
     ("<think>t</think><action>go  to\tdesk 1</action>", "go  to\tdesk 1", True, "go to desk 1", True),
     ("<think>t</think><action>fly</action>", "fly", True, "fly", False),  # not admissible
     ("<think>t</think><action></action>", "", True, "", False),
-    ("<think>t</think><action>look</action><action>go to desk 1</action>", "look", True, None, False),  # several blocks
+    # several blocks
+    ("<think>t</think><action>look</action><action>go to desk 1</action>", "look", True, None, False),
     ("<think>t</think></action>look<action>", "", True, None, False),  # reversed
     ("<think>t</think></action><action>look</action>", "", True, "look", True),
-    ("<think>t</think><action>a<action>look</action></action>", "a<action>look", True, "a<action>look", False),  # nested
+    # nested
+    (
+        "<think>t</think><action>a<action>look</action></action>",
+        "a<action>look",
+        True,
+        "a<action>look",
+        False,
+    ),
     ("<think>t</think><action>look", "<think>t</think><action>look", False, None, False),
     ("<think>t</think>look</action>", "<think>t</think>look</action>", False, None, False),  # closing only
     ("<think>t</think><ACTION>look</Action>", "look", True, None, False),  # upper case
@@ -49,8 +58,21 @@ ROWS = [
     ("<action>look</action><think>t</think>", "look", True, "look", True),
     ("<action>look</action>", "look", False, "look", False),  # no thought
     ("<think>t</think><action>look</action> and so on", "look", True, "look", True),  # text after the block
-    ("<think>say <action>go to desk 1</action>?</think><action>look</action>", "go to desk 1", True, "look", True),  # quoted in the thought
-    ("<think>say <action> first</think><action>look</action>", "first</think><action>look", True, "look", True),
+    # quoted in the thought
+    (
+        "<think>say <action>go to desk 1</action>?</think><action>look</action>",
+        "go to desk 1",
+        True,
+        "look",
+        True,
+    ),
+    (
+        "<think>say <action> first</think><action>look</action>",
+        "first</think><action>look",
+        True,
+        "look",
+        True,
+    ),
     ("<think>say </action></think><action>look</action>", "", True, "look", True),
     ("<think>only <action>look</action></think>", "look", True, None, False),
     ("<action>look <think>t</think></action>", "look <think>t</think>", True, "look <think>t</think>", False),
@@ -62,7 +84,13 @@ ROWS = [
     ("<think>\u9fff</think><action>look</action>", "look", False, "look", True),
     ("<think>t</think><action>İX</action>", "i̇x", True, "i̇x", False),  # lowercasing makes it longer
     ("<think>İİİİ</think><action>look</action>", "look", True, "look", True),
-    ("<think>t</think><act\u0131on>look</act\u0131on>", "<think>t</think><act\u0131on>look</act\u0131on>"[-30:], False, None, False),
+    (
+        "<think>t</think><act\u0131on>look</act\u0131on>",
+        "<think>t</think><act\u0131on>look</act\u0131on>"[-30:],
+        False,
+        None,
+        False,
+    ),
     ("<think>t</think>< action>look</ action>", "t</think>< action>look</ action>"[-30:], False, None, False),
     ("", "", False, "", False),
     (" \n ", " \n ", False, "", False),
@@ -79,24 +107,45 @@ SEARCH_ROWS = [
     ("<think>t</think><Search>q</sEARCH>", "<search>q</search>", True, "", False),  # upper case
     ("<think>t</think><search></search>", "<search></search>", True, "", False),  # empty
     ("<think>t</think><answer> \n</answer>", "<answer></answer>", True, "", False),
-    ("<think>t</think><search>p</search><search>q</search>", "<search>p</search>", False, "", False),  # several blocks
+    # several blocks
+    ("<think>t</think><search>p</search><search>q</search>", "<search>p</search>", False, "", False),
     ("<think>t</think><answer>a</answer><search>q</search>", "<search>q</search>", False, "", False),
     ("<think>t</think><answer>a</answer><search>q", "<answer>a</answer>", False, "<answer>a</answer>", True),
     ("<think>t</think><search>q</search><ANSWER>", "<search>q</search>", False, "<search>q</search>", True),
-    ("<think>t</think></search><search>q</search>", "", False, "<search>q</search>", True),  # cut at the first closing tag
-    ("<think>t</think></SEARCH><search>q</SEARCH>", "<search>q</search>", True, "", False),  # upper case does not cut
+    # cut at the first closing tag
+    ("<think>t</think></search><search>q</search>", "", False, "<search>q</search>", True),
+    # upper case does not cut
+    ("<think>t</think></SEARCH><search>q</SEARCH>", "<search>q</search>", True, "", False),
     ("<think>t</think></answer><search>q</search>", "<search>q</search>", True, "<search>q</search>", True),
     ("<think>t</think></search><answer>a</answer>", "", False, "<answer>a</answer>", True),
     ("<think>t</think><search>q</answer>", "", False, "", False),
     ("<think>t</think></search>q<search>", "", False, "", False),  # reversed
-    ("<think>t</think><search>q <answer>a</search>", "<search>q <answer>a</search>", False, "<search>q <answer>a</search>", True),
-    ("<think>no <answer>b</answer></think><answer>a</answer>", "<answer>b</answer>", False, "<answer>a</answer>", True),
+    (
+        "<think>t</think><search>q <answer>a</search>",
+        "<search>q <answer>a</search>",
+        False,
+        "<search>q <answer>a</search>",
+        True,
+    ),
+    (
+        "<think>no <answer>b</answer></think><answer>a</answer>",
+        "<answer>b</answer>",
+        False,
+        "<answer>a</answer>",
+        True,
+    ),
     ("<information><answer>b</answer></information>", "<answer>b</answer>", True, "", False),
     ("<think>第</think><search>什么</search>", "<search>什么</search>", True, "<search>什么</search>", True),
     ("<think>t</think><search>q</search> and so on", "<search>q</search>", True, "<search>q</search>", True),
     ("", "", False, "", False),
     (" \n", "", False, "", False),
-    (f"<think>{LONG}</think><search>{LONG}</search>", f"<search>{LONG.strip()}</search>", True, f"<search>{LONG.strip()}</search>", True),
+    (
+        f"<think>{LONG}</think><search>{LONG}</search>",
+        f"<search>{LONG.strip()}</search>",
+        True,
+        f"<search>{LONG.strip()}</search>",
+        True,
+    ),
 ]
 
 
@@ -108,7 +157,9 @@ def test_alfworld(response: str, action: str, valid: bool, own_action: str | Non
 
 
 @pytest.mark.parametrize(("response", "action", "valid", "own_action", "own_valid"), ROWS)
-def test_webshop_reads_as_alfworld_does_with_a_shorter_end(response: str, action: str, valid: bool, own_action: str | None, own_valid: bool) -> None:
+def test_webshop_reads_as_alfworld_does_with_a_shorter_end(
+    response: str, action: str, valid: bool, own_action: str | None, own_valid: bool
+) -> None:
     has_block = "<action>" in response.lower() and "</action>" in response.lower()
     assert view("webshop").parse(response) == (action if has_block else action[-20:], valid)
     if own_valid:  # the same with an action of this shop
@@ -130,27 +181,34 @@ class TestAnOpenedThought:
     @pytest.mark.parametrize("benchmark", ["alfworld", "webshop", "search"])
     def test_is_read_as_one_that_the_response_opens(self, benchmark: str, validity: str) -> None:
         known = "click[buy now]" if benchmark == "webshop" else "look"
-        responses = [row[0].replace("look", known) for row in (SEARCH_ROWS if benchmark == "search" else ROWS)]
+        responses = [
+            row[0].replace("look", known) for row in (SEARCH_ROWS if benchmark == "search" else ROWS)
+        ]
         responses += [response.removeprefix("<think>") for response in responses]
         changed = 0
         for response in responses:
             read = view(benchmark, validity).parse(response, True)
             action, valid = view(benchmark, validity).parse(f"<think>{response}")
             assert read[1] == valid, response
-            # Where none is found the action is the end of the response, to which the prompt's tag does not belong.
+            # Where none is found the action is the end of the response, to which the prompt's tag does not
+            # belong.
             assert read[0] == action or (not valid and action.endswith(read[0])), response
             changed += read[1] != view(benchmark, validity).parse(response)[1]
-        assert changed > 0 or (benchmark, validity) == ("search", "format"), "to the reference's rule for search thoughts do not matter"
+        assert changed > 0 or (benchmark, validity) == ("search", "format"), (
+            "to the reference's rule for search thoughts do not matter"
+        )
 
     @pytest.mark.parametrize(
         ("response", "by_format", "own"),
         [
             ("t</think><action>look</action>", True, True),
-            ("t</think>\n\n<ACTION> Look</Action>", True, False),  # our own rule wants the tags as they are in the prompt
+            # our own rule wants the tags as they are in the prompt
+            ("t</think>\n\n<ACTION> Look</Action>", True, False),
             ("t</THINK><action>look</action>", False, False),
             ("t<action>look</action>", False, False),  # never closed
             ("<action>look</action></think>", True, False),  # within the thought
-            ("say <action>fly</action>?</think><action>look</action>", True, True),  # quoted in it: by format, the action
+            # quoted in it: by format, the action
+            ("say <action>fly</action>?</think><action>look</action>", True, True),
             ("<think>t</think><action>look</action>", True, True),
             ("第</think><action>look</action>", False, True),
             ("t</think><action>fly</action>", True, False),
@@ -169,20 +227,32 @@ class TestAnOpenedThought:
                 action, valid = view(benchmark, validity).parse(response, True)
                 assert action == response.lower() and not valid
 
-    @pytest.mark.parametrize(("benchmark", "command"), [("alfworld", "look"), ("webshop", "search lamp"), ("search", "answer Oslo")])
+    @pytest.mark.parametrize(
+        ("benchmark", "command"),
+        [("alfworld", "look"), ("webshop", "search lamp"), ("search", "answer Oslo")],
+    )
     def test_stands_before_an_answer_to_the_compact_prompt(self, benchmark: str, command: str) -> None:
         for validity in ("format", "admissible"):
             read = view(benchmark, validity, "compact")
             action, valid = read.parse(command)
             assert valid and read.parse(f"where?\n</think>\n\n{command}", True) == (action, True)
-            assert read.parse(command, True) == (action, False), "a thought that is not closed is carried out, and is not valid"
+            assert read.parse(command, True) == (action, False), (
+                "a thought that is not closed is carried out, and is not valid"
+            )
             assert not read.parse("where?</think>", True)[1]
         assert not view(benchmark, style="compact").parse(f"第</think>{command}", True)[1]
 
 
 @pytest.mark.parametrize("benchmark", ["alfworld", "webshop", "search"])
 def test_an_answer_to_the_compact_prompt_needs_to_be_written_and_not_in_chinese(benchmark: str) -> None:
-    for response, valid in [("look", True), ("search the shelf", True), ("nothing known", True), ("", False), (" \n", False), ("看 look", False)]:
+    for response, valid in [
+        ("look", True),
+        ("search the shelf", True),
+        ("nothing known", True),
+        ("", False),
+        (" \n", False),
+        ("看 look", False),
+    ]:
         action, own_valid = view(benchmark, "admissible", "compact").parse(response)
         assert view(benchmark, style="compact").parse(response) == (action, valid)
         assert valid or not own_valid
@@ -192,7 +262,18 @@ def test_which_characters_are_chinese() -> None:
     assert [c for c in range(0x3000, 0xB000) if has_chinese(chr(c))] == list(range(0x4E00, 0xA000))
 
 
-ODD = ["", "   ", "look\n", "maybe</think>\n<action>look", "examine  desk 1", "é" * 2000, "[look]", "go to nowhere 99", "help me", "\x00"]
+ODD = [
+    "",
+    "   ",
+    "look\n",
+    "maybe</think>\n<action>look",
+    "examine  desk 1",
+    "é" * 2000,
+    "[look]",
+    "go to nowhere 99",
+    "help me",
+    "\x00",
+]
 
 
 def test_an_action_that_alfworld_does_not_know_changes_nothing() -> None:
@@ -220,7 +301,9 @@ class TestSearchInPlay:
     def play(self, *actions: str, max_steps: int = 4) -> list[tuple[str, bool, bool]]:
         async def run() -> list[tuple[str, bool, bool]]:
             desk = SearchDesk(Shelf(), max_batch=4, calls=1)
-            session = SearchSession(Question("1", "nq", "who?", ("Oslo",)), desk, EnvSection(name="search", max_steps=max_steps))
+            session = SearchSession(
+                Question("1", "nq", "who?", ("Oslo",)), desk, EnvSection(name="search", max_steps=max_steps)
+            )
             await session.reset()
             states = [await session.step(action) for action in actions]
             await desk.close()
@@ -235,15 +318,32 @@ class TestSearchInPlay:
         assert self.play("<search></search>", "") == [(NO_RESULTS, False, False), (INVALID, False, False)]
 
     def test_what_a_query_quotes_is_not_an_action(self) -> None:
-        (query, done, _), (_, ended, right) = self.play("<search>x <answer>Oslo</answer></search>", "<answer>\nOslo </answer>")
+        (query, done, _), (_, ended, right) = self.play(
+            "<search>x <answer>Oslo</answer></search>", "<answer>\nOslo </answer>"
+        )
         assert not done and query != INVALID and ended and right
 
 
 class TestCommand:
     CASES = (
-        {"benchmark": "alfworld", "response": "<think></think></action>x<action>", "action": "", "valid": True},
-        {"benchmark": "webshop", "response": "no tags at all, a tail of twenty", "action": "ll, a tail of twenty", "valid": False},
-        {"benchmark": "search", "response": "<SEARCH> q</Search>", "action": "<search>q</search>", "valid": True},
+        {
+            "benchmark": "alfworld",
+            "response": "<think></think></action>x<action>",
+            "action": "",
+            "valid": True,
+        },
+        {
+            "benchmark": "webshop",
+            "response": "no tags at all, a tail of twenty",
+            "action": "ll, a tail of twenty",
+            "valid": False,
+        },
+        {
+            "benchmark": "search",
+            "response": "<SEARCH> q</Search>",
+            "action": "<search>q</search>",
+            "valid": True,
+        },
     )
 
     def file(self, folder: Path, *changes: tuple[int, str, object]) -> str:
@@ -258,11 +358,19 @@ class TestCommand:
         assert main([self.file(tmp_path)]) == 0
         assert capsys.readouterr().out.split("\n")[0] == "alfworld: 1 responses, 0 read differently"
 
-    @pytest.mark.parametrize(("number", "key", "value"), [(0, "valid", False), (1, "action", "x"), (2, "action", "<search> q</search>")])
-    def test_every_difference_counts(self, number: int, key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        ("number", "key", "value"),
+        [(0, "valid", False), (1, "action", "x"), (2, "action", "<search> q</search>")],
+    )
+    def test_every_difference_counts(
+        self, number: int, key: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main([self.file(tmp_path, (number, key, value))]) == 1
         out = capsys.readouterr().out
-        assert out.startswith(f"case {number}, {self.CASES[number]['benchmark']}: ") and out.count("1 read differently") == 1
+        assert (
+            out.startswith(f"case {number}, {self.CASES[number]['benchmark']}: ")
+            and out.count("1 read differently") == 1
+        )
 
     def test_a_file_of_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_text("{}")

@@ -1,10 +1,11 @@
-"""Random walks through a benchmark, and the same tasks, seeds and actions again through each interface: is what comes back the same?
+"""Random walks through a benchmark, and the same tasks, seeds and actions again through each interface: is
+what comes back the same?
 
     python -m tests.envs.walks [500] [--data auto] [--only webshop]
 
-(At this size ALFWorld's takes minutes. `--data auto` takes official data where it is at hand, the default generated ones.) Beside admissible actions
-a walk tries what is none, searches of all kinds, and capitals; the first walk of each task goes a way that wins, where one is known, so that rewards
-are compared, too.
+(At this size ALFWorld's takes minutes. `--data auto` takes official data where it is at hand, the default
+generated ones.) Beside admissible actions a walk tries what is none, searches of all kinds, and capitals; the
+first walk of each task goes a way that wins, where one is known, so that rewards are compared, too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from paw_hpc.envs.webshop.game import SEARCH_ENTRY
 from paw_hpc.recipe import EnvSection
 
 GENERATED: dict[str, dict[str, Any]] = {
-    "alfworld": {"games": "generated", "task_types": ("pick_and_place_simple", "look_at_obj_in_light"), "max_steps": 15, "workers": 1},
+    "alfworld": {
+        "games": "generated",
+        "task_types": ("pick_and_place_simple", "look_at_obj_in_light"),
+        "max_steps": 15,
+        "workers": 1,
+    },
     "webshop": {"webshop": {"catalogue": "generated", "num_products": 120}, "max_steps": 15},
     "search": {"search": {"data": "generated"}, "max_steps": 4},
 }
@@ -59,11 +65,16 @@ def walk_bare(benchmark: str, keys: dict[str, Any], walks: int, seed: int = 0) -
         try:
             for number, task in enumerate(_tasks(bench, benchmark, walks)):
                 for repeat, session in enumerate(await bench.open(task, MEMBERS)):
-                    rng, known = Random(f"{seed}/{number}/{repeat}"), [] if repeat else _winning(bench, benchmark, task)
+                    rng, known = (
+                        Random(f"{seed}/{number}/{repeat}"),
+                        [] if repeat else _winning(bench, benchmark, task),
+                    )
                     states, actions = [await session.reset()], list[str]()
                     words = states[0].observation.lower().split()
                     while not states[-1].done:
-                        actions.append(known.pop(0) if known else _any_action(benchmark, states[-1], words, rng))
+                        actions.append(
+                            known.pop(0) if known else _any_action(benchmark, states[-1], words, rng)
+                        )
                         states.append(await session.step(actions[-1]))
                     await session.close()
                     found.append(Walk(task, repeat, actions, states))
@@ -86,7 +97,9 @@ def walk_async(benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]) -> l
             for first in range(0, len(walks), MEMBERS):
                 group = walks[first : first + MEMBERS]
                 episodes = await environments.open_group(group[0].task, len(group))
-                found += await asyncio.gather(*(one(e, w.actions) for e, w in zip(episodes, group, strict=True)))
+                found += await asyncio.gather(
+                    *(one(e, w.actions) for e, w in zip(episodes, group, strict=True))
+                )
         return found
 
     return asyncio.run(all_of_them())
@@ -121,12 +134,18 @@ def walk_single(benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]) -> 
     return found
 
 
-def walk_gymnasium(benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]) -> list[list[EnvironmentState]]:
+def walk_gymnasium(
+    benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]
+) -> list[list[EnvironmentState]]:
     """The same through Gymnasium; of what it says, what it has of a state."""
     import gymnasium
 
-    def state(observation: str, info: dict[str, Any], reward: float = 0.0, done: bool = False) -> EnvironmentState:
-        return EnvironmentState(observation, tuple(info["admissible"]), reward, done, info["success"], info["score"])
+    def state(
+        observation: str, info: dict[str, Any], reward: float = 0.0, done: bool = False
+    ) -> EnvironmentState:
+        return EnvironmentState(
+            observation, tuple(info["admissible"]), reward, done, info["success"], info["score"]
+        )
 
     env = gymnasium.make(f"paw_hpc.envs.gym:paw/{benchmark}", **keys)
     found = []
@@ -146,7 +165,9 @@ def serving(app: Any) -> Iterator[str]:
     """The address of an ASGI application on a free port of loopback."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws_max_size=1 << 20))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", ws_max_size=1 << 20)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -164,7 +185,14 @@ def walk_openenv(benchmark: str, keys: dict[str, Any], walks: Sequence[Walk]) ->
     from paw_hpc.envs.openenv import Served, TextAction, TextClient, TextObservation, make_app
 
     def state(seen: TextObservation) -> EnvironmentState:
-        return EnvironmentState(seen.observation, tuple(seen.admissible), float(seen.reward or 0.0), seen.done, seen.success, seen.score)
+        return EnvironmentState(
+            seen.observation,
+            tuple(seen.admissible),
+            float(seen.reward or 0.0),
+            seen.done,
+            seen.success,
+            seen.score,
+        )
 
     async def one(url: str, walk: Walk) -> list[EnvironmentState]:
         async with TextClient(url, key="a-key") as client:
@@ -197,13 +225,18 @@ NEEDS = {"Gymnasium": "gymnasium", "OpenEnv": "openenv"}
 
 
 def differences(walks: Sequence[Walk], again: Sequence[Sequence[EnvironmentState]]) -> list[str]:
-    """Where the two are not the same: observation, admissible actions, reward, end, success, score, or the number of states."""
+    """Where the two are not the same: observation, admissible actions, reward, end, success, score, or the
+    number of states."""
     found = [] if len(walks) == len(again) else [f"{len(again)} walks, and there were {len(walks)}"]
     for walk, states in zip(walks, again, strict=False):
         where = f"{walk.task.task_id}, episode {walk.repeat}"
         if len(states) != len(walk.states):
             found.append(f"{where}: {len(states)} states, and there were {len(walk.states)}")
-        found += [f"{where}, step {n}: {b} and not {a}" for n, (a, b) in enumerate(zip(walk.states, states, strict=False)) if a != b]
+        found += [
+            f"{where}, step {n}: {b} and not {a}"
+            for n, (a, b) in enumerate(zip(walk.states, states, strict=False))
+            if a != b
+        ]
     return found
 
 
@@ -225,9 +258,20 @@ def _winning(bench: Any, benchmark: str, task: Task) -> list[str]:
 def _any_action(benchmark: str, state: EnvironmentState, words: list[str], rng: Random) -> str:
     some = " ".join(rng.sample(words, min(len(words), rng.randint(1, 3))))
     if benchmark == "search":
-        return rng.choice([f"<search>{some}</search>"] * 4 + [f"<answer>{some}</answer>", some, "", "<search></search>", f"<search>{some}"])
+        return rng.choice(
+            [f"<search>{some}</search>"] * 4
+            + [f"<answer>{some}</answer>", some, "", "<search></search>", f"<search>{some}"]
+        )
     if rng.random() < 0.1:
-        return rng.choice([some, "", "click[buy now]", "go to nowhere 7", *(action.upper() for action in state.admissible[:1])])
+        return rng.choice(
+            [
+                some,
+                "",
+                "click[buy now]",
+                "go to nowhere 7",
+                *(action.upper() for action in state.admissible[:1]),
+            ]
+        )
     action = rng.choice(state.admissible)
     if action == SEARCH_ENTRY:
         return rng.choice([f"search[{some}]"] * 8 + ["search[<r>]", action])
@@ -235,7 +279,9 @@ def _any_action(benchmark: str, state: EnvironmentState, words: list[str], rng: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("walks", type=int, nargs="?", default=500)
     parser.add_argument("--data", choices=("generated", "auto"), default="generated")
     parser.add_argument("--only", choices=tuple(GENERATED))
@@ -248,7 +294,8 @@ def main() -> None:
         walks = walk_bare(benchmark, keys, given.walks)
         won = sum(walk.states[-1].success for walk in walks)
         print(
-            f"{make_benchmark(EnvSection(name=benchmark, **keys)).source}: {len(walks)} walks, {sum(len(w.actions) for w in walks)} steps, {won} won"
+            f"{make_benchmark(EnvSection(name=benchmark, **keys)).source}: {len(walks)} walks, "
+            f"{sum(len(w.actions) for w in walks)} steps, {won} won"
         )
         print(f"  bare: {time.perf_counter() - start:.0f} s")
         for name, play in INTERFACES.items():
@@ -258,7 +305,12 @@ def main() -> None:
             start = time.perf_counter()
             found = differences(walks, play(benchmark, keys, walks))
             wrong += len(found)
-            print(f"  {name}: {len(found)} differences, {time.perf_counter() - start:.0f} s", *found[:3], sep="\n    ", flush=True)
+            print(
+                f"  {name}: {len(found)} differences, {time.perf_counter() - start:.0f} s",
+                *found[:3],
+                sep="\n    ",
+                flush=True,
+            )
     raise SystemExit(wrong > 0)
 
 

@@ -25,13 +25,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(WARM_START)
 
 
-def update(number: int = 0, seed: int = 0, recipe: Recipe | None = None, **options: Any) -> tuple[record.Update, Recipe]:
+def update(
+    number: int = 0, seed: int = 0, recipe: Recipe | None = None, **options: Any
+) -> tuple[record.Update, Recipe]:
     """An update of random groups, and the log-probs that its training pass would have seen."""
     recipe = recipe or tiny_recipe(**{"episodes.groups": 2})
     pool = Pool.from_groups(random_groups(seed, recipe.rollout.groups, recipe.rollout.group_size, **options))
     scores = random_scores(pool, seed)
     planned = plan(pool, scores, recipe, number)
-    rows = -np.random.default_rng([seed, number, 5]).exponential(1.5, planned.batch.num_rows).astype(np.float32)
+    rows = (
+        -np.random.default_rng([seed, number, 5]).exponential(1.5, planned.batch.num_rows).astype(np.float32)
+    )
     return record.Update(number, pool, scores, planned, torch.from_numpy(rows)), recipe
 
 

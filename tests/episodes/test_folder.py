@@ -32,7 +32,13 @@ def test_files_come_back_as_they_were_written_in_the_order_of_play(tmp_path: Pat
         }
     writer.write_evaluation(2, "a label/with: more", rows)
     (tmp_path / "episodes" / "of-somebody-else.parquet").write_bytes(b"")
-    assert names(tmp_path) == ["update_000000", "update_000001", "eval_000002_a-label-with--more", "update_000002", "update_000011"]
+    assert names(tmp_path) == [
+        "update_000000",
+        "update_000001",
+        "eval_000002_a-label-with--more",
+        "update_000002",
+        "update_000011",
+    ]
     found = read(find(tmp_path)[0].path)
     assert found.equals(rows) and found.schema.equals(STEP)
     assert read(find(tmp_path)[0].path, ["step", "prompt"]).column_names == ["step", "prompt"]
@@ -52,7 +58,9 @@ def test_the_same_experience_is_the_same_file(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_the_oldest_updates_are_dropped_first_and_evaluations_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_oldest_updates_are_dropped_first_and_evaluations_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = made.rows()
     writer = EpisodeFolder(tmp_path / "free", made.ALL)
     size = int(writer.write_update(0, rows)["episodes/bytes"])
@@ -61,7 +69,10 @@ def test_the_oldest_updates_are_dropped_first_and_evaluations_last(tmp_path: Pat
     with caplog.at_level("INFO", logger=folder.__name__):
         dropped = [writer.write_update(number, rows)["episodes/dropped_files"] for number in range(5)]
     assert names(tmp_path / "run") == ["eval_000000_start", "update_000000", "update_000004"]
-    assert dropped == [0, 0, 1, 1, 1] and "update_000001 were dropped, to stay within episodes.max_megabytes" in caplog.text
+    assert (
+        dropped == [0, 0, 1, 1, 1]
+        and "update_000001 were dropped, to stay within episodes.max_megabytes" in caplog.text
+    )
     writer.write_evaluation(5, "end", rows)
     writer.write_evaluation(5, "again", rows)
     assert names(tmp_path / "run") == ["eval_000000_start", "eval_000005_again", "eval_000005_end"]
@@ -84,7 +95,9 @@ def test_a_resumed_run_ends_with_the_files_of_an_uninterrupted_one_also_at_the_b
     straight = play(tmp_path / "straight", range(9))
     resumed = play(tmp_path / "resumed", range(7), range(4, 9))
     assert resumed == straight and 2 <= len(straight) < 9
-    assert play(tmp_path / "shorter", range(7), range(4, 5)).keys() <= {f"update_{n:06d}" for n in range(5)}, "what is played again is removed first"
+    assert play(tmp_path / "shorter", range(7), range(4, 5)).keys() <= {
+        f"update_{n:06d}" for n in range(5)
+    }, "what is played again is removed first"
 
 
 def test_a_writer_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
@@ -94,7 +107,11 @@ def test_a_writer_that_was_replaced_writes_nothing(tmp_path: Path) -> None:
     writer = EpisodeFolder(run, made.ALL)
     writer.write_update(0, made.rows())
     (run / fence.FILE).write_text('{"attempt": 9, "by": "job 2 on node3"}\n')
-    for write in (lambda: writer.write_update(1, made.rows()), lambda: writer.write_evaluation(1, "x", made.rows()), lambda: writer.begin(0)):
+    for write in (
+        lambda: writer.write_update(1, made.rows()),
+        lambda: writer.write_evaluation(1, "x", made.rows()),
+        lambda: writer.begin(0),
+    ):
         with pytest.raises(fence.StaleAttempt, match="attempt 9"):
             write()
     assert [path.name for path in (run / "episodes").iterdir()] == ["update_000000.parquet"]
@@ -105,7 +122,11 @@ def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
     torn.write_bytes(b"PAR1 and then nothing")
     pq.write_table(pa.table({"a": [1]}), other)
     pq.write_table(made.rows().replace_schema_metadata({VERSION_KEY: b"2"}), newer)
-    for path, said in ((torn, "cannot be read"), (other, "not kept episodes"), (newer, "version 2, and this paw_hpc knows those up to 1")):
+    for path, said in (
+        (torn, "cannot be read"),
+        (other, "not kept episodes"),
+        (newer, "version 2, and this paw_hpc knows those up to 1"),
+    ):
         with pytest.raises(DataError, match=said) as caught:
             read(path)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -135,7 +156,9 @@ def test_two_read_while_one_writes_and_a_kill_leaves_whole_files(tmp_path: Path)
 
     def start(program: str) -> subprocess.Popen[str]:
         begin = f"from pathlib import Path\nrun = Path({str(tmp_path)!r})\n"
-        return subprocess.Popen([sys.executable, "-c", begin + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", begin + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     writer, readers = start(WRITES), [start(READS) for _ in range(2)]
     found = [reader.communicate(timeout=200) for reader in readers]

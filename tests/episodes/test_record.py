@@ -1,4 +1,5 @@
-"""Every column of a kept step is what the update, or the evaluation, had in hand; the columns themselves are frozen."""
+"""Every column of a kept step is what the update, or the evaluation, had in hand; the columns themselves are
+frozen."""
 
 from __future__ import annotations
 
@@ -17,11 +18,16 @@ from tests.episodes import made
 from tests.factories import random_groups, tiny_recipe
 
 FROZEN = (
-    "purpose:string! update:int32! label:string! group:int32! member:int32! step:int32! task_id:string! task_type:string! seed:int64! steps:int32! "
-    "success:bool! score:double! episode_return:double! prompt:string! response:string! action:string! observation:string! prompt_ids:[int32]! "
-    "response_ids:[int32]! response_ends:[int32]! bridge_ids:[int32]! observation_ids:[int32]! observation_ends:[int32]! reward:double! valid:bool! "
-    "weight_version:int32! token_versions:[int32] behaviour_logp:[float]! old_logp:[float] token_entropy:[float] entropy:double advantage:double "
-    "selected:bool wm_lambda:double wm_weight:double observation_logp:[float] silenced:[bool] predicted:string predicted_ids:[int32]"
+    "purpose:string! update:int32! label:string! group:int32! member:int32! step:int32! task_id:string! "
+    "task_type:string! seed:int64! steps:int32! "
+    "success:bool! score:double! episode_return:double! prompt:string! response:string! action:string! "
+    "observation:string! prompt_ids:[int32]! "
+    "response_ids:[int32]! response_ends:[int32]! bridge_ids:[int32]! observation_ids:[int32]! "
+    "observation_ends:[int32]! reward:double! valid:bool! "
+    "weight_version:int32! token_versions:[int32] behaviour_logp:[float]! old_logp:[float] "
+    "token_entropy:[float] entropy:double advantage:double "
+    "selected:bool wm_lambda:double wm_weight:double observation_logp:[float] silenced:[bool] "
+    "predicted:string predicted_ids:[int32]"
 )
 """The columns of version 1; `!`: never null."""
 
@@ -35,7 +41,8 @@ def said(schema: pa.Schema) -> str:
 
 def test_the_columns_are_frozen() -> None:
     assert (VERSION, said(STEP)) == (1, FROZEN), (
-        "a column that is renamed, removed or means another thing: raise VERSION, and say so in docs/episodes.md"
+        "a column that is renamed, removed or means another thing: raise VERSION, and say so in "
+        "docs/episodes.md"
     )
 
 
@@ -47,7 +54,9 @@ def test_every_field_of_training_comes_back() -> None:
     mine = [n for n, t in enumerate(pool.transitions) if t.group in chosen]
     assert len(chosen) == 2 and len(kept) == len(mine) and len(mine) < len(pool)
     sample, text = pool.action_sample, made.tokenizer()
-    of_row = torch.repeat_interleave(torch.arange(len(pool)), planned.batch.row_cu[1:] - planned.batch.row_cu[:-1])
+    of_row = torch.repeat_interleave(
+        torch.arange(len(pool)), planned.batch.row_cu[1:] - planned.batch.row_cu[:-1]
+    )
     for n, row in zip(mine, kept, strict=True):
         t, episode = pool.transitions[n], pool.episodes[int(pool.episode[n])]
         seen = (of_row == n) & (planned.batch.row_kind == OBSERVATION)
@@ -96,12 +105,15 @@ def test_every_field_of_training_comes_back() -> None:
             tokens = pieces(row[name], row.pop(f"{name}_ends"))
             assert "".join(tokens) == row[name] and len(tokens) == len(row[f"{name}_ids"])
         assert row == expected
-    assert {row["selected"] for row in kept} == {True, False} and any(any(row["silenced"] or ()) for row in kept)
+    assert {row["selected"] for row in kept} == {True, False} and any(
+        any(row["silenced"] or ()) for row in kept
+    )
     assert all((row["wm_weight"] > 0) == (row["observation_logp"] is not None) for row in kept)
 
 
 def test_an_observation_that_was_exchanged_has_no_probability_of_its_own() -> None:
-    """The control trains on another transition's observation: its log-probs are not of the text that is kept."""
+    """The control trains on another transition's observation: its log-probs are not of the text that is
+    kept."""
     recipe = tiny_recipe(**{"episodes.groups": 2, "wm.target": "shuffled"})
     kept = made.rows(recipe=recipe).to_pylist()
     assert any(row["wm_weight"] > 0 for row in kept) and all(row["observation_logp"] is None for row in kept)
@@ -114,7 +126,9 @@ def test_silenced_is_said_of_clipped_mae_alone() -> None:
 
 
 def test_arms_with_one_seed_keep_the_same_groups_and_updates_others() -> None:
-    arms = [tiny_recipe(**{"episodes.groups": 2, "rollout.groups": 12, "wm.enabled": on}) for on in (True, False)]
+    arms = [
+        tiny_recipe(**{"episodes.groups": 2, "rollout.groups": 12, "wm.enabled": on}) for on in (True, False)
+    ]
     chosen = [[record.chosen_groups(arm, number) for number in range(8)] for arm in arms]
     assert chosen[0] == chosen[1] and len({tuple(groups) for groups in chosen[0]}) > 4
     assert all(len(set(groups)) == 2 for groups in chosen[0])
@@ -136,14 +150,25 @@ def test_an_evaluation_is_whole_and_says_what_was_asked() -> None:
     assert {(row["purpose"], row["update"], row["label"]) for row in kept} == {("eval", 7, "end")}
     assert {(row["group"], row["member"]) for row in kept} == {(0, 0), (0, 1), (1, 1), (2, 0), (2, 1)}
     [row] = [row for row in kept if (row["group"] * 2 + row["member"], row["step"]) == asked]
-    assert row["observation_logp"] == logp.tolist() and row["silenced"] == (np.exp(logp) > 0.2).tolist() and row["entropy"] == 1.5
-    assert row["predicted_ids"] == t.observation_ids[:1].tolist() and row["predicted"] == made.tokenizer().decode(t.observation_ids[:1])
+    assert (
+        row["observation_logp"] == logp.tolist()
+        and row["silenced"] == (np.exp(logp) > 0.2).tolist()
+        and row["entropy"] == 1.5
+    )
+    assert row["predicted_ids"] == t.observation_ids[:1].tolist() and row[
+        "predicted"
+    ] == made.tokenizer().decode(t.observation_ids[:1])
     others = [other for other in kept if other is not row]
-    assert all(other[name] is None for other in others for name in ("observation_logp", "silenced", "predicted", "entropy", "advantage", "old_logp"))
+    assert all(
+        other[name] is None
+        for other in others
+        for name in ("observation_logp", "silenced", "predicted", "entropy", "advantage", "old_logp")
+    )
 
 
 def test_where_tokens_end_in_the_text() -> None:
-    """Characters of several bytes are spelled by the token that completes them; what never becomes a character belongs to the last token."""
+    """Characters of several bytes are spelled by the token that completes them; what never becomes a
+    character belongs to the last token."""
     tokenizer = made.tokenizer()
     text = "a drawer <|im_end|> in the café: 日本 🎉"
     ids = np.asarray(tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
@@ -156,7 +181,8 @@ def test_where_tokens_end_in_the_text() -> None:
 def test_a_step_whose_weights_changed_within() -> None:
     update, recipe = made.update()
     update.pool.transitions[:] = [
-        dataclasses.replace(t, token_versions=np.arange(len(t.response_ids), dtype=np.int32)) for t in update.pool.transitions
+        dataclasses.replace(t, token_versions=np.arange(len(t.response_ids), dtype=np.int32))
+        for t in update.pool.transitions
     ]
     kept = record.training_rows(update, recipe, made.tokenizer()).to_pylist()
     assert all(row["token_versions"] == list(range(len(row["response_ids"]))) for row in kept)

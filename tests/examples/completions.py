@@ -1,4 +1,5 @@
-"""A small server of OpenAI's completions with token ids in and out: the in-process engine behind aiohttp, weights out of a folder."""
+"""A small server of OpenAI's completions with token ids in and out: the in-process engine behind aiohttp,
+weights out of a folder."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from paw_hpc.rollout.engines.local import LocalEngine
 
 
 class CompletionsServer:
-    """Serves on a port of loopback until it is closed. `folders` are those that it was told to read; `tokens` that it has sampled."""
+    """Serves on a port of loopback until it is closed. `folders` are those that it was told to read; `tokens`
+    that it has sampled."""
 
     def __init__(self, recipe: Recipe):
         self._recipe, self._engine = recipe, self._load(recipe)
@@ -52,7 +54,11 @@ class CompletionsServer:
     async def _complete(self, request: web.Request) -> web.Response:
         asked: dict[str, Any] = await request.json()
         prompt = np.array(asked["prompt"], dtype=np.int32)
-        found = await self._engine.generate(GenerationRequest(next(self._numbers), prompt, asked["seed"], asked["temperature"], asked["max_tokens"]))
+        found = await self._engine.generate(
+            GenerationRequest(
+                next(self._numbers), prompt, asked["seed"], asked["temperature"], asked["max_tokens"]
+            )
+        )
         self.tokens += len(found.ids)
         choice = {
             "token_ids": found.ids.tolist(),

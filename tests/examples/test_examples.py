@@ -1,4 +1,5 @@
-"""What stands in examples/ works as it stands: each is one file that touches nothing of the package, and is trained with, or submitted."""
+"""What stands in examples/ works as it stands: each is one file that touches nothing of the package, and is
+trained with, or submitted."""
 
 from __future__ import annotations
 
@@ -44,13 +45,21 @@ def trained(example: str, run: Path, *overrides: str) -> list[dict[str, float]]:
 def test_is_one_file_of_less_than_150_lines(example: str) -> None:
     [file] = (EXAMPLES / example).glob("*.py")
     assert len(file.read_text(encoding="utf-8").splitlines()) < 150
-    assert {path.name for path in (EXAMPLES / example).iterdir() if path.name != "__pycache__"} == {file.name, "recipe.yaml"}
+    assert {path.name for path in (EXAMPLES / example).iterdir() if path.name != "__pycache__"} == {
+        file.name,
+        "recipe.yaml",
+    }
 
 
 @pytest.mark.parametrize("example", DOORS)
 def test_nothing_of_the_package_knows_it(example: str) -> None:
     named = {"number_game", "reinforce_pp", "focal", "pbs", "token_server"}
-    known = subprocess.run(["git", "grep", "-lwE", "|".join(named), "--", "paw_hpc", "recipes"], capture_output=True, text=True, cwd=ROOT).stdout
+    known = subprocess.run(
+        ["git", "grep", "-lwE", "|".join(named), "--", "paw_hpc", "recipes"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    ).stdout
     assert not known, known
 
 
@@ -58,20 +67,32 @@ def test_a_dense_reward_reaches_training(tmp_path: Path) -> None:
     lines = trained("number_game", tmp_path, "rollout.group_size=8")
     returns = [line["train/return"] for line in lines]
     assert any(0 < value < 10 for value in returns), f"no guess that only came closer was paid for: {returns}"
-    assert any(line["train/success"] == 0 and line["train/return"] > 0 for line in lines) or any(value % 10 for value in returns)
+    assert any(line["train/success"] == 0 and line["train/return"] > 0 for line in lines) or any(
+        value % 10 for value in returns
+    )
 
 
 def test_an_algorithm_and_its_option(tmp_path: Path) -> None:
     lines = trained("reinforce_pp", tmp_path / "a", "updates=1", "rollout.group_size=8", "env.max_steps=6")
     assert lines[0]["policy/steps"] == 1
-    bare = trained("reinforce_pp", tmp_path / "b", "updates=1", "rollout.group_size=8", "env.max_steps=6", "algorithm.options.baseline=false")
+    bare = trained(
+        "reinforce_pp",
+        tmp_path / "b",
+        "updates=1",
+        "rollout.group_size=8",
+        "env.max_steps=6",
+        "algorithm.options.baseline=false",
+    )
     assert bare[0]["train/return"] == lines[0]["train/return"], "the same episodes"
 
 
 def test_a_loss(tmp_path: Path) -> None:
     with_focal = trained("focal_loss", tmp_path / "focal", "updates=1")[0]
     cross = trained("focal_loss", tmp_path / "ce", "updates=1", "wm.options.gamma=0")[0]
-    assert cross["wm/loss"] == pytest.approx(cross["wm/observation_ce"], rel=0.5) and 0 < with_focal["wm/loss"] < cross["wm/loss"]
+    assert (
+        cross["wm/loss"] == pytest.approx(cross["wm/observation_ce"], rel=0.5)
+        and 0 < with_focal["wm/loss"] < cross["wm/loss"]
+    )
 
 
 def test_an_engine_of_somebody_else(tmp_path: Path) -> None:
@@ -84,23 +105,31 @@ def test_an_engine_of_somebody_else(tmp_path: Path) -> None:
         lines = trained("token_server", tmp_path, "updates=2", f"rollout.options.url={server.url}")
     finally:
         server.close()
-    assert len(server.folders) == 3 and server.tokens == sum(line["rollout/generated_tokens"] for line in lines)
-    assert all(line["train/behaviour_gap_mean"] < 1e-3 for line in lines), "it does not play with the weights that are trained"
+    assert len(server.folders) == 3 and server.tokens == sum(
+        line["rollout/generated_tokens"] for line in lines
+    )
+    assert all(line["train/behaviour_gap_mean"] < 1e-3 for line in lines), (
+        "it does not play with the weights that are trained"
+    )
 
 
 @pytest.fixture
 def pretended_pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """qsub runs the script in the background, qstat and qdel look after it; what they were asked is in calls.txt."""
+    """qsub runs the script in the background, qstat and qdel look after it; what they were asked is in
+    calls.txt."""
     folder = tmp_path / "pbs"
     folder.mkdir()
     programs = {
         "qsub": 'bash "$1" > out.log 2>&1 & echo $! > pid; echo 7.head',
-        "qstat": 'test -f pid || { echo "Unknown Job Id $3" >&2; exit 153; }; kill -0 $(cat pid) 2>&1 && s=R || s=F; echo "  job_state = $s"',
+        "qstat": 'test -f pid || { echo "Unknown Job Id $3" >&2; exit 153; }; kill -0 $(cat pid) 2>&1 && '
+        's=R || s=F; echo "  job_state = $s"',
         "qdel": "kill -TERM $(cat pid) || true",
     }
     for name, body in programs.items():
         file = folder / name
-        file.write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/calls.txt\nwhere=$PWD; cd {folder}; {body}\n')
+        file.write_text(
+            f'#!/bin/bash\necho "{name} $*" >> {folder}/calls.txt\nwhere=$PWD; cd {folder}; {body}\n'
+        )
         file.chmod(file.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
@@ -114,12 +143,18 @@ def paw(*words: str) -> str:
     return done.output
 
 
-def test_a_launcher_of_another_scheduler(tmp_path: Path, pretended_pbs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_of_another_scheduler(
+    tmp_path: Path, pretended_pbs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     recipe, run = str(EXAMPLES / "pbs" / "recipe.yaml"), tmp_path / "run"
     words = ("launch", recipe, "updates=2", "--executor", "pbs", "--run-dir", str(run))
     shown = paw(*words, "--dry-run")
-    assert "#PBS -l walltime=01:30:00" in shown and "#PBS -q workq" in shown and not (pretended_pbs / "calls.txt").exists()
+    assert (
+        "#PBS -l walltime=01:30:00" in shown
+        and "#PBS -q workq" in shown
+        and not (pretended_pbs / "calls.txt").exists()
+    )
     assert "job 7.head" in paw(*words)
     assert (run / "cluster" / "submission.sh").read_text() == shown
     assert json.loads((run / "cluster" / "submitted.json").read_text())["executor"] == "pbs"
@@ -136,5 +171,20 @@ def test_a_launcher_runs_jobs_of_one_node(tmp_path: Path, pretended_pbs: Path) -
     from paw_hpc.cli.main import app
 
     several = ("policy.backend=megatron", "cluster.trainer_nodes=2")
-    done = CliRunner().invoke(app, ["launch", str(EXAMPLES / "pbs" / "recipe.yaml"), *several, "--executor", "pbs", "--run-dir", str(tmp_path / "r")])
-    assert done.exit_code and "runs jobs of one" in str(done.exception) and not (pretended_pbs / "calls.txt").exists()
+    done = CliRunner().invoke(
+        app,
+        [
+            "launch",
+            str(EXAMPLES / "pbs" / "recipe.yaml"),
+            *several,
+            "--executor",
+            "pbs",
+            "--run-dir",
+            str(tmp_path / "r"),
+        ],
+    )
+    assert (
+        done.exit_code
+        and "runs jobs of one" in str(done.exception)
+        and not (pretended_pbs / "calls.txt").exists()
+    )

@@ -13,18 +13,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("script", "outcomes_file"), [("grpo.py", "trl.jsonl"), ("openenv_grpo.py", "trl-openenv.jsonl")])
+@pytest.mark.parametrize(
+    ("script", "outcomes_file"), [("grpo.py", "trl.jsonl"), ("openenv_grpo.py", "trl-openenv.jsonl")]
+)
 def test_an_update_of_trl_and_its_outcomes(script: str, outcomes_file: str, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     if script == "openenv_grpo.py":
         pytest.importorskip("openenv")
     environment = {**os.environ, "PAW_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "trl" / script), "1"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
+        [sys.executable, str(ROOT / "examples" / "trl" / script), "1"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
-    # The loss is of words of the model alone: six turns of at most 16 tokens, and the prompts between have hundreds.
-    [told] = [line for line in (ran.stdout + ran.stderr).replace("\r", "\n").splitlines() if "'grad_norm'" in line]
+    # The loss is of words of the model alone: six turns of at most 16 tokens, and the prompts between have
+    # hundreds.
+    [told] = [
+        line for line in (ran.stdout + ran.stderr).replace("\r", "\n").splitlines() if "'grad_norm'" in line
+    ]
     figures = ast.literal_eval(told[told.index("{") : told.index("}") + 1])
     assert 0 < float(figures["completions/max_length"]) <= 6 * 16 and float(figures["grad_norm"]) > 0
 

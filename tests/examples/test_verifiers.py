@@ -1,4 +1,5 @@
-"""The environments in verifiers: its own command evaluates a local model server, and what was said to the model is what the plain interface says."""
+"""The environments in verifiers: its own command evaluates a local model server, and what was said to the
+model is what the plain interface says."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ PANELS = {"webshop": "test:3@0", "search": "test:3@0", "alfworld": "valid_seen:2
 def spoken(turn: str) -> str:
     """What the pretended model says to a user turn: an action that is listed there, or a search."""
     listed = re.findall(r"'([^'\n]+)'", turn.rpartition("actions")[2])
-    said = f"<action>{listed[len(turn) % len(listed)]}</action>" if listed else "<search>who was born in Oslo</search>"
+    said = (
+        f"<action>{listed[len(turn) % len(listed)]}</action>"
+        if listed
+        else "<search>who was born in Oslo</search>"
+    )
     return f"<think>So be it.</think>{said}"
 
 
@@ -44,9 +49,15 @@ class Model(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         turn = [message["content"] for message in body["messages"] if message["role"] == "user"][-1]
         turn = turn if isinstance(turn, str) else "".join(part["text"] for part in turn)
-        deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": spoken(turn)}, None), ({}, "stop")]
+        deltas: list[tuple[dict[str, str], str | None]] = [
+            ({"role": "assistant", "content": spoken(turn)}, None),
+            ({}, "stop"),
+        ]
         head = {"id": "0", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
-        lines = [json.dumps(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": end}]}) for delta, end in deltas]
+        lines = [
+            json.dumps(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": end}]})
+            for delta, end in deltas
+        ]
         data = "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -65,14 +76,35 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("benchmark", RULES)
-def test_its_own_command_plays_what_the_plain_interface_plays(benchmark: str, address: str, tmp_path: Path) -> None:
+def test_its_own_command_plays_what_the_plain_interface_plays(
+    benchmark: str, address: str, tmp_path: Path
+) -> None:
     pytest.importorskip("verifiers.v1")
     if shutil.which("uv") is None:
         pytest.skip("verifiers runs its chat by uv, which is not here")
     words = ["paw-text", "--env.taskset.benchmark", benchmark, "--env.taskset.panel", PANELS[benchmark]]
-    words += ["--env.taskset.rules", json.dumps(RULES[benchmark]), "--model", "pretended", "--client.base-url", address]
-    command = [sys.executable, "-c", "from verifiers.v1.cli.eval.main import main; main()", *words, "--no-push", "--no-rich", "-o", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples" / "verifiers")])}
+    words += [
+        "--env.taskset.rules",
+        json.dumps(RULES[benchmark]),
+        "--model",
+        "pretended",
+        "--client.base-url",
+        address,
+    ]
+    command = [
+        sys.executable,
+        "-c",
+        "from verifiers.v1.cli.eval.main import main; main()",
+        *words,
+        "--no-push",
+        "--no-rich",
+        "-o",
+        str(tmp_path),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples" / "verifiers")]),
+    }
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     [file] = tmp_path.glob("*/traces.jsonl")
     episodes = [json.loads(line) for line in file.read_text().splitlines()]
@@ -82,8 +114,12 @@ def test_its_own_command_plays_what_the_plain_interface_plays(benchmark: str, ad
         assert {episode["task"]["data"]["id"] for episode in episodes} == set(tasks)
         for episode in episodes:
             [trace] = episode["traces"]
-            told = [node["message"]["content"] for node in trace["nodes"] if node["message"]["role"] == "user"]
-            told = [turn if isinstance(turn, str) else "".join(part["text"] for part in turn) for turn in told]
+            told = [
+                node["message"]["content"] for node in trace["nodes"] if node["message"]["role"] == "user"
+            ]
+            told = [
+                turn if isinstance(turn, str) else "".join(part["text"] for part in turn) for turn in told
+            ]
             played, expected = environments.open(tasks[episode["task"]["data"]["id"]]), list[str]()
             while not played.done:
                 expected.append(played.turn())

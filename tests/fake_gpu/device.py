@@ -1,7 +1,9 @@
-"""A GPU that has shapes, dtypes and a device, and computes nothing: what would mix devices raises, and what would make the host wait is written down.
+"""A GPU that has shapes, dtypes and a device, and computes nothing: what would mix devices raises, and what
+would make the host wait is written down.
 
-PyTorch lets a program name a device of its own ("gpu" here), with autograd, on any build; fake tensors give it shapes. So the paths of a GPU run on a
-machine without one. The names of the calls that read from the device (`.cpu()`, `.item()`, `bool(...)`) are patched to answer with zeros.
+PyTorch lets a program name a device of its own ("gpu" here), with autograd, on any build; fake tensors give
+it shapes. So the paths of a GPU run on a machine without one. The names of the calls that read from the
+device (`.cpu()`, `.item()`, `bool(...)`) are patched to answer with zeros.
 """
 
 from __future__ import annotations
@@ -33,7 +35,14 @@ _READS: dict[Any, Callable[[torch.Tensor], Any]] = {
     torch.Tensor.__index__: lambda t: 0,
     torch.Tensor.numpy: lambda t: torch.zeros(t.shape, dtype=t.dtype).numpy(),
 }
-_SIZES = {torch.Tensor.nonzero, torch.nonzero, torch.masked_select, torch.Tensor.masked_select, torch.unique, torch.Tensor.unique}
+_SIZES = {
+    torch.Tensor.nonzero,
+    torch.nonzero,
+    torch.masked_select,
+    torch.Tensor.masked_select,
+    torch.unique,
+    torch.Tensor.unique,
+}
 """What has as many elements as the data says: the host has to wait for that, too."""
 
 
@@ -55,8 +64,11 @@ def moved(module: nn.Module) -> Any:
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 if id(parameter) not in known:
-                    known[id(parameter)] = nn.Parameter(on_device(parameter.detach()), requires_grad=parameter.requires_grad)
-                    known[id(parameter)].__dict__.update(parameter.__dict__)  # Megatron keeps notes on its parameters
+                    known[id(parameter)] = nn.Parameter(
+                        on_device(parameter.detach()), requires_grad=parameter.requires_grad
+                    )
+                    # Megatron keeps notes on its parameters
+                    known[id(parameter)].__dict__.update(parameter.__dict__)
                 part._parameters[name] = known[id(parameter)]
         for name, buffer in part._buffers.items():
             if buffer is not None:
@@ -65,7 +77,8 @@ def moved(module: nn.Module) -> Any:
 
 
 class FakeGPU(TorchFunctionMode):
-    """Inside, calls with a tensor on the device, or that name it, are computed in shapes alone. `waits` counts reads by `file.py:function`."""
+    """Inside, calls with a tensor on the device, or that name it, are computed in shapes alone. `waits`
+    counts reads by `file.py:function`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +92,11 @@ class FakeGPU(TorchFunctionMode):
         first = args[0] if args else None
         if _is_there(first) and isinstance(first, torch.Tensor):
             read = _READS.get(func)
-            if read is None and func is torch.Tensor.to and any(str(leaf) == "cpu" for leaf in leaves if isinstance(leaf, (str, torch.device))):
+            if (
+                read is None
+                and func is torch.Tensor.to
+                and any(str(leaf) == "cpu" for leaf in leaves if isinstance(leaf, (str, torch.device)))
+            ):
                 read = _READS[torch.Tensor.cpu]
             if read is not None:
                 self._wait()
@@ -91,11 +108,16 @@ class FakeGPU(TorchFunctionMode):
             if read:
                 self._wait()
                 return torch.ones(len(read))
-            return on_device(func(*args, **{name: value for name, value in kwargs.items() if name != "device"}))
+            return on_device(
+                func(*args, **{name: value for name, value in kwargs.items() if name != "device"})
+            )
         if func is torch.Tensor.to and not isinstance(first, FakeTensor):
-            return on_device(first, next((leaf for leaf in leaves if isinstance(leaf, torch.dtype)), first.dtype))
+            return on_device(
+                first, next((leaf for leaf in leaves if isinstance(leaf, torch.dtype)), first.dtype)
+            )
         with MODE:
-            if func is torch.addmm and torch.float32 in args:  # of shapes alone PyTorch cannot do the form with an output dtype
+            # of shapes alone PyTorch cannot do the form with an output dtype
+            if func is torch.addmm and torch.float32 in args:
                 return torch.addmm(args[0], args[1].float(), args[2].float(), out=kwargs["out"])
             result = func(*args, **kwargs)
         # Megatron knows only the names of CUDA's types.
@@ -107,15 +129,24 @@ class FakeGPU(TorchFunctionMode):
             return isinstance(args[1], torch.Tensor) and kwargs.get("output_size") is None
         indices = args[1] if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) else ()
         parts = indices if isinstance(indices, tuple) else (indices,)
-        # A mask has as many results as the data says; an index on the CPU is copied over while the host waits.
-        masks = any(isinstance(part, torch.Tensor) and (part.dtype == torch.bool or (part.ndim > 0 and not _is_there(part))) for part in parts)
+        # A mask has as many results as the data says; an index on the CPU is copied over while the host
+        # waits.
+        masks = any(
+            isinstance(part, torch.Tensor)
+            and (part.dtype == torch.bool or (part.ndim > 0 and not _is_there(part)))
+            for part in parts
+        )
         return func in _SIZES or masks
 
     def _wait(self) -> None:
         frame = sys._getframe(2)
         while frame is not None:
             path = Path(frame.f_code.co_filename)
-            if path.is_relative_to(ROOT / "paw_hpc") and path.name != "shim.py" and not frame.f_code.co_name.startswith("<"):
+            if (
+                path.is_relative_to(ROOT / "paw_hpc")
+                and path.name != "shim.py"
+                and not frame.f_code.co_name.startswith("<")
+            ):
                 self.waits[f"{path.relative_to(ROOT / 'paw_hpc')}:{frame.f_code.co_name}"] += 1
                 return
             frame = frame.f_back  # type: ignore[assignment]

@@ -1,6 +1,8 @@
-"""One path of a GPU on a device without memory, and the places where the host waits for it, as JSON (see `test_fake_gpu`).
+"""One path of a GPU on a device without memory, and the places where the host waits for it, as JSON (see
+`test_fake_gpu`).
 
-A program of its own: the device stays known to a process for good, and PyTorch's threads for it do not end in order.
+A program of its own: the device stays known to a process for good, and PyTorch's threads for it do not end in
+order.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ def ids(*shape: int) -> torch.Tensor:
     return torch.empty(*shape, dtype=torch.int64, device=GPU)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- the paths
+# -------------------------------------------------------------------------------------------------- the paths
 
 
 def head(dtype: str) -> None:
     """Both passes of the reference, and logits that exist already."""
     hidden, weight, target = made(dtype, 9, 8), made(dtype, 40, 8), ids(9)
-    linear_row_loss(hidden, weight, target, lambda logp, entropy, rows: logp + entropy, chunk_rows=4, backend="reference").loss.backward()
+    linear_row_loss(
+        hidden, weight, target, lambda logp, entropy, rows: logp + entropy, chunk_rows=4, backend="reference"
+    ).loss.backward()
     logp, entropy = linear_logprob_entropy(hidden, weight, target, backend="reference", chunk_rows=4)
     (logp.sum() + entropy.sum()).backward()
     logp, entropy = logits_logprob_entropy(made(dtype, 9, 40), target, backend="reference")
@@ -57,16 +61,27 @@ def triton_head(dtype: str) -> None:
     """The Triton path around its two kernels, whose launches do nothing; into `main_grad`, as in training."""
     hidden, weight, target = made(dtype, 9, 8), made(dtype, 40, 8), ids(9)
     weight.main_grad = torch.zeros(40, 8, device=GPU)  # type: ignore[attr-defined]
-    linear_row_loss(hidden, weight, target, lambda logp, entropy, rows: logp + entropy, chunk_rows=4).loss.backward()
+    linear_row_loss(
+        hidden, weight, target, lambda logp, entropy, rows: logp + entropy, chunk_rows=4
+    ).loss.backward()
     with torch.no_grad():
         linear_logprob_entropy(hidden, weight, target, chunk_rows=4)
 
 
 def policy(dtype: str, **dotted: Any) -> None:
     """Scores, plan, update, diagnosis, state and its return, for one arm."""
-    recipe = tiny_recipe(**{"optimizer.max_tokens_per_micro_batch": 60, "optimizer.mini_batch": 8, "model.dtype": dtype} | dotted)
+    recipe = tiny_recipe(
+        **{"optimizer.max_tokens_per_micro_batch": 60, "optimizer.mini_batch": 8, "model.dtype": dtype}
+        | dotted
+    )
     with tempfile.TemporaryDirectory() as folder:
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model_folder(folder), "tiny": None, "tokenizer": None})})
+        recipe = recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(
+                    update={"path": model_folder(folder), "tiny": None, "tokenizer": None}
+                )
+            }
+        )
         learner = huggingface.HuggingFacePolicy(recipe, device=GPU)
     pool = random_pool(0, vocabulary=VOCABULARY)
     scores = learner.score(pool)
@@ -90,7 +105,9 @@ def megatron(dtype: str) -> None:
         """One rank has nothing to exchange, and gloo no word for this device."""
 
     torch.distributed.all_reduce = alone
-    buffers._ParamAndGradBucketGroup.start_grad_sync = buffers._ParamAndGradBucketGroup.finish_grad_sync = alone
+    buffers._ParamAndGradBucketGroup.start_grad_sync = buffers._ParamAndGradBucketGroup.finish_grad_sync = (
+        alone
+    )
     buffers._ParamAndGradBucketGroup.start_param_sync = alone
 
     def in_shapes(*arguments: Any, backward: Callable[..., None] = schedules.custom_backward) -> None:
@@ -107,8 +124,16 @@ def megatron(dtype: str) -> None:
         "megatron.reference_on_cpu": False,
     }
     with tempfile.TemporaryDirectory() as folder, distributed.joined(gpu=False, timeout_s=60.0):
-        recipe = tiny_recipe(**{"optimizer.max_tokens_per_micro_batch": 60, "optimizer.mini_batch": 8} | words)
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model_folder(folder), "tiny": None, "tokenizer": None})})
+        recipe = tiny_recipe(
+            **{"optimizer.max_tokens_per_micro_batch": 60, "optimizer.mini_batch": 8} | words
+        )
+        recipe = recipe.model_copy(
+            update={
+                "model": recipe.model.model_copy(
+                    update={"path": model_folder(folder), "tiny": None, "tokenizer": None}
+                )
+            }
+        )
         learner = MegatronPolicy(recipe, device=GPU)
         pool = random_pool(0, vocabulary=VOCABULARY)
         scores = learner.score(pool)
@@ -117,7 +142,15 @@ def megatron(dtype: str) -> None:
 
 
 def grpo_paw(dtype: str) -> None:
-    policy(dtype, **{"wm.enabled": True, "algorithm.kl_coefficient": 0.01, "algorithm.entropy_bonus": 0.001, "algorithm.truncated_importance": 2.0})
+    policy(
+        dtype,
+        **{
+            "wm.enabled": True,
+            "algorithm.kl_coefficient": 0.01,
+            "algorithm.entropy_bonus": 0.001,
+            "algorithm.truncated_importance": 2.0,
+        },
+    )
 
 
 def ppo(dtype: str) -> None:
@@ -134,11 +167,14 @@ class _Record(DecodingSteps):
         class Graph:
             def replay(self) -> None: ...
 
-        return Recorded(Graph(), tokens.clone(), positions.clone(), self._compute(cache, tokens, positions, length))  # type: ignore[arg-type]
+        return Recorded(
+            Graph(), tokens.clone(), positions.clone(), self._compute(cache, tokens, positions, length)
+        )  # type: ignore[arg-type]
 
 
 def generation(dtype: str) -> None:
-    """Prompts, steps that are played back, samples that end, slots that move, a cache that grows, temperatures and greedy sampling."""
+    """Prompts, steps that are played back, samples that end, slots that move, a cache that grows,
+    temperatures and greedy sampling."""
     decoding.DecodingSteps = _Record  # type: ignore[misc,assignment]
     model = random_model("qwen2 tied").to(getattr(torch, dtype))
     huggingface.use_packed_attention(model)
@@ -170,7 +206,7 @@ class _NoLaunch:
         return lambda *tensors, **options: None
 
 
-# ------------------------------------------------------------------------------------------------------------------------ planted faults
+# --------------------------------------------------------------------------------------------- planted faults
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
     python -m tests.fuzz [MINUTES] [TARGET ...]
 
-What fails is shown, made as small as hypothesis can make it, and kept in build/fuzz: the next call begins with it. The status is 1 then.
+What fails is shown, made as small as hypothesis can make it, and kept in build/fuzz: the next call begins
+with it. The status is 1 then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import time
 import traceback
 from pathlib import Path
 
-from tests.fuzz import test_answers, test_conversations, test_data_files, test_recipes, test_run_files, test_servers
+from tests.fuzz import (
+    test_answers,
+    test_conversations,
+    test_data_files,
+    test_recipes,
+    test_run_files,
+    test_servers,
+)
 from tests.fuzz.harness import Target
 
 MODULES = (test_recipes, test_answers, test_conversations, test_data_files, test_run_files, test_servers)
@@ -27,7 +35,11 @@ def main() -> int:
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     waiting = [target for target in TARGETS if not sys.argv[2:] or target.name in sys.argv[2:]]
     logging.disable()  # targets make the code say thousands of times what it does not like
-    tried, failed, end = dict.fromkeys((target.name for target in waiting), 0), set[str](), time.monotonic() + 60 * minutes
+    tried, failed, end = (
+        dict.fromkeys((target.name for target in waiting), 0),
+        set[str](),
+        time.monotonic() + 60 * minutes,
+    )
     while waiting and time.monotonic() < end:
         for target in list(waiting):
             if time.monotonic() >= end:

@@ -1,4 +1,5 @@
-"""Strategies that several targets share: valid documents with a few things wrong, and text that is meant to hurt."""
+"""Strategies that several targets share: valid documents with a few things wrong, and text that is meant to
+hurt."""
 
 from __future__ import annotations
 
@@ -13,14 +14,32 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 DEEP, ENDLESS, HUGE = "@@deep@@", "@@endless@@", "@@huge@@"
-"""Stand for JSON that Python cannot hold as a value: nested beyond every limit, opened and never closed, a number of 5,000 digits."""
+"""Stand for JSON that Python cannot hold as a value: nested beyond every limit, opened and never closed, a
+number of 5,000 digits."""
 _RAW = {DEEP: "[" * 60_000 + "]" * 60_000, ENDLESS: '{"a":' * 60_000, HUGE: "9" * 5000}
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 7, 2**31, 2**63, -(2**64), 10**400, 0.5, -0.0, 1e308, math.nan, math.inf, -math.inf,
     "", " ", "x", "\n", "a\nb", "\x1b[31m", "\ud83d", "a\0b", "\u2028", "é", "²", "../../x", "{x}", "${x}", "0", "1.5", "x" * 20_000,
     [], {}, [[]], [None], [0.5], ["x"], ["\ud83d"], {"a": 1}, {"": {}}, {"\ud83d": []}, [[1, 2], [3]], DEEP, ENDLESS, HUGE,
 )  # fmt: skip
-_BYTES = (b"", b"\xff", b"\xed\xa0\xbd", b"\0", b"\n", b"\r", b"{", b"]", b'"', b"\\ud83d", b"NaN", b"\xef\xbb\xbf", b"1e999", b",,", b"\\", b"-")
+_BYTES = (
+    b"",
+    b"\xff",
+    b"\xed\xa0\xbd",
+    b"\0",
+    b"\n",
+    b"\r",
+    b"{",
+    b"]",
+    b'"',
+    b"\\ud83d",
+    b"NaN",
+    b"\xef\xbb\xbf",
+    b"1e999",
+    b",,",
+    b"\\",
+    b"-",
+)
 PIECES = (
     "<think>", "</think>", "<action>", "</action>", "<search>", "</search>", "<answer>", "</answer>", "<information>", "</information>",
     "<THINK>", "<Search>", "</SEARCH>", "< / answer >", "<", ">", "[", "]", "search[", "click[", "search ", "answer ", "open 1", "buy", "look",
@@ -33,7 +52,8 @@ PIECES = (
 
 
 def texts(pieces: Sequence[str] = PIECES, longest: int = 60_000, halves: bool = False) -> SearchStrategy[str]:
-    """Pieces in any order, sometimes a few of them very often; with `halves`, halves of characters among them."""
+    """Pieces in any order, sometimes a few of them very often; with `halves`, halves of characters among
+    them."""
     pool = (*pieces, "\ud83d", "\udc00", "x\ud83d y") if halves else tuple(pieces)
 
     def written(drawn: bytes) -> str:
@@ -96,7 +116,8 @@ def _changed(values: Sequence[Any]) -> Callable[[Any, int], Any]:
 
 
 def as_json(document: Any, **how: Any) -> bytes:
-    """The document as JSON, as Python writes it (NaN and halves of characters included), the stand-ins filled."""
+    """The document as JSON, as Python writes it (NaN and halves of characters included), the stand-ins
+    filled."""
     text = json.dumps(document, **how)
     for mark, raw in _RAW.items():
         text = text.replace(f'"{mark}"', raw)

@@ -16,7 +16,11 @@ _ROOTS: list[tempfile.TemporaryDirectory[str]] = []
 def folder(name: str) -> Path:
     """The same at every call."""
     if not _ROOTS:
-        _ROOTS.append(tempfile.TemporaryDirectory(prefix="paw-fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None))
+        _ROOTS.append(
+            tempfile.TemporaryDirectory(
+                prefix="paw-fuzz-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None
+            )
+        )
     path = Path(_ROOTS[0].name) / name
     path.mkdir(parents=True)
     return path

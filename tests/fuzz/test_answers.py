@@ -21,10 +21,20 @@ from paw_hpc.envs.webshop.prompt import WebshopView
 from tests.fuzz.harness import Target, judged
 from tests.fuzz.inputs import texts
 
-ADMISSIBLE = ("go to desk 1", "look", "click[back to search]", "click[ red ]", "click[next >]", "search[<your query>]")
-STATE = EnvironmentState("-= Welcome =-\n\nYou are in a room.\n\nYour task is to: put a mug on a desk.", ADMISSIBLE)
+ADMISSIBLE = (
+    "go to desk 1",
+    "look",
+    "click[back to search]",
+    "click[ red ]",
+    "click[next >]",
+    "search[<your query>]",
+)
+STATE = EnvironmentState(
+    "-= Welcome =-\n\nYou are in a room.\n\nYour task is to: put a mug on a desk.", ADMISSIBLE
+)
 SHORT = 1.0
-"""Seconds that an answer of 60,000 characters may take; what grows with its square takes many times as long."""
+"""Seconds that an answer of 60,000 characters may take; what grows with its square takes many times as
+long."""
 
 
 def _view(benchmark: str, style: str, validity: str) -> Any:
@@ -97,7 +107,18 @@ class _Products(list[Any]):
 def _shopping(actions: list[str]) -> None:
     from paw_hpc.envs.webshop.goals import Goal
 
-    goal = Goal("B000000001", "garden", "lamps", "Red Lamp", "Home", "Find me a lamp", ("easy",), 30.0, {"size": "small"}, 1.0)
+    goal = Goal(
+        "B000000001",
+        "garden",
+        "lamps",
+        "Red Lamp",
+        "Home",
+        "Find me a lamp",
+        ("easy",),
+        30.0,
+        {"size": "small"},
+        1.0,
+    )
     session = ShopSession(game.Game(_Shelf(), goal, lambda title: tuple(title.lower().split())), 15, 10.0)  # type: ignore[arg-type]
     state = asyncio.run(session.reset())
     for action in actions:
@@ -109,7 +130,11 @@ def _shopping(actions: list[str]) -> None:
 
 
 ANY = st.lists(st.integers(0, 12).map(lambda n: f"@{n}") | texts(), min_size=1, max_size=4)
-SHOPPING = st.builds(lambda before, after: [*before, *after], st.sampled_from(([], ["@0"], ["@0", "@2"], ["@0", "@2", "@6"])), ANY)
+SHOPPING = st.builds(
+    lambda before, after: [*before, *after],
+    st.sampled_from(([], ["@0"], ["@0", "@2"], ["@0", "@2", "@6"])),
+    ANY,
+)
 """From the start, from results, from the product's page, and with an option chosen."""
 
 
@@ -117,12 +142,18 @@ def _protocol(text: str) -> None:
     for function in (protocol.read_action, protocol.exact_action, protocol.thinks_first, protocol.harmless):
         judged(function, text, seconds=SHORT)
     shown = judged(protocol.harmless, text, seconds=SHORT).lower()
-    assert not any(f"<{slash}{tag}>" in shown for tag in ("search", "answer", "information", "think") for slash in ("", "/")), "a tag is left"
+    assert not any(
+        f"<{slash}{tag}>" in shown
+        for tag in ("search", "answer", "information", "think")
+        for slash in ("", "/")
+    ), "a tag is left"
 
 
 def _break_views(patch: pytest.MonkeyPatch) -> None:
     """The first tags are taken to be in order."""
-    patch.setattr(search_prompt, "search_or_answer", lambda response: (response[response.index("<search>") :], True))
+    patch.setattr(
+        search_prompt, "search_or_answer", lambda response: (response[response.index("<search>") :], True)
+    )
 
 
 TARGETS = [

@@ -52,7 +52,10 @@ def _said(found: tuple[str, str, str, str]) -> None:
 
     def told() -> None:
         view.start(EnvironmentState(observation, (action, "look")))
-        view.observe(action.encode(errors="replace").decode(), EnvironmentState(passages_text([Passage("1", observation)]), ("look",)))
+        view.observe(
+            action.encode(errors="replace").decode(),
+            EnvironmentState(passages_text([Passage("1", observation)]), ("look",)),
+        )
         for chat in _chats():
             chat.prompt(view.messages())
             ids, _ = chat.observation(EnvironmentState(observation, ()).observation, 64)
@@ -68,7 +71,8 @@ JINJA = (
     "assistant\n",
     "{{ 1 / 0 }}", "{{ 'x' * 1000 }}", "{{ '\\ud83d' }}", "\ud83d", "{{ message.content[::-1] }}", "{{ message.content | upper }}",
     "{{ nothing.at.all }}",
-    "{{ raise_exception('no') }}", "{{ strftime_now('%Y') }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ ''.__class__ }}",
+    "{{ raise_exception('no') }}", "{{ strftime_now('%Y') }}", "{% macro a() %}{{ a() }}{% endmacro %}{{ "
+                                                               "a() }}", "{{ ''.__class__ }}",
     "{{ range(10**9) }}",
     "{% set x = messages %}", "{{ x.append(1) }}", "{{ messages | tojson }}", "{{ '%999999d' % 1 }}", "{% raw %}", "{% endraw %}", "{#", "#}", "{{",
     "}}", "{%",
@@ -83,9 +87,9 @@ CHATML = (
     JINJA[1] + JINJA[2] + "<|im_start|>assistant\n",
     JINJA[3],
 )
-SOURCES = st.tuples(*(texts(JINJA, longest=200).map(lambda text: text if len(text) % 3 == 0 else "") for _ in range(4))).map(
-    lambda parts: "".join(kept + part for kept, part in zip(CHATML, parts, strict=True))
-)
+SOURCES = st.tuples(
+    *(texts(JINJA, longest=200).map(lambda text: text if len(text) % 3 == 0 else "") for _ in range(4))
+).map(lambda parts: "".join(kept + part for kept, part in zip(CHATML, parts, strict=True)))
 
 
 def _templated(source: str) -> None:
@@ -99,7 +103,11 @@ def _templated(source: str) -> None:
 def _worded(found: tuple[Any, str]) -> None:
     template = judged(PromptTemplate, found[1], "mine.j2", found[0])
     if isinstance(template, PromptTemplate):
-        judged(lambda: template.render(**{name: [] if name in ("history", "actions") else "x" for name in variables_of(found[0])}))
+        judged(
+            lambda: template.render(
+                **{name: [] if name in ("history", "actions") else "x" for name in variables_of(found[0])}
+            )
+        )
 
 
 WORDED = st.tuples(st.sampled_from(BENCHMARKS.names()), texts(JINJA, longest=200))
@@ -112,13 +120,24 @@ def _first_unknown(self: PromptTemplate, tree: Any, names: set[str]) -> None:
 
 def _loses_its_words(patch: pytest.MonkeyPatch) -> None:
     """An error of a template that has no text of its own."""
-    patch.setattr(chat_template, "_one_line", broken_on(chat_template._one_line, lambda error: isinstance(error, ZeroDivisionError | RecursionError)))
+    patch.setattr(
+        chat_template,
+        "_one_line",
+        broken_on(
+            chat_template._one_line, lambda error: isinstance(error, ZeroDivisionError | RecursionError)
+        ),
+    )
 
 
 TARGETS = [
     Target("observation", SAID, _said, lambda patch: patch.setattr(base, "well_formed", str), TypeError),
     Target("chat template", SOURCES, _templated, _loses_its_words),
-    Target("prompt template", WORDED, _worded, lambda patch: patch.setattr(PromptTemplate, "_refuse_unknown", _first_unknown)),
+    Target(
+        "prompt template",
+        WORDED,
+        _worded,
+        lambda patch: patch.setattr(PromptTemplate, "_refuse_unknown", _first_unknown),
+    ),
 ]
 
 

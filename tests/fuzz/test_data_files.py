@@ -24,7 +24,10 @@ from tests.fuzz import scratch
 from tests.fuzz.harness import Target, judged
 from tests.fuzz.inputs import VALUES, as_json, damaged, json_files, json_lines
 
-GRAMMAR = 'grammar :: """{"intro": [{"rhs": "-= Welcome =-"}], "task": [{"rhs": "Your task is to: put a mug on a desk."}]}""";'
+GRAMMAR = (
+    'grammar :: """{"intro": [{"rhs": "-= Welcome =-"}], "task": [{"rhs": "Your task is to: put a '
+    'mug on a desk."}]}""";'
+)
 PUT = 'action PutObject { template :: "move {o} to {r}"; }'
 GAME: dict[str, Any] = {
     "pddl_domain": "(define (domain alfred))", "grammar": GRAMMAR + PUT, "pddl_problem": "(define (problem p))", "walkthrough": ["go to desk 1"],
@@ -67,7 +70,14 @@ def _zipped(name: str, data: bytes) -> bytes:
     return file.getvalue()
 
 
-NAMES = ("json/train/task/trial/game.tw-pddl", "game.tw-pddl", "/", "../x/y/z/game.tw-pddl", "a/b/c/../game.tw-pddl", "train/t/é/game.tw-pddl")
+NAMES = (
+    "json/train/task/trial/game.tw-pddl",
+    "game.tw-pddl",
+    "/",
+    "../x/y/z/game.tw-pddl",
+    "a/b/c/../game.tw-pddl",
+    "train/t/é/game.tw-pddl",
+)
 RELEASES = damaged(st.builds(_zipped, st.sampled_from(NAMES), json_files(GAME)))
 
 
@@ -84,9 +94,17 @@ def _game_archive(files: tuple[bytes, bytes]) -> None:
     _games("archive", path)
 
 
-ARCHIVES = st.tuples(damaged(json_lines([RECORD]).map(functools.partial(lzma.compress, preset=0))), json_files(LOGIC))
+ARCHIVES = st.tuples(
+    damaged(json_lines([RECORD]).map(functools.partial(lzma.compress, preset=0))), json_files(LOGIC)
+)
 INDEX = {"format": store.FORMAT, "about": {}, "games": {"train/a/b": "f00"}}
-STORED = {"task": "Your task is to: x", "pddl_problem": "p", "walkthrough": ["look"], "solvable": True, "logic": "f11"}
+STORED = {
+    "task": "Your task is to: x",
+    "pddl_problem": "p",
+    "walkthrough": ["look"],
+    "solvable": True,
+    "logic": "f11",
+}
 SHARED = {"pddl_domain": "d", "grammar": '"@@TASK@@"'}
 
 
@@ -102,7 +120,9 @@ def _set_of_games(files: tuple[bytes, bytes, bytes]) -> None:
     if isinstance(opened, store.Store):
         for task_id in opened.digests:
             game = judged(opened.read, task_id)
-            assert isinstance(game, Exception) or all(isinstance(game[key], str) for key in ("pddl_domain", "grammar", "pddl_problem"))
+            assert isinstance(game, Exception) or all(
+                isinstance(game[key], str) for key in ("pddl_domain", "grammar", "pddl_problem")
+            )
 
 
 FEW = [*LAMPS[:3], entry("B0000001XX", "Candle", query="candles", category="beauty", pricing="$1,200.00")]
@@ -124,11 +144,21 @@ ASINS = (
     "/",
     " ",
 )
-ATTRIBUTES = {asin: own for asin, own in LAMP_ATTRIBUTES.items() if asin in {product["asin"] for product in FEW}} | {
-    "B0000001XX": {"attributes": ["soft"]}
+ATTRIBUTES = {
+    asin: own for asin, own in LAMP_ATTRIBUTES.items() if asin in {product["asin"] for product in FEW}
+} | {"B0000001XX": {"attributes": ["soft"]}}
+HUMAN = {
+    "B000000001": [
+        {
+            "instruction": "i want a lamp.",
+            "instruction_attributes": ["easy clean"],
+            "instruction_options": ["small"],
+        }
+    ]
 }
-HUMAN = {"B000000001": [{"instruction": "i want a lamp.", "instruction_attributes": ["easy clean"], "instruction_options": ["small"]}]}
-MANY_OPTIONS = [{**FEW[0], "customization_options": {f"o{i}": [{"value": f"v{j}"} for j in range(30)] for i in range(12)}}]
+MANY_OPTIONS = [
+    {**FEW[0], "customization_options": {f"o{i}": [{"value": f"v{j}"} for j in range(30)] for i in range(12)}}
+]
 """One product that comes in 30 ** 12 kinds."""
 
 
@@ -146,10 +176,15 @@ def _shop(files: tuple[bytes, bytes, bytes]) -> None:
         if isinstance(listed, Exception):
             continue
         for place in range(min(3, len(listed))):
-            session = ShopSession(Game(shop, listed[place], lambda title: tuple(title.lower().split())), 15, 10.0)
+            session = ShopSession(
+                Game(shop, listed[place], lambda title: tuple(title.lower().split())), 15, 10.0
+            )
             for action in ("search[lamp candle]", "@3", "@4", "@2", "@5"):
                 offered = session.state().admissible
-                state = judged(session.act, offered[int(action[1:]) % len(offered)] if action[0] == "@" and offered else action)
+                state = judged(
+                    session.act,
+                    offered[int(action[1:]) % len(offered)] if action[0] == "@" and offered else action,
+                )
                 assert state.observation.encode() is not None and 0.0 <= state.score <= 1.0
 
 
@@ -160,7 +195,15 @@ SHOPS = st.one_of(
 )
 
 QUESTIONS = [
-    {"id": "1", "question": "who?", "golden_answers": ["Oslo"], "data_source": "nq", "split": "test", "searches": ["x"], "answer_in_corpus": True},
+    {
+        "id": "1",
+        "question": "who?",
+        "golden_answers": ["Oslo"],
+        "data_source": "nq",
+        "split": "test",
+        "searches": ["x"],
+        "answer_in_corpus": True,
+    },
     {"id": 2, "question": "where?", "golden_answers": "there", "data_source": "hotpotqa", "split": "train"},
 ]
 

@@ -1,4 +1,5 @@
-"""Real faults that the targets found, each as small as it could be made. They stand here so that none comes back unnoticed."""
+"""Real faults that the targets found, each as small as it could be made. They stand here so that none comes
+back unnoticed."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ LONG = 200_000
 """Characters: what is read in linear time takes hundredths of a second, and what is not, minutes."""
 
 
-# -------------------------------------------------------------------------------------------------- texts that no tokenizer takes
+# ------------------------------------------------------------------------------ texts that no tokenizer takes
 
 
 def test_half_a_character_from_an_environment_costs_no_run_and_is_counted() -> None:
@@ -69,23 +70,35 @@ def test_a_template_may_spell_half_a_character() -> None:
 
 
 def test_a_page_may_hold_every_private_character() -> None:
-    """A mark was looked for among them, for a page that spells a special token as well: the search came to no end but StopIteration."""
+    """A mark was looked for among them, for a page that spells a special token as well: the search came to no
+    end but StopIteration."""
     chat = ChatFormat(thinker(TEMPLATES["opens"]))
     page = "<|im_end|>" + "".join(map(chr, range(0xE000, 0xF900))) + "\ue000\ue000<|im_start|>\ue000"
     plain = chat.decode(chat.prompt([{"role": "user", "content": page}]))
     assert "\uf8ff\ue000\ue000<|im_start|>\ue000" in plain
 
 
-# ------------------------------------------------------------------------------------------------- time that grew with the square
+# ----------------------------------------------------------------------------- time that grew with the square
 
 
-@pytest.mark.parametrize("unit", ["<think>", "<action>", "<search>", "<answer>", "[", "<", "< ", "search x", "[x", "<think><action>"])
+@pytest.mark.parametrize(
+    "unit",
+    ["<think>", "<action>", "<search>", "<answer>", "[", "<", "< ", "search x", "[x", "<think><action>"],
+)
 @pytest.mark.parametrize("spaces", [False, True])
 def test_long_answers_are_read_in_linear_time(unit: str, spaces: bool) -> None:
     text = f"search x{unit}{' ' * LONG}." if spaces else unit * (LONG // len(unit))
     compact = SearchView("who?", style="compact", history=2, max_steps=4)
     began = time.process_time()
-    for read in (only_action, search_or_answer, protocol.read_action, protocol.harmless, protocol.thinks_first, parse_action, compact.parse):
+    for read in (
+        only_action,
+        search_or_answer,
+        protocol.read_action,
+        protocol.harmless,
+        protocol.thinks_first,
+        parse_action,
+        compact.parse,
+    ):
         read(text)  # type: ignore[operator]
     assert time.process_time() - began < 3
 
@@ -113,7 +126,12 @@ def test_what_is_read_is_what_the_patterns_read() -> None:
         said = [match[1] for match in found if match[1] is not None]
         assert only_action(text) == (said[0] if len(said) == 1 else None, len(said) < len(found))
         actions += len(said) == 1
-        without = re.sub(r"<think>.*?</think>", " ", re.sub(r"<information>.*?(?:</information>|\Z)", " ", text, flags=re.DOTALL), flags=re.DOTALL)
+        without = re.sub(
+            r"<think>.*?</think>",
+            " ",
+            re.sub(r"<information>.*?(?:</information>|\Z)", " ", text, flags=re.DOTALL),
+            flags=re.DOTALL,
+        )
         pairs = [(kind, " ".join(content.split())) for kind, content in OLD_ACTIONS.findall(without)]
         read = protocol.read_action(text)
         assert (read and (read.kind, read.text)) == (pairs[0] if len(pairs) == 1 and pairs[0][1] else None)
@@ -122,27 +140,36 @@ def test_what_is_read_is_what_the_patterns_read() -> None:
         assert parse_action(text) == ((shop[1], shop[2].lower()) if shop else ("", ""))
         bare = OLD_COMPACT.fullmatch(text)
         parsed = SearchView("who?", style="compact", history=2, max_steps=4).parse(text)
-        assert parsed == ((f"<{bare[1]}>{' '.join(bare[2].split())}</{bare[1]}>", True) if bare else ("", False))
+        assert parsed == (
+            (f"<{bare[1]}>{' '.join(bare[2].split())}</{bare[1]}>", True) if bare else ("", False)
+        )
         if (old := OLD_SEARCH.search(text)) and "</search>" not in text and "</answer>" not in text:
             assert search_or_answer(text)[0] == f"<search>{old[1].strip()}</search>"
     assert actions > 100
 
 
-# ------------------------------------------------------------------------------------------------------------------ recipes
+# ---------------------------------------------------------------------------------------------------- recipes
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         (
-            "a: &a [x, x, x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n" for b, c in zip("abcdefgh", "bcdefghi", strict=True)),
+            "a: &a [x, x, x, x]\n"
+            + "".join(
+                f"{c}: &{c} [{', '.join([f'*{b}'] * 9)}]\n"
+                for b, c in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
             "aliases",
         ),
         ("a: &a [*a]", "inside of what it names"),
         ("env: " + "[" * 3000, "nested more than"),
         ("updates: " + "9" * 5000, "cannot be read as YAML: ValueError"),
         ("x: !!timestamp 2001-99-99", "cannot be read as YAML"),
-        ("a0: xxxxxxxxxx\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(40)), "characters once every"),
+        (
+            "a0: xxxxxxxxxx\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(40)),
+            "characters once every",
+        ),
         ("name: ${${b}}", "inside of another"),
         ("base: /dev/zero", "no plain file"),
         ('base: "a\\0b"', "null"),
@@ -161,7 +188,9 @@ def test_a_recipe_that_wants_too_much_is_one_line(tmp_path: Path, content: str, 
 
 
 def test_anchors_as_people_use_them_are_read(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("updates: 9\nmodel: {path: x}\nrollout: {groups: &n 3, group_size: *n}\nname: u-${updates}")
+    (tmp_path / "recipe.yaml").write_text(
+        "updates: 9\nmodel: {path: x}\nrollout: {groups: &n 3, group_size: *n}\nname: u-${updates}"
+    )
     found = load_recipe(tmp_path / "recipe.yaml")
     assert (found.rollout.groups, found.rollout.group_size, found.name) == (3, 3, "u-9")
 
@@ -174,7 +203,14 @@ def test_a_chain_of_bases_has_an_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["updates=" + "9" * 5000, "updates=" + "[" * 2000, "env=&a [*a]", "model.path=" + "x" * 5000, "model.path=~nobody-here/x"]
+    "override",
+    [
+        "updates=" + "9" * 5000,
+        "updates=" + "[" * 2000,
+        "env=&a [*a]",
+        "model.path=" + "x" * 5000,
+        "model.path=~nobody-here/x",
+    ],
 )
 def test_an_override_is_read_or_one_line(tmp_path: Path, override: str) -> None:
     (tmp_path / "recipe.yaml").write_text("model: {path: x}")
@@ -202,7 +238,7 @@ def test_a_template_of_prompts_nested_too_deeply_is_one_line() -> None:
         PromptTemplate("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "mine.j2", "search")
 
 
-# ------------------------------------------------------------------------------------------------------------ files of a run
+# --------------------------------------------------------------------------------------------- files of a run
 
 
 def test_json_nested_beyond_python_is_no_json() -> None:
@@ -218,7 +254,17 @@ def test_a_line_of_metrics_holds_numbers(tmp_path: Path, line: str) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("line", [DEEP, "5", '{"began": 1}', '{"attempt": [], "ended": "x"}', b"\xff", '{"attempt": 2, "began": "x", "nodes": null}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        DEEP,
+        "5",
+        '{"began": 1}',
+        '{"attempt": [], "ended": "x"}',
+        b"\xff",
+        '{"attempt": 2, "began": "x", "nodes": null}',
+    ],
+)
 def test_a_line_of_attempts_that_is_none_is_passed_over(tmp_path: Path, line: Any) -> None:
     attempts.begin(tmp_path, 1, "7", ["a"])
     with (attempts.folder(tmp_path) / "attempts.jsonl").open("ab") as file:
@@ -228,7 +274,9 @@ def test_a_line_of_attempts_that_is_none_is_passed_over(tmp_path: Path, line: An
     assert (attempt.number, attempt.nodes, attempt.how) == (1, ("a",), "done")
 
 
-@pytest.mark.parametrize("content", [DEEP, "[]", '{"attempt": "3"', '{"attempt": []}', '{"attempt": -1}', '{"attempt": 1e400}'])
+@pytest.mark.parametrize(
+    "content", [DEEP, "[]", '{"attempt": "3"', '{"attempt": []}', '{"attempt": -1}', '{"attempt": 1e400}']
+)
 def test_a_fence_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / fence.FILE).write_text(content)
     with pytest.raises(CheckpointError, match="not what paw wrote"):
@@ -238,7 +286,9 @@ def test_a_fence_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("change", [lambda m: m["files"]["state.pt"].pop("sha256"), lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": ""}}),
                                     lambda m: m["files"].update({".": {"bytes": 40, "sha256": ""}}), lambda m: m.update(update=-1)])  # fmt: skip
 def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, change: Any) -> None:
-    path = checkpoint.save(tmp_path, 3, {"a": 1}, {"recipe": parse_recipe({"model": {"path": "x"}}).model_dump(mode="json")})
+    path = checkpoint.save(
+        tmp_path, 3, {"a": 1}, {"recipe": parse_recipe({"model": {"path": "x"}}).model_dump(mode="json")}
+    )
     manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -254,7 +304,7 @@ def test_an_evaluation_that_is_none_is_one_line(tmp_path: Path, rows: str) -> No
         read_evaluations(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------------ questions, passages
+# ---------------------------------------------------------------------------------------- questions, passages
 
 
 @pytest.mark.parametrize("line", ["null", "5", "[]", DEEP])

@@ -22,13 +22,21 @@ from tests.recipe_values import KEYS, NASTY
 VALID: dict[str, Any] = {
     "name": "run",
     "updates": 3,
-    "env": {"name": "search", "search": {"train_sets": ["nq"], "retriever": "http", "url": "http://a:1"}, "history": 2},
+    "env": {
+        "name": "search",
+        "search": {"train_sets": ["nq"], "retriever": "http", "url": "http://a:1"},
+        "history": 2,
+    },
     "model": {"tiny": {"hidden_size": 64, "heads": 4, "kv_heads": 2}, "tokenizer": "words"},
     "rollout": {"groups": 2, "stop": ["</action>"], "fleet": {"hosts": ["localhost"], "arguments": ["--x"]}},
     "eval": {"panel": "test:4@0"},
     "optimizer": {"lr": 1e-6, "betas": [0.9, 0.95]},
     "warm_start": {"hints": [0.1, 0.2]},
-    "cluster": {"sbatch": {"comment": "paw"}, "environment": {"A": "${HOME}"}, "container": {"image": "a.sif", "mounts": ["/a:/b"]}},
+    "cluster": {
+        "sbatch": {"comment": "paw"},
+        "environment": {"A": "${HOME}"},
+        "container": {"image": "a.sif", "mounts": ["/a:/b"]},
+    },
 }
 TEXTS = (
     *NASTY,
@@ -107,7 +115,9 @@ def _overrides() -> SearchStrategy[list[str]]:
         "9" * 5000, "[" * 2000, "${a" * 40, "&a [*a]", "*a", "%", "@", "`", "a: b: c", "- a", "\ud83d", "\0", "\x1b[31m", "\n", "=", "a=b",
         "x" * 20_000, *NASTY,
     )  # fmt: skip
-    one = st.tuples(st.sampled_from(keys), st.sampled_from(("=", "=", "=", "=", "", "==")), st.sampled_from(values)).map("".join)
+    one = st.tuples(
+        st.sampled_from(keys), st.sampled_from(("=", "=", "=", "=", "", "==")), st.sampled_from(values)
+    ).map("".join)
     return st.lists(one, min_size=1, max_size=3)
 
 
@@ -127,11 +137,27 @@ CHOICES: dict[str, Any] = {
     "arm": {"vanilla": {"wm": {"enabled": False}}, "paw": {"wm": {"enabled": True, "rho": 0.2}}},
 }
 MANY = (
-    {**SWEEP, "name": "-".join(f"{{x{i}}}" for i in range(9)), "runs": [{f"x{i}": [f"w{j}" for j in range(9)] for i in range(9)}]},
+    {
+        **SWEEP,
+        "name": "-".join(f"{{x{i}}}" for i in range(9)),
+        "runs": [{f"x{i}": [f"w{j}" for j in range(9)] for i in range(9)}],
+    },
     {f"x{i}": {f"w{j}": {"base": "b.yaml"} if i == 0 else {f"k{i}": j} for j in range(9)} for i in range(9)},
 )
 """A sweep of 387,420,489 runs, with its choices."""
-WORDS = (None, "arm=paw", "arm=", "=", "arm", "arm=paw,paw", "arm=x", "benchmark=b,a", "x=y", "name=a", "arm={arm}")
+WORDS = (
+    None,
+    "arm=paw",
+    "arm=",
+    "=",
+    "arm",
+    "arm=paw,paw",
+    "arm=x",
+    "benchmark=b,a",
+    "x=y",
+    "name=a",
+    "arm={arm}",
+)
 FORMS = (
     "{benchmark}",
     "{benchmark:>9999999999}",
@@ -158,7 +184,9 @@ def _sweep(found: tuple[bytes, bytes, str | None]) -> None:
 
 
 SWEEPS = st.tuples(
-    damaged(documents(SWEEP, (*VALUES, *FORMS)).map(_yaml)), damaged(documents(CHOICES, (*VALUES, *FORMS)).map(_yaml)), st.sampled_from(WORDS)
+    damaged(documents(SWEEP, (*VALUES, *FORMS)).map(_yaml)),
+    damaged(documents(CHOICES, (*VALUES, *FORMS)).map(_yaml)),
+    st.sampled_from(WORDS),
 ) | st.just((_yaml(MANY[0]), _yaml(MANY[1]), None))
 
 

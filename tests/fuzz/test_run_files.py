@@ -31,14 +31,26 @@ from tests.fuzz.inputs import as_json, damaged, documents, json_files, json_line
 from tests.report.synthetic import draw, evaluation
 
 RECIPE = parse_recipe({"model": {"path": "some/model"}})
-METRICS = [{"update": 0, "train/success": 0.5, "wm/loss": None}, {"update": 1, "train/success": 1, "time/update_s": 2.5}]
+METRICS = [
+    {"update": 0, "train/success": 0.5, "wm/loss": None},
+    {"update": 1, "train/success": 1, "time/update_s": 2.5},
+]
 ATTEMPTS: list[Any] = [
     {"launched": "2026-01-01T00:00:00+00:00"},
-    {"attempt": 1, "job": "4711", "nodes": ["a", "b"], "began": "2026-01-01T00:00:01+00:00", "updates_before": 0},
+    {
+        "attempt": 1,
+        "job": "4711",
+        "nodes": ["a", "b"],
+        "began": "2026-01-01T00:00:01+00:00",
+        "updates_before": 0,
+    },
     {"attempt": 1, "ended": "2026-01-01T00:09:00+00:00", "updates": 10, "how": "time limit"},
     {"attempt": 2, "job": "4711", "nodes": ["a"], "began": "2026-01-01T00:10:00+00:00", "updates_before": 10},
 ]
-CHANGES = [{"key": "optimizer.lr", "old": 1e-6, "new": 2e-6, "update": 10}, {"key": "updates", "old": 10, "new": 20, "update": None}]
+CHANGES = [
+    {"key": "optimizer.lr", "old": 1e-6, "new": 2e-6, "update": 10},
+    {"key": "updates", "old": 10, "new": 20, "update": None},
+]
 
 
 def _metrics(data: bytes) -> None:
@@ -58,7 +70,11 @@ def _attempts(data: bytes) -> None:
     found = judged(attempts.history, run)
     if isinstance(found, list):
         for attempt in found:
-            assert isinstance(attempt.number, int) and all(isinstance(node, str) for node in attempt.nodes) and isinstance(attempt.how, str)
+            assert (
+                isinstance(attempt.number, int)
+                and all(isinstance(node, str) for node in attempt.nodes)
+                and isinstance(attempt.how, str)
+            )
         judged(attempts.check_progress, run, 2)
 
 
@@ -124,7 +140,14 @@ def _evaluation_files() -> list[Any]:
     result = evaluation(draw(0, 3, 0.5), update=3, ce=0.5)
     folder = scratch.emptied("evaluation")
     summary = results.write_evaluation(folder, result)
-    shares = {"transitions": 1, "tokens": 9, "token_share": 0.1, "cross_entropy": 0.2, "mae": 0.3, "clipped_mae": 0.4}
+    shares = {
+        "transitions": 1,
+        "tokens": 9,
+        "token_share": 0.1,
+        "cross_entropy": 0.2,
+        "mae": 0.3,
+        "clipped_mae": 0.4,
+    }
     predicted = results.Prediction("own", "all", 4, 60, 0.5, (0.4, 0.6), 0.9, 0, None, None, None)
     content = json.loads(summary.read_text()) | {"noise": shares, "predictions": [asdict(predicted)]}
     return [content, *map(json.loads, summary.with_suffix(".jsonl").read_text().splitlines())]
@@ -145,7 +168,14 @@ def _evaluation(files: tuple[bytes, bytes]) -> None:
 
 
 OUTCOMES: list[Any] = [
-    {"format": "paw-outcomes-1", "player": "theirs", "benchmark": "alfworld", "panel": "valid_seen", "panel_checksum": "abc", "tasks": 2}
+    {
+        "format": "paw-outcomes-1",
+        "player": "theirs",
+        "benchmark": "alfworld",
+        "panel": "valid_seen",
+        "panel_checksum": "abc",
+        "tasks": 2,
+    }
     | {"seed": 0, "update": 9, "temperature": 0.4, "rules": "50 steps", "environment_failures": 1},
     *(
         {
@@ -170,7 +200,10 @@ def _outcomes(data: bytes) -> None:
     found = judged(outcomes.read_outcomes, path)
     if isinstance(found, outcomes.Outcomes):
         result = judge(found)
-        assert 0 <= result.interval[0] <= result.success <= result.interval[1] <= 1 and 0 <= results.mean_score(result.episodes)[0] <= 1
+        assert (
+            0 <= result.interval[0] <= result.success <= result.interval[1] <= 1
+            and 0 <= results.mean_score(result.episodes)[0] <= 1
+        )
         assert f"{result.label} {result.panel} {found.player}".encode()
 
 
@@ -198,7 +231,9 @@ def _folder(files: tuple[bytes, bytes | None]) -> None:
     judged(read)
 
 
-INDICES = st.none() | json_files({"metadata": {"total_size": 60}, "weight_map": {"embed": WEIGHTS, "norm": WEIGHTS}})
+INDICES = st.none() | json_files(
+    {"metadata": {"total_size": 60}, "weight_map": {"embed": WEIGHTS, "norm": WEIGHTS}}
+)
 LONG_HEADERS = st.sampled_from([2**62, 2**40, 10**8, 0, 1]).map(lambda n: struct.pack("<Q", n) + WHOLE[8:])
 EVALUATION = _evaluation_files()
 

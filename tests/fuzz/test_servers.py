@@ -1,4 +1,5 @@
-"""Answers of a retriever and of SGLang's servers: whatever they say, an episode fails or a server is replaced, and the run goes on."""
+"""Answers of a retriever and of SGLang's servers: whatever they say, an episode fails or a server is
+replaced, and the run goes on."""
 
 from __future__ import annotations
 
@@ -21,8 +22,12 @@ from paw_hpc.system.errors import UserError
 from tests.fuzz.harness import Target, judged
 from tests.fuzz.inputs import as_json, json_files
 
-remote = pytest.importorskip("paw_hpc.envs.search.remote", reason="the extra `search` is not installed", exc_type=ImportError)
-client = pytest.importorskip("paw_hpc.rollout.sglang.client", reason="the extra `sglang` is not installed", exc_type=ImportError)
+remote = pytest.importorskip(
+    "paw_hpc.envs.search.remote", reason="the extra `search` is not installed", exc_type=ImportError
+)
+client = pytest.importorskip(
+    "paw_hpc.rollout.sglang.client", reason="the extra `sglang` is not installed", exc_type=ImportError
+)
 from paw_hpc.rollout.sglang.engine import SGLangEngine, _Turn  # noqa: E402
 
 DOCUMENT = {"id": "p0", "contents": '"Oslo"\nOslo is the capital of Norway.'}
@@ -48,7 +53,9 @@ def _retrieved(found: tuple[int, bytes]) -> None:
         assert len(hits) == 2
         for each in hits:
             judged(passages_text, [hit.passage for hit in each], None).encode()
-            assert all(isinstance(hit.score, float) and hit.passage.passage_id.encode() is not None for hit in each)
+            assert all(
+                isinstance(hit.score, float) and hit.passage.passage_id.encode() is not None for hit in each
+            )
 
 
 GENERATED = {
@@ -59,8 +66,15 @@ GENERATED = {
         "weight_versions": [{"version": "3", "start": 0, "end": 2}],
     },
 }  # fmt: skip
-OLDER = {"meta_info": {key: value for key, value in GENERATED["meta_info"].items() if key != "weight_versions"}}  # type: ignore[attr-defined]
-CUT = {"meta_info": {**GENERATED["meta_info"], "finish_reason": {"type": "abort", "status_code": 400, "message": "too long"}}}  # type: ignore[dict-item]
+OLDER = {
+    "meta_info": {key: value for key, value in GENERATED["meta_info"].items() if key != "weight_versions"}
+}  # type: ignore[attr-defined]
+CUT = {
+    "meta_info": {
+        **GENERATED["meta_info"],
+        "finish_reason": {"type": "abort", "status_code": 400, "message": "too long"},
+    }
+}  # type: ignore[dict-item]
 MILLION = {"meta_info": {**GENERATED["meta_info"], "output_token_logprobs": [[-0.5, 4, None]] * 1_000_000}}  # type: ignore[dict-item]
 BODIES = {
     "generate": json_files(GENERATED) | json_files(OLDER) | json_files(CUT),
@@ -97,16 +111,24 @@ def _served(found: tuple[str, int, str, bytes]) -> None:
     asked = client.ServerClient("server 0", "http://127.0.0.1:9", _Http(status, kind, body))
     server = types.SimpleNamespace(name="server 0", http=asked, version=3)
     calls: dict[str, Callable[[], Any]] = {
-        "generate": lambda: _engine()._ask(server, GenerationRequest(0, np.array([1, 2], np.int32), 7, 1.0, MOST_TOKENS), _Turn()),
+        "generate": lambda: _engine()._ask(
+            server, GenerationRequest(0, np.array([1, 2], np.int32), 7, 1.0, MOST_TOKENS), _Turn()
+        ),
         "checksums": lambda: asked.checksums([], 1.0),
         "begin_update": lambda: asked.begin_update(1.0),
         "info": lambda: asked.info(1.0),
         "flush_cache": lambda: asked.flush_cache(1.0),
     }
-    answer = judged(lambda: asyncio.run(calls.get(call, getattr(asked, call))()), refused=(client.ServerFault, UserError))
+    answer = judged(
+        lambda: asyncio.run(calls.get(call, getattr(asked, call))()), refused=(client.ServerFault, UserError)
+    )
     if call == "generate" and not isinstance(answer, Exception):
         assert len(answer.ids) == len(answer.logprobs) == len(answer.versions) <= MOST_TOKENS
-        assert (answer.ids >= 0).all() and (answer.ids < VOCABULARY).all() and answer.ended in ("stop", "length", "abort")
+        assert (
+            (answer.ids >= 0).all()
+            and (answer.ids < VOCABULARY).all()
+            and answer.ended in ("stop", "length", "abort")
+        )
         assert answer.first_token_s is None or isinstance(answer.first_token_s, float)
 
 
@@ -122,7 +144,12 @@ def _without_types(kind: Any, value: Any) -> Any:
 
 
 TARGETS = [
-    Target("retriever", st.tuples(STATUS, json_files(FOUND)), _retrieved, lambda patch: patch.setattr(remote, "read_json", json.loads)),
+    Target(
+        "retriever",
+        st.tuples(STATUS, json_files(FOUND)),
+        _retrieved,
+        lambda patch: patch.setattr(remote, "read_json", json.loads),
+    ),
     Target("SGLang", ANSWERS, _served, lambda patch: patch.setattr(client, "checked", _without_types)),
 ]
 

@@ -1,4 +1,5 @@
-"""Compiles the kernels for sm_90, which needs no GPU, and prints what came out as JSON. Triton interprets or compiles, hence a program of its own."""
+"""Compiles the kernels for sm_90, which needs no GPU, and prints what came out as JSON. Triton interprets or
+compiles, hence a program of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from triton.compiler import ASTSource
 from paw_hpc.kernels import triton_rows
 
 POINTERS = {"target_ptr": "*i64"}
-SCALARS = {"rows": "i32", "columns": "i32", "readable": "i32", "z_stride": "i32", "out_stride": "i32", "inv_temperature": "fp32"}
+SCALARS = {
+    "rows": "i32",
+    "columns": "i32",
+    "readable": "i32",
+    "z_stride": "i32",
+    "out_stride": "i32",
+    "inv_temperature": "fp32",
+}
 ALIGNED = {"z_ptr", "z_stride", "out_ptr", "out_stride", "readable"}
 """What is a multiple of 16 in `TritonHead`; `columns` (151643, say) is not."""
 
@@ -42,12 +50,16 @@ def resources(cubin: bytes) -> str:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        return subprocess.run([tool, "--dump-resource-usage", path], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [tool, "--dump-resource-usage", path], check=True, capture_output=True, text=True
+        ).stdout
 
 
 if __name__ == "__main__":
     block = {"BLOCK": triton_rows.BLOCK}
     found = {"statistics": compiled(triton_rows._statistics_kernel, block)}
     for name, out in {"float32": "*fp32", "bfloat16": "*bf16"}.items():
-        found[f"dlogits {name}"] = compiled(triton_rows._dlogits_kernel, block | {"HAS_ENTROPY": True}, out_ptr=out)
+        found[f"dlogits {name}"] = compiled(
+            triton_rows._dlogits_kernel, block | {"HAS_ENTROPY": True}, out_ptr=out
+        )
     json.dump(found, sys.stdout)

@@ -1,4 +1,5 @@
-"""What each of two gloo ranks does in `test_tensor_parallel`: all cases in one spawn, because starting the processes is what costs."""
+"""What each of two gloo ranks does in `test_tensor_parallel`: all cases in one spawn, because starting the
+processes is what costs."""
 
 from __future__ import annotations
 
@@ -21,10 +22,13 @@ BACKENDS = ("reference", "triton")
 
 
 def main(rank: int, world: int, folder: Path) -> None:
-    """Writes `folder/rank` once every case has passed. A rank left waiting in a collective fails after 30 s."""
+    """Writes `folder/rank` once every case has passed. A rank left waiting in a collective fails after 30
+    s."""
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timeout
+    )
     for case in CASES:
         try:
             case(rank)
@@ -51,8 +55,15 @@ def compare(p: Problem, mine: slice, found: list[torch.Tensor], row_loss, **tole
 def one_pass(p: Problem, rank: int, cut: int, **options) -> tuple[slice, list[torch.Tensor]]:
     hidden, weight, mine = sharded(p, rank, cut)
     loss = both_terms(len(p.hidden))
-    result = linear_row_loss(hidden, weight, p.target, loss, temperature=p.temperature, tp_group=dist.group.WORLD, **options)
-    return mine, [result.loss.detach(), result.logp, result.entropy, *torch.autograd.grad(result.loss, (hidden, weight))]
+    result = linear_row_loss(
+        hidden, weight, p.target, loss, temperature=p.temperature, tp_group=dist.group.WORLD, **options
+    )
+    return mine, [
+        result.loss.detach(),
+        result.logp,
+        result.entropy,
+        *torch.autograd.grad(result.loss, (hidden, weight)),
+    ]
 
 
 def equal_and_unequal_shards(rank: int) -> None:
@@ -73,8 +84,15 @@ def rows_without_a_gradient(rank: int) -> None:
     reference.LARGE = 0
     for chunk_rows in (3, None):
         hidden, weight, mine = sharded(p, rank, 13)
-        result = linear_row_loss(hidden, weight, p.target, one_in_four, tp_group=dist.group.WORLD, chunk_rows=chunk_rows)
-        found = [result.loss.detach(), result.logp, result.entropy, *torch.autograd.grad(result.loss, (hidden, weight))]
+        result = linear_row_loss(
+            hidden, weight, p.target, one_in_four, tp_group=dist.group.WORLD, chunk_rows=chunk_rows
+        )
+        found = [
+            result.loss.detach(),
+            result.logp,
+            result.entropy,
+            *torch.autograd.grad(result.loss, (hidden, weight)),
+        ]
         compare(p, mine, found, one_in_four)
 
 
@@ -89,7 +107,8 @@ def recomputing_backward(rank: int) -> None:
 
 
 def default_chunks_of_unequal_shards(rank: int) -> None:
-    # The narrow shard alone would take chunks of other sizes than the wide one; the reductions must still pair up.
+    # The narrow shard alone would take chunks of other sizes than the wide one; the reductions must still
+    # pair up.
     p = problem(300, 2, 20_000, torch.float32)
     _, found = one_pass(p, rank, 50)
     for ours, exact in zip(found[1:3], oracle.logprob_entropy(p.hidden, p.weight, p.target), strict=True):
@@ -113,7 +132,9 @@ def existing_logits(rank: int) -> None:
     for backend in BACKENDS:
         part = logits[:, mine].clone().requires_grad_()
         logp, entropy = logits_logprob_entropy(part, p.target, tp_group=dist.group.WORLD, backend=backend)
-        torch.testing.assert_close(logp.detach().double(), oracle.of_logits(whole, p.target)[0].detach(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            logp.detach().double(), oracle.of_logits(whole, p.target)[0].detach(), rtol=1e-5, atol=1e-5
+        )
         (gradient,) = torch.autograd.grad(loss(logp, entropy, rows).sum(), part)
         torch.testing.assert_close(gradient, exact[:, mine], rtol=1e-5, atol=1e-5)
 
@@ -122,7 +143,9 @@ def a_shard_of_padding_only(rank: int) -> None:
     p = problem(4, 5, 40, torch.float32)
     real = Problem(p.hidden, p.weight.detach()[:20].requires_grad_(), p.target % 20)
     for backend in BACKENDS:
-        mine, found = one_pass(Problem(p.hidden, p.weight, p.target % 20), rank, 20, vocab_size=20, backend=backend)
+        mine, found = one_pass(
+            Problem(p.hidden, p.weight, p.target % 20), rank, 20, vocab_size=20, backend=backend
+        )
         if rank == 0:
             compare(real, mine, found, both_terms(4), rtol=1e-5, atol=1e-5)
         else:
@@ -147,9 +170,13 @@ def numbers_that_are_none_on_one_rank(rank: int) -> None:
             logits = torch.zeros(4, 20)
             if rank == 1:
                 logits[2, 3] = poison
-            logp, entropy = logits_logprob_entropy(logits, torch.tensor([0, 39, 0, 39]), tp_group=dist.group.WORLD, backend=backend)
+            logp, entropy = logits_logprob_entropy(
+                logits, torch.tensor([0, 39, 0, 39]), tp_group=dist.group.WORLD, backend=backend
+            )
             for score in (logp, entropy):
-                assert score.isfinite().tolist() == [True, True, False, True], "both ranks know which row it is"
+                assert score.isfinite().tolist() == [True, True, False, True], (
+                    "both ranks know which row it is"
+                )
 
 
 def no_rows(rank: int) -> None:
@@ -206,11 +233,14 @@ class _Model(nn.Module):
 
     def forward(self, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         hidden = self.embedding(ids).tanh()
-        return linear_row_loss(hidden, self.embedding.weight, target, lambda logp, entropy, rows: -logp - 0.1 * entropy).loss
+        return linear_row_loss(
+            hidden, self.embedding.weight, target, lambda logp, entropy, rows: -logp - 0.1 * entropy
+        ).loss
 
 
 def a_data_parallel_rank_without_rows(rank: int) -> None:
-    # Data parallel, not tensor parallel: the rank without rows must still take part in the all-reduce of gradients.
+    # Data parallel, not tensor parallel: the rank without rows must still take part in the all-reduce of
+    # gradients.
     ids = torch.arange(0 if rank else 7)
     model = _Model()
     parallel = DistributedDataParallel(model)

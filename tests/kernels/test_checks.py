@@ -39,7 +39,10 @@ def nothing_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"hidden": torch.zeros(3, 5)}, "5 features and weight 4"),
         ({"hidden": torch.zeros(1, 3, 4)}, r"hidden\[R, H\]"),
         ({"hidden": torch.zeros(3, 4, dtype=torch.bfloat16)}, "torch.bfloat16 and weight torch.float32"),
-        ({"hidden": torch.zeros(3, 4, dtype=torch.long), "weight": torch.zeros(10, 4, dtype=torch.long)}, "hidden is torch.int64"),
+        (
+            {"hidden": torch.zeros(3, 4, dtype=torch.long), "weight": torch.zeros(10, 4, dtype=torch.long)},
+            "hidden is torch.int64",
+        ),
         ({"hidden": torch.zeros(3, 4, device="meta")}, "on meta and weight on cpu"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": math.nan}, "temperature is nan"),
@@ -100,7 +103,9 @@ def test_what_ranks_ask_of_each_other_is_asked_on_the_device_too() -> None:
             table[:, int(column.removeprefix("c"))] = torch.tensor(values)
         return table
 
-    assert checks.well(facts(), 41) and checks.well(facts(), None) and not checks.well(facts(c7=(41, 41)), None)
+    assert (
+        checks.well(facts(), 41) and checks.well(facts(), None) and not checks.well(facts(c7=(41, 41)), None)
+    )
     assert checks.well(facts(c1=(0, 0), c6=(0, 0), c7=(-1, -1)), 41), "no rows have no targets"
     for column, values in {
         "c0": (0, 1),

@@ -1,4 +1,5 @@
-"""Where heads break: extreme logits, rows that do not count, one row, logits that are not numbers. Both backends."""
+"""Where heads break: extreme logits, rows that do not count, one row, logits that are not numbers. Both
+backends."""
 
 from __future__ import annotations
 
@@ -10,11 +11,20 @@ import torch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss, logits_logprob_entropy
 from paw_hpc.objective.world_model import clipped_mae
 from tests.kernels import oracle
-from tests.kernels.oracle import DEVICE, Problem, assert_equal_to_oracle, both_terms, one_pass, problem, two_pass
+from tests.kernels.oracle import (
+    DEVICE,
+    Problem,
+    assert_equal_to_oracle,
+    both_terms,
+    one_pass,
+    problem,
+    two_pass,
+)
 
 pytestmark = [
     pytest.mark.parametrize("backend", ["reference", "triton"]),
-    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # NumPy in the interpreter, about logits that are not numbers
+    # NumPy in the interpreter, about logits that are not numbers
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),
 ]
 RUNS = pytest.mark.parametrize("run", [one_pass, two_pass])
 
@@ -22,7 +32,11 @@ RUNS = pytest.mark.parametrize("run", [one_pass, two_pass])
 def extreme(logits: list[list[float]], target: list[int]) -> Problem:
     """A float32 head whose logits are exactly these."""
     weight = torch.tensor(logits, device=DEVICE).T.contiguous()
-    return Problem(torch.eye(len(logits), device=DEVICE).requires_grad_(), weight.requires_grad_(), torch.tensor(target, device=DEVICE))
+    return Problem(
+        torch.eye(len(logits), device=DEVICE).requires_grad_(),
+        weight.requires_grad_(),
+        torch.tensor(target, device=DEVICE),
+    )
 
 
 def small_entropy(*logits: float) -> float:
@@ -50,7 +64,9 @@ def test_extreme_logits_lose_nothing(run, backend: str) -> None:
     torch.testing.assert_close(entropy.cpu(), torch.tensor(by_hand), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(logp.double(), exact[1], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(loss.double(), exact[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(weight, exact[4], rtol=1e-5, atol=1e-6, msg=lambda text: f"dL/dz (hidden is the identity): {text}")
+    torch.testing.assert_close(
+        weight, exact[4], rtol=1e-5, atol=1e-6, msg=lambda text: f"dL/dz (hidden is the identity): {text}"
+    )
 
 
 @RUNS
@@ -65,7 +81,9 @@ def test_masked_rows_have_no_gradient_at_all(run, backend: str) -> None:
 
 
 def test_a_loss_without_gradient(backend: str) -> None:
-    _, _, _, hidden, weight = one_pass(problem(3, 4, 20, torch.float32), lambda logp, entropy, rows: torch.ones_like(logp), backend)
+    _, _, _, hidden, weight = one_pass(
+        problem(3, 4, 20, torch.float32), lambda logp, entropy, rows: torch.ones_like(logp), backend
+    )
     assert not hidden.any() and not weight.any()
 
 
@@ -84,7 +102,9 @@ def test_logits_that_are_not_numbers_are_reported_by_row(backend: str, poison: f
     clean = linear_logprob_entropy(p.hidden, p.weight, p.target)
     with torch.no_grad():
         p.hidden[2, 1] = poison
-    result = linear_row_loss(p.hidden, p.weight, p.target, lambda logp, entropy, rows: clipped_mae(logp, 0.0), backend=backend)
+    result = linear_row_loss(
+        p.hidden, p.weight, p.target, lambda logp, entropy, rows: clipped_mae(logp, 0.0), backend=backend
+    )
     assert result.nonfinite_rows().tolist() == [2]
     assert result.loss.isnan(), "a row that the loss masks out must not hide it"
     keep = [0, 1, 3]
@@ -107,5 +127,7 @@ def test_logits_of_minus_infinity_are_tokens_of_probability_zero(backend: str) -
     (gradient,) = torch.autograd.grad((logp + entropy)[:2].sum(), logits)
     allowed = logits.detach()[1:2, :5].requires_grad_()
     alone, h = oracle.of_logits(allowed, target[1:2])
-    torch.testing.assert_close(gradient[1:2, :5], torch.autograd.grad((alone + h).sum(), allowed)[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradient[1:2, :5], torch.autograd.grad((alone + h).sum(), allowed)[0], rtol=1e-5, atol=1e-6
+    )
     assert not gradient[1, 5:].any() and gradient[:2].isfinite().all()

@@ -27,7 +27,9 @@ def dense() -> Iterator[None]:
         yield
 
 
-def found(row_loss: RowLossFunction, chunk_rows: int = 64, main_grad: bool = False) -> tuple[RowLoss, torch.Tensor, torch.Tensor]:
+def found(
+    row_loss: RowLossFunction, chunk_rows: int = 64, main_grad: bool = False
+) -> tuple[RowLoss, torch.Tensor, torch.Tensor]:
     """The result and the gradients of hidden and weight."""
     draw = torch.Generator().manual_seed(0)
     hidden = torch.randn(ROWS, HIDDEN, generator=draw).requires_grad_()
@@ -57,7 +59,9 @@ def nothing(logp: torch.Tensor, entropy: torch.Tensor, rows: torch.Tensor) -> to
     return logp * 0.0
 
 
-@pytest.mark.parametrize("loss", [masked(0.02), masked(0.15), masked(0.6), masked(1.0), with_entropy, nothing])
+@pytest.mark.parametrize(
+    "loss", [masked(0.02), masked(0.15), masked(0.6), masked(1.0), with_entropy, nothing]
+)
 @pytest.mark.parametrize("chunk_rows", [1, 64, ROWS])
 @pytest.mark.parametrize("main_grad", [False, True])
 def test_gradients_are_those_of_all_rows(loss: RowLossFunction, chunk_rows: int, main_grad: bool) -> None:
@@ -104,5 +108,10 @@ def test_a_row_that_is_no_number_is_not_hidden_by_a_mask() -> None:
     hidden[5] = torch.nan
     hidden.requires_grad_()
     weight = torch.randn(VOCABULARY, HIDDEN, generator=draw).requires_grad_()
-    result = linear_row_loss(hidden, weight, torch.zeros(ROWS, dtype=torch.long), lambda logp, _, rows: torch.where(rows == 5, 0.0, -logp))
+    result = linear_row_loss(
+        hidden,
+        weight,
+        torch.zeros(ROWS, dtype=torch.long),
+        lambda logp, _, rows: torch.where(rows == 5, 0.0, -logp),
+    )
     assert result.loss.isnan() and result.nonfinite_rows().tolist() == [5]

@@ -1,4 +1,5 @@
-"""The head on a CPU, in float64 against the oracle and numerical differentiation, in lower precision within its promise."""
+"""The head on a CPU, in float64 against the oracle and numerical differentiation, in lower precision within
+its promise."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss, logits_logprob_entropy
 from paw_hpc.kernels.reference import ReferenceHead
 from tests.kernels import oracle
-from tests.kernels.oracle import ARMS, DEVICE, Problem, assert_equal_to_oracle, both_terms, one_pass, problem, two_pass
+from tests.kernels.oracle import (
+    ARMS,
+    DEVICE,
+    Problem,
+    assert_equal_to_oracle,
+    both_terms,
+    one_pass,
+    problem,
+    two_pass,
+)
 
 CHUNKS = pytest.mark.parametrize("chunk_rows", [None, 1, 4])
 
@@ -61,15 +71,24 @@ def test_a_target_shifted_by_one_is_caught(run) -> None:
 @pytest.mark.parametrize("run", [one_pass, two_pass])
 def test_a_missing_entropy_term_is_caught(run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ReferenceHead.dlogits
-    monkeypatch.setattr(ReferenceHead, "dlogits", lambda self, u, target, scores, c, e, out=None: whole(self, u, target, scores, c, None, out))
+    monkeypatch.setattr(
+        ReferenceHead,
+        "dlogits",
+        lambda self, u, target, scores, c, e, out=None: whole(self, u, target, scores, c, None, out),
+    )
     p = problem(11, 5, 37)
     with pytest.raises(AssertionError, match="d hidden"):
         assert_equal_to_oracle(run(p, both_terms(11)), p, both_terms(11))
 
 
-@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 8e-3, 1e-3), (torch.float16, 1e-3, 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"),
+    [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 8e-3, 1e-3), (torch.float16, 1e-3, 1e-4)],
+)
 @pytest.mark.parametrize("run", [one_pass, two_pass])
-def test_lower_precision_rounds_only_inputs_and_gradients(run, dtype: torch.dtype, rtol: float, atol: float) -> None:
+def test_lower_precision_rounds_only_inputs_and_gradients(
+    run, dtype: torch.dtype, rtol: float, atol: float
+) -> None:
     p = problem(40, 16, 200, dtype)
     found = run(p, both_terms(40), chunk_rows=8)
     assert [x.dtype for x in found[1:]] == [torch.float32, torch.float32, dtype, dtype]
@@ -106,7 +125,9 @@ def test_only_what_is_asked_for() -> None:
         leaves = [x.detach().requires_grad_(i == wanted) for i, x in enumerate(p.leaves)]
         linear_row_loss(*leaves, p.target, both_terms(6)).loss.backward()
         assert leaves[1 - wanted].grad is None
-        torch.testing.assert_close(leaves[wanted].grad, oracle.loss_and_gradients(p, both_terms(6))[3 + wanted])
+        torch.testing.assert_close(
+            leaves[wanted].grad, oracle.loss_and_gradients(p, both_terms(6))[3 + wanted]
+        )
     with torch.no_grad():
         result = linear_row_loss(*p.leaves, p.target, both_terms(6))
     assert not result.loss.requires_grad
@@ -130,7 +151,9 @@ def test_tied_embeddings_sum_both_gradients() -> None:
         return torch.autograd.grad(score(p.weight[ids].tanh(), p.weight), p.weight)[0]
 
     ours = run(lambda hidden, weight: linear_row_loss(hidden, weight, p.target, both_terms(12)).loss)
-    exact = run(lambda hidden, weight: both_terms(12)(*oracle.logprob_entropy(hidden, weight, p.target), ids).sum())
+    exact = run(
+        lambda hidden, weight: both_terms(12)(*oracle.logprob_entropy(hidden, weight, p.target), ids).sum()
+    )
     torch.testing.assert_close(ours, exact)
 
 
@@ -171,7 +194,9 @@ def test_nothing_of_rows_by_vocabulary_is_ever_there(run) -> None:
 
 def test_padding_behind_the_vocabulary_has_no_probability() -> None:
     p = problem(6, 5, 37)
-    padded = torch.cat([p.weight.detach(), torch.zeros(27, 5, dtype=torch.float64, device=DEVICE)]).requires_grad_()
+    padded = torch.cat(
+        [p.weight.detach(), torch.zeros(27, 5, dtype=torch.float64, device=DEVICE)]
+    ).requires_grad_()
     with_padding = Problem(p.hidden, padded, p.target)
     found = one_pass(with_padding, both_terms(6), vocab_size=37)
     assert not found[4][37:].any()
@@ -181,10 +206,12 @@ def test_padding_behind_the_vocabulary_has_no_probability() -> None:
         assert_equal_to_oracle([*found[:4], found[4][:37]], p, both_terms(6))
 
 
-# ---------------------------------------------------------------------------------------------------------------------------- main_grad
+# -------------------------------------------------------------------------------------------------- main_grad
 
 
-@pytest.mark.parametrize(("buffer", "rtol", "atol"), [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 2e-2, 1e-2)])
+@pytest.mark.parametrize(
+    ("buffer", "rtol", "atol"), [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 2e-2, 1e-2)]
+)
 def test_the_weight_gradient_is_added_to_main_grad(buffer: torch.dtype, rtol: float, atol: float) -> None:
     p = problem(10, 6, 30, torch.bfloat16)
     in_double = Problem(*(x.detach().double().requires_grad_() for x in p.leaves), p.target)
@@ -193,7 +220,9 @@ def test_the_weight_gradient_is_added_to_main_grad(buffer: torch.dtype, rtol: fl
     p.weight.grad_added_to_main_grad = False
     for _ in range(2):
         linear_row_loss(*p.leaves, p.target, both_terms(10), chunk_rows=3).loss.backward()
-    assert p.weight.grad_added_to_main_grad and not p.weight.grad.any(), "hooks on the gradient run, and have nothing to add"
+    assert p.weight.grad_added_to_main_grad and not p.weight.grad.any(), (
+        "hooks on the gradient run, and have nothing to add"
+    )
     if DEVICE == "cuda":  # where the gradient of 16-bit logits is itself of 16 bits
         rtol, atol = max(rtol, 2**-7), max(atol, 2**-7 * float(exact.abs().max()))
     torch.testing.assert_close(p.weight.main_grad.double(), 2 * exact, rtol=rtol, atol=atol)

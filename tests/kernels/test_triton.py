@@ -1,4 +1,5 @@
-"""The Triton path against the float64 oracle and the reference path: on the GPU if there is one, else in Triton's interpreter."""
+"""The Triton path against the float64 oracle and the reference path: on the GPU if there is one, else in
+Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -16,9 +17,19 @@ from paw_hpc.kernels import linear_logprob_entropy, logits_logprob_entropy, trit
 from paw_hpc.kernels.parallel import Shard, row_scores
 from paw_hpc.kernels.reference import ReferenceHead
 from tests.kernels import oracle
-from tests.kernels.oracle import ARMS, DEVICE, Problem, assert_equal_to_oracle, both_terms, one_pass, problem, two_pass
+from tests.kernels.oracle import (
+    ARMS,
+    DEVICE,
+    Problem,
+    assert_equal_to_oracle,
+    both_terms,
+    one_pass,
+    problem,
+    two_pass,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, about the padding that is read and dropped
+# NumPy, about the padding that is read and dropped
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 RUNS = pytest.mark.parametrize("run", [one_pass, two_pass])
 WIDTHS = pytest.mark.parametrize("vocabulary", [200, 256, 384, 513])
 """Smaller than a block of 256, one block, 128 more than a block, and one column more than two blocks."""
@@ -33,7 +44,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @RUNS
 def test_equal_to_materialised_logits(run, vocabulary: int) -> None:
     p = problem(5, 8, vocabulary, torch.float32, temperature=0.7)
-    assert_equal_to_oracle(run(p, both_terms(5), "triton", chunk_rows=3), p, both_terms(5), rtol=1e-5, atol=1e-5)
+    assert_equal_to_oracle(
+        run(p, both_terms(5), "triton", chunk_rows=3), p, both_terms(5), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", oracle.row_losses(problem(9, 3, 11)))
@@ -66,7 +79,9 @@ def test_16_bit_weights_have_exact_scores_and_rounded_gradients(run, dtype: torc
     for ours, oracles in zip(found[:3], exact[:3], strict=True):
         torch.testing.assert_close(ours.double(), oracles, rtol=1e-5, atol=1e-5)
     for ours, oracles in zip(found[3:], exact[3:], strict=True):
-        torch.testing.assert_close(ours.double(), oracles.double(), rtol=rtol, atol=rtol * float(oracles.abs().max()))
+        torch.testing.assert_close(
+            ours.double(), oracles.double(), rtol=rtol, atol=rtol * float(oracles.abs().max())
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,7 +89,10 @@ def test_16_bit_weights_have_exact_scores_and_rounded_gradients(run, dtype: torc
 def test_logits_that_exist_already(vocabulary: int, dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)
     wide = (3 * torch.randn(4, vocabulary + 9, generator=rng)).to(DEVICE, dtype)
-    logits, target = wide[:, 3 : vocabulary + 3].requires_grad_(), torch.randint(vocabulary, (4,), generator=rng).to(DEVICE)
+    logits, target = (
+        wide[:, 3 : vocabulary + 3].requires_grad_(),
+        torch.randint(vocabulary, (4,), generator=rng).to(DEVICE),
+    )
     assert not logits.is_contiguous()
     loss, rows = both_terms(4), torch.arange(4, device=DEVICE)
     found, exact = (
@@ -84,7 +102,9 @@ def test_logits_that_exist_already(vocabulary: int, dtype: torch.dtype) -> None:
             oracle.of_logits(logits, target, 1.4),
         )
     )
-    for ours, oracles, precision in zip(found, exact, [1e-5, 1e-5, 1e-5 if dtype == torch.float32 else 2**-7], strict=True):
+    for ours, oracles, precision in zip(
+        found, exact, [1e-5, 1e-5, 1e-5 if dtype == torch.float32 else 2**-7], strict=True
+    ):
         torch.testing.assert_close(ours.double(), oracles.double(), rtol=precision, atol=1e-5)
     assert found[2].dtype == dtype
 
@@ -92,7 +112,10 @@ def test_logits_that_exist_already(vocabulary: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("vocabulary", [11, 200, 513])
 def test_what_lies_in_the_padding_of_the_workspace_does_not_matter(vocabulary: int) -> None:
     p = problem(3, 5, vocabulary, torch.float32)
-    head, reference = triton_rows.TritonHead(p.weight.detach(), 3, 1.0), ReferenceHead(p.weight.detach(), 3, 1.0)
+    head, reference = (
+        triton_rows.TritonHead(p.weight.detach(), 3, 1.0),
+        ReferenceHead(p.weight.detach(), 3, 1.0),
+    )
     head._buffer.fill_(torch.nan)
     c, e = torch.randn(2, 3, device=DEVICE)
     found = []
@@ -118,7 +141,9 @@ def test_padding_behind_the_vocabulary_has_no_probability() -> None:
 def test_a_target_shifted_by_one_is_caught(run) -> None:
     p = problem(5, 8, 384, torch.float32)
     with pytest.raises(AssertionError, match="loss"):
-        assert_equal_to_oracle(run(p.shifted(), both_terms(5), "triton"), p, both_terms(5), rtol=1e-5, atol=1e-5)
+        assert_equal_to_oracle(
+            run(p.shifted(), both_terms(5), "triton"), p, both_terms(5), rtol=1e-5, atol=1e-5
+        )
 
 
 @RUNS
@@ -138,10 +163,18 @@ def test_float64_is_not_quietly_rounded() -> None:
 
 
 def test_the_compiler_makes_of_the_kernels_what_they_rely_on() -> None:
-    """Code for sm_90, made without a GPU: wide loads for any vocabulary, nothing spilt, and a barrier between the reads and the writes of a block."""
+    """Code for sm_90, made without a GPU: wide loads for any vocabulary, nothing spilt, and a barrier between
+    the reads and the writes of a block."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = Path(__file__).parents[2]
-    run = subprocess.run([sys.executable, "-m", "tests.kernels.hopper"], cwd=root, env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.hopper"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name, kernel in json.loads(run.stdout).items():
         assert re.search(r"STACK:0 .*LOCAL:0 ", kernel["resources"]), f"{name} spills registers"
         accesses = kernel["accesses"]

@@ -1,10 +1,12 @@
-"""Advantages of recorded batches against what another implementation returned for them, through `plan`: the path that training takes.
+"""Advantages of recorded batches against what another implementation returned for them, through `plan`: the
+path that training takes.
 
     python -m tests.objective.reference_cases FILE.json.gz
 
-The file: a list of cases, each with `penalty, gamma, omega, similarity`, `samples` (group, episode, step, anchor, valid, reward, length in tokens; in
-order of episode and step) and `expected` (estimator -> one advantage per sample; `ppo_token_gae` -> values, advantages, returns per sample and
-token). Prints the worst absolute error of each estimator and ends with status 1 above `TOLERANCE` of its largest value.
+The file: a list of cases, each with `penalty, gamma, omega, similarity`, `samples` (group, episode, step,
+anchor, valid, reward, length in tokens; in order of episode and step) and `expected` (estimator -> one
+advantage per sample; `ppo_token_gae` -> values, advantages, returns per sample and token). Prints the worst
+absolute error of each estimator and ends with status 1 above `TOLERANCE` of its largest value.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def load(path: Path) -> list[dict[str, Any]]:
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
-def errors(case: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Iterator[tuple[str, float, float]]:
+def errors(
+    case: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, float, float]]:
     """(estimator, worst absolute error, largest absolute value) for everything that a case expects.
 
     Args:
@@ -57,15 +61,29 @@ def errors(case: Mapping[str, Any], changes: Mapping[str, Any] | None = None) ->
         if name == "ppo_token_gae":
             yield from _token_errors(name, planned(case, pool, keys, expected["values"]), expected)
         else:
-            similar = ", similar anchors" if keys["name"] == "gigpo" and case["similarity"] is not None else ""
+            similar = (
+                ", similar anchors" if keys["name"] == "gigpo" and case["similarity"] is not None else ""
+            )
             yield name + similar, *_compared(planned(case, pool, keys).advantage, expected)
 
 
-def planned(case: Mapping[str, Any], pool: Pool, keys: Mapping[str, Any], values: Sequence[Sequence[float]] | None = None) -> Plan:
+def planned(
+    case: Mapping[str, Any],
+    pool: Pool,
+    keys: Mapping[str, Any],
+    values: Sequence[Sequence[float]] | None = None,
+) -> Plan:
     """The plan of a case by these keys of `algorithm`; `values` of the critic per sample and token."""
-    setting = {"gamma": case["gamma"], "gigpo_omega": case["omega"], "gigpo_similarity": case["similarity"], "kl_coefficient": 0.0}
+    setting = {
+        "gamma": case["gamma"],
+        "gigpo_omega": case["omega"],
+        "gigpo_similarity": case["similarity"],
+        "kl_coefficient": 0.0,
+    }
     dotted = {f"algorithm.{key}": value for key, value in {**setting, **keys}.items()}
-    recipe = tiny_recipe(**dotted, **{"env.invalid_penalty": case["penalty"], "env.max_steps": 1000, "wm.enabled": False})
+    recipe = tiny_recipe(
+        **dotted, **{"env.invalid_penalty": case["penalty"], "env.max_steps": 1000, "wm.enabled": False}
+    )
     nothing = torch.zeros(len(pool.action_sample))
     flat = None if values is None else torch.tensor([x for tokens in values for x in tokens])
     return plan(pool, Scores(nothing, nothing, values=flat), recipe, 0)
@@ -79,7 +97,9 @@ def pool_of(samples: Sequence[Mapping[str, Any]]) -> Pool:
         group = groups.setdefault(sample["group"], Group(sample["group"], f"task {sample['group']}", "task"))
         episode = episodes.get(sample["episode"])
         if episode is None:
-            episode = episodes[sample["episode"]] = Episode(sample["episode"], group.index, group.task_id, "task", seed=0)
+            episode = episodes[sample["episode"]] = Episode(
+                sample["episode"], group.index, group.task_id, "task", seed=0
+            )
             group.episodes.append(episode)
         episode.transitions.append(_transition(sample))
     pool = Pool.from_groups(list(groups.values()))
@@ -127,7 +147,10 @@ def main(path: Path) -> int:
             if share >= worst.get(name, (0.0, -1.0))[1]:
                 worst[name] = (error, share)
             if share > TOLERANCE:
-                print(f"case {number}: {name} is off by {error:.1e}, {share:.1e} of its largest value", file=sys.stderr)
+                print(
+                    f"case {number}: {name} is off by {error:.1e}, {share:.1e} of its largest value",
+                    file=sys.stderr,
+                )
     for name, (error, share) in worst.items():
         print(f"{name:38} worst error {error:.1e}, {share:.1e} of the largest value")
     return int(any(share > TOLERANCE for _, share in worst.values()))

@@ -65,13 +65,21 @@ def test_loss_arms_differ_in_the_loss_alone(pool: Pool, arm: dict) -> None:
 
 @pytest.mark.parametrize("target", ["true", "shuffled"])
 def test_the_token_mean_gives_every_observation_token_one_weight(pool: Pool, target: str) -> None:
-    echo = {"wm__alpha": 1.0, "wm__loss": "cross_entropy", "wm__coefficient": "constant", "wm__scale": 0.05, "wm__target": target}
+    echo = {
+        "wm__alpha": 1.0,
+        "wm__loss": "cross_entropy",
+        "wm__coefficient": "constant",
+        "wm__scale": 0.05,
+        "wm__target": target,
+    }
     by_group, by_token = planned(pool, **echo).batch, planned(pool, **echo, wm__aggregation="token").batch
     observation = observation_rows(by_token)
     weights = by_token.streams["weight"][observation]
     torch.testing.assert_close(weights, torch.full_like(weights, 0.05 / len(weights)))
     assert len(by_group.streams["weight"][observation].unique()) > 1
-    by_group.streams["weight"] = torch.where(observation, by_token.streams["weight"], by_group.streams["weight"])
+    by_group.streams["weight"] = torch.where(
+        observation, by_token.streams["weight"], by_group.streams["weight"]
+    )
     assert identical(by_group, by_token)
 
 
@@ -79,7 +87,9 @@ def test_the_token_mean_gives_every_observation_token_one_weight(pool: Pool, tar
 def test_small_cross_entropy_arms_scale_observation_weights_alone(pool: Pool, factor: float) -> None:
     paw, other = planned(pool).batch, planned(pool, wm__loss="cross_entropy", wm__scale=factor).batch
     observation = observation_rows(paw)
-    torch.testing.assert_close(other.streams["weight"][observation], paw.streams["weight"][observation] * factor)
+    torch.testing.assert_close(
+        other.streams["weight"][observation], paw.streams["weight"][observation] * factor
+    )
     other.streams["weight"] = torch.where(observation, paw.streams["weight"], other.streams["weight"])
     assert identical(paw, other)
 
@@ -90,13 +100,21 @@ def test_constant_coefficient_changes_observation_weights_alone(pool: Pool) -> N
     sample = torch.repeat_interleave(torch.arange(len(pool)), paw.batch.row_cu[1:] - paw.batch.row_cu[:-1])
     lam = paw.coefficient[pool.group[sample[observation]]].float()
     assert 0 < float(lam.min()) < 1 and torch.equal(other.coefficient, torch.ones_like(other.coefficient))
-    torch.testing.assert_close(other.batch.streams["weight"][observation] * lam, paw.batch.streams["weight"][observation])
-    other.batch.streams["weight"] = torch.where(observation, paw.batch.streams["weight"], other.batch.streams["weight"])
+    torch.testing.assert_close(
+        other.batch.streams["weight"][observation] * lam, paw.batch.streams["weight"][observation]
+    )
+    other.batch.streams["weight"] = torch.where(
+        observation, paw.batch.streams["weight"], other.batch.streams["weight"]
+    )
     assert identical(paw.batch, other.batch)
 
 
 def test_alpha_one_and_random_change_what_is_selected_alone(pool: Pool) -> None:
-    paw, everything, random = planned(pool), planned(pool, wm__alpha=1.0), planned(pool, wm__selection="random")
+    paw, everything, random = (
+        planned(pool),
+        planned(pool, wm__alpha=1.0),
+        planned(pool, wm__selection="random"),
+    )
     assert everything.selected.tolist() == [len(t.observation_ids) > 0 for t in pool.transitions]
     assert int(random.selected.sum()) == int(paw.selected.sum())
     assert not torch.equal(random.selected, paw.selected)
@@ -111,7 +129,9 @@ def test_alpha_one_and_random_change_what_is_selected_alone(pool: Pool) -> None:
 def test_sampled_entropy_changes_what_is_selected_alone(pool: Pool) -> None:
     paw, other = planned(pool), planned(pool, wm__entropy="sampled")
     assert same_actions(paw.batch, other.batch)
-    assert int(other.selected.sum()) == int(paw.selected.sum()) and not torch.equal(paw.selected, other.selected)
+    assert int(other.selected.sum()) == int(paw.selected.sum()) and not torch.equal(
+        paw.selected, other.selected
+    )
 
 
 def test_vanilla_differs_in_observations_alone(pool: Pool) -> None:
@@ -182,12 +202,16 @@ def test_derangement_leaves_nothing_in_place(k: int) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo", "gigpo", "ppo"])
-@pytest.mark.parametrize("change", [{"algorithm__penalty": "after_normalization"}, {"env__invalid_penalty": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"algorithm__penalty": "after_normalization"}, {"env__invalid_penalty": 1.0}]
+)
 def test_the_penalty_changes_advantages_alone(pool: Pool, algorithm: str, change: dict) -> None:
     one, other = planned(pool, algorithm__name=algorithm), planned(pool, algorithm__name=algorithm, **change)
     assert same_actions(one.batch, other.batch, but=frozenset({"advantage"}))
     assert not torch.equal(one.advantage, other.advantage)
-    assert targets(one.batch) == targets(other.batch) and torch.equal(wm_weights(one.batch), wm_weights(other.batch))
+    assert targets(one.batch) == targets(other.batch) and torch.equal(
+        wm_weights(one.batch), wm_weights(other.batch)
+    )
 
 
 def test_penalty_by_hand() -> None:
@@ -196,16 +220,23 @@ def test_penalty_by_hand() -> None:
     first = groups[0].episodes[0]
     first.transitions = [
         first.transitions[0],
-        *random_groups(1, groups=1, members=1, max_steps=1, success=0.0, invalid=1.0)[0].episodes[0].transitions,
+        *random_groups(1, groups=1, members=1, max_steps=1, success=0.0, invalid=1.0)[0]
+        .episodes[0]
+        .transitions,
     ]
     first.transitions[1].step = 1
     pool = Pool.from_groups(groups)
     assert pool.valid.tolist() == [True, False, True]
-    # Inside: returns -0.1 and 0, deviation -+0.05, std 0.0707107: a penalty of 0.1 becomes a signal of 0.7, for the valid action too.
+    # Inside: returns -0.1 and 0, deviation -+0.05, std 0.0707107: a penalty of 0.1 becomes a signal of 0.7,
+    # for the valid action too.
     assert planned(pool).advantage.tolist() == pytest.approx([-0.707097, -0.707097, 0.707097], abs=1e-5)
-    assert planned(pool, algorithm__normalize_std=False).advantage.tolist() == pytest.approx([-0.05, -0.05, 0.05])
+    assert planned(pool, algorithm__normalize_std=False).advantage.tolist() == pytest.approx(
+        [-0.05, -0.05, 0.05]
+    )
     # Outside: the group has no contrast, the invalid action alone pays.
-    assert planned(pool, algorithm__penalty="after_normalization").advantage.tolist() == pytest.approx([0.0, -0.1, 0.0])
+    assert planned(pool, algorithm__penalty="after_normalization").advantage.tolist() == pytest.approx(
+        [0.0, -0.1, 0.0]
+    )
 
 
 @pytest.mark.parametrize("aggregation", ["transition", "episode"])
@@ -217,6 +248,10 @@ def test_aggregation_changes_action_weights_alone(pool: Pool, aggregation: str) 
 
 def test_optional_streams_exist_only_where_they_are_used(pool: Pool) -> None:
     assert set(planned(pool).batch.streams) == {"weight", "advantage", "old_logp", "ref_logp"}
-    assert set(planned(pool, algorithm__kl_coefficient=0.0).batch.streams) == {"weight", "advantage", "old_logp"}
+    assert set(planned(pool, algorithm__kl_coefficient=0.0).batch.streams) == {
+        "weight",
+        "advantage",
+        "old_logp",
+    }
     streams = planned(pool, algorithm__truncated_importance=2.0).batch.streams
     assert set(streams) == {"weight", "advantage", "old_logp", "ref_logp", "behaviour_logp"}

@@ -38,7 +38,9 @@ def test_no_size_is_the_whole_update_untouched() -> None:
 
 def test_mini_batches_are_a_function_of_the_seed() -> None:
     batch = make()
-    one, again, other = (torch.cat([p.transition for p in mini_batches(batch, 5, seed)]) for seed in (1, 1, 2))
+    one, again, other = (
+        torch.cat([p.transition for p in mini_batches(batch, 5, seed)]) for seed in (1, 1, 2)
+    )
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 
@@ -46,13 +48,16 @@ def test_mini_batches_are_a_function_of_the_seed() -> None:
 def test_the_mean_of_mini_batch_objectives_weighted_by_size_is_the_objective(size: int) -> None:
     batch = make()
     parts = mini_batches(batch, size, seed=3)
-    assert sum(len(p) / len(batch) * total(p, RECIPE) for p in parts) == pytest.approx(total(batch, RECIPE), rel=1e-5)
+    assert sum(len(p) / len(batch) * total(p, RECIPE) for p in parts) == pytest.approx(
+        total(batch, RECIPE), rel=1e-5
+    )
     value_weight = sum(len(p) / len(batch) * float(p.sample_streams["value_weight"].sum()) for p in parts)
     assert value_weight == pytest.approx(float(batch.sample_streams["value_weight"].sum()), rel=1e-5)
 
 
 def test_each_mini_batch_expects_the_full_objective() -> None:
-    # Over shuffles, also for the chunk that is smaller than the others; unscaled chunks would expect about a third.
+    # Over shuffles, also for the chunk that is smaller than the others; unscaled chunks would expect about a
+    # third.
     batch = make(groups=1)
     batch.streams["loss"] = 0.5 + torch.rand(batch.num_rows, generator=torch.Generator().manual_seed(0))
     size = -(-len(batch) // 3)
@@ -72,7 +77,9 @@ def test_the_original_is_left_alone() -> None:
     batch = make()
     weight, value_weight = batch.streams["weight"].clone(), batch.sample_streams["value_weight"].clone()
     mini_batches(batch, 3, seed=0)
-    assert torch.equal(batch.streams["weight"], weight) and torch.equal(batch.sample_streams["value_weight"], value_weight)
+    assert torch.equal(batch.streams["weight"], weight) and torch.equal(
+        batch.sample_streams["value_weight"], value_weight
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [1, 25, 60, 10**6])
@@ -85,7 +92,9 @@ def test_micro_batches_respect_the_budget_and_keep_neighbours_alike(max_tokens: 
     assert (lengths.diff() <= 0).all()
     assert sum(total(p, RECIPE) for p in parts) == pytest.approx(total(batch, RECIPE), rel=1e-12)
     for part, following in itertools.pairwise(parts):
-        assert part.num_tokens + int(following.lengths[0]) > max_tokens, "no part ends while the next sample would fit"
+        assert part.num_tokens + int(following.lengths[0]) > max_tokens, (
+            "no part ends while the next sample would fit"
+        )
 
 
 def test_sorting_saves_padding() -> None:

@@ -36,7 +36,11 @@ def test_samples_and_rows_are_those_of_the_transitions() -> None:
     for n, t in enumerate(pool.transitions):
         start, end = batch.cu_seqlens[n : n + 2].tolist()
         action, observation = sample_rows(batch, n, ACTION), sample_rows(batch, n, OBSERVATION)
-        parts = [t.prompt_ids, t.response_ids, *([t.bridge_ids, t.observation_ids] if len(observation) else [])]
+        parts = [
+            t.prompt_ids,
+            t.response_ids,
+            *([t.bridge_ids, t.observation_ids] if len(observation) else []),
+        ]
         kinds.add(len(observation) > 0)
         assert batch.tokens[start:end].tolist() == np.concatenate(parts).tolist()
         assert batch.position_ids[start:end].tolist() == list(range(end - start))
@@ -45,7 +49,9 @@ def test_samples_and_rows_are_those_of_the_transitions() -> None:
         assert batch.row_position[action].tolist() == list(range(first, first + len(t.response_ids)))
         if len(observation):
             assert batch.row_target[observation].tolist() == t.observation_ids.tolist()
-            assert batch.row_position[observation].tolist() == list(range(end - 1 - len(t.observation_ids), end - 1))
+            assert batch.row_position[observation].tolist() == list(
+                range(end - 1 - len(t.observation_ids), end - 1)
+            )
     assert kinds == {True, False}, "both kinds of transition must occur"
     assert torch.equal(batch.row_target, batch.tokens[batch.row_position + 1])
 
@@ -71,11 +77,14 @@ def test_action_streams_are_those_of_the_scores(algorithm: str) -> None:
 @pytest.mark.parametrize("aggregation", ["token", "transition", "episode"])
 @pytest.mark.parametrize("penalty", ["episode", "sample", "after_normalization"])
 @pytest.mark.parametrize("statistics", ["episodes", "samples"])
-def test_summed_rows_are_the_objective(algorithm: str, aggregation: str, penalty: str, statistics: str) -> None:
+def test_summed_rows_are_the_objective(
+    algorithm: str, aggregation: str, penalty: str, statistics: str
+) -> None:
     pool = random_pool(5, groups=4, members=3)
     scores = random_scores(pool, per_token_values=algorithm == "ppo-tokens")
     keys = {"aggregation": aggregation, "penalty": penalty, "statistics": statistics, **NAMED[algorithm]}
-    # In float32, and a penalty that stands alone in its group is divided by a deviation of almost nothing: no such group here.
+    # In float32, and a penalty that stands alone in its group is divided by a deviation of almost nothing: no
+    # such group here.
     recipe = tiny_recipe(wm__scale=0.7, **{f"algorithm.{key}": value for key, value in keys.items()})
     batch = attach_logp(plan(pool, scores, recipe, 0).batch)
     rl, wm = slow.objective(pool, scores, recipe, by_transition(batch))
@@ -91,10 +100,14 @@ def test_summed_rows_are_the_objective(algorithm: str, aggregation: str, penalty
 def test_world_model_part_of_every_arm(loss: str, coefficient: str, aggregation: str) -> None:
     pool = random_pool(6, groups=5)
     scores = random_scores(pool)
-    recipe = tiny_recipe(wm__loss=loss, wm__coefficient=coefficient, wm__alpha=0.4, wm__aggregation=aggregation)
+    recipe = tiny_recipe(
+        wm__loss=loss, wm__coefficient=coefficient, wm__alpha=0.4, wm__aggregation=aggregation
+    )
     batch = attach_logp(plan(pool, scores, recipe, 0).batch)
     _, wm = slow.objective(pool, scores, recipe, by_transition(batch))
-    assert float(row_losses(batch, recipe)[batch.row_kind == OBSERVATION].sum()) == pytest.approx(wm, rel=1e-5)
+    assert float(row_losses(batch, recipe)[batch.row_kind == OBSERVATION].sum()) == pytest.approx(
+        wm, rel=1e-5
+    )
 
 
 def test_the_slow_objective_tells_near_misses_apart() -> None:
@@ -118,9 +131,13 @@ def test_observation_weights_sum_to_the_mean_lambda_of_selected_groups(seed: int
     selected_groups = {int(pool.group[n]) for n in range(len(pool)) if result.selected[n]}
     assert 0 < len(selected_groups) < 8, "some groups must stay without a selected transition"
     expected = sum(float(result.coefficient[g]) for g in selected_groups) / 8
-    assert float(batch.streams["weight"][batch.row_kind == OBSERVATION].double().sum()) == pytest.approx(expected, rel=1e-6)
+    assert float(batch.streams["weight"][batch.row_kind == OBSERVATION].double().sum()) == pytest.approx(
+        expected, rel=1e-6
+    )
     assert result.metrics["wm_weight"] == pytest.approx(expected)
-    assert float(batch.streams["weight"][batch.row_kind == ACTION].double().sum()) == pytest.approx(1.0, rel=1e-6)
+    assert float(batch.streams["weight"][batch.row_kind == ACTION].double().sum()) == pytest.approx(
+        1.0, rel=1e-6
+    )
 
 
 def test_lambda_sees_clean_returns() -> None:
@@ -171,9 +188,13 @@ def test_the_loss_depends_neither_on_order_nor_on_packing_nor_on_ranks(algorithm
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
     assert total(batch.take(order), recipe) == pytest.approx(whole, rel=1e-12)
     for max_tokens in (1, 40, 200, 10_000):
-        assert sum(total(part, recipe) for part in micro_batches(batch, max_tokens)) == pytest.approx(whole, rel=1e-12)
+        assert sum(total(part, recipe) for part in micro_batches(batch, max_tokens)) == pytest.approx(
+            whole, rel=1e-12
+        )
     for ranks in (2, 3, 4):
-        assert sum(total(batch.take(order[r::ranks]), recipe) for r in range(ranks)) == pytest.approx(whole, rel=1e-12)
+        assert sum(total(batch.take(order[r::ranks]), recipe) for r in range(ranks)) == pytest.approx(
+            whole, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -182,13 +203,18 @@ def test_each_transition_gets_the_same_streams_in_whatever_order_groups_arrive(a
     pool, mirrored = Pool.from_groups(groups), Pool.from_groups(groups[::-1])
     recipe, scores = tiny_recipe(algorithm__name=algorithm), random_scores(pool)
     place = {id(t): n for n, t in enumerate(pool.transitions)}
-    origin = [place[id(t)] for t in mirrored.transitions]  # position in `pool` of each transition of `mirrored`
+    # position in `pool` of each transition of `mirrored`
+    origin = [place[id(t)] for t in mirrored.transitions]
     tokens = torch.cat([(pool.action_sample == n).nonzero().flatten() for n in origin])
     assert scores.ref_logp is not None and scores.values is not None
-    moved = Scores(scores.old_logp[tokens], scores.entropy[tokens], scores.ref_logp[tokens], scores.values[origin])
+    moved = Scores(
+        scores.old_logp[tokens], scores.entropy[tokens], scores.ref_logp[tokens], scores.values[origin]
+    )
     straight, other = plan(pool, scores, recipe, 0).batch, plan(mirrored, moved, recipe, 0).batch
     expected = straight.take(torch.tensor(origin))
-    assert torch.equal(other.tokens, expected.tokens) and torch.equal(other.row_position, expected.row_position)
+    assert torch.equal(other.tokens, expected.tokens) and torch.equal(
+        other.row_position, expected.row_position
+    )
     for name, stream in other.streams.items():
         torch.testing.assert_close(stream, expected.streams[name], rtol=1e-6, atol=1e-7)
 
@@ -210,7 +236,10 @@ def test_lambda_zero_is_vanilla_bit_for_bit(algorithm: str, target: str) -> None
     assert not identical(batch(wm__target=target, wm__every=2, update=2), vanilla)
     won = random_pool(10, groups=5, success=1.0)
     scores = random_scores(won)
-    paw, off = (plan(won, scores, tiny_recipe(algorithm__name=algorithm, wm__enabled=on, wm__target=target), 0) for on in (True, False))
+    paw, off = (
+        plan(won, scores, tiny_recipe(algorithm__name=algorithm, wm__enabled=on, wm__target=target), 0)
+        for on in (True, False)
+    )
     assert paw.selected.any() and not paw.coefficient.any()
     assert identical(paw.batch, off.batch)
 
@@ -227,7 +256,9 @@ def test_only_groups_with_lambda_above_zero_append_observations() -> None:
 
 def test_schedule_by_hand() -> None:
     falling = tiny_recipe(wm__scale=1.0, wm__final_scale=0.0).wm
-    assert [world_model_scale(falling, u, 5) for u in range(5)] == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466, 0.0])
+    assert [world_model_scale(falling, u, 5) for u in range(5)] == pytest.approx(
+        [1.0, 0.8535534, 0.5, 0.1464466, 0.0]
+    )
     partial = tiny_recipe(wm__scale=0.4, wm__final_scale=0.2).wm
     assert [world_model_scale(partial, u, 3) for u in range(3)] == pytest.approx([0.4, 0.3, 0.2])
     assert world_model_scale(partial, 0, 1) == 0.4
@@ -244,17 +275,30 @@ def test_metrics() -> None:
     assert m["entropy_mean"] == pytest.approx(slow.mean(entropy))
     assert m["entropy_threshold"] == pytest.approx(min(entropy[n] for n in chosen))
     assert m["selected_transitions"] == len(chosen)
-    assert m["wm_tokens"] == sum(len(pool.transitions[n].observation_ids) for n in chosen if result.coefficient[pool.group[n]] > 0)
+    assert m["wm_tokens"] == sum(
+        len(pool.transitions[n].observation_ids) for n in chosen if result.coefficient[pool.group[n]] > 0
+    )
     assert m["success"] == slow.mean([e.success for e in pool.episodes])
     assert m["return_mean"] == pytest.approx(slow.mean([e.episode_return for e in pool.episodes]))
     assert m["invalid_share"] == pytest.approx(slow.mean([not t.valid for t in pool.transitions]))
-    assert m["response_length_mean"] == pytest.approx(slow.mean([len(t.response_ids) for t in pool.transitions]))
-    assert m["observation_length_mean"] == pytest.approx(slow.mean([len(t.observation_ids) for t in pool.transitions if len(t.observation_ids)]))
-    assert (m["lambda_min"], m["lambda_max"]) == (float(result.coefficient.min()), float(result.coefficient.max()))
-    assert m["advantage_abs_mean"] == pytest.approx(slow.mean([abs(a) for a in slow.advantages(pool, scores, tiny_recipe())]), rel=1e-5)
+    assert m["response_length_mean"] == pytest.approx(
+        slow.mean([len(t.response_ids) for t in pool.transitions])
+    )
+    assert m["observation_length_mean"] == pytest.approx(
+        slow.mean([len(t.observation_ids) for t in pool.transitions if len(t.observation_ids)])
+    )
+    assert (m["lambda_min"], m["lambda_max"]) == (
+        float(result.coefficient.min()),
+        float(result.coefficient.max()),
+    )
+    assert m["advantage_abs_mean"] == pytest.approx(
+        slow.mean([abs(a) for a in slow.advantages(pool, scores, tiny_recipe())]), rel=1e-5
+    )
     gap = [abs(o - b) for t, old in zip(pool.transitions, slow.per_transition(pool, scores.old_logp.tolist()), strict=True)
            for o, b in zip(old, t.response_logprobs.tolist(), strict=True)]  # fmt: skip
-    assert (m["behaviour_gap_mean"], m["behaviour_gap_max"]) == pytest.approx((slow.mean(gap), max(gap)), rel=1e-5)
+    assert (m["behaviour_gap_mean"], m["behaviour_gap_max"]) == pytest.approx(
+        (slow.mean(gap), max(gap)), rel=1e-5
+    )
     assert all(isinstance(x, float) for x in m.values())
 
 
@@ -269,7 +313,13 @@ def test_vanilla_logs_the_same_diagnostics() -> None:
     scores = random_scores(pool)
     on, off = (plan(pool, scores, tiny_recipe(wm__enabled=e), 0).metrics for e in (True, False))
     assert on.keys() == off.keys()
-    assert {k for k in on if on[k] != off[k]} == {"wm_scale", "wm_weight", "wm_transitions", "wm_tokens", "tokens"}
+    assert {k for k in on if on[k] != off[k]} == {
+        "wm_scale",
+        "wm_weight",
+        "wm_transitions",
+        "wm_tokens",
+        "tokens",
+    }
 
 
 def test_an_empty_update_is_a_clear_error() -> None:

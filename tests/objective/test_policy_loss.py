@@ -24,9 +24,13 @@ def f64(*xs: float) -> torch.Tensor:
 def current(batch: Batch, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Float64 log-probs near the old ones on action rows, anywhere on observation rows; and entropies."""
     rng = torch.Generator().manual_seed(seed)
-    near = batch.streams["old_logp"].double() + 0.4 * torch.randn(batch.num_rows, generator=rng, dtype=torch.float64)
+    near = batch.streams["old_logp"].double() + 0.4 * torch.randn(
+        batch.num_rows, generator=rng, dtype=torch.float64
+    )
     free = -torch.empty(batch.num_rows, dtype=torch.float64).exponential_(0.8, generator=rng)
-    return torch.where(batch.row_kind == ACTION, near, free), 3 * torch.rand(batch.num_rows, generator=rng, dtype=torch.float64)
+    return torch.where(batch.row_kind == ACTION, near, free), 3 * torch.rand(
+        batch.num_rows, generator=rng, dtype=torch.float64
+    )
 
 
 def test_ppo_clip_by_hand() -> None:
@@ -34,7 +38,9 @@ def test_ppo_clip_by_hand() -> None:
     advantage = f64(1.0, -1.0, 1.0, -1.0, -1.0, 2.0)
     args = (ratio.log() - 1.0, torch.full_like(ratio, -1.0), advantage)
     torch.testing.assert_close(pl.ppo_clip(*args, 0.2, 0.2), f64(-1.2, 1.5, -0.5, 0.8, 5.0, -2.2))
-    torch.testing.assert_close(pl.ppo_clip(*args, 0.2, 0.2, dual_clip=3.0), f64(-1.2, 1.5, -0.5, 0.8, 3.0, -2.2))
+    torch.testing.assert_close(
+        pl.ppo_clip(*args, 0.2, 0.2, dual_clip=3.0), f64(-1.2, 1.5, -0.5, 0.8, 3.0, -2.2)
+    )
     torch.testing.assert_close(pl.ppo_clip(*args, 0.4, 0.3), f64(-1.3, 1.5, -0.5, 0.6, 5.0, -2.2))
 
 
@@ -68,7 +74,8 @@ def test_truncated_importance_weight_by_hand() -> None:
 
 
 def test_clipped_value_loss_by_hand() -> None:
-    # Moved from 1 to 2 with clip 0.2, so the near value is 1.2. Target 0: max(4, 1.44) / 2. Target 3: max(1, 3.24) / 2. Unmoved: 4 / 2.
+    # Moved from 1 to 2 with clip 0.2, so the near value is 1.2. Target 0: max(4, 1.44) / 2. Target 3: max(1,
+    # 3.24) / 2. Unmoved: 4 / 2.
     loss = pl.clipped_value_loss(f64(2.0, 2.0, 1.0), f64(1.0, 1.0, 1.0), f64(0.0, 3.0, 3.0), 0.2)
     torch.testing.assert_close(loss, f64(2.0, 1.62, 2.0))
 
@@ -97,7 +104,9 @@ def test_row_loss_equals_loops(arm: dict) -> None:
             expected = slow.observation_token_loss(float(logp[r]), recipe)
         else:
             old, advantage = float(s["old_logp"][r]), float(s["advantage"][r])
-            expected = slow.action_token_loss(float(logp[r]), old, next(ref), next(behaviour), advantage, float(entropy[r]), recipe)
+            expected = slow.action_token_loss(
+                float(logp[r]), old, next(ref), next(behaviour), advantage, float(entropy[r]), recipe
+            )
         assert loss[r].item() == pytest.approx(float(s["weight"][r]) * expected, abs=1e-12, rel=1e-6)
 
 
@@ -111,7 +120,9 @@ def test_row_loss_is_differentiable_in_float64(arm: dict) -> None:
     logp, entropy = current(batch, seed=1)
     loss = pl.make_row_loss(batch, recipe)
     rows = torch.arange(batch.num_rows)
-    assert torch.autograd.gradcheck(lambda x, h: loss(x, h, rows), (logp.requires_grad_(), entropy.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, h: loss(x, h, rows), (logp.requires_grad_(), entropy.requires_grad_())
+    )
 
 
 def test_row_loss_of_any_rows_in_any_order() -> None:
@@ -120,12 +131,17 @@ def test_row_loss_of_any_rows_in_any_order() -> None:
     logp, entropy = current(batch)
     loss = pl.make_row_loss(batch, recipe)
     rows = torch.randperm(batch.num_rows, generator=torch.Generator().manual_seed(0))[:20]
-    assert torch.equal(loss(logp[rows], entropy[rows], rows), loss(logp, entropy, torch.arange(batch.num_rows))[rows])
+    assert torch.equal(
+        loss(logp[rows], entropy[rows], rows), loss(logp, entropy, torch.arange(batch.num_rows))[rows]
+    )
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "low_variance"])
 def test_an_impossible_observation_token_gives_no_nan(estimator: str) -> None:
-    recipe, pool = tiny_recipe(algorithm__kl_estimator=estimator, algorithm__entropy_bonus=0.1), random_pool(2)
+    recipe, pool = (
+        tiny_recipe(algorithm__kl_estimator=estimator, algorithm__entropy_bonus=0.1),
+        random_pool(2),
+    )
     batch = plan(pool, random_scores(pool), recipe, 0).batch
     logp, entropy = current(batch)
     logp = torch.where(batch.row_kind == OBSERVATION, -math.inf, logp).requires_grad_()
@@ -139,8 +155,12 @@ def test_entropy_of_observation_rows_has_no_gradient() -> None:
     recipe, pool = tiny_recipe(algorithm__entropy_bonus=0.1), random_pool(2)
     batch = plan(pool, random_scores(pool), recipe, 0).batch
     logp, entropy = current(batch)
-    pl.make_row_loss(batch, recipe)(logp, entropy.requires_grad_(), torch.arange(batch.num_rows)).sum().backward()
-    torch.testing.assert_close(entropy.grad, torch.where(batch.row_kind == ACTION, -0.1 * batch.streams["weight"], 0.0).double())
+    pl.make_row_loss(batch, recipe)(
+        logp, entropy.requires_grad_(), torch.arange(batch.num_rows)
+    ).sum().backward()
+    torch.testing.assert_close(
+        entropy.grad, torch.where(batch.row_kind == ACTION, -0.1 * batch.streams["weight"], 0.0).double()
+    )
 
 
 def test_a_batch_of_another_recipe_is_refused() -> None:
@@ -151,7 +171,8 @@ def test_a_batch_of_another_recipe_is_refused() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    # One transition: two action tokens (p 0.5 and 0.8), four observation tokens (p 0.1, 0.125, 0.3, 0.9), rho = 0.2.
+    # One transition: two action tokens (p 0.5 and 0.8), four observation tokens (p 0.1, 0.125, 0.3, 0.9), rho
+    # = 0.2.
     p = f64(0.5, 0.8, 0.1, 0.125, 0.3, 0.9)
     kind = torch.tensor([ACTION] * 2 + [OBSERVATION] * 4, dtype=torch.uint8)
     streams = {
@@ -161,7 +182,17 @@ def test_metrics_by_hand() -> None:
         "ref_logp": f64(math.log(0.25), math.log(0.8), 0, 0, 0, 0),
     }
     empty = torch.zeros(0, dtype=torch.long)
-    batch = Batch(empty, empty, torch.tensor([0, 7]), empty, torch.zeros(6), kind, torch.tensor([0, 6]), streams, torch.tensor([0]))
+    batch = Batch(
+        empty,
+        empty,
+        torch.tensor([0, 7]),
+        empty,
+        torch.zeros(6),
+        kind,
+        torch.tensor([0, 6]),
+        streams,
+        torch.tensor([0]),
+    )
     entropy = f64(1.0, 0.5, 9, 9, 9, 9)
     metrics = pl.finalize(pl.row_metrics(batch, p.log(), entropy, tiny_recipe()))
     k3_ref = 0.5 * (0.5 - 1 + LN2)  # ratio q/p = 1/2 on the first token, 1 on the second
@@ -200,11 +231,17 @@ def test_wm_loss_is_the_mean_over_transitions_not_over_tokens() -> None:
     means, tokens = [], []
     for n in range(len(batch)):
         rows = range(int(batch.row_cu[n]), int(batch.row_cu[n + 1]))
-        losses = [slow.observation_token_loss(float(logp[r]), recipe) for r in rows if batch.row_kind[r] == OBSERVATION]
+        losses = [
+            slow.observation_token_loss(float(logp[r]), recipe)
+            for r in rows
+            if batch.row_kind[r] == OBSERVATION
+        ]
         means += [slow.mean(losses)] if losses else []
         tokens += losses
     assert slow.mean(tokens) != pytest.approx(slow.mean(means), rel=1e-3)
-    assert pl.finalize(pl.row_metrics(batch, logp, entropy, recipe))["wm_loss"] == pytest.approx(slow.mean(means))
+    assert pl.finalize(pl.row_metrics(batch, logp, entropy, recipe))["wm_loss"] == pytest.approx(
+        slow.mean(means)
+    )
 
 
 def test_metrics_without_observation_rows() -> None:
@@ -212,7 +249,9 @@ def test_metrics_without_observation_rows() -> None:
     batch = plan(pool, random_scores(pool), recipe, 0).batch
     sums = pl.row_metrics(batch, *current(batch), recipe)
     assert {"wm_loss", "observation_ce", "clipped_token_ratio"} <= sums.keys()
-    assert not {"wm_loss", "observation_ce", "clipped_token_ratio", "observation_p"} & pl.finalize(sums).keys()
+    assert (
+        not {"wm_loss", "observation_ce", "clipped_token_ratio", "observation_p"} & pl.finalize(sums).keys()
+    )
 
 
 def test_value_loss_and_metrics_equal_loops() -> None:
@@ -229,4 +268,6 @@ def test_value_loss_and_metrics_equal_loops() -> None:
         expected.append(max((v - target) ** 2, (near - target) ** 2) / 2)
     assert loss.tolist() == pytest.approx([0.5 * x / len(pool) for x in expected], rel=1e-5)
     metrics = pl.finalize(pl.value_metrics(batch, values, recipe))
-    assert metrics == pytest.approx({"value_loss": slow.mean(expected), "value_mean": float(values.mean())}, rel=1e-5)
+    assert metrics == pytest.approx(
+        {"value_loss": slow.mean(expected), "value_mean": float(values.mean())}, rel=1e-5
+    )

@@ -18,7 +18,11 @@ def f64(*xs: float) -> torch.Tensor:
 
 def test_action_entropy_by_hand() -> None:
     # Transition 1 has no action token.
-    assert wm.token_entropy_mean(torch.tensor([1.0, 3.0, 0.5]), torch.tensor([0, 0, 2]), 3).tolist() == [2.0, 0.0, 0.5]
+    assert wm.token_entropy_mean(torch.tensor([1.0, 3.0, 0.5]), torch.tensor([0, 0, 2]), 3).tolist() == [
+        2.0,
+        0.0,
+        0.5,
+    ]
 
 
 def test_sampled_token_entropy_by_hand() -> None:
@@ -35,14 +39,32 @@ def test_action_entropy_equals_loops() -> None:
     theirs = [slow.mean(h) for h in slow.per_transition(pool, scores.entropy.tolist())]
     torch.testing.assert_close(ours, torch.tensor(theirs, dtype=torch.float64))
     sampled = wm.sampled_token_entropy_mean(scores.old_logp, pool.action_sample, len(pool))
-    theirs = [slow.mean([-math.exp(x) * x for x in xs]) for xs in slow.per_transition(pool, scores.old_logp.tolist())]
+    theirs = [
+        slow.mean([-math.exp(x) * x for x in xs])
+        for xs in slow.per_transition(pool, scores.old_logp.tolist())
+    ]
     torch.testing.assert_close(sampled, torch.tensor(theirs, dtype=torch.float64))
 
 
 def test_selection_by_hand() -> None:
-    assert wm.select_top_entropy(torch.tensor([0.1, 0.9, 0.5, 0.9]), 0.75).tolist() == [False, True, True, True]
-    assert wm.select_top_entropy(torch.tensor([0.5, 0.5, 0.5, 0.5]), 0.5).tolist() == [True, True, False, False]
-    assert wm.select_top_entropy(torch.tensor([0.1, 0.5, 0.9, 0.5]), 0.5).tolist() == [False, True, True, False]
+    assert wm.select_top_entropy(torch.tensor([0.1, 0.9, 0.5, 0.9]), 0.75).tolist() == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert wm.select_top_entropy(torch.tensor([0.5, 0.5, 0.5, 0.5]), 0.5).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert wm.select_top_entropy(torch.tensor([0.1, 0.5, 0.9, 0.5]), 0.5).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 7, 100])
@@ -74,11 +96,14 @@ def test_random_selection_is_a_function_of_seed_and_update() -> None:
 
 
 def test_clipped_mae_by_hand() -> None:
-    # p = 0.1, 0.125, 0.3, 0.9 at rho = 0.2: 0.9, 0.875, 0, 0. The observation's mean divides by all four tokens: 1.775 / 4.
+    # p = 0.1, 0.125, 0.3, 0.9 at rho = 0.2: 0.9, 0.875, 0, 0. The observation's mean divides by all four
+    # tokens: 1.775 / 4.
     losses = wm.clipped_mae(f64(0.1, 0.125, 0.3, 0.9).log(), 0.2)
     torch.testing.assert_close(losses, f64(0.9, 0.875, 0.0, 0.0))
     assert losses.mean().item() == pytest.approx(0.44375)
-    assert losses.sum().item() / int((losses > 0).sum()) == pytest.approx(0.8875), "dividing by unmasked tokens only is another loss"
+    assert losses.sum().item() / int((losses > 0).sum()) == pytest.approx(0.8875), (
+        "dividing by unmasked tokens only is another loss"
+    )
 
 
 def test_a_token_at_rho_is_still_learnt() -> None:
@@ -89,7 +114,9 @@ def test_a_token_at_rho_is_still_learnt() -> None:
 
 
 def test_losses_equal_loops() -> None:
-    logp = -torch.empty(200, dtype=torch.float64).exponential_(0.7, generator=torch.Generator().manual_seed(0))
+    logp = -torch.empty(200, dtype=torch.float64).exponential_(
+        0.7, generator=torch.Generator().manual_seed(0)
+    )
     p = [math.exp(x) for x in logp.tolist()]
     assert wm.clipped_mae(logp, 0.2).tolist() == pytest.approx([1 - q if q <= 0.2 else 0.0 for q in p])
     assert wm.mae(logp).tolist() == pytest.approx([1 - q for q in p])
@@ -99,9 +126,14 @@ def test_losses_equal_loops() -> None:
 
 
 def test_target_logit_gradients_by_hand() -> None:
-    # Two tokens, target probability 0.1: MAE 0.1 * 0.9 = 0.09 and CE 0.9. At 0.6 > rho the clipped MAE has none, CE still 0.4.
+    # Two tokens, target probability 0.1: MAE 0.1 * 0.9 = 0.09 and CE 0.9. At 0.6 > rho the clipped MAE has
+    # none, CE still 0.4.
     for p, clipped, plain, ce in ((0.1, 0.09, 0.09, 0.9), (0.6, 0.0, 0.24, 0.4)):
-        for loss, expected in ((lambda x: wm.clipped_mae(x, 0.2), clipped), (wm.mae, plain), (wm.cross_entropy, ce)):
+        for loss, expected in (
+            (lambda x: wm.clipped_mae(x, 0.2), clipped),
+            (wm.mae, plain),
+            (wm.cross_entropy, ce),
+        ):
             z = f64(math.log(p), math.log(1 - p)).requires_grad_()
             loss(torch.log_softmax(z, 0)[0]).backward()
             assert z.grad is not None
@@ -110,7 +142,11 @@ def test_target_logit_gradients_by_hand() -> None:
 
 def test_clipped_mae_gradient_over_a_vocabulary() -> None:
     # dl/dz_j = -m p (onehot_j - p_j): against autograd through log-softmax, and against finite differences.
-    z = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul(2).requires_grad_()
+    z = (
+        torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        .mul(2)
+        .requires_grad_()
+    )
     target = torch.randint(4, (20,), generator=torch.Generator().manual_seed(1))
 
     def total(logits: torch.Tensor) -> torch.Tensor:
@@ -130,11 +166,15 @@ def test_clipped_mae_gradient_over_a_vocabulary() -> None:
 def test_lambda_by_hand() -> None:
     returns = torch.tensor([10.0, 0.0, 10.0, 10.0, 0.0, 0.0, 10.0, 0.0, 0.0])
     group = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
-    assert wm.reward_adaptive_coefficient(returns, group, 10.0).tolist() == pytest.approx([0.5, 0.0, 1.0, 2 / 3])
+    assert wm.reward_adaptive_coefficient(returns, group, 10.0).tolist() == pytest.approx(
+        [0.5, 0.0, 1.0, 2 / 3]
+    )
 
 
 def test_lambda_is_clamped() -> None:
-    assert wm.reward_adaptive_coefficient(torch.tensor([14.0, -3.0]), torch.tensor([0, 1]), 10.0).tolist() == [0.0, 1.0]
+    assert wm.reward_adaptive_coefficient(
+        torch.tensor([14.0, -3.0]), torch.tensor([0, 1]), 10.0
+    ).tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="r_max"):
         wm.reward_adaptive_coefficient(torch.tensor([1.0]), torch.tensor([0]), 0.0)
 
@@ -153,7 +193,10 @@ def test_token_weights_by_hand() -> None:
     selected, group = torch.tensor([True, False, True, False, True]), torch.tensor([0, 0, 0, 1, 1])
     weights = wm.token_weights(selected, group, f64(0.5, 0.8), torch.tensor([3, 9, 1, 9, 4]))
     assert weights.tolist() == pytest.approx([0.5 * 3 / 8, 0.0, 0.5 / 8, 0.0, 0.8 * 4 / 8])
-    assert wm.token_weights(torch.zeros(5, dtype=torch.bool), group, f64(0.5, 0.8), torch.ones(5)).tolist() == [0.0] * 5
+    assert (
+        wm.token_weights(torch.zeros(5, dtype=torch.bool), group, f64(0.5, 0.8), torch.ones(5)).tolist()
+        == [0.0] * 5
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -166,4 +209,6 @@ def test_weighted_sum_is_the_nested_mean_of_eq_11(seed: int) -> None:
     for g in range(6):
         mine = [float(losses[n]) for n in range(len(pool)) if selected[n] and pool.group[n] == g]
         nested += float(coefficient[g]) * slow.mean(mine) / 6 if mine else 0.0
-    assert (wm.transition_weights(selected, pool.group, coefficient) * losses).sum().item() == pytest.approx(nested)
+    assert (wm.transition_weights(selected, pool.group, coefficient) * losses).sum().item() == pytest.approx(
+        nested
+    )

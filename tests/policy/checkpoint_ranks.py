@@ -1,4 +1,5 @@
-"""What each of four gloo ranks does in `test_megatron_checkpoint`. `FOLDER/model` holds the initial policy."""
+"""What each of four gloo ranks does in `test_megatron_checkpoint`. `FOLDER/model` holds the initial
+policy."""
 
 from __future__ import annotations
 
@@ -38,9 +39,17 @@ WRITTEN = "from TP2 x DP2"
 
 
 def recipe(folder: Path, **dotted: Any) -> Recipe:
-    options = {"model.tiny": None, "model.tokenizer": None, "model.path": str(folder / "model"), "model.device": "cpu"}
-    # An eps of a gradient's size: with the usual one AdamW makes a step of full length of a gradient that is rounding, another one in each layout.
-    return tiny_recipe(**(options | {"optimizer.lr": 1e-2, "optimizer.eps": 1e-2, "algorithm.kl_coefficient": 0.1} | dotted))
+    options = {
+        "model.tiny": None,
+        "model.tokenizer": None,
+        "model.path": str(folder / "model"),
+        "model.device": "cpu",
+    }
+    # An eps of a gradient's size: with the usual one AdamW makes a step of full length of a gradient that is
+    # rounding, another one in each layout.
+    return tiny_recipe(
+        **(options | {"optimizer.lr": 1e-2, "optimizer.eps": 1e-2, "algorithm.kl_coefficient": 0.1} | dotted)
+    )
 
 
 def policy(layout: Layout, folder: Path, **dotted: Any) -> MegatronPolicy:
@@ -52,29 +61,46 @@ def update(trained: MegatronPolicy, number: int) -> dict[str, float]:
     """One update on experience that is a function of its number; metrics less wall-clock times."""
     pool = random_pool(number)
     metrics = trained.update(plan(pool, trained.score(pool), trained.recipe, number).batch, number)
-    return {name: metrics[name] for name in ("loss", "policy_loss", "wm_loss", "grad_norm", "critic_grad_norm", "value_loss") if name in metrics}
+    return {
+        name: metrics[name]
+        for name in ("loss", "policy_loss", "wm_loss", "grad_norm", "critic_grad_norm", "value_loss")
+        if name in metrics
+    }
 
 
 def save(trained: MegatronPolicy, directory: Path, done: int, *, keep: int = 2, wait: bool = True) -> None:
-    trained.save(directory, done, {"recipe": trained.recipe.model_dump(mode="json"), "update": done}, keep=keep, wait=wait)
+    trained.save(
+        directory,
+        done,
+        {"recipe": trained.recipe.model_dump(mode="json"), "update": done},
+        keep=keep,
+        wait=wait,
+    )
 
 
 def everything(trained: MegatronPolicy) -> dict[str, torch.Tensor]:
     """Copies of this rank's weights, masters and moments of policy and critic."""
     found: dict[str, torch.Tensor] = {}
-    for name, model in [("policy", trained.trained)] + ([("critic", trained.critic)] if trained.critic else []):
+    for name, model in [("policy", trained.trained)] + (
+        [("critic", trained.critic)] if trained.critic else []
+    ):
         for i, chunk in enumerate(model.models):
             found |= {f"{name}.{i}.{key}": value.detach().clone() for key, value in chunk.named_parameters()}
         for i, part in enumerate(states._parts(model.optimizer)):
             masters = [p for group in part.optimizer.param_groups for p in group["params"]]
             for j, master in enumerate(masters):
-                found |= {f"{name}.optimizer.{i}.{j}.{key}": value.clone() for key, value in part.optimizer.state[master].items()}
+                found |= {
+                    f"{name}.optimizer.{i}.{j}.{key}": value.clone()
+                    for key, value in part.optimizer.state[master].items()
+                }
                 found[f"{name}.optimizer.{i}.{j}"] = master.detach().clone()
     return found
 
 
 def same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], tensor) for name, tensor in expected.items()
+    )
 
 
 def names(directory: Path) -> list[str]:
@@ -100,7 +126,8 @@ class ResumedEqualsStraight:
         directory = folder / f"straight {self.name}"
         straight = policy(self.layout, folder, **self.options)
         update(straight, 0)
-        save(straight, directory, 1, wait=False)  # the updates that follow change the tensors that are being written
+        # the updates that follow change the tensors that are being written
+        save(straight, directory, 1, wait=False)
         metrics = [update(straight, number) for number in (1, 2)]
         expected = everything(straight)
         self.layout.close()
@@ -122,7 +149,11 @@ STRAIGHT = [
         ("bfloat16", FIRST, {"model.dtype": "bfloat16"}),
         ("critic", LAYOUTS["PP2 x DP2"], {"algorithm.name": "ppo"}),
         ("interleaved", LAYOUTS["PP2 interleaved x DP2"], {"megatron.distributed_optimizer": False}),
-        ("both", LAYOUTS["TP2 x PP2, sequence parallel"], {"megatron.distributed_optimizer": False, "model.dtype": "bfloat16"}),
+        (
+            "both",
+            LAYOUTS["TP2 x PP2, sequence parallel"],
+            {"megatron.distributed_optimizer": False, "model.dtype": "bfloat16"},
+        ),
     )
 ]
 
@@ -173,9 +204,14 @@ def uneven_stages_go_on_in_other_layouts(rank: int, folder: Path) -> None:
 
 
 def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    """Of the first update, which a resumed run has not changed yet: within 1e-6. Of the second, which it has: within 1e-5."""
+    """Of the first update, which a resumed run has not changed yet: within 1e-6. Of the second, which it has:
+    within 1e-5."""
     for ours, theirs, tolerance in zip(found, expected, (1e-6, 1e-5), strict=True):
-        assert ours == pytest.approx(theirs, abs=tolerance, rel=tolerance) and ours.keys() >= {"policy_loss", "wm_loss", "grad_norm"}
+        assert ours == pytest.approx(theirs, abs=tolerance, rel=tolerance) and ours.keys() >= {
+            "policy_loss",
+            "wm_loss",
+            "grad_norm",
+        }
 
 
 def without_the_fixes_training_would_diverge(rank: int, folder: Path) -> None:
@@ -192,7 +228,8 @@ def without_the_fixes_training_would_diverge(rank: int, folder: Path) -> None:
 
 
 def without_their_padding_optimizer_states_are_others(rank: int, folder: Path) -> None:
-    # A tied embedding under pipeline parallelism has a bucket of its own, after which the library cuts parameters out of wrong places.
+    # A tied embedding under pipeline parallelism has a bucket of its own, after which the library cuts
+    # parameters out of wrong places.
     layout = Layout(pipeline=2, data=dist.get_world_size() // 2)
     trained = policy(layout, folder)
     update(trained, 0)
@@ -224,7 +261,10 @@ def shared_steps(load: Any) -> Any:
 
 def an_optimizer_that_made_no_step_is_saved(rank: int, folder: Path) -> None:
     for distributed in (True, False):
-        directory, options = folder / f"no-step-{distributed}", {"megatron.distributed_optimizer": distributed}
+        directory, options = (
+            folder / f"no-step-{distributed}",
+            {"megatron.distributed_optimizer": distributed},
+        )
         trained = policy(FIRST, folder, **options)
         save(trained, directory, 0)
         expected = update(trained, 0)
@@ -263,7 +303,9 @@ def the_newest_whole_one_is_taken_and_the_last_k_are_kept(rank: int, folder: Pat
         file.write_bytes(data)
         (directory / "update_000004").mkdir()  # as a killed copy leaves it
         (directory / "update_000005").mkdir()
-        (directory / "update_000005" / "manifest.json").write_text('{"format": "paw_hpc checkpoint 1", "files": {}}')
+        (directory / "update_000005" / "manifest.json").write_text(
+            '{"format": "paw_hpc checkpoint 1", "files": {}}'
+        )
     dist.barrier()
     resumed = trained
     with pytest.MonkeyPatch.context() as patch:
@@ -272,7 +314,10 @@ def the_newest_whole_one_is_taken_and_the_last_k_are_kept(rank: int, folder: Pat
         assert resumed.resume(directory) == 2
     assert same(everything(resumed), expected)
     if rank == 0:
-        assert "update_000005: has format 'paw_hpc checkpoint 1', this version reads 'paw_hpc megatron checkpoint 1'; passed over" in said[0]
+        assert (
+            "update_000005: has format 'paw_hpc checkpoint 1', this version reads 'paw_hpc megatron "
+            "checkpoint 1'; passed over" in said[0]
+        )
         assert "update_000004: not a whole checkpoint: manifest.json is missing; passed over" in said[1]
         assert "update_000003: torn: __" in said[2] and "has the wrong checksum; passed over" in said[2]
     FIRST.close()
@@ -290,7 +335,10 @@ def foreign_checkpoints_are_refused_by_what_differs(rank: int, folder: Path) -> 
         FIRST.close()
     for other, message in (
         ("fewer layers", "of another model: its layers is 4, the run's is 2"),
-        ("other words", r"its vocabulary is not the tokenizer's \(it was written with 51 tokens, the run's has 51\)"),
+        (
+            "other words",
+            r"its vocabulary is not the tokenizer's \(it was written with 51 tokens, the run's has 51\)",
+        ),
         ("other weights", "model.path: its weights are not those that the run began with"),
     ):
         trained = policy(FIRST, folder, **{"model.path": str(folder / other)})
@@ -339,7 +387,8 @@ def a_background_save_is_named_by_a_later_update(rank: int, folder: Path) -> Non
 
 
 def killed_between_the_two_writes(rank: int, folder: Path) -> None:
-    """Alone in its spawn of two ranks: rank 0 is killed when all tensors of update 2 are on the disk and the manifest is not."""
+    """Alone in its spawn of two ranks: rank 0 is killed when all tensors of update 2 are on the disk and the
+    manifest is not."""
     trained = policy(Layout(tensor=2), folder)
     update(trained, 0)
     save(trained, folder / "killed", 1)

@@ -29,7 +29,8 @@ LAYOUTS = {
 
 
 def loaded(folder: Path, layout: Layout, dtype: str = "float32") -> tuple[list[PackedGPT], int]:
-    """Chunks with a folder's weights, and the bytes that were read for them. Parameters are not numbers before."""
+    """Chunks with a folder's weights, and the bytes that were read for them. Parameters are not numbers
+    before."""
     architecture, config = read_architecture(folder)
     chunks = build_model(config, layout, tiny_recipe(**{"model.dtype": dtype}))
     for chunk in chunks:
@@ -43,7 +44,11 @@ def models(folder: Path) -> list[Path]:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -59,7 +64,10 @@ def every_rank_gathers_the_folder_bit_for_bit(rank: int, folder: Path) -> None:
             architecture, _ = read_architecture(source)
             chunks, _ = loaded(source, layout, "bfloat16" if "bfloat16" in source.name else "float32")
             for bucket_bytes in (1, 20_000, 1 << 30) if layout == LAYOUTS["TP2 x PP2"] else (20_000,):
-                found = [(name, tensor.clone()) for name, tensor in hf_tensors(chunks, layout, architecture, bucket_bytes)]
+                found = [
+                    (name, tensor.clone())
+                    for name, tensor in hf_tensors(chunks, layout, architecture, bucket_bytes)
+                ]
                 assert len(found) == len(dict(found)), "a tensor came twice"
                 assert_same(dict(found), tensors_of(source))
         layout.close()
@@ -73,7 +81,12 @@ def a_rank_reads_and_holds_its_share_only(rank: int, folder: Path) -> None:
         chunks, read = loaded(source, layout)
         item = torch.bfloat16.itemsize if "bfloat16" in source.name else torch.float32.itemsize
         own = named_parameters(chunks, layout, architecture)
-        padding = sum(architecture.hidden for n in own if n in (names.EMBEDDING, names.OUTPUT) and layout.tensor_rank == 1)  # one of 52 rows
+        # one of 52 rows
+        padding = sum(
+            architecture.hidden
+            for n in own
+            if n in (names.EMBEDDING, names.OUTPUT) and layout.tensor_rank == 1
+        )
         assert read == item * (sum(p.numel() for p in own.values()) - padding)
         whole = item * sum(torch.Size(shape).numel() for shape in names.hf_shapes(architecture).values())
         assert read < 0.45 * whole
@@ -100,16 +113,31 @@ def exported_folders_are_the_sources_and_load_in_transformers(rank: int, folder:
         chunks, _ = loaded(source, layout, "bfloat16" if "bfloat16" in source.name else "float32")
         out = folder / "out" / source.name
         for max_file_bytes in (20_000, 1 << 30):  # the second replaces the first
-            export_hf(chunks, out, layout, config, architecture, word_tokenizer(), max_file_bytes=max_file_bytes)
+            export_hf(
+                chunks, out, layout, config, architecture, word_tokenizer(), max_file_bytes=max_file_bytes
+            )
             files = sorted(path.name for path in out.glob("*.safetensors*"))
-            assert files == ["model.safetensors"] if max_file_bytes > 20_000 else "model.safetensors.index.json" in files and len(files) > 3
+            assert (
+                files == ["model.safetensors"]
+                if max_file_bytes > 20_000
+                else "model.safetensors.index.json" in files and len(files) > 3
+            )
             assert_same(tensors_of(out), tensors_of(source))
-            chunks, _ = loaded(out, layout, "bfloat16" if "bfloat16" in source.name else "float32")  # our own folders are read, too
+            # our own folders are read, too
+            chunks, _ = loaded(out, layout, "bfloat16" if "bfloat16" in source.name else "float32")
         if rank == 0:
             ours, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
-            assert not info["missing_keys"] and not info["unexpected_keys"] and ours.dtype == next(iter(tensors_of(source).values())).dtype
-            assert_same(dict(ours.state_dict()), dict(AutoModelForCausalLM.from_pretrained(source).state_dict()))
-    assert sorted(path.name for path in (folder / "out").iterdir()) == [path.name for path in models(folder)], "leftovers"
+            assert (
+                not info["missing_keys"]
+                and not info["unexpected_keys"]
+                and ours.dtype == next(iter(tensors_of(source).values())).dtype
+            )
+            assert_same(
+                dict(ours.state_dict()), dict(AutoModelForCausalLM.from_pretrained(source).state_dict())
+            )
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [
+        path.name for path in models(folder)
+    ], "leftovers"
     layout.close()
 
 
@@ -156,12 +184,24 @@ def folders_of_other_models_are_refused(rank: int, folder: Path) -> None:
     good = tensors_of(source)
     bad = folder / f"bad-{rank}"
     for change, message in (
-        ({"model.layers.1.mlp.up_proj.weight": None}, r"lacks 1 tensors .* such as model.layers.1.mlp.up_proj.weight"),
-        ({"model.layers.0.self_attn.o_proj.bias": torch.zeros(32)}, r"has 1 tensors that its config.json does not explain, such as .*o_proj.bias"),
-        ({"model.norm.weight": torch.ones(31)}, r"model.norm.weight is \(31,\), but by its config.json it should be \(32,\)"),
+        (
+            {"model.layers.1.mlp.up_proj.weight": None},
+            r"lacks 1 tensors .* such as model.layers.1.mlp.up_proj.weight",
+        ),
+        (
+            {"model.layers.0.self_attn.o_proj.bias": torch.zeros(32)},
+            r"has 1 tensors that its config.json does not explain, such as .*o_proj.bias",
+        ),
+        (
+            {"model.norm.weight": torch.ones(31)},
+            r"model.norm.weight is \(31,\), but by its config.json it should be \(32,\)",
+        ),
     ):
         bad.mkdir(exist_ok=True)
-        save_file({name: tensor for name, tensor in (good | change).items() if tensor is not None}, bad / "model.safetensors")
+        save_file(
+            {name: tensor for name, tensor in (good | change).items() if tensor is not None},
+            bad / "model.safetensors",
+        )
         with pytest.raises(CheckpointError, match=message):
             load_hf(chunks, bad, layout, architecture)
     (bad / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-1000])
@@ -170,8 +210,15 @@ def folders_of_other_models_are_refused(rank: int, folder: Path) -> None:
     os.remove(bad / "model.safetensors")
     with pytest.raises(CheckpointError, match="only safetensors are read"):
         load_hf(chunks, bad, layout, architecture)
-    with pytest.raises(CheckpointError, match=r"the Megatron model and its configuration differ in \d+ parameters"):
-        load_hf(chunks, folder / "models" / "llama tied", layout, read_architecture(folder / "models" / "llama tied")[0])
+    with pytest.raises(
+        CheckpointError, match=r"the Megatron model and its configuration differ in \d+ parameters"
+    ):
+        load_hf(
+            chunks,
+            folder / "models" / "llama tied",
+            layout,
+            read_architecture(folder / "models" / "llama tied")[0],
+        )
     layout.close()
 
 

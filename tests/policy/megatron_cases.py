@@ -1,4 +1,5 @@
-"""What the ranks of `test_megatron_model` do: logits and gradients of a packed batch in some layout, against `transformers` one sample at a time."""
+"""What the ranks of `test_megatron_model` do: logits and gradients of a packed batch in some layout, against
+`transformers` one sample at a time."""
 
 from __future__ import annotations
 
@@ -50,9 +51,13 @@ LLAMA3 = {
 MODELS = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**FOUR_LAYERS, tie_word_embeddings=True)),
     "qwen2-untied": lambda: Qwen2ForCausalLM(Qwen2Config(**FOUR_LAYERS, tie_word_embeddings=False)),
-    "qwen2-five": lambda: Qwen2ForCausalLM(Qwen2Config(**FOUR_LAYERS | {"num_hidden_layers": 5}, tie_word_embeddings=True)),
+    "qwen2-five": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**FOUR_LAYERS | {"num_hidden_layers": 5}, tie_word_embeddings=True)
+    ),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**FOUR_LAYERS, head_dim=16, tie_word_embeddings=True)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**FOUR_LAYERS, rope_parameters=LLAMA3, tie_word_embeddings=False)),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(**FOUR_LAYERS, rope_parameters=LLAMA3, tie_word_embeddings=False)
+    ),
 }
 
 
@@ -82,21 +87,31 @@ def _reference(model: PreTrainedModel) -> dict[str, Any]:
     logits = []
     for start, end in zip(whole.cu_seqlens, whole.cu_seqlens[1:], strict=False):
         mine = (whole.row_position >= start) & (whole.row_position < end)
-        logits.append(model(input_ids=whole.tokens[None, start:end]).logits[0][whole.row_position[mine] - start])
+        logits.append(
+            model(input_ids=whole.tokens[None, start:end]).logits[0][whole.row_position[mine] - start]
+        )
     found = torch.cat(logits)
     logp = found.log_softmax(-1)
     on_logp, on_entropy = weights_of_rows(whole.num_rows)
     entropy = -(logp.exp() * logp).sum(-1)
     loss = (on_logp * logp.gather(1, whole.row_target[:, None])[:, 0] + on_entropy * entropy).sum()
     loss.backward()
-    return {"logits": found.detach(), "loss": loss.detach(), "gradients": {n: p.grad for n, p in model.named_parameters()}}
+    return {
+        "logits": found.detach(),
+        "loss": loss.detach(),
+        "gradients": {n: p.grad for n, p in model.named_parameters()},
+    }
 
 
 def compare(folder: Path, name: str, layout: Layout, **megatron: Any) -> tuple[float, float, float]:
-    """Greatest error of the logits, of the loss, and of the gradients relative to each tensor's greatest, on any rank."""
+    """Greatest error of the logits, of the loss, and of the gradients relative to each tensor's greatest, on
+    any rank."""
     layout.open()
     try:
-        recipe = tiny_recipe(**{"megatron.distributed_optimizer": False}, **{f"megatron.{key}": value for key, value in megatron.items()})
+        recipe = tiny_recipe(
+            **{"megatron.distributed_optimizer": False},
+            **{f"megatron.{key}": value for key, value in megatron.items()},
+        )
         architecture, config = read_architecture(folder / name)
         models = build_model(config, layout, recipe)
         load_hf(models, folder / name, layout, architecture)
@@ -126,8 +141,13 @@ def _logits(models: list[PackedGPT], layout: Layout) -> torch.Tensor:
     found = torch.zeros(whole.num_rows, layout.padded_vocabulary(VOCABULARY))
 
     def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
-        shards = [torch.empty(len(hidden), layout.padded_vocabulary(VOCABULARY) // layout.tensor) for _ in range(layout.tensor)]
-        dist.all_gather(shards, (hidden @ models[-1].head_weight.T).detach().contiguous(), group=layout.tensor_group)
+        shards = [
+            torch.empty(len(hidden), layout.padded_vocabulary(VOCABULARY) // layout.tensor)
+            for _ in range(layout.tensor)
+        ]
+        dist.all_gather(
+            shards, (hidden @ models[-1].head_weight.T).detach().contiguous(), group=layout.tensor_group
+        )
         found[part.row_index] = torch.cat(shards, 1)
 
     run(models, micro_batches(whole, layout, 60, CPU), finish, backward=False)
@@ -137,7 +157,8 @@ def _logits(models: list[PackedGPT], layout: Layout) -> torch.Tensor:
 
 
 def _gradients(models: list[PackedGPT], layout: Layout, recipe: Recipe) -> tuple[float, list[PackedGPT]]:
-    """The loss, and the models with their gradients where their weights were, so that they can be gathered as weights are."""
+    """The loss, and the models with their gradients where their weights were, so that they can be gathered as
+    weights are."""
     whole = batch()
     on_logp, on_entropy = weights_of_rows(whole.num_rows)
     total = torch.zeros((), dtype=torch.float64)
@@ -148,7 +169,14 @@ def _gradients(models: list[PackedGPT], layout: Layout, recipe: Recipe) -> tuple
             return on_logp[mine] * logp + on_entropy[mine] * entropy
 
         group = layout.tensor_group if layout.tensor > 1 else None
-        loss = linear_row_loss(hidden, models[-1].head_weight, part.batch.row_target, row_loss, tp_group=group, vocab_size=VOCABULARY).loss
+        loss = linear_row_loss(
+            hidden,
+            models[-1].head_weight,
+            part.batch.row_target,
+            row_loss,
+            tp_group=group,
+            vocab_size=VOCABULARY,
+        ).loss
         total.add_(loss.detach())
         return loss
 
@@ -161,7 +189,7 @@ def _gradients(models: list[PackedGPT], layout: Layout, recipe: Recipe) -> tuple
     return float(total), models
 
 
-# ------------------------------------------------------------------------------------------------------------------------------- one rank
+# --------------------------------------------------------------------------------------------------- one rank
 
 
 def one_rank(rank: int, folder: Path) -> None:
@@ -178,7 +206,9 @@ def a_flat_qkv_is_seen(rank: int, folder: Path) -> None:
     right = names.interleaved_qkv
 
     def flat(architecture: Any, layer: str, kind: str) -> list[names.Piece]:
-        return sorted(right(architecture, layer, kind), key=lambda piece: "qkv".index(piece.name.split(".")[-2][0]))
+        return sorted(
+            right(architecture, layer, kind), key=lambda piece: "qkv".index(piece.name.split(".")[-2][0])
+        )
 
     with mock.patch.object(names, "interleaved_qkv", flat):
         errors = compare(folder, "qwen2", Layout())
@@ -201,7 +231,7 @@ def a_small_error_is_seen(rank: int, folder: Path) -> None:
     assert off > 1e-4, "one bias of the first layer, off by 0.01, is ten times the tolerance or more"
 
 
-# ------------------------------------------------------------------------------------------------------------------------------ two ranks
+# -------------------------------------------------------------------------------------------------- two ranks
 
 
 def tensor_parallel(rank: int, folder: Path) -> None:
@@ -234,7 +264,7 @@ def data_parallel(rank: int, folder: Path) -> None:
     assert_equal(folder, "qwen2", Layout(data=2))
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- four ranks
+# ------------------------------------------------------------------------------------------------- four ranks
 
 
 def tensor_and_pipeline_parallel(rank: int, folder: Path) -> None:
@@ -248,4 +278,6 @@ def all_at_once(rank: int, folder: Path) -> None:
 
 
 def interleaved_pipeline_of_replicas(rank: int, folder: Path) -> None:
-    assert_equal(folder, "qwen2", Layout(pipeline=2, virtual=2, data=2), pipeline_parallel=2, virtual_pipeline=2)
+    assert_equal(
+        folder, "qwen2", Layout(pipeline=2, virtual=2, data=2), pipeline_parallel=2, virtual_pipeline=2
+    )

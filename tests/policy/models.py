@@ -53,7 +53,8 @@ def random_model(name: str, seed: int = 0) -> PreTrainedModel:
 
 @torch.no_grad()
 def sharpen(model: PreTrainedModel) -> None:
-    """Weights four times as large as an initialization's, so that neither attention nor the next token is near uniform."""
+    """Weights four times as large as an initialization's, so that neither attention nor the next token is
+    near uniform."""
     for parameter in model.parameters():
         parameter.mul_(4.0) if parameter.ndim == 2 else parameter.add_(0.3 * torch.randn_like(parameter))
 
@@ -78,5 +79,11 @@ def model_folder(folder: Path, name: str = "qwen2 tied", seed: int = 0) -> str:
 
 def policy_from(folder: str, **dotted: Any) -> HuggingFacePolicy:
     """The policy in a folder, on the CPU; recipe keys as in `tiny_recipe`."""
-    options = {"model.tiny": None, "model.tokenizer": None, "model.path": folder, "model.device": "cpu", "optimizer.lr": 1e-3}
+    options = {
+        "model.tiny": None,
+        "model.tokenizer": None,
+        "model.path": folder,
+        "model.device": "cpu",
+        "optimizer.lr": 1e-3,
+    }
     return HuggingFacePolicy(tiny_recipe(**(options | dotted)))

@@ -1,4 +1,5 @@
-"""Checkpoints are whole or absent: through kills, tears, full disks, foreign files; and training goes on from them as if it had not stopped."""
+"""Checkpoints are whole or absent: through kills, tears, full disks, foreign files; and training goes on from
+them as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
         return model, torch.optim.AdamW(model.parameters(), lr=1e-2), np.random.default_rng(5)
 
-    def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, count: int) -> list[float]:
+    def steps(
+        model: torch.nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, count: int
+    ) -> list[float]:
         losses = []
         for _ in range(count):
             x = torch.from_numpy(rng.normal(size=(4, 6))).float()
@@ -103,7 +106,9 @@ def test_values_keep_type_dtype_and_bits(tmp_path: Path) -> None:
     for name in ("bf16", "flags", "scalar", "empty"):
         assert loaded[name].dtype == tree[name].dtype and torch.equal(loaded[name], tree[name])
     assert loaded["array"].dtype == np.uint32 and (loaded["array"] == tree["array"]).all()
-    assert loaded["numbers"] == tree["numbers"] and [type(v) for v in loaded["numbers"]] == [type(v) for v in tree["numbers"]]
+    assert loaded["numbers"] == tree["numbers"] and [type(v) for v in loaded["numbers"]] == [
+        type(v) for v in tree["numbers"]
+    ]
     random.Random().setstate(loaded["python_rng"])
     assert loaded["python_rng"] == tree["python_rng"]
     assert (loaded["legacy_numpy_rng"][1] == tree["legacy_numpy_rng"][1]).all()
@@ -180,7 +185,8 @@ def with_kill_at(monkeypatch: pytest.MonkeyPatch, moment: int, action: Callable[
 
     real_save = torch.save
 
-    def save_in_two_writes(value: Any, file: Any) -> None:  # torch.save's hundred small ones would all be the same moment
+    # torch.save's hundred small ones would all be the same moment
+    def save_in_two_writes(value: Any, file: Any) -> None:
         buffer = io.BytesIO()
         real_save(value, buffer)
         data = buffer.getvalue()
@@ -201,7 +207,9 @@ def with_kill_at(monkeypatch: pytest.MonkeyPatch, moment: int, action: Callable[
     return False
 
 
-@pytest.mark.parametrize(("update", "keep"), [(2, 1), (2, 2), (1, 1)], ids=["next", "next, two kept", "same update again"])
+@pytest.mark.parametrize(
+    ("update", "keep"), [(2, 1), (2, 2), (1, 1)], ids=["next", "next, two kept", "same update again"]
+)
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int, keep: int
 ) -> None:
@@ -209,12 +217,16 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_checkpoint_whole(
     for moment in range(200):
         folder = tmp_path / str(moment)
         save(folder, 1, state(1), {}, keep=keep)
-        died = with_kill_at(monkeypatch, moment, lambda folder=folder: save(folder, update, state(9), {}, keep=keep))  # type: ignore[misc]
+        died = with_kill_at(
+            monkeypatch, moment, lambda folder=folder: save(folder, update, state(9), {}, keep=keep)
+        )  # type: ignore[misc]
         found = value_of(latest(folder))
         assert found in (1, 9)
         seen.add((died, found))
         save(folder, 3, state(3), {}, keep=1)
-        assert value_of(latest(folder)) == 3 and names(folder) == ["update_000003"], "leftovers of the killed save"
+        assert value_of(latest(folder)) == 3 and names(folder) == ["update_000003"], (
+            "leftovers of the killed save"
+        )
         if not died:
             break
     assert not died and moment > 8
@@ -341,7 +353,9 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason_and_refused_by_name
     with pytest.raises(CheckpointError, match=reason):
         load(newest)
     hurt(tmp_path / "update_000001")
-    with pytest.raises(CheckpointError, match=rf"none of its 2 checkpoints can be used \(the newest: .*{reason}"):
+    with pytest.raises(
+        CheckpointError, match=rf"none of its 2 checkpoints can be used \(the newest: .*{reason}"
+    ):
         latest(tmp_path)
 
 
@@ -374,7 +388,9 @@ class Bomb:
         return os.mkdir, (os.environ["BOMB"],)
 
 
-def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_runs_code_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
     path = save(tmp_path, 1, state(1), {})
     data = pickle.dumps(Bomb())

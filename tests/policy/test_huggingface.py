@@ -19,7 +19,8 @@ from tests.factories import random_pool
 from tests.policy.models import MODELS, model_folder, policy_from
 
 SMOOTH = {"optimizer.eps": 1e-2, "optimizer.lr": 1e-2}
-"""AdamW divides by a gradient's own size: with its usual eps a rounding error of 1e-9 in a gradient of 1e-9 is a full step."""
+"""AdamW divides by a gradient's own size: with its usual eps a rounding error of 1e-9 in a gradient of 1e-9
+is a full step."""
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,18 @@ def weights(policy: HuggingFacePolicy) -> torch.Tensor:
     return torch.cat([p.detach().float().flatten() for p in policy.model.parameters()])
 
 
-def full_scores(model: PreTrainedModel, batch: Batch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def full_scores(
+    model: PreTrainedModel, batch: Batch, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(logp, entropy) of every row from full logits, one sample at a time."""
     logp, entropy = [], []
     for n in range(len(batch)):
         start, end = int(batch.cu_seqlens[n]), int(batch.cu_seqlens[n + 1])
         rows = slice(int(batch.row_cu[n]), int(batch.row_cu[n + 1]))
-        logits = model(input_ids=batch.tokens[None, start:end]).logits[0, batch.row_position[rows] - start] / temperature
+        logits = (
+            model(input_ids=batch.tokens[None, start:end]).logits[0, batch.row_position[rows] - start]
+            / temperature
+        )
         all_logp = logits.log_softmax(-1)
         logp.append(all_logp.gather(-1, batch.row_target[rows, None])[:, 0])
         entropy.append(-(all_logp.exp() * all_logp).sum(-1))
@@ -56,13 +62,20 @@ def full_scores(model: PreTrainedModel, batch: Batch, temperature: float) -> tup
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_scores_are_those_of_the_full_softmax(name: str, pool: Pool, tmp_path: Path) -> None:
-    policy = policy_from(model_folder(tmp_path, name), **{"rollout.temperature": 0.7, "optimizer.max_tokens_per_micro_batch": 100})
+    policy = policy_from(
+        model_folder(tmp_path, name),
+        **{"rollout.temperature": 0.7, "optimizer.max_tokens_per_micro_batch": 100},
+    )
     own = AutoModelForCausalLM.from_pretrained(tmp_path)
     logp, entropy = full_scores(own, pack(pool, [NO_IDS] * len(pool)), 0.7)
     scores = policy.score(pool)
     torch.testing.assert_close(scores.old_logp, logp, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.entropy, entropy, rtol=1e-5, atol=1e-5)
-    assert scores.ref_logp is not None and torch.equal(scores.ref_logp, scores.old_logp) and scores.values is None
+    assert (
+        scores.ref_logp is not None
+        and torch.equal(scores.ref_logp, scores.old_logp)
+        and scores.values is None
+    )
 
 
 def test_scores_that_are_known_are_completed_and_not_touched(folder: str, pool: Pool) -> None:
@@ -73,14 +86,19 @@ def test_scores_that_are_known_are_completed_and_not_touched(folder: str, pool: 
     assert completed.old_logp is old_logp and completed.entropy is entropy
     for a, b in ((completed.ref_logp, scores.ref_logp), (completed.values, scores.values)):
         assert a is not None and b is not None and torch.equal(a, b)
-    plain = policy_from(folder, **{"algorithm.kl_coefficient": 0.0}).complete_scores(Scores(old_logp, entropy), pool)
+    plain = policy_from(folder, **{"algorithm.kl_coefficient": 0.0}).complete_scores(
+        Scores(old_logp, entropy), pool
+    )
     assert plain.ref_logp is None and plain.values is None
 
 
 @torch.no_grad()
 def test_appended_observations_leave_action_log_probs_unchanged(folder: str, pool: Pool) -> None:
     policy = policy_from(folder)
-    bare, appended = pack(pool, [NO_IDS] * len(pool)), pack(pool, [t.observation_ids for t in pool.transitions])
+    bare, appended = (
+        pack(pool, [NO_IDS] * len(pool)),
+        pack(pool, [t.observation_ids for t in pool.transitions]),
+    )
     before, after = policy._rows("policy", bare), policy._rows("policy", appended)
     action = appended.row_kind == 0
     assert appended.num_rows > bare.num_rows
@@ -89,8 +107,11 @@ def test_appended_observations_leave_action_log_probs_unchanged(folder: str, poo
 
 
 def test_gradients_are_those_of_plain_autograd_over_full_logits(folder: str, pool: Pool) -> None:
-    """With the KL term, an entropy bonus and world-model rows; a linear step shows the gradient in the weights."""
-    policy = policy_from(folder, **{"algorithm.entropy_bonus": 0.1, "optimizer.max_tokens_per_micro_batch": 64})
+    """With the KL term, an entropy bonus and world-model rows; a linear step shows the gradient in the
+    weights."""
+    policy = policy_from(
+        folder, **{"algorithm.entropy_bonus": 0.1, "optimizer.max_tokens_per_micro_batch": 64}
+    )
     own = AutoModelForCausalLM.from_pretrained(folder)
     batch = planned(policy, pool)
     assert bool((batch.row_kind == 1).any())
@@ -101,8 +122,12 @@ def test_gradients_are_those_of_plain_autograd_over_full_logits(folder: str, poo
     loss.backward()
     summed = policy._accumulate("policy", batch, [])
     torch.testing.assert_close(summed, loss.detach(), rtol=1e-5, atol=1e-6)
-    for (name, ours), (_, reference) in zip(policy.model.named_parameters(), own.named_parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-4, atol=2e-6 * float(reference.grad.abs().max()), msg=name)
+    for (name, ours), (_, reference) in zip(
+        policy.model.named_parameters(), own.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(
+            ours.grad, reference.grad, rtol=1e-4, atol=2e-6 * float(reference.grad.abs().max()), msg=name
+        )
 
 
 def lasting(metrics: dict[str, float]) -> dict[str, float]:
@@ -139,9 +164,16 @@ def test_that_invariance_would_notice_one_wrong_weight(folder: str, pool: Pool) 
 
 
 def test_an_update_tells_the_log_probs_that_its_pass_saw(folder: str, pool: Pool) -> None:
-    """Of every row in its place, in any micro-batches; with several steps, those of the first epoch; and the update is the same."""
-    policy = policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.epochs": 2, "optimizer.max_tokens_per_micro_batch": 90})
-    other, batch = policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.epochs": 2}), planned(policy, pool)
+    """Of every row in its place, in any micro-batches; with several steps, those of the first epoch; and the
+    update is the same."""
+    policy = policy_from(
+        folder,
+        **{"rollout.temperature": 0.7, "optimizer.epochs": 2, "optimizer.max_tokens_per_micro_batch": 90},
+    )
+    other, batch = (
+        policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.epochs": 2}),
+        planned(policy, pool),
+    )
     with torch.no_grad():
         expected, _ = full_scores(AutoModelForCausalLM.from_pretrained(folder), batch, 0.7)
     rows = torch.full((batch.num_rows,), torch.nan)
@@ -154,7 +186,9 @@ def test_an_update_tells_the_log_probs_that_its_pass_saw(folder: str, pool: Pool
     assert (again - rows).abs().max() > 1e-3, "the control: another policy says other things"
     small = policy_from(folder, **{"rollout.temperature": 0.7, "optimizer.mini_batch": 8})
     small.update(batch, 0, again.fill_(torch.nan))
-    assert bool(again.isfinite().all()) and (again - expected).abs().max() > 1e-6, "later mini-batches see a policy that has moved"
+    assert bool(again.isfinite().all()) and (again - expected).abs().max() > 1e-6, (
+        "later mini-batches see a policy that has moved"
+    )
 
 
 def test_mini_batches_and_epochs_are_optimizer_steps(folder: str, pool: Pool) -> None:
@@ -189,13 +223,17 @@ def state_difference(a: Any, b: Any) -> list[str]:
     return [] if a == b else [f"{a} != {b}"]
 
 
-@pytest.mark.parametrize("options", [{}, {"algorithm.name": "ppo"}, {"model.dtype": "bfloat16"}], ids=["grpo", "ppo", "bfloat16"])
+@pytest.mark.parametrize(
+    "options", [{}, {"algorithm.name": "ppo"}, {"model.dtype": "bfloat16"}], ids=["grpo", "ppo", "bfloat16"]
+)
 def test_a_resumed_policy_continues_bit_for_bit(folder: str, options: dict[str, Any]) -> None:
     options = {**options, "optimizer.mini_batch": 10, "optimizer.warmup_updates": 3}
     pools = [random_pool(seed) for seed in range(4)]
 
     def go_on(policy: HuggingFacePolicy, updates: range) -> list[dict[str, float]]:
-        metrics = [policy.update(plan(pools[u], policy.score(pools[u]), policy.recipe, u).batch, u) for u in updates]
+        metrics = [
+            policy.update(plan(pools[u], policy.score(pools[u]), policy.recipe, u).batch, u) for u in updates
+        ]
         return [lasting(m) for m in metrics]
 
     straight = policy_from(folder, **options)
@@ -207,8 +245,13 @@ def test_a_resumed_policy_continues_bit_for_bit(folder: str, options: dict[str, 
     assert not state_difference(straight.state(), resumed.state())
     assert state_difference(saved, straight.state())  # a snapshot: what was saved did not move along
     scores, again = straight.score(pools[0]), resumed.score(pools[0])
-    assert scores.ref_logp is not None and again.ref_logp is not None and torch.equal(scores.ref_logp, again.ref_logp)
-    assert torch.equal(scores.ref_logp, policy_from(folder, **options).score(pools[0]).old_logp)  # the initial policy still
+    assert (
+        scores.ref_logp is not None
+        and again.ref_logp is not None
+        and torch.equal(scores.ref_logp, again.ref_logp)
+    )
+    # the initial policy still
+    assert torch.equal(scores.ref_logp, policy_from(folder, **options).score(pools[0]).old_logp)
     assert not torch.allclose(scores.ref_logp, scores.old_logp)
 
 
@@ -216,12 +259,16 @@ def test_states_of_other_models_are_refused_and_change_nothing(folder: str, tmp_
     policy = policy_from(folder)
     before = policy.state()
     others = {
-        "lm_head": policy_from(model_folder(tmp_path / "untied", "qwen2 untied"), **{"algorithm.kl_coefficient": 0.0}),
+        "lm_head": policy_from(
+            model_folder(tmp_path / "untied", "qwen2 untied"), **{"algorithm.kl_coefficient": 0.0}
+        ),
         "critic": policy_from(folder, **{"algorithm.name": "ppo"}),
         "began with": policy_from(model_folder(tmp_path / "other", seed=1)),
     }
     for reason, other in others.items():
-        state = other.state() | ({"initial_fingerprint": policy.initial_fingerprint} if reason == "lm_head" else {})
+        state = other.state() | (
+            {"initial_fingerprint": policy.initial_fingerprint} if reason == "lm_head" else {}
+        )
         with pytest.raises(CheckpointError, match=reason):
             policy.load_state(state)
     torn = policy.state()
@@ -231,8 +278,12 @@ def test_states_of_other_models_are_refused_and_change_nothing(folder: str, tmp_
     assert not state_difference(before, policy.state())
 
 
-@pytest.mark.parametrize("stream,value", [("weight", float("nan")), ("weight", float("inf")), ("old_logp", float("nan"))])
-def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(folder: str, pool: Pool, stream: str, value: float) -> None:
+@pytest.mark.parametrize(
+    "stream,value", [("weight", float("nan")), ("weight", float("inf")), ("old_logp", float("nan"))]
+)
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(
+    folder: str, pool: Pool, stream: str, value: float
+) -> None:
     policy, clean = policy_from(folder), policy_from(folder)
     good = planned(clean, pool)
     bad = planned(policy, pool)
@@ -259,7 +310,15 @@ def test_gradients_are_clipped_to_the_norm_of_the_recipe(folder: str, pool: Pool
     """Without momentum's and AdamW's own scaling (huge eps) the step is linear in the clipped gradient."""
     moved = {}
     for clip in (1e9, 1e-3):
-        policy = policy_from(folder, **{"optimizer.clip_grad": clip, "optimizer.eps": 1e6, "optimizer.lr": 1e5, "optimizer.weight_decay": 0.0})
+        policy = policy_from(
+            folder,
+            **{
+                "optimizer.clip_grad": clip,
+                "optimizer.eps": 1e6,
+                "optimizer.lr": 1e5,
+                "optimizer.weight_decay": 0.0,
+            },
+        )
         start = weights(policy)
         norm = policy.update(planned(policy, pool), 0)["grad_norm"]
         moved[clip] = float((weights(policy) - start).norm())
@@ -267,7 +326,9 @@ def test_gradients_are_clipped_to_the_norm_of_the_recipe(folder: str, pool: Pool
 
 
 def test_warm_up_is_linear_over_updates_and_vectors_do_not_decay(folder: str, pool: Pool) -> None:
-    policy = policy_from(folder, **{"optimizer.warmup_updates": 4, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.5})
+    policy = policy_from(
+        folder, **{"optimizer.warmup_updates": 4, "optimizer.lr": 0.1, "optimizer.weight_decay": 0.5}
+    )
     start = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     batch = planned(policy, pool)
     batch.streams["weight"].zero_()
@@ -275,23 +336,38 @@ def test_warm_up_is_linear_over_updates_and_vectors_do_not_decay(folder: str, po
     assert rates == pytest.approx([0.025, 0.05, 0.1, 0.1])
     decayed = torch.tensor([1 - 0.5 * rate for rate in rates]).prod()
     for name, parameter in policy.model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), start[name] * (decayed if parameter.ndim == 2 else 1.0), msg=name)
+        torch.testing.assert_close(
+            parameter.detach(), start[name] * (decayed if parameter.ndim == 2 else 1.0), msg=name
+        )
 
 
 def test_warm_up_as_a_share_of_the_run(folder: str) -> None:
-    rates = [policy_from(folder, updates=30, **{"optimizer.warmup_share": 0.1, "optimizer.lr": 0.3}).optimizer.learning_rate(u) for u in range(4)]
+    rates = [
+        policy_from(
+            folder, updates=30, **{"optimizer.warmup_share": 0.1, "optimizer.lr": 0.3}
+        ).optimizer.learning_rate(u)
+        for u in range(4)
+    ]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
-    # A share that is short of a whole number in floating point only (0.29 * 100 = 28.999999999999996), and one of less than an update.
-    assert [policy_from(folder, updates=100, **{"optimizer.warmup_share": s}).optimizer.warmup_updates for s in (0.29, 0.001)] == [29, 0]
+    # A share that is short of a whole number in floating point only (0.29 * 100 = 28.999999999999996), and
+    # one of less than an update.
+    assert [
+        policy_from(folder, updates=100, **{"optimizer.warmup_share": s}).optimizer.warmup_updates
+        for s in (0.29, 0.001)
+    ] == [29, 0]
 
 
 def test_gradient_checkpointing_changes_memory_only(folder: str, pool: Pool) -> None:
     found = []
     for checkpointing in (False, True):
-        policy = policy_from(folder, **SMOOTH, **{"model.gradient_checkpointing": checkpointing, "algorithm.name": "ppo"})
+        policy = policy_from(
+            folder, **SMOOTH, **{"model.gradient_checkpointing": checkpointing, "algorithm.name": "ppo"}
+        )
         policy.update(planned(policy, pool), 0)
         assert policy.critic is not None
-        found.append(torch.cat([weights(policy), *(p.detach().flatten() for p in policy.critic.parameters())]))
+        found.append(
+            torch.cat([weights(policy), *(p.detach().flatten() for p in policy.critic.parameters())])
+        )
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-7)
 
 
@@ -309,19 +385,35 @@ def test_bfloat16_keeps_what_its_steps_would_round_away(folder: str, pool: Pool)
     moved = torch.cat([(end[n] - start[n]).abs().flatten() for n in end])
     assert float(moved.max()) < 1e-4 and float((moved > 2e-5).float().mean()) > 0.5
     full = policy_from(folder)
-    error = (policy_from(folder, **{"model.dtype": "bfloat16"}).score(pool).old_logp - full.score(pool).old_logp).abs().max()
+    error = (
+        (policy_from(folder, **{"model.dtype": "bfloat16"}).score(pool).old_logp - full.score(pool).old_logp)
+        .abs()
+        .max()
+    )
     assert 0 < float(error) < 0.2
 
 
 def test_world_model_rows_teach_observations_and_their_absence_does_not(folder: str, pool: Pool) -> None:
     found = {}
     for enabled in (True, False):
-        policy = policy_from(folder, **{"wm.enabled": enabled, "wm.coefficient": "constant", "wm.loss": "cross_entropy", "optimizer.lr": 3e-3})
+        policy = policy_from(
+            folder,
+            **{
+                "wm.enabled": enabled,
+                "wm.coefficient": "constant",
+                "wm.loss": "cross_entropy",
+                "optimizer.lr": 3e-3,
+            },
+        )
         before = policy.observation_cross_entropy(pool)
         for update in range(8):
             policy.update(planned(policy, pool), update)
         after = policy.observation_cross_entropy(pool)
-        assert before["observation_tokens"] == after["observation_tokens"] == sum(len(t.observation_ids) for t in pool.transitions)
+        assert (
+            before["observation_tokens"]
+            == after["observation_tokens"]
+            == sum(len(t.observation_ids) for t in pool.transitions)
+        )
         found[enabled] = after["observation_cross_entropy"] - before["observation_cross_entropy"]
     assert found[True] < -0.5 and found[False] > -0.1
 
@@ -332,7 +424,9 @@ def test_observation_cross_entropy_is_that_of_full_logits(folder: str, pool: Poo
     logp, _ = full_scores(AutoModelForCausalLM.from_pretrained(folder), batch, 1.0)
     expected = -float(logp[batch.row_kind == 1].double().mean())
     policy = policy_from(folder)
-    assert policy.observation_cross_entropy(pool)["observation_cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    assert policy.observation_cross_entropy(pool)["observation_cross_entropy"] == pytest.approx(
+        expected, rel=1e-5
+    )
     silent = random_pool(0, observation=(0, 0))
     assert policy.observation_cross_entropy(silent) == {"observation_tokens": 0.0}
 
@@ -351,6 +445,7 @@ def test_an_exported_folder_is_the_same_policy(name: str, dtype: str, pool: Pool
     assert own.dtype == getattr(torch, dtype) and own.config._attn_implementation == "sdpa"
     for (key, a), (_, b) in zip(own.named_parameters(), policy.model.named_parameters(), strict=True):
         assert torch.equal(a, b), key
-    # Not AutoTokenizer: for this architecture it would put Qwen's own class in place of the folder's word-level one.
+    # Not AutoTokenizer: for this architecture it would put Qwen's own class in place of the folder's
+    # word-level one.
     for tokenizer in (again.tokenizer, PreTrainedTokenizerFast.from_pretrained(tmp_path / "export")):
         assert tokenizer("w3 w7 w1")["input_ids"] == [3, 7, 1] and tokenizer.eos_token_id == 1

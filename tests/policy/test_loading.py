@@ -25,7 +25,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def recipe_of(path: Any, **dotted: Any) -> Recipe:
-    return tiny_recipe(**({"model.tiny": None, "model.tokenizer": None, "model.path": str(path), "model.device": "cpu"} | dotted))
+    return tiny_recipe(
+        **(
+            {"model.tiny": None, "model.tokenizer": None, "model.path": str(path), "model.device": "cpu"}
+            | dotted
+        )
+    )
 
 
 def load(recipe: Recipe) -> None:
@@ -67,11 +72,16 @@ def test_incomplete_weights_are_not_filled_with_random_ones(folder: Path) -> Non
     weights = load_file(folder / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 1 weights" in message(recipe_of(folder)) and "model.layers.1.mlp.up_proj.weight" in message(recipe_of(folder))
+    assert "lacks 1 weights" in message(recipe_of(folder)) and "model.layers.1.mlp.up_proj.weight" in message(
+        recipe_of(folder)
+    )
 
 
 def test_an_unknown_architecture(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "teapot", "architectures": ["Teapot"]}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "teapot",
+        "architectures": ["Teapot"],
+    }
     (folder / "config.json").write_text(json.dumps(config))
     assert "teapot" in message(recipe_of(folder))
 
@@ -103,11 +113,18 @@ def test_a_tiny_model_is_a_function_of_its_sizes_vocabulary_and_seed(tmp_path: P
         torch.manual_seed(torch.seed() % 1000)  # whatever was drawn before does not matter
         return load_model(recipe, load_tokenizer(recipe.model)).state_dict()
 
-    first, again, other, untied = tiny(seed=1), tiny(seed=1), tiny(seed=2), tiny(seed=1, **{"model.tiny.tie_embeddings": False})
+    first, again, other, untied = (
+        tiny(seed=1),
+        tiny(seed=1),
+        tiny(seed=2),
+        tiny(seed=1, **{"model.tiny.tie_embeddings": False}),
+    )
     assert first["model.embed_tokens.weight"].shape == (50, 32)
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
-    assert first["lm_head.weight"] is not untied["lm_head.weight"] and not torch.equal(first["lm_head.weight"], untied["lm_head.weight"])
+    assert first["lm_head.weight"] is not untied["lm_head.weight"] and not torch.equal(
+        first["lm_head.weight"], untied["lm_head.weight"]
+    )
     half = tiny(seed=1, **{"model.dtype": "bfloat16"})
     assert all(torch.equal(first[k].bfloat16(), half[k]) for k in first)
 
@@ -128,7 +145,9 @@ def test_a_tokenizer_that_could_never_end_a_turn(tmp_path: Path) -> None:
     assert "no eos_token" in message(tiny_recipe(**{"model.tokenizer": str(tmp_path)}))
 
 
-def test_the_shipped_policy_is_missing_where_it_was_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
+def test_the_shipped_policy_is_missing_where_it_was_not_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
     monkeypatch.setitem(SHIPPED_POLICIES, "warm-start", tmp_path / "shipped")
     assert "reinstall" in message(recipe_of("warm-start"))
     shutil.copytree(folder, tmp_path / "shipped")

@@ -1,4 +1,5 @@
-"""Checkpoints of four ranks: exact in the same layout, equal in another, whole or absent. The ranks' cases are in `checkpoint_ranks`."""
+"""Checkpoints of four ranks: exact in the same layout, equal in another, whole or absent. The ranks' cases
+are in `checkpoint_ranks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Layouts that cannot hold a model are refused at load, in one line with the key to change; micro-batches are balanced."""
+"""Layouts that cannot hold a model are refused at load, in one line with the key to change; micro-batches are
+balanced."""
 
 from __future__ import annotations
 
@@ -42,10 +43,23 @@ QWEN_1_5B = Architecture(
     [
         (Layout(tensor=8), r"tensor_parallel: 8 does not divide the model's 12 attention heads"),
         (Layout(tensor=4), r"tensor_parallel: 4 does not divide the model's 2 key-value heads"),
-        (Layout(pipeline=29), r"pipeline_parallel: 29 makes more stages than the model has layers, which are 28"),
-        (Layout(pipeline=4, virtual=8), r"virtual_pipeline: 8 x pipeline_parallel 4 makes more stages than the model has layers, which are 28"),
-        (Layout(context=5), r"context_parallel: 5 does not divide the 12 attention heads of a tensor-parallel rank"),
-        (Layout(tensor=2, context=4), r"context_parallel: 4 does not divide the 6 attention heads of a tensor-parallel rank"),
+        (
+            Layout(pipeline=29),
+            r"pipeline_parallel: 29 makes more stages than the model has layers, which are 28",
+        ),
+        (
+            Layout(pipeline=4, virtual=8),
+            r"virtual_pipeline: 8 x pipeline_parallel 4 makes more stages than the model has layers, which "
+            r"are 28",
+        ),
+        (
+            Layout(context=5),
+            r"context_parallel: 5 does not divide the 12 attention heads of a tensor-parallel rank",
+        ),
+        (
+            Layout(tensor=2, context=4),
+            r"context_parallel: 4 does not divide the 6 attention heads of a tensor-parallel rank",
+        ),
     ],
 )
 def test_a_layout_that_does_not_divide_the_model_is_refused(layout: Layout, message: str) -> None:
@@ -80,7 +94,12 @@ def test_layers_that_are_left_over_go_to_the_middle_and_never_to_the_head() -> N
     assert Layout(pipeline=2, virtual=2).stages(5) == [1, 2, 1, 1]
     for pipeline in range(1, 31):
         stages = Layout(pipeline=pipeline).stages(30)
-        assert sum(stages) == 30 and len(stages) == pipeline and max(stages) - min(stages) <= 1 and stages[-1] == min(stages)
+        assert (
+            sum(stages) == 30
+            and len(stages) == pipeline
+            and max(stages) - min(stages) <= 1
+            and stages[-1] == min(stages)
+        )
         Layout(pipeline=pipeline).check(replace(QWEN_1_5B, layers=30))
 
 
@@ -99,7 +118,10 @@ def test_processes_make_up_the_replicas() -> None:
     [
         ({"sequence_parallel": True}, "sequence_parallel: .* raise tensor_parallel"),
         ({"virtual_pipeline": 2}, "virtual_pipeline: it needs pipeline_parallel"),
-        ({"overlap_param_gather": True}, "overlap_param_gather: it needs distributed_optimizer and overlap_grad_reduce"),
+        (
+            {"overlap_param_gather": True},
+            "overlap_param_gather: it needs distributed_optimizer and overlap_grad_reduce",
+        ),
         ({"tensor_parallel": 0}, "tensor_parallel"),
     ],
 )
@@ -118,29 +140,40 @@ def test_transformer_engine_is_refused_where_it_is_not_installed() -> None:
 def test_an_unknown_architecture_is_refused_by_name() -> None:
     config = random_model("qwen2 tied").config
     config.model_type = "mamba2"
-    with pytest.raises(CheckpointError, match="model_type 'mamba2' cannot be trained with Megatron; known: qwen2, qwen3, llama"):
+    with pytest.raises(
+        CheckpointError,
+        match="model_type 'mamba2' cannot be trained with Megatron; known: qwen2, qwen3, llama",
+    ):
         architecture_of(config)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- micro-batches
+# ---------------------------------------------------------------------------------------------- micro-batches
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("multiple", [1, 2])
 @pytest.mark.parametrize("max_tokens", [1, 40, 300, 10_000])
-def test_micro_batches_hold_every_sample_once_and_are_balanced(ranks: int, multiple: int, max_tokens: int) -> None:
+def test_micro_batches_hold_every_sample_once_and_are_balanced(
+    ranks: int, multiple: int, max_tokens: int
+) -> None:
     lengths = torch.randint(5, 60, (70,), generator=torch.Generator().manual_seed(0))
     shares = partition(lengths, ranks, max_tokens, multiple)
     assert sorted(sample for share in shares for part in share for sample in part) == list(range(70))
     assert len({len(share) for share in shares}) == 1 and len(shares[0]) % multiple == 0
     sizes = [[int(lengths[part].sum()) for part in share] for share in shares]
-    assert all(size <= max_tokens or len(part) == 1 for share, row in zip(shares, sizes, strict=True) for part, size in zip(share, row, strict=True))
+    assert all(
+        size <= max_tokens or len(part) == 1
+        for share, row in zip(shares, sizes, strict=True)
+        for part, size in zip(share, row, strict=True)
+    )
     assert len(shares[0]) <= -(-70 // ranks) + multiple, "never more passes than samples"
     if max_tokens > 60:
         totals = [sum(row) for row in sizes]
         assert max(totals) - min(totals) <= 60, "ranks differ by less than the longest sample"
         fewest = -(-int(lengths.sum()) // (ranks * max_tokens))
-        assert len(shares[0]) <= -(-fewest // multiple) * multiple + multiple, "and no more passes than the tokens need (packing costs one at most)"
+        assert len(shares[0]) <= -(-fewest // multiple) * multiple + multiple, (
+            "and no more passes than the tokens need (packing costs one at most)"
+        )
 
 
 def test_few_samples_leave_some_ranks_without_any() -> None:
@@ -155,16 +188,21 @@ def test_padding_is_what_sequence_parallelism_needs_and_nothing_else(monkeypatch
     device = torch.device("cpu")
     assert all(part.padding == 0 for part in micro_batches(batch, Layout(tensor=2), 50, device))
     for part in micro_batches(batch, Layout(tensor=4, sequence=True), 50, device):
-        assert part.padding < 4 and len(part.tokens) % 4 == 0 and len(part.tokens) == part.batch.num_tokens + part.padding
+        assert (
+            part.padding < 4
+            and len(part.tokens) % 4 == 0
+            and len(part.tokens) == part.batch.num_tokens + part.padding
+        )
         assert torch.equal(part.tokens[: part.batch.num_tokens], part.batch.tokens)
         assert torch.equal(batch.row_target[part.row_index], part.batch.row_target)
 
 
-# ----------------------------------------------------------------------------------------------------------------------------- model FLOPs
+# ------------------------------------------------------------------------------------------------ model FLOPs
 
 
 def test_model_flops_are_those_that_torch_counts() -> None:
-    """Against torch's own counter on the eager model; that one multiplies all of the attention matrix, of which causality needs half."""
+    """Against torch's own counter on the eager model; that one multiplies all of the attention matrix, of
+    which causality needs half."""
     model = random_model("qwen2 tied")
     model.set_attn_implementation("eager")
     length = 40
@@ -174,7 +212,12 @@ def test_model_flops_are_those_that_torch_counts() -> None:
     attention = sum(n for name, n in counter.get_flop_counts()["Global"].items() if "bmm" in str(name))
     pool = random_pool(0, groups=1, members=1, max_steps=1)
     batch = pack(pool, [t.observation_ids for t in pool.transitions])
-    sample = replace(batch, tokens=torch.zeros(length), cu_seqlens=torch.tensor([0, length]), row_target=torch.zeros(length))
+    sample = replace(
+        batch,
+        tokens=torch.zeros(length),
+        cu_seqlens=torch.tensor([0, length]),
+        row_target=torch.zeros(length),
+    )
     cost = ModelCost.of(model.config)
     assert cost is not None
     rotary = 2 * length * 4  # angles are an outer product there: [d / 2, 1] x [1, length]

@@ -1,4 +1,5 @@
-"""`paw train` of a Megatron recipe on local processes, end to end: the same run as with one process, which stops and resumes as one."""
+"""`paw train` of a Megatron recipe on local processes, end to end: the same run as with one process, which
+stops and resumes as one."""
 
 from __future__ import annotations
 
@@ -29,25 +30,45 @@ SMALL = (
     "rollout.groups=2",
     "rollout.group_size=3",
     "optimizer.mini_batch=8",
-    "optimizer.eps=1.0e-3",  # what is rounding in a gradient stays small: another order of summation plays the same second update
+    # what is rounding in a gradient stays small: another order of summation plays the same second update
+    "optimizer.eps=1.0e-3",
     "checkpoint.every=1",
 )
 NOT_OF_THE_UPDATE = ("time/", "system/", "policy/seconds", "policy/padding_share")
 
 
 def _command(run: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "paw_hpc.cli.main", "train", RECIPE, *SMALL, *overrides, "--run-dir", str(run)]
+    return [
+        sys.executable,
+        "-m",
+        "paw_hpc.cli.main",
+        "train",
+        RECIPE,
+        *SMALL,
+        *overrides,
+        "--run-dir",
+        str(run),
+    ]
 
 
 def _train(run: Path, *overrides: str) -> str:
     """Standard error of a run that succeeds."""
-    done = subprocess.run(_command(run, *overrides), capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        _command(run, *overrides),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 def _stream(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in line.items() if not k.startswith(NOT_OF_THE_UPDATE)} for line in read_metrics(run / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if not k.startswith(NOT_OF_THE_UPDATE)}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +80,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_two_ranks_train_as_one_process_does(straight: tuple[Path, str], tmp_path: Path) -> None:
     run, said = straight
-    assert [line for line in said.splitlines() if "update 2/2" in line and line.startswith("[0] ")], "prefixed, and by the first rank alone"
+    assert [line for line in said.splitlines() if "update 2/2" in line and line.startswith("[0] ")], (
+        "prefixed, and by the first rank alone"
+    )
     assert "[1] quickstart" not in said and "tensor 2" in said
     recipe = load_recipe(RECIPE, [*SMALL, "policy.backend=huggingface", "threads=1"])
     loop.train(recipe, tmp_path / "one", command="test")
@@ -67,9 +90,10 @@ def test_two_ranks_train_as_one_process_does(straight: tuple[Path, str], tmp_pat
     assert len(many) == len(one) == 2
     for name, value in one[0].items():
         assert many[0][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
-    assert many[1]["train/success"] == one[1]["train/success"] and many[1]["train/transitions"] == one[1]["train/transitions"], (
-        "the weights that were published play the same episodes"
-    )
+    assert (
+        many[1]["train/success"] == one[1]["train/success"]
+        and many[1]["train/transitions"] == one[1]["train/transitions"]
+    ), "the weights that were published play the same episodes"
 
 
 def test_every_rank_keeps_a_log_and_one_writes_metrics(straight: tuple[Path, str]) -> None:
@@ -78,15 +102,29 @@ def test_every_rank_keeps_a_log_and_one_writes_metrics(straight: tuple[Path, str
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["update"] for line in lines] == [0, 1]
     assert all(line["policy/padding_share"] == 0 and line["policy/skipped_steps"] == 0 for line in lines)
-    assert all(line[name] > 0 for line in lines for name in ("system/tokens_per_s", "system/rows_per_s", "system/memory_peak_bytes"))
+    assert all(
+        line[name] > 0
+        for line in lines
+        for name in ("system/tokens_per_s", "system/rows_per_s", "system/memory_peak_bytes")
+    )
 
 
-def test_a_signal_stops_all_ranks_and_the_run_resumes_exactly(straight: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_signal_stops_all_ranks_and_the_run_resumes_exactly(
+    straight: tuple[Path, str], tmp_path: Path
+) -> None:
     run = tmp_path / "stopped"
-    process = subprocess.Popen(_command(run, "updates=50"), stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        _command(run, "updates=50"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 900
     while not read_metrics(run / "metrics.jsonl"):
-        assert process.poll() is None and time.monotonic() < deadline, (process.communicate()[1], "no update yet")
+        assert process.poll() is None and time.monotonic() < deadline, (
+            process.communicate()[1],
+            "no update yet",
+        )
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=900)
@@ -105,14 +143,19 @@ def test_two_replicas_share_the_groups(straight: tuple[Path, str], tmp_path: Pat
     said = _train(run, "megatron.tensor_parallel=1", "megatron.data_parallel=2", "updates=1")
     assert "data 2" in said
     shared, alone = _stream(run)[0], _stream(straight[0])[0]
-    counted: dict[str, Any] = {name: alone[name] for name in ("train/groups", "train/episodes", "train/transitions", "train/success", "train/return")}
+    counted: dict[str, Any] = {
+        name: alone[name]
+        for name in ("train/groups", "train/episodes", "train/transitions", "train/success", "train/return")
+    }
     assert {name: shared[name] for name in counted} == counted, "seeds are a group's own, whoever plays it"
     assert shared["wm/loss"] == pytest.approx(alone["wm/loss"], rel=1e-4)
 
 
 def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
     command = _command(tmp_path / "run", "megatron.tensor_parallel=4")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 2
     complaints = [line for line in done.stderr.splitlines() if "does not divide" in line]
     assert complaints == ["paw: megatron.tensor_parallel: 4 does not divide the model's 2 key-value heads"]

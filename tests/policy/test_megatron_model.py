@@ -1,4 +1,5 @@
-"""Logits and gradients in every layout equal those of `transformers`, in float32, to 1e-5. The cases are in `megatron_cases`."""
+"""Logits and gradients in every layout equal those of `transformers`, in float32, to 1e-5. The cases are in
+`megatron_cases`."""
 
 from __future__ import annotations
 
@@ -35,4 +36,10 @@ def test_two_ranks(folder: Path) -> None:
 
 
 def test_four_ranks(folder: Path) -> None:
-    _run(4, folder, cases.tensor_and_pipeline_parallel, cases.all_at_once, cases.interleaved_pipeline_of_replicas)
+    _run(
+        4,
+        folder,
+        cases.tensor_and_pipeline_parallel,
+        cases.all_at_once,
+        cases.interleaved_pipeline_of_replicas,
+    )

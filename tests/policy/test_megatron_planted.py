@@ -44,7 +44,9 @@ def planted(checkpoint: Path, part: str) -> None:
         data = pickle.dumps(Bomb())
         (checkpoint / ".metadata").write_bytes(data)
     elif part == "dotted":
-        (checkpoint / ".metadata").write_bytes(b"\x80\x04\x8c'torch.distributed.checkpoint.filesystem\x94\x8c\x08os.mkdir\x94\x93\x8c\x04BOMB\x85R.")
+        (checkpoint / ".metadata").write_bytes(
+            b"\x80\x04\x8c'torch.distributed.checkpoint.filesystem\x94\x8c\x08os.mkdir\x94\x93\x8c\x04BOMB\x85R."
+        )
     elif part == "common":
         torch.save(Bomb(), checkpoint / "common.pt")
     else:
@@ -57,7 +59,8 @@ def planted(checkpoint: Path, part: str) -> None:
 
 
 def plant_object(checkpoint: Path) -> None:
-    """In the place of an object that is no tensor: appended to its file, where `.metadata` then says it is."""
+    """In the place of an object that is no tensor: appended to its file, where `.metadata` then says it
+    is."""
     with open(checkpoint / ".metadata", "rb") as file:
         metadata = pickle.load(file)
     index, info = next((i, info) for i, info in metadata.storage_data.items() if i.fqn.startswith("random"))
@@ -72,7 +75,9 @@ def plant_object(checkpoint: Path) -> None:
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.parametrize("part", ["metadata", "dotted", "common", "object"])
-def test_a_bomb_in_a_checkpoint_is_refused_and_does_not_go_off(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bomb_in_a_checkpoint_is_refused_and_does_not_go_off(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_model(tmp_path / "model", layers=2)
     layout = Layout()
     one = policy(layout, tmp_path)

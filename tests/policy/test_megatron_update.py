@@ -1,5 +1,5 @@
-"""Two updates on real ALFWorld experience, world-model loss included: in every layout the weights become those of the one-process backend, up to
-rounding in float32. The cases are in `update_cases`."""
+"""Two updates on real ALFWorld experience, world-model loss included: in every layout the weights become
+those of the one-process backend, up to rounding in float32. The cases are in `update_cases`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks com
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two updates' worth of episodes by the shipped policy, on the official games where they are at hand, and what one process makes of them."""
+    """Two updates' worth of episodes by the shipped policy, on the official games where they are at hand, and
+    what one process makes of them."""
     made = tmp_path_factory.mktemp("updates")
     recipe = cases.recipe()
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
         tasks = machinery.benchmark.tasks("train")
-        groups = [machinery.collect(tasks_of(tasks, recipe, update), recipe.rollout.group_size, update)[0] for update in range(2)]
+        groups = [
+            machinery.collect(tasks_of(tasks, recipe, update), recipe.rollout.group_size, update)[0]
+            for update in range(2)
+        ]
     torch.save(groups, made / cases.EXPERIENCE)
     for arm in cases.ARMS:
         cases.write_expected(made, arm)
@@ -67,7 +71,13 @@ def test_two_ranks_that_share_the_data(folder: Path) -> None:
 
 
 def test_two_ranks_that_share_the_tokens(folder: Path) -> None:
-    _run(2, folder, cases.context_parallel, cases.context_parallel_with_few_samples, cases.a_wrong_exchange_is_seen)
+    _run(
+        2,
+        folder,
+        cases.context_parallel,
+        cases.context_parallel_with_few_samples,
+        cases.a_wrong_exchange_is_seen,
+    )
 
 
 def test_four_ranks_that_share_the_tokens(folder: Path) -> None:
@@ -82,4 +92,10 @@ def test_four_ranks_that_share_the_tokens(folder: Path) -> None:
 
 
 def test_four_ranks(folder: Path) -> None:
-    _run(4, folder, cases.tensor_and_pipeline_parallel, cases.replicas_of_tensor_parallel_ranks, cases.replicas_of_interleaved_pipelines)
+    _run(
+        4,
+        folder,
+        cases.tensor_and_pipeline_parallel,
+        cases.replicas_of_tensor_parallel_ranks,
+        cases.replicas_of_interleaved_pipelines,
+    )

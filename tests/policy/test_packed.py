@@ -31,14 +31,20 @@ def sequences(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
 
 
 def packed_logits(
-    model: PreTrainedModel, samples: list[torch.Tensor], *, position_ids: torch.Tensor | None = None, cu: torch.Tensor | None = None
+    model: PreTrainedModel,
+    samples: list[torch.Tensor],
+    *,
+    position_ids: torch.Tensor | None = None,
+    cu: torch.Tensor | None = None,
 ) -> torch.Tensor:
     if cu is None:
         cu = torch.tensor([0, *(len(s) for s in samples)]).cumsum(0)
     if position_ids is None:
         position_ids = torch.cat([torch.arange(len(s)) for s in samples])
     device = model.device
-    hidden = hidden_states(model, torch.cat(samples).to(device), position_ids.to(device), Packing.of(cu, device))
+    hidden = hidden_states(
+        model, torch.cat(samples).to(device), position_ids.to(device), Packing.of(cu, device)
+    )
     return hidden @ model.get_output_embeddings().weight.T
 
 
@@ -61,7 +67,11 @@ def test_running_positions_and_leaking_sequences_are_seen_by_that_comparison() -
     model, samples = random_model("qwen2 tied"), sequences([7, 5, 12])
     expected = own_logits(model, samples)
     use_packed_attention(model)
-    for wrong in ({"position_ids": torch.arange(24) // 2}, {"cu": torch.tensor([0, 24])}, {"cu": torch.tensor([0, 8, 12, 24])}):
+    for wrong in (
+        {"position_ids": torch.arange(24) // 2},
+        {"cu": torch.tensor([0, 24])},
+        {"cu": torch.tensor([0, 8, 12, 24])},
+    ):
         assert (packed_logits(model, samples, **wrong) - expected).abs().max() > 1e-2
 
 
@@ -82,7 +92,9 @@ def test_what_follows_a_sequence_leaves_its_hidden_states_unchanged() -> None:
     short = sequences([20, 31, 8])
     long = [torch.cat([s, torch.randint(0, VOCABULARY, (13,))]) for s in short]
     kept = torch.cat([torch.arange(len(s) + 13) < len(s) for s in short])
-    torch.testing.assert_close(packed_logits(model, long)[kept], packed_logits(model, short), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        packed_logits(model, long)[kept], packed_logits(model, short), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_padding_of_attention_is_bounded() -> None:
@@ -106,7 +118,10 @@ def small(**more: object) -> dict:
 
 REFUSED = {
     "head with bias": (lambda: PhiForCausalLM(PhiConfig(**SIZES)), "without bias"),
-    "recurrent": (lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2)), "Mamba"),
+    "recurrent": (
+        lambda: MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2)),
+        "Mamba",
+    ),
     "softcap": (lambda: Gemma2ForCausalLM(Gemma2Config(**small(head_dim=8))), "softcap"),
 }
 
@@ -129,7 +144,9 @@ def test_a_sliding_window_serves_samples_within_it_and_refuses_longer_ones() -> 
 
 
 def test_dropout_is_off_even_in_training_mode() -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)).train()
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).train()
     use_packed_attention(model)
     samples = sequences([9, 4])
     assert torch.equal(packed_logits(model, samples), packed_logits(model, samples))

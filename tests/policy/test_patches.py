@@ -1,4 +1,5 @@
-"""What is changed in other packages is put back, whatever happens, and only in the versions that were read."""
+"""What is changed in other packages is put back, whatever happens, and only in the versions that were
+read."""
 
 from __future__ import annotations
 
@@ -25,11 +26,22 @@ class Derived(Base): ...
 
 def test_everything_is_as_before_afterwards() -> None:
     one = Base()
-    with pytest.raises(ZeroDivisionError), patched(one, "kind", "own", written_for=TORCH), patched(Base, "answer", lambda _: 2, written_for=TORCH):
+    with (
+        pytest.raises(ZeroDivisionError),
+        patched(one, "kind", "own", written_for=TORCH),
+        patched(Base, "answer", lambda _: 2, written_for=TORCH),
+    ):
         assert one.kind == "own" and Base.kind == "inherited" and one.answer() == 2
         1 / 0  # noqa: B018
-    assert "kind" not in vars(one) and Base.answer() == one.answer() == 1 and isinstance(vars(Base)["answer"], staticmethod)
-    with patched(Derived, "kind", "derived", written_for=TORCH), patched(Derived, "kind", "nested", written_for=TORCH):
+    assert (
+        "kind" not in vars(one)
+        and Base.answer() == one.answer() == 1
+        and isinstance(vars(Base)["answer"], staticmethod)
+    )
+    with (
+        patched(Derived, "kind", "derived", written_for=TORCH),
+        patched(Derived, "kind", "nested", written_for=TORCH),
+    ):
         assert Derived.kind == "nested"
     assert "kind" not in vars(Derived)
     module = SimpleNamespace(pickle=1)

@@ -1,4 +1,5 @@
-"""The pretrained model: out of the cache, where `make setup-pretrained` puts it. Required where PAW_REQUIRE_PRETRAINED=1."""
+"""The pretrained model: out of the cache, where `make setup-pretrained` puts it. Required where
+PAW_REQUIRE_PRETRAINED=1."""
 
 from __future__ import annotations
 
@@ -39,15 +40,27 @@ def scored(smollm2: Path) -> tuple[HuggingFacePolicy, Pool, Scores]:
 
 
 @pytest.fixture(scope="session")
-def expected(scored: tuple[HuggingFacePolicy, Pool, Scores], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the scores, and with the weights and metrics after one PaW update in one process. `scored`'s policy has changed then."""
+def expected(
+    scored: tuple[HuggingFacePolicy, Pool, Scores], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with the scores, and with the weights and metrics after one PaW update in one process.
+    `scored`'s policy has changed then."""
     folder = tmp_path_factory.mktemp("expected")
     policy, pool, scores = scored
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     metrics = policy.update(plan(pool, scores, policy.recipe, 0).batch, 0)
     after = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     moved = max(float((tensor - before[name]).abs().max()) for name, tensor in after.items())
-    torch.save({"logp": scores.old_logp, "entropy": scores.entropy, "metrics": metrics, "weights": after, "moved": moved}, folder / ranks.EXPECTED)
+    torch.save(
+        {
+            "logp": scores.old_logp,
+            "entropy": scores.entropy,
+            "metrics": metrics,
+            "weights": after,
+            "moved": moved,
+        },
+        folder / ranks.EXPECTED,
+    )
     with torch.no_grad():  # for whoever comes after
         for name, parameter in policy.model.named_parameters():
             parameter.copy_(before[name])

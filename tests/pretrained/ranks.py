@@ -1,4 +1,5 @@
-"""What gloo ranks do with a pretrained model in `test_megatron`: convert it, score with it and update it in some layout."""
+"""What gloo ranks do with a pretrained model in `test_megatron`: convert it, score with it and update it in
+some layout."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ CLOSE = 1e-5
 
 
 def recipe(folder: Path, **dotted: Any) -> Recipe:
-    """PaW on a CPU. AdamW's eps is of a gradient's size, so that a gradient of rounding alone makes no step of full length."""
+    """PaW on a CPU. AdamW's eps is of a gradient's size, so that a gradient of rounding alone makes no step
+    of full length."""
     data: dict[str, Any] = {
         "env": {"prompt": "paper"},
         "model": {"path": str(folder), "device": "cpu"},
@@ -39,13 +41,27 @@ def recipe(folder: Path, **dotted: Any) -> Recipe:
 
 def pool() -> Pool:
     """Some 150 tokens of the whole vocabulary."""
-    return random_pool(3, groups=2, members=2, max_steps=2, vocabulary=49152, prompt=(6, 20), response=(3, 6), observation=(4, 10))
+    return random_pool(
+        3,
+        groups=2,
+        members=2,
+        max_steps=2,
+        vocabulary=49152,
+        prompt=(6, 20),
+        response=(3, 6),
+        observation=(4, 10),
+    )
 
 
 def check(shared: Path, layout: Layout, *, update: bool) -> None:
-    """The folder's tensors come back bit for bit; log-probs and entropies, and after an update weights and losses, are those of one process."""
+    """The folder's tensors come back bit for bit; log-probs and entropies, and after an update weights and
+    losses, are those of one process."""
     folder, expected = Path((shared / FOLDER).read_text()), torch.load(shared / EXPECTED, weights_only=False)
-    sizes = {"megatron.tensor_parallel": layout.tensor, "megatron.pipeline_parallel": layout.pipeline, "policy.backend": "megatron"}
+    sizes = {
+        "megatron.tensor_parallel": layout.tensor,
+        "megatron.pipeline_parallel": layout.pipeline,
+        "policy.backend": "megatron",
+    }
     layout.open()
     try:
         policy = MegatronPolicy(recipe(folder, **sizes), layout)
@@ -64,7 +80,9 @@ def check(shared: Path, layout: Layout, *, update: bool) -> None:
         for name in ("policy_loss", "wm_loss", "grad_norm"):
             # A norm over 135 million numbers, each a sum of its own order, is 1.01e-5 off over four stages.
             tolerance = 3 * CLOSE if name == "grad_norm" else CLOSE
-            assert abs(metrics[name] - expected["metrics"][name]) <= tolerance * max(1.0, abs(metrics[name])), (name, metrics[name])
+            assert abs(metrics[name] - expected["metrics"][name]) <= tolerance * max(
+                1.0, abs(metrics[name])
+            ), (name, metrics[name])
         for name, tensor in policy.whole_tensors():
             assert float((tensor - expected["weights"][name]).abs().max()) <= CLOSE, name
     finally:

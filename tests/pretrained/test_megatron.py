@@ -1,4 +1,5 @@
-"""A pretrained model in Megatron's layouts, with head counts and layers that halves do not divide. The ranks' cases are in `ranks`."""
+"""A pretrained model in Megatron's layouts, with head counts and layers that halves do not divide. The ranks'
+cases are in `ranks`."""
 
 from __future__ import annotations
 

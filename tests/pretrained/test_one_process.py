@@ -1,4 +1,5 @@
-"""A model that somebody pretrained, in one process: its words, its template, what it says, and what the trainer thinks of that."""
+"""A model that somebody pretrained, in one process: its words, its template, what it says, and what the
+trainer thinks of that."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from tests.pretrained import ranks
 
 Scored = tuple[HuggingFacePolicy, Pool, Scores]
 QUESTION = "What is the capital of France?"
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,12 @@ def chat(smollm2: Path) -> ChatFormat:
 class TestWords:
     def test_the_vocabulary_is_the_models_rows(self, scored: Scored) -> None:
         policy = scored[0]
-        assert len(policy.tokenizer) == policy.model.config.vocab_size == policy.model.get_input_embeddings().weight.shape[0] == 49152
+        assert (
+            len(policy.tokenizer)
+            == policy.model.config.vocab_size
+            == policy.model.get_input_embeddings().weight.shape[0]
+            == 49152
+        )
 
     def test_every_digit_is_a_word_and_blank_lines_before_one_are_not_cut(self, scored: Scored) -> None:
         """What a GGUF file says by a name alone. GPT-2's rule would cut the two newlines apart."""
@@ -45,14 +53,20 @@ class TestWords:
 
 
 class TestTemplate:
-    def test_its_own_system_prompt_stands_before_a_prompt_without_one(self, chat: ChatFormat, scored: Scored) -> None:
+    def test_its_own_system_prompt_stands_before_a_prompt_without_one(
+        self, chat: ChatFormat, scored: Scored
+    ) -> None:
         tokenizer = scored[0].tokenizer
         said = tokenizer.decode(chat.prompt([{"role": "user", "content": QUESTION}]))
         assert said == f"{SYSTEM}<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
         own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
-        assert tokenizer.decode(chat.prompt(own)).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user")
+        assert tokenizer.decode(chat.prompt(own)).startswith(
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"
+        )
 
-    def test_no_system_prompt_stands_between_an_answer_and_an_observation(self, chat: ChatFormat, scored: Scored) -> None:
+    def test_no_system_prompt_stands_between_an_answer_and_an_observation(
+        self, chat: ChatFormat, scored: Scored
+    ) -> None:
         tokenizer = scored[0].tokenizer
         assert tokenizer.decode(chat.bridge(finished=True)) == "\n<|im_start|>user\n"
         assert tokenizer.decode(chat.bridge(finished=False)) == "<|im_end|>\n<|im_start|>user\n"
@@ -76,12 +90,16 @@ def test_greedy_answers_are_those_of_generate(smollm2: Path, scored: Scored, cha
     asked = [QUESTION, "Count from 1 to 5.", "Say hello."]
     prompts = [chat.prompt([{"role": "user", "content": text}]) for text in asked]
     engine = LocalEngine(policy.model, policy.tokenizer, RolloutSection(max_batch=2))
-    answers = engine.generate_batch([GenerationRequest(i, prompt, i, 0.0, 12) for i, prompt in enumerate(prompts)])
+    answers = engine.generate_batch(
+        [GenerationRequest(i, prompt, i, 0.0, 12) for i, prompt in enumerate(prompts)]
+    )
     engine.close()
     own = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
-        expected = own.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+        expected = own.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)[
+            0, len(prompt) :
+        ]
         assert answer.ids.tolist() == expected.tolist()
     assert "Paris" in chat.decode(answers[0].ids) and answers[0].finished
 
@@ -95,5 +113,8 @@ def test_in_bfloat16_it_says_nearly_the_same_and_learns_in_float32(smollm2: Path
     before = {name: master.detach().clone() for name, master in policy.optimizer.masters.items()}
     metrics = policy.update(plan(pool, found, policy.recipe, 0).batch, 0)
     assert metrics["steps"] == 1 and np.isfinite(metrics["grad_norm"])
-    assert all(master.dtype == torch.float32 and not torch.equal(master, before[name]) for name, master in policy.optimizer.masters.items())
+    assert all(
+        master.dtype == torch.float32 and not torch.equal(master, before[name])
+        for name, master in policy.optimizer.masters.items()
+    )
     assert all(p.dtype == torch.bfloat16 for p in policy.model.parameters())

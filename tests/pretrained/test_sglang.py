@@ -1,4 +1,5 @@
-"""A real server with a pretrained model: its log-probs are the trainer's before a publication and after it."""
+"""A real server with a pretrained model: its log-probs are the trainer's before a publication and after
+it."""
 
 from __future__ import annotations
 
@@ -39,4 +40,6 @@ def test_log_probs_before_and_after_a_publication(site: Site) -> None:
         said.append((ids, logprobs))
     assert "Paris" in site.tokenizer.decode(said[0][0])
     before = reference_logprobs(site.model, prompt, np.array(said[0][0]))
-    assert np.abs(before - np.array(said[0][1])).max() > 100 * TOLERANCE, "the second publication changed nothing that this test can see"
+    assert np.abs(before - np.array(said[0][1])).max() > 100 * TOLERANCE, (
+        "the second publication changed nothing that this test can see"
+    )

@@ -1,4 +1,5 @@
-"""Run directories in the real format, written through the real writers, with made-up numbers that a test can compute again."""
+"""Run directories in the real format, written through the real writers, with made-up numbers that a test can
+compute again."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from paw_hpc.run.metrics import MetricsWriter, RunDirectory
 
 
 def recipe(name: str, *, seed: int = 0, wm: bool = True, **changes: Any) -> Recipe:
-    return parse_recipe({"name": name, "seed": seed, "updates": 60, "model": {"path": "tiny"}, "wm": {"enabled": wm}} | changes)
+    return parse_recipe(
+        {"name": name, "seed": seed, "updates": 60, "model": {"path": "tiny"}, "wm": {"enabled": wm}}
+        | changes
+    )
 
 
 def training_metrics(seed: int, updates: int, *, gain: float, wm: bool) -> list[dict[str, float]]:
@@ -56,7 +60,12 @@ def episodes(outcomes: list[list[bool]]) -> list[EvaluatedEpisode]:
 
 
 def evaluation(
-    outcomes: list[list[bool]], *, update: int, ce: float | None = None, panel: str = "valid_seen", checksum: str = "abc"
+    outcomes: list[list[bool]],
+    *,
+    update: int,
+    ce: float | None = None,
+    panel: str = "valid_seen",
+    checksum: str = "abc",
 ) -> EvaluationResult:
     return EvaluationResult.of_episodes(
         episodes(outcomes),
@@ -74,10 +83,14 @@ def evaluation(
 
 def draw(seed: int, games: int, rate: float, repeats: int = 1) -> list[list[bool]]:
     rng = np.random.default_rng(seed)
-    return [[bool(x) for x in rng.random(repeats) < np.clip(rng.normal(rate, 0.2), 0, 1)] for _ in range(games)]
+    return [
+        [bool(x) for x in rng.random(repeats) < np.clip(rng.normal(rate, 0.2), 0, 1)] for _ in range(games)
+    ]
 
 
-def write_run(path: Path, of: Recipe, metrics: list[dict[str, float]], evaluations: list[EvaluationResult]) -> Path:
+def write_run(
+    path: Path, of: Recipe, metrics: list[dict[str, float]], evaluations: list[EvaluationResult]
+) -> Path:
     run = RunDirectory(path)
     run.open(of, "paw train recipe.yaml")
     with MetricsWriter(run) as writer:

@@ -1,4 +1,5 @@
-"""The report on two small real runs (kept in stored/, with how they were made) is the one that was read and kept beside them."""
+"""The report on two small real runs (kept in stored/, with how they were made) is the one that was read and
+kept beside them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def reported(runs: Path) -> list[str]:
-    return write_report([runs / arm for arm in ARMS], Path("report")).markdown.read_text(encoding="utf-8").splitlines()
+    return (
+        write_report([runs / arm for arm in ARMS], Path("report"))
+        .markdown.read_text(encoding="utf-8")
+        .splitlines()
+    )
 
 
 def test_the_report_is_the_stored_one(runs: Path) -> None:
@@ -35,7 +40,10 @@ def test_one_episode_that_went_otherwise_changes_it(runs: Path) -> None:
     path = runs / "paw" / "evaluations" / "end.jsonl"
     first, *others = path.read_text(encoding="utf-8").splitlines()
     episode = json.loads(first)
-    path.write_text("\n".join([json.dumps(episode | {"success": not episode["success"]}), *others]) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join([json.dumps(episode | {"success": not episode["success"]}), *others]) + "\n",
+        encoding="utf-8",
+    )
     expected = (STORED / "expected.md").read_text(encoding="utf-8").splitlines()
     changed = [line for line in set(reported(runs)) - set(expected) if line.startswith("| quickstart-paw")]
     assert changed

@@ -13,13 +13,15 @@ from paw_hpc.envs.webshop import teacher
 
 
 def _template(answer: str, *, before: str = "", opening: str = "") -> str:
-    """ChatML whose assistant is a `model`; `answer`: the expression that writes an answer `m`, `opening`: what its turn begins with."""
+    """ChatML whose assistant is a `model`; `answer`: the expression that writes an answer `m`, `opening`:
+    what its turn begins with."""
     return (
         before
         + "{%- for m in messages -%}"
         + "{%- if m.role == 'assistant' -%}{{ '<|im_start|>model\n' + "
         + answer
-        + " }}{%- else -%}{{ '<|im_start|>' + m.role + '\n' + m.content | trim }}{%- endif -%}{{ '<|im_end|>\n' }}"
+        + " }}{%- else -%}{{ '<|im_start|>' + m.role + '\n' + m.content | trim }}{%- endif -%}{{ "
+        "'<|im_end|>\n' }}"
         + "{%- endfor -%}"
         + "{%- if add_generation_prompt -%}{{ '<|im_start|>model\n"
         + opening
@@ -35,17 +37,21 @@ CLOCK = _template(
     "m.content",
     before=(
         "{%- macro today() -%}{{ strftime_now('%A, %d %B %Y, %H:%M:%S') }}{%- endmacro -%}\n"
-        "{%- if strftime_now is defined -%}{%- set date = strftime_now('%d %b %Y') -%}{%- else -%}{%- set date = 'unknown' -%}{%- endif -%}\n"
-        "   {% if true %}<|im_start|>system\nIt is {{ today() }} ({{ date }}; {{ strftime_now('%Y-%m-%d') }}).<|im_end|>{{ '\n' }}{% endif %}\n"
+        "{%- if strftime_now is defined -%}{%- set date = strftime_now('%d %b %Y') -%}{%- else -%}{%- set "
+        "date = 'unknown' -%}{%- endif -%}\n"
+        "   {% if true %}<|im_start|>system\nIt is {{ today() }} ({{ date }}; {{ strftime_now('%Y-%m-%d') "
+        "}}).<|im_end|>{{ '\n' }}{% endif %}\n"
     ),
 )
 """Writes date and time of now into a system turn."""
 NO_SYSTEM = _template(
     "m.content | trim",
     before=(
-        "{%- if messages[0].role == 'system' -%}{{ raise_exception('System role not supported') }}{%- endif -%}"
+        "{%- if messages[0].role == 'system' -%}{{ raise_exception('System role not supported') }}{%- "
+        "endif -%}"
         "{%- for m in messages -%}{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}"
-        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- endif -%}{%- endfor -%}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{%- "
+        "endif -%}{%- endfor -%}"
     ),
 )
 """Knows users and itself alone (as Gemma's)."""
@@ -60,7 +66,14 @@ def thinker(template: str, *, special_tags: bool = False) -> PreTrainedTokenizer
         special_tags: these are special tokens, as in some folders.
     """
     shown = shipped_template("alfworld").render(
-        task="put some mug on desk.", step=1, steps_taken=0, max_steps=9, history=[], observation="look", opening="", actions=["go to desk 1"]
+        task="put some mug on desk.",
+        step=1,
+        steps_taken=0,
+        max_steps=9,
+        history=[],
+        observation="look",
+        opening="",
+        actions=["go to desk 1"],
     )
     made = teacher.build_tokenizer([*alfworld_texts(), *[shown] * 20], 700)
     made.add_tokens([AddedToken(tag, special=special_tags, normalized=False) for tag in TAGS])

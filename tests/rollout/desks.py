@@ -1,4 +1,5 @@
-"""A small benchmark and a small engine for tests of the collector, both functions of seeds and texts alone, with delays and failures on demand."""
+"""A small benchmark and a small engine for tests of the collector, both functions of seeds and texts alone,
+with delays and failures on demand."""
 
 from __future__ import annotations
 
@@ -14,11 +15,20 @@ from paw_hpc.rollout.chat import ChatFormat
 from paw_hpc.rollout.collector import PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 
-TOKENIZER = build_tokenizer(["task: did: saw: now: start can: > ; , . <think></think><action></action>", *alfworld_texts()])
+TOKENIZER = build_tokenizer(
+    ["task: did: saw: now: start can: > ; , . <think></think><action></action>", *alfworld_texts()]
+)
 CHAT = ChatFormat(TOKENIZER)
 COMMANDS = ("go to desk 1", "go to desk 2", "go to desk 3", "look")
 SAYINGS = (*COMMANDS, "go to bed 1", "look look look")
-SETTINGS = PlaySettings(run_seed=7, purpose="train", temperature=0.8, max_prompt_tokens=300, max_response_tokens=12, max_observation_tokens=64)
+SETTINGS = PlaySettings(
+    run_seed=7,
+    purpose="train",
+    temperature=0.8,
+    max_prompt_tokens=300,
+    max_response_tokens=12,
+    max_observation_tokens=64,
+)
 Delay = Callable[[], float]
 
 
@@ -31,7 +41,13 @@ class World:
         observation: what is said at a desk.
     """
 
-    def __init__(self, delay: Delay = lambda: 0.0, broken: Sequence[tuple[str, int | None, int]] = (), max_steps: int = 5, style: str = "compact"):
+    def __init__(
+        self,
+        delay: Delay = lambda: 0.0,
+        broken: Sequence[tuple[str, int | None, int]] = (),
+        max_steps: int = 5,
+        style: str = "compact",
+    ):
         self.delay, self.broken, self.max_steps, self.style = delay, set(broken), max_steps, style
         self.observation = "You arrive at {}. On the {}, you see a mug 1."
         self.open_sessions = 0
@@ -58,7 +74,9 @@ class Desk:
         self.world, self.task, self.member, self.steps, self.closed = world, task, member, 0, False
 
     async def reset(self) -> EnvironmentState:
-        return EnvironmentState("You are in the middle of a room.\n\nYour task is to: put some mug on desk.", COMMANDS)
+        return EnvironmentState(
+            "You are in the middle of a room.\n\nYour task is to: put some mug on desk.", COMMANDS
+        )
 
     async def step(self, action: str) -> EnvironmentState:
         assert not self.closed
@@ -70,7 +88,9 @@ class Desk:
         place = action.removeprefix("go to ")
         said = self.world.observation.format(place, place) if action in COMMANDS else "Nothing happens."
         won = action == f"go to desk {self.task.source}" and self.steps >= 3
-        return EnvironmentState(said, COMMANDS, 10.0 if won else 0.0, won or self.steps == self.world.max_steps, won, float(won))
+        return EnvironmentState(
+            said, COMMANDS, 10.0 if won else 0.0, won or self.steps == self.world.max_steps, won, float(won)
+        )
 
     async def close(self) -> None:
         self.world.open_sessions -= not self.closed
@@ -106,4 +126,6 @@ class Parrot:
         finished = bool(rng.integers(3))
         ids = ids if finished else ids[:-1]
         numbers = rng.random(len(ids)).astype(np.float32)
-        return Completion(ids, -numbers, numbers if self.entropies else None, weight_version=3, finished=finished)
+        return Completion(
+            ids, -numbers, numbers if self.entropies else None, weight_version=3, finished=finished
+        )

@@ -1,4 +1,5 @@
-"""Two real SGLang servers on this machine's CPU, started once for all tests that need them, and a trainer's model beside them."""
+"""Two real SGLang servers on this machine's CPU, started once for all tests that need them, and a trainer's
+model beside them."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def recipe_for_servers(**rollout: object) -> Recipe:
             "rollout": {
                 "engine": "sglang",
                 "fleet": fleet,
-                # A stop string makes the servers load the tokenizer; engines of single tests ask for it or not.
+                # A stop string makes the servers load the tokenizer; engines of single tests ask for it or
+                # not.
                 "stop": [STOP],
                 "max_prompt_tokens": 512,
                 "max_response_tokens": 400,
@@ -70,8 +72,14 @@ class Site:
         self.original = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.chat = ChatFormat(self.tokenizer)
         self.folder, self.version = folder, 100
-        self.serving = Serving(self.recipe, self.loop, folder, self.model.config, self.tokenizer, weights_of(self.model), 1 << 30)
-        self.fleet, self.engine, self.publisher = self.serving.fleet, self.serving.engine, self.serving.publisher
+        self.serving = Serving(
+            self.recipe, self.loop, folder, self.model.config, self.tokenizer, weights_of(self.model), 1 << 30
+        )
+        self.fleet, self.engine, self.publisher = (
+            self.serving.fleet,
+            self.serving.engine,
+            self.serving.publisher,
+        )
         self.key = self.fleet._key or ""
         self.key_file = folder / "key"
         """For whoever names these servers by their addresses."""
@@ -135,13 +143,18 @@ class Site:
     def only(self, server: Server, prompt: Ids, count: int = 8) -> tuple[list[int], list[float]]:
         """Greedy ids and log-probs of one certain server."""
         sampling = {"temperature": 0, "max_new_tokens": count, "ignore_eos": True}
-        piece = self.loop.run(server.http.generate(f"only-{server.index}-{self.version}", prompt, sampling, 120.0))
+        piece = self.loop.run(
+            server.http.generate(f"only-{server.index}-{self.version}", prompt, sampling, 120.0)
+        )
         return piece.ids.tolist(), piece.logprobs.tolist()
 
 
 @torch.no_grad()
-def reference_logprobs(model: PreTrainedModel, prompt: Ids, response: Ids, temperature: float = 1.0) -> Floats:
-    """float64[len(response)] of transformers' own forward pass, in float64: its rounding is not added to the server's."""
+def reference_logprobs(
+    model: PreTrainedModel, prompt: Ids, response: Ids, temperature: float = 1.0
+) -> Floats:
+    """float64[len(response)] of transformers' own forward pass, in float64: its rounding is not added to the
+    server's."""
     ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))
     logits = copy.deepcopy(model).double()(ids[None]).logits[0, len(prompt) - 1 : -1] / temperature
     return torch.log_softmax(logits, -1).gather(1, ids[len(prompt) :, None])[:, 0].numpy()
@@ -150,4 +163,6 @@ def reference_logprobs(model: PreTrainedModel, prompt: Ids, response: Ids, tempe
 @torch.no_grad()
 def reference_greedy(model: PreTrainedModel, prompt: Ids, count: int) -> list[int]:
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
-    return model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0, len(prompt) :].tolist()
+    return model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[
+        0, len(prompt) :
+    ].tolist()

@@ -1,4 +1,5 @@
-"""The benchmark of scheduling measures what it says: the same episodes under both schedules, in a time that no machine changes."""
+"""The benchmark of scheduling measures what it says: the same episodes under both schedules, in a time that
+no machine changes."""
 
 from __future__ import annotations
 

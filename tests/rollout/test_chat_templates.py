@@ -1,4 +1,5 @@
-"""Chat templates of models that think: what they make of a prompt and a transition, how answers to them are read, and what is said of faulty ones."""
+"""Chat templates of models that think: what they make of a prompt and a transition, how answers to them are
+read, and what is said of faulty ones."""
 
 from __future__ import annotations
 
@@ -37,10 +38,16 @@ def text(tokenizer: PreTrainedTokenizerBase, *parts: np.ndarray) -> str:
 @EACH
 def test_the_prompt_is_the_template_s(name: str) -> None:
     tokenizer = thinker(TEMPLATES[name])
-    before = "<|im_start|>system\nIt is Friday, 26 July 2024, 00:00:00 (26 Jul 2024; 2024-07-26).<|im_end|>\n" if name == "clock" else ""
+    before = (
+        "<|im_start|>system\nIt is Friday, 26 July 2024, 00:00:00 (26 Jul 2024; 2024-07-26).<|im_end|>\n"
+        if name == "clock"
+        else ""
+    )
     after = "<think>\n" if name == "opens" else ""
     prompt = ChatFormat(tokenizer).prompt([{"role": "user", "content": ASKED}])
-    assert text(tokenizer, prompt) == f"{before}<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>model\n{after}"
+    assert (
+        text(tokenizer, prompt) == f"{before}<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>model\n{after}"
+    )
 
 
 @EACH
@@ -50,7 +57,13 @@ def test_only_a_prompt_that_ends_in_an_opened_thought_opens_one(name: str) -> No
 
 @pytest.mark.parametrize(
     ("ending", "opens"),
-    [("<think>", True), ("<think> \n\n", True), ("<think>\n\n</think>\n\n", False), ("<think>\nFirst,", False), ("think>", False)],
+    [
+        ("<think>", True),
+        ("<think> \n\n", True),
+        ("<think>\n\n</think>\n\n", False),
+        ("<think>\nFirst,", False),
+        ("think>", False),
+    ],
 )
 def test_a_thought_is_opened_by_the_very_end_of_the_prompt(ending: str, opens: bool) -> None:
     """A template that opens and closes it (thinking switched off) leaves the thought to the response."""
@@ -60,7 +73,9 @@ def test_a_thought_is_opened_by_the_very_end_of_the_prompt(ending: str, opens: b
 
 @EACH
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_transition_is_the_prompt_the_whole_response_and_the_next_user_s_turn(name: str, finished: bool) -> None:
+def test_a_transition_is_the_prompt_the_whole_response_and_the_next_user_s_turn(
+    name: str, finished: bool
+) -> None:
     """The thought stays in its place, whatever the template makes of the thoughts of earlier turns."""
     tokenizer = thinker(TEMPLATES[name])
     chat = ChatFormat(tokenizer)
@@ -75,14 +90,17 @@ def test_a_transition_is_the_prompt_the_whole_response_and_the_next_user_s_turn(
 
 @EACH
 def test_an_answer_that_is_cloned_is_read_back_as_it_was_meant(name: str) -> None:
-    """With and without a thought of its own; in an opened thought it has one opening tag with the prompt's, and one closing tag."""
+    """With and without a thought of its own; in an opened thought it has one opening tag with the prompt's,
+    and one closing tag."""
     tokenizer = thinker(TEMPLATES[name])
     chat = ChatFormat(tokenizer)
     prompt = chat.prompt([{"role": "user", "content": ASKED}])
     for answer in (f"<think>{SAID}", f"\n <think>{SAID}", "look"):
         said = text(tokenizer, prompt, chat.answer(answer)).split("<|im_start|>model\n")[1]
         thinks = name == "opens" or "<think>" in answer
-        assert (said.count("<think>"), said.count("</think>")) == (thinks, thinks) and said.endswith(f"{answer[-6:].strip()}<|im_end|>")
+        assert (said.count("<think>"), said.count("</think>")) == (thinks, thinks) and said.endswith(
+            f"{answer[-6:].strip()}<|im_end|>"
+        )
         view = World(style="paper" if "<think>" in answer else "compact").view(World().tasks("train")[0], 0)
         view.start(asyncio.run(asyncio.run(World().open(World().tasks("train")[0], 1))[0].reset()))
         assert view.parse(chat.decode(chat.answer(answer)), chat.opens_thought) == ("look", True)
@@ -111,7 +129,9 @@ class TestPlay:
         def leave(self, episode: int) -> None: ...
 
         async def generate(self, request: GenerationRequest) -> Completion:
-            return Completion(self._ids, np.zeros(len(self._ids), np.float32), None, weight_version=0, finished=True)
+            return Completion(
+                self._ids, np.zeros(len(self._ids), np.float32), None, weight_version=0, finished=True
+            )
 
     def valid(self, chat: ChatFormat, response: str, style: str = "paper") -> set[bool]:
         world = World(style=style, max_steps=2)
@@ -120,7 +140,8 @@ class TestPlay:
         groups, _ = asyncio.run(collector.collect(world.tasks("train")[:1], 2, 0))
         played = [t for g in groups for e in g.episodes for t in e.transitions]
         assert len(played) == 4 and all(t.response_ids.tolist() == ids.tolist() for t in played)
-        # The action was carried out in any case: the desk answers "Nothing happens." to what it does not know.
+        # The action was carried out in any case: the desk answers "Nothing happens." to what it does not
+        # know.
         assert all("Nothing" not in chat.decode(t.observation_ids) for t in played)
         return {t.valid for t in played}
 
@@ -159,23 +180,42 @@ class TestTheClock:
             seen.append(ChatFormat(tokenizer).prompt(messages).tolist())
             unasked.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
         assert seen[0] == seen[1]
-        assert "2024" in unasked[0] and "2031" in unasked[1], "the library's own answer follows the clock that was moved"
+        assert "2024" in unasked[0] and "2031" in unasked[1], (
+            "the library's own answer follows the clock that was moved"
+        )
 
     def test_stands_at_a_date_as_the_library_would_write_it(self, at: pytest.MonkeyPatch) -> None:
         """All directives, and the whole template to the last blank."""
         self.move(at, FIXED_DATE)
-        known = [c for c in string.ascii_letters if c not in "sEO" and FIXED_DATE.strftime(f"%{c}") not in (f"%{c}", "")]
+        known = [
+            c
+            for c in string.ascii_letters
+            if c not in "sEO" and FIXED_DATE.strftime(f"%{c}") not in (f"%{c}", "")
+        ]
         directives = [f"%{c}" for c in known] + ["%-d", "%%", "%d%%"]
         assert len(directives) > 30
         asked = "".join("{{ strftime_now('" + d + "') }}|" for d in directives)
-        for template in (CLOCK, f"  {{% if true %}}\n{asked}{{% endif %}}{OPENS}", f"\n\n {asked}{STRIPS}", f"{{# #}}\n{asked}{NO_SYSTEM}"):
+        for template in (
+            CLOCK,
+            f"  {{% if true %}}\n{asked}{{% endif %}}{OPENS}",
+            f"\n\n {asked}{STRIPS}",
+            f"{{# #}}\n{asked}{NO_SYSTEM}",
+        ):
             tokenizer = thinker(template)
-            own = str(tokenizer.apply_chat_template([{"role": "user", "content": ASKED}], tokenize=False, add_generation_prompt=True))
+            own = str(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": ASKED}], tokenize=False, add_generation_prompt=True
+                )
+            )
             assert text(tokenizer, ChatFormat(tokenizer).prompt([{"role": "user", "content": ASKED}])) == own
 
     def test_is_given_as_llama_3_s_date_string(self) -> None:
-        dated = "{%- if not date_string is defined %}{%- set date_string = 'none' %}{%- endif %}{{ date_string }}"
-        assert "26 Jul 2024" in text(thinker(""), ChatFormat(thinker(dated + NO_SYSTEM)).prompt([{"role": "user", "content": ASKED}]))
+        dated = (
+            "{%- if not date_string is defined %}{%- set date_string = 'none' %}{%- endif %}{{ date_string }}"
+        )
+        assert "26 Jul 2024" in text(
+            thinker(""), ChatFormat(thinker(dated + NO_SYSTEM)).prompt([{"role": "user", "content": ASKED}])
+        )
 
 
 class TestFaultyTemplates:
@@ -184,7 +224,10 @@ class TestFaultyTemplates:
         [
             ("{% for m in messages %}\n{{ m.content }", r"\(line 2\): TemplateSyntaxError: "),
             ("{{ strftime_now('%d') }}\n\n{% if %}", r"\(line 3\): TemplateSyntaxError: "),
-            ("{% for m in messages %}\n{{ m.nothing.at_all }}{% endfor %}", r"\(line 2\): UndefinedError: .*'nothing'"),
+            (
+                "{% for m in messages %}\n{{ m.nothing.at_all }}{% endfor %}",
+                r"\(line 2\): UndefinedError: .*'nothing'",
+            ),
             ("{{ strftime_now('%d') }}\n{{ messages[0].content + 1 }}", r"\(line 2\): TypeError: "),
             ("{{ raise_exception('only for\ntools') }}", r"\(line 1\): TemplateError: only for tools"),
             ("{{ 1 // 0 }}", r"\(line 1\): ZeroDivisionError"),
@@ -192,7 +235,9 @@ class TestFaultyTemplates:
             ("{{ messages.append(1) }}", r"\(line 1\): SecurityError: "),
         ],
     )
-    def test_get_one_line_with_the_key_the_folder_and_the_template_s_line(self, template: str, said: str) -> None:
+    def test_get_one_line_with_the_key_the_folder_and_the_template_s_line(
+        self, template: str, said: str
+    ) -> None:
         tokenizer = thinker(template)
         tokenizer.name_or_path = "models/x"
         start = r"model\.tokenizer: the chat template of the tokenizer in 'models/x' cannot be rendered "
@@ -201,21 +246,26 @@ class TestFaultyTemplates:
         assert "\n" not in str(caught.value) and caught.value.__suppress_context__
 
     def test_are_refused_too_when_a_prompt_alone_shows_it(self) -> None:
-        chat = ChatFormat(thinker("{{ messages[0].content[4:].missing.x if messages[0].content == 'odd' }}" + OPENS))
+        chat = ChatFormat(
+            thinker("{{ messages[0].content[4:].missing.x if messages[0].content == 'odd' }}" + OPENS)
+        )
         with pytest.raises(DataError, match=r"cannot be rendered \(line 1\): UndefinedError"):
             chat.prompt([{"role": "user", "content": "odd"}])
 
     def test_that_are_several_without_a_default(self) -> None:
         tokenizer = thinker("")
         tokenizer.chat_template = {"a": OPENS, "b": STRIPS}  # type: ignore[assignment]
-        with pytest.raises(DataError, match=r"model\.path: the chat template of the tokenizer in '' cannot be chosen: "):
+        with pytest.raises(
+            DataError, match=r"model\.path: the chat template of the tokenizer in '' cannot be chosen: "
+        ):
             ChatFormat(tokenizer)
         tokenizer.chat_template = {"a": OPENS, "default": STRIPS}  # type: ignore[assignment]
         assert not ChatFormat(tokenizer).opens_thought
 
     def test_that_end_a_turn_otherwise_than_generation_ends(self) -> None:
         said = (
-            r"model\.path: .* does not end a turn with the tokenizer's eos token '<\|im_end\|>': after an answer comes '<\|end\|>\\n"
+            r"model\.path: .* does not end a turn with the tokenizer's eos token '<\|im_end\|>': after an "
+            r"answer comes '<\|end\|>\\n"
             r".*; set eos_token in the folder's tokenizer_config\.json"
         )
         with pytest.raises(DataError, match=said):
@@ -226,7 +276,9 @@ class TestFaultyTemplates:
         with pytest.raises(DataError, match="TemplateError: System role not supported"):
             chat.prompt([{"role": "system", "content": "x"}, {"role": "user", "content": ASKED}])
 
-    def test_a_vocabulary_that_cannot_close_the_thought_is_told_of(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_vocabulary_that_cannot_close_the_thought_is_told_of(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         from tests.rollout.test_chat import word_level
 
         tokenizer = word_level()
@@ -237,4 +289,7 @@ class TestFaultyTemplates:
                 ChatFormat(tokenizer)
             ChatFormat(thinker(OPENS))
         (record,) = caplog.records
-        assert "opens a thought, and it cannot spell </think>: every action will count as invalid" in record.message
+        assert (
+            "opens a thought, and it cannot spell </think>: every action will count as invalid"
+            in record.message
+        )

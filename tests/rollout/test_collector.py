@@ -1,4 +1,5 @@
-"""The collector: what it records, what its seeds depend on, and what happens when environments break or prompts do not fit."""
+"""The collector: what it records, what its seeds depend on, and what happens when environments break or
+prompts do not fit."""
 
 from __future__ import annotations
 
@@ -30,10 +31,21 @@ from tests.rollout.desks import CHAT, SETTINGS, TOKENIZER, Delay, Desk, Parrot, 
 
 
 def collect(
-    world: World, engine: Any, settings: PlaySettings = SETTINGS, *, tasks: int = 3, members: int = 4, index: int = 2, first_group: int = 0
+    world: World,
+    engine: Any,
+    settings: PlaySettings = SETTINGS,
+    *,
+    tasks: int = 3,
+    members: int = 4,
+    index: int = 2,
+    first_group: int = 0,
 ) -> tuple[list[Group], CollectStats]:
     chosen = world.tasks("train")[:tasks]
-    return asyncio.run(asyncio.wait_for(Collector(world, engine, CHAT, settings).collect(chosen, members, index, first_group), 60))
+    return asyncio.run(
+        asyncio.wait_for(
+            Collector(world, engine, CHAT, settings).collect(chosen, members, index, first_group), 60
+        )
+    )
 
 
 def facts(groups: Sequence[Group]) -> list[Any]:
@@ -42,8 +54,20 @@ def facts(groups: Sequence[Group]) -> list[Any]:
     def of(episode: Episode) -> Any:
         arrays = ("prompt_ids", "response_ids", "response_logprobs", "bridge_ids", "observation_ids")
         plain = ("group", "episode", "step", "reward", "valid", "anchor", "weight_version")
-        steps = [[getattr(t, name).tolist() for name in arrays] + [getattr(t, name) for name in plain] for t in episode.transitions]
-        return (episode.index, episode.group, episode.task_id, episode.seed, episode.success, episode.score, episode.failed_by_environment, steps)
+        steps = [
+            [getattr(t, name).tolist() for name in arrays] + [getattr(t, name) for name in plain]
+            for t in episode.transitions
+        ]
+        return (
+            episode.index,
+            episode.group,
+            episode.task_id,
+            episode.seed,
+            episode.success,
+            episode.score,
+            episode.failed_by_environment,
+            steps,
+        )
 
     return [(g.index, g.task_id, g.task_type, [of(e) for e in g.episodes]) for g in groups]
 
@@ -62,13 +86,24 @@ class TestWhatIsRecorded:
                 state = asyncio.run(desk.reset())
                 view.start(state)
                 for number, t in enumerate(episode.transitions):
-                    assert not state.done and (t.group, t.episode, t.step, t.weight_version) == (group.index, episode.index, number, 3)
+                    assert not state.done and (t.group, t.episode, t.step, t.weight_version) == (
+                        group.index,
+                        episode.index,
+                        number,
+                        3,
+                    )
                     assert t.prompt_ids.tolist() == CHAT.prompt(view.messages()).tolist()
                     assert (t.anchor, t.admissible) == (view.anchor(), state.admissible)
                     said = engine.answer(request_of(engine, episode, number))
-                    assert t.response_ids.tolist() == said.ids.tolist() and t.response_logprobs.tolist() == said.logprobs.tolist()
+                    assert (
+                        t.response_ids.tolist() == said.ids.tolist()
+                        and t.response_logprobs.tolist() == said.logprobs.tolist()
+                    )
                     assert t.bridge_ids.tolist() == CHAT.bridge(said.finished).tolist()
-                    assert said.entropies is not None and stats.entropies[episode.index, number].tolist() == said.entropies.tolist()
+                    assert (
+                        said.entropies is not None
+                        and stats.entropies[episode.index, number].tolist() == said.entropies.tolist()
+                    )
                     action, valid = view.parse(CHAT.decode(t.response_ids))
                     state = asyncio.run(desk.step(action))
                     view.observe(action, state)
@@ -77,12 +112,17 @@ class TestWhatIsRecorded:
                     steps += 1
                 assert state.done and (episode.success, episode.score) == (state.success, state.score)
                 assert episode.episode_return == 10.0 * episode.success
-        assert [g.index for g in groups] == [5, 6, 7] and stats.environment_steps == steps == len(stats.entropies)
+        assert [g.index for g in groups] == [5, 6, 7] and stats.environment_steps == steps == len(
+            stats.entropies
+        )
         played = [t for g in groups for e in g.episodes for t in e.transitions]
         assert stats.generated_tokens == sum(len(t.response_ids) for t in played)
         assert stats.prompt_tokens == sum(len(t.prompt_ids) for t in played)
-        assert {t.valid for t in played} == ({True, False} if style == "compact" else {False})  # SAYINGS have no tags
-        assert {r.temperature for r in engine.requests} == {0.8} and {r.max_tokens for r in engine.requests} == {12}
+        # SAYINGS have no tags
+        assert {t.valid for t in played} == ({True, False} if style == "compact" else {False})
+        assert {r.temperature for r in engine.requests} == {0.8} and {
+            r.max_tokens for r in engine.requests
+        } == {12}
 
     def test_has_no_entropies_where_the_engine_cannot_say(self) -> None:
         assert collect(World(), Parrot(entropies=False))[1].entropies == {}
@@ -90,7 +130,12 @@ class TestWhatIsRecorded:
     def test_counts_observations_that_were_cut(self) -> None:
         groups, stats = collect(World(), Parrot(), replace(SETTINGS, max_observation_tokens=5))
         cut = sum(len(t.observation_ids) == 5 for g in groups for e in g.episodes for t in e.transitions)
-        assert stats.truncated_observations == sum(e.truncated_observations for g in groups for e in g.episodes) == cut > 0
+        assert (
+            stats.truncated_observations
+            == sum(e.truncated_observations for g in groups for e in g.episodes)
+            == cut
+            > 0
+        )
         assert max(len(t.observation_ids) for g in groups for e in g.episodes for t in e.transitions) == 5
 
     def test_tells_the_engine_of_all_episodes_before_the_first_request_and_of_each_end(self) -> None:
@@ -101,7 +146,11 @@ class TestWhatIsRecorded:
 
 
 def request_of(engine: Parrot, episode: Episode, step: int) -> GenerationRequest:
-    [found] = [r for r in engine.requests if r.episode == episode.index and r.seed == derive_seed(episode.seed, "turn", step)]
+    [found] = [
+        r
+        for r in engine.requests
+        if r.episode == episode.index and r.seed == derive_seed(episode.seed, "turn", step)
+    ]
     return found
 
 
@@ -112,7 +161,9 @@ class TestSeeds:
         for group in groups:
             for member, episode in enumerate(group.episodes):
                 assert episode.seed == derive_seed(7, "train", 9, group.index, member)
-                expected = {derive_seed(episode.seed, "turn", step) for step in range(len(episode.transitions))}
+                expected = {
+                    derive_seed(episode.seed, "turn", step) for step in range(len(episode.transitions))
+                }
                 assert {r.seed for r in engine.requests if r.episode == episode.index} == expected
         assert len({r.seed for r in engine.requests}) == len(engine.requests)
 
@@ -129,26 +180,40 @@ class TestSeeds:
         """So that data-parallel leaders may each play a share."""
         whole = facts(collect(World(), Parrot())[0])
         world, engine = World(), Parrot()
-        part = asyncio.run(Collector(world, engine, CHAT, SETTINGS).collect(world.tasks("train")[1:3], 4, 2, first_group=1))[0]
+        part = asyncio.run(
+            Collector(world, engine, CHAT, SETTINGS).collect(world.tasks("train")[1:3], 4, 2, first_group=1)
+        )[0]
         assert facts(part) == whole[1:]
 
     @pytest.mark.parametrize(
-        "other", [{"index": 3}, {"first_group": 1}, {"settings": replace(SETTINGS, run_seed=8)}, {"settings": replace(SETTINGS, purpose="eval")}]
+        "other",
+        [
+            {"index": 3},
+            {"first_group": 1},
+            {"settings": replace(SETTINGS, run_seed=8)},
+            {"settings": replace(SETTINGS, purpose="eval")},
+        ],
     )
     def test_make_other_episodes_for_another_run_purpose_or_index(self, other: dict[str, Any]) -> None:
-        seeds = [{e.seed for g in collect(World(), Parrot(), **options)[0] for e in g.episodes} for options in ({}, other)]
+        seeds = [
+            {e.seed for g in collect(World(), Parrot(), **options)[0] for e in g.episodes}
+            for options in ({}, other)
+        ]
         overlap = 8 if "first_group" in other else 0  # groups 1 and 2 are the same ones
         assert len(seeds[0] & seeds[1]) == overlap
 
 
 class TestAsynchrony:
     def engine(self, batching: str) -> LocalEngine:
-        model = build_tiny(TinyModel(hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=16), TOKENIZER, seed=0)
+        model = build_tiny(
+            TinyModel(hidden_size=16, layers=1, heads=2, kv_heads=1, intermediate_size=16), TOKENIZER, seed=0
+        )
         use_packed_attention(model)
         return LocalEngine(model, TOKENIZER, RolloutSection(batching=batching, max_batch=16))  # type: ignore[arg-type]
 
     def order(self, batching: str) -> list[tuple[str, int, int]]:
-        """The order in which environments took their steps, when one of six takes half a second for its second."""
+        """The order in which environments took their steps, when one of six takes half a second for its
+        second."""
         world = World(max_steps=3)
         slow = Task("t0", "", "1")
 
@@ -172,7 +237,9 @@ class TestAsynchrony:
         events = self.order("eager")
         late = events.index(("t0", 0, 2))
         assert all(step == 3 or (task, member) == ("t0", 0) for task, member, step in events[late + 1 :])
-        assert {(t, m) for t, m, s in events[:late] if s == 3} == {(t, m) for t in ("t0", "t1", "t2") for m in (0, 1)} - {("t0", 0)}
+        assert {(t, m) for t, m, s in events[:late] if s == 3} == {
+            (t, m) for t in ("t0", "t1", "t2") for m in (0, 1)
+        } - {("t0", 0)}
 
     def test_what_was_published_is_what_transitions_carry(self) -> None:
         engine = self.engine("deterministic")
@@ -194,7 +261,9 @@ class TestAsynchrony:
 
 
 class TestFailures:
-    def test_of_environments_are_counted_told_and_left_out_of_training(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_of_environments_are_counted_told_and_left_out_of_training(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         world, engine = World(broken=[("t0", None, 0), ("t1", 2, 2), ("t2", 0, 1)]), Parrot()
         with caplog.at_level(logging.WARNING):
             groups, stats = collect(world, engine)
@@ -204,7 +273,11 @@ class TestFailures:
         assert engine.joined == set() and world.open_sessions == 0
         assert "t0: it does not load" in caplog.text and "t1: it broke" in caplog.text
         pool = Pool.from_groups(groups)
-        assert len(pool.episodes) == 6 and pool.num_groups == 2 and all(not e.failed_by_environment for e in pool.episodes)
+        assert (
+            len(pool.episodes) == 6
+            and pool.num_groups == 2
+            and all(not e.failed_by_environment for e in pool.episodes)
+        )
         # The others played as if nothing had happened.
         whole = facts(collect(World(), Parrot())[0])
         for g, group in enumerate(facts(groups)):
@@ -248,15 +321,24 @@ class TestPromptsThatDoNotFit:
         limit = self.longest(groups) - 1
         groups, stats = collect(World(style=style), Parrot(), replace(roomy, max_prompt_tokens=limit))
         assert self.longest(groups) <= limit
-        assert 0 < stats.truncated_prompts == sum(e.truncated_prompts for g in groups for e in g.episodes) < stats.environment_steps
+        assert (
+            0
+            < stats.truncated_prompts
+            == sum(e.truncated_prompts for g in groups for e in g.episodes)
+            < stats.environment_steps
+        )
 
-    def test_end_their_episode_as_a_failure_once_no_history_is_left_and_the_others_go_on(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_end_their_episode_as_a_failure_once_no_history_is_left_and_the_others_go_on(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         class Talkative(World):
             """One desk of episode 6 has very much to say."""
 
             async def open(self, task: Task, members: int) -> Sequence[Desk]:
                 desks = await super().open(task, members)
-                return [Long(self, task, d.member) if (task.task_id, d.member) == ("t1", 2) else d for d in desks]
+                return [
+                    Long(self, task, d.member) if (task.task_id, d.member) == ("t1", 2) else d for d in desks
+                ]
 
         class Long(Desk):
             async def step(self, action: str) -> EnvironmentState:
@@ -269,11 +351,21 @@ class TestPromptsThatDoNotFit:
         with caplog.at_level(logging.WARNING):
             groups, stats = collect(world, engine, settings)
         cut = groups[1].episodes[2]
-        assert (len(cut.transitions), cut.success, cut.score, cut.failed_by_environment) == (2, False, 0.0, False)
+        assert (len(cut.transitions), cut.success, cut.score, cut.failed_by_environment) == (
+            2,
+            False,
+            0.0,
+            False,
+        )
         assert stats.overlong_prompts == stats.metrics()["rollout/overlong_prompts"] == 1
-        assert "t1 needs a prompt of" in caplog.text and "at step 3 even without history, and rollout.max_prompt_tokens is 200" in caplog.text
+        assert (
+            "t1 needs a prompt of" in caplog.text
+            and "at step 3 even without history, and rollout.max_prompt_tokens is 200" in caplog.text
+        )
         assert engine.joined == set() and world.open_sessions == 0
-        assert [e for g in facts(groups) for e in g[3] if e[0] != 6] == [e for g in whole for e in g[3] if e[0] != 6]
+        assert [e for g in facts(groups) for e in g[3] if e[0] != 6] == [
+            e for g in whole for e in g[3] if e[0] != 6
+        ]
         assert cut in Pool.from_groups(groups).episodes, "what it did before is trained on, as a failure"
 
     def test_leave_nothing_to_train_on_where_no_first_one_fits(self) -> None:
@@ -287,13 +379,19 @@ Played = tuple[list[Any], list[Any]]
 
 
 def played(tasks: Sequence[Task], workers: int, batching: str = "deterministic") -> Played:
-    """What was recorded in updates 1 and 2, with the shipped policy, the in-process engine and worker processes."""
+    """What was recorded in updates 1 and 2, with the shipped policy, the in-process engine and worker
+    processes."""
     recipe = parse_recipe(
         {
             "seed": 3,
             "env": {"prompt": "compact", "max_steps": 6, "workers": workers},
             "model": {"path": "warm-start", "device": "cpu"},
-            "rollout": {"max_prompt_tokens": 512, "max_response_tokens": 12, "batching": batching, "max_batch": 5},
+            "rollout": {
+                "max_prompt_tokens": 512,
+                "max_response_tokens": 12,
+                "batching": batching,
+                "max_batch": 5,
+            },
         }
     )
     with EventLoop() as runner, Machinery(recipe, runner) as machinery:
@@ -322,14 +420,21 @@ class TestRealEnvironments:
     def one_worker(self, tasks: list[Task]) -> Played:
         return played(tasks, workers=1)
 
-    def test_play_the_same_episodes_on_one_worker_and_on_four(self, tasks: list[Task], one_worker: Played) -> None:
+    def test_play_the_same_episodes_on_one_worker_and_on_four(
+        self, tasks: list[Task], one_worker: Played
+    ) -> None:
         assert played(tasks, workers=4) == one_worker
         assert one_worker[0] != one_worker[1], "another update plays otherwise"
         steps = steps_of(one_worker[0])
         assert len(steps) > 30 and len({str(step[1]) for step in steps}) > 10
 
-    def test_sample_the_same_answers_when_batches_do_depend_on_time(self, tasks: list[Task], one_worker: Played) -> None:
-        """Seeds belong to turns, so only the last bits of log-probs may differ; ids do not, unless a draw falls between those bits."""
+    def test_sample_the_same_answers_when_batches_do_depend_on_time(
+        self, tasks: list[Task], one_worker: Played
+    ) -> None:
+        """Seeds belong to turns, so only the last bits of log-probs may differ; ids do not, unless a draw
+        falls between those bits."""
         eager = played(tasks, 2, "eager")
         for update in (0, 1):
-            assert [step[1] for step in steps_of(eager[update])] == [step[1] for step in steps_of(one_worker[update])]
+            assert [step[1] for step in steps_of(eager[update])] == [
+                step[1] for step in steps_of(one_worker[update])
+            ]

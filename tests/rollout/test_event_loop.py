@@ -1,4 +1,5 @@
-"""The event loop of a run goes on while the trainer computes, cleans up, and hands work back to the trainer's thread."""
+"""The event loop of a run goes on while the trainer computes, cleans up, and hands work back to the trainer's
+thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Servers that die, hang, come late or miss a version: what is played is whole, and played with the current weights."""
+"""Servers that die, hang, come late or miss a version: what is played is whole, and played with the current
+weights."""
 
 from __future__ import annotations
 
@@ -27,15 +28,28 @@ from tests.rollout.desks import World
 from tests.rollout.site import PATIENCE_S, Site
 
 GROUPS, MEMBERS, STEPS = 6, 4, 12
-SETTINGS = PlaySettings(run_seed=7, purpose="train", temperature=1.0, max_prompt_tokens=512, max_response_tokens=12, max_observation_tokens=64)
+SETTINGS = PlaySettings(
+    run_seed=7,
+    purpose="train",
+    temperature=1.0,
+    max_prompt_tokens=512,
+    max_response_tokens=12,
+    max_observation_tokens=64,
+)
 
 
-def collect_and(site: Site, disturbances: dict[int, Callable[[], None]]) -> tuple[list[Group], CollectStats, World]:
+def collect_and(
+    site: Site, disturbances: dict[int, Callable[[], None]]
+) -> tuple[list[Group], CollectStats, World]:
     """Play groups of desks with the real servers, and disturb them after so many environment steps."""
     world = World(max_steps=STEPS)
 
     async def play() -> tuple[list[Group], CollectStats]:
-        played = asyncio.create_task(Collector(world, site.engine, site.chat, SETTINGS).collect(world.tasks("train")[:GROUPS], MEMBERS, 0))
+        played = asyncio.create_task(
+            Collector(world, site.engine, site.chat, SETTINGS).collect(
+                world.tasks("train")[:GROUPS], MEMBERS, 0
+            )
+        )
         for after, disturb in disturbances.items():
             while len(world.events) < after and not played.done():
                 await asyncio.sleep(0.005)
@@ -48,14 +62,19 @@ def collect_and(site: Site, disturbances: dict[int, Callable[[], None]]) -> tupl
 
 
 def assert_complete(groups: list[Group], world: World, version: int) -> None:
-    """Every member of every group is there once, every environment step was taken once, and all with these weights."""
+    """Every member of every group is there once, every environment step was taken once, and all with these
+    weights."""
     assert [len(g.episodes) for g in groups] == [MEMBERS] * GROUPS
     assert sorted(e.index for g in groups for e in g.episodes) == list(range(GROUPS * MEMBERS))
     assert max(Counter(world.events).values()) == 1
-    recorded = {(g.task_id, m, t.step + 1) for g in groups for m, e in enumerate(g.episodes) for t in e.transitions}
+    recorded = {
+        (g.task_id, m, t.step + 1) for g in groups for m, e in enumerate(g.episodes) for t in e.transitions
+    }
     assert recorded == set(world.events)
     for episode in (e for g in groups for e in g.episodes):
-        assert not episode.failed_by_environment and [t.step for t in episode.transitions] == list(range(len(episode.transitions)))
+        assert not episode.failed_by_environment and [t.step for t in episode.transitions] == list(
+            range(len(episode.transitions))
+        )
         assert episode.success or len(episode.transitions) == STEPS
         assert {t.weight_version for t in episode.transitions} == {version}
 
@@ -63,7 +82,9 @@ def assert_complete(groups: list[Group], world: World, version: int) -> None:
 def assert_serve_alike(site: Site) -> None:
     """Both servers: greedy ids, and log-probs up to the last bits (what is cached differs)."""
     [prompt] = site.prompts(1, seed=77)
-    (ids, logprobs), (other_ids, other_logprobs) = (site.only(server, prompt) for server in site.fleet.servers)
+    (ids, logprobs), (other_ids, other_logprobs) = (
+        site.only(server, prompt) for server in site.fleet.servers
+    )
     assert ids == other_ids and np.allclose(logprobs, other_logprobs, rtol=0, atol=1e-5)
 
 
@@ -74,13 +95,21 @@ def pid_of(server: Server) -> int:
 
 class TestInMidCollection:
     def test_a_frozen_and_then_a_dead_server_cost_time_and_nothing_else(self, site: Site) -> None:
-        """The other one plays on while the first is frozen and nobody knows; once it is killed, all turns wait for servers that come back."""
+        """The other one plays on while the first is frozen and nobody knows; once it is killed, all turns
+        wait for servers that come back."""
         pids = [pid_of(server) for server in site.fleet.servers]
-        disturbances = {30: lambda: os.killpg(pids[0], signal.SIGSTOP), 60: lambda: os.killpg(pids[1], signal.SIGKILL)}
+        disturbances = {
+            30: lambda: os.killpg(pids[0], signal.SIGSTOP),
+            60: lambda: os.killpg(pids[1], signal.SIGKILL),
+        }
         groups, _, world = collect_and(site, disturbances)
         assert_complete(groups, world, site.version)
         metrics = site.fleet.drain_metrics()
-        assert metrics["fleet/lost"] == 2 and metrics["fleet/retried_turns"] >= 2 and metrics["fleet/stale_answers"] == 0
+        assert (
+            metrics["fleet/lost"] == 2
+            and metrics["fleet/retried_turns"] >= 2
+            and metrics["fleet/stale_answers"] == 0
+        )
         site.all_ready()  # they come back, with the current weights
         for server, pid in zip(site.fleet.servers, pids, strict=True):
             assert pid_of(server) != pid and not _alive(pid)
@@ -89,8 +118,11 @@ class TestInMidCollection:
 
 
 class TestAtPublication:
-    def test_a_dead_server_is_done_without_and_one_that_missed_a_version_never_plays(self, site: Site) -> None:
-        """By broadcast: the group is made anew without it, and it gets the weights when it is back, though no publication is due."""
+    def test_a_dead_server_is_done_without_and_one_that_missed_a_version_never_plays(
+        self, site: Site
+    ) -> None:
+        """By broadcast: the group is made anew without it, and it gets the weights when it is back, though no
+        publication is due."""
         victim, other = site.fleet.servers
         site.take("broadcast")
         site.change_weights(31)
@@ -99,7 +131,10 @@ class TestAtPublication:
         site.change_weights(32)
         version = site.publish()
         assert site.fleet.version == other.version == version and victim.state != "ready"
-        requests = [GenerationRequest(i, p, seed=i, temperature=1.0, max_tokens=8) for i, p in enumerate(site.prompts(16))]
+        requests = [
+            GenerationRequest(i, p, seed=i, temperature=1.0, max_tokens=8)
+            for i, p in enumerate(site.prompts(16))
+        ]
         assert {t.weight_version for t in site.play(requests)} == {version}
         assert victim.in_flight == 0 and victim.version is None
         metrics = site.fleet.drain_metrics()
@@ -108,10 +143,15 @@ class TestAtPublication:
         assert victim.version == version
         assert_serve_alike(site)
 
-    def test_a_server_that_is_killed_in_mid_transfer_is_named_in_time_and_comes_back(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
-        """By broadcast, half of the tensors on their way. Whoever publishes to its old address then, by any path, is told so at once, too."""
+    def test_a_server_that_is_killed_in_mid_transfer_is_named_in_time_and_comes_back(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """By broadcast, half of the tensors on their way. Whoever publishes to its old address then, by any
+        path, is told so at once, too."""
         victim, other = site.fleet.servers
-        dead = Server(9, "the dead server", client=ServerClient("the dead server", victim.http.url, victim.http._http))
+        dead = Server(
+            9, "the dead server", client=ServerClient("the dead server", victim.http.url, victim.http._http)
+        )
         site.take("broadcast", bucket_bytes=200_000)
         site.publish()
         whole, name, began = site.publisher._weights, victim.name, list[float]()
@@ -129,24 +169,38 @@ class TestAtPublication:
         site.publisher._weights = whole
         assert len(began) == 2 and began[1] - began[0] < site.recipe.rollout.publish.timeout_s / 2
         assert f"publication of version {version}, attempt 1: {name}: " in caplog.text
-        assert other.state == "ready" and other.version == version and victim.state != "ready" and victim.version is None
+        assert (
+            other.state == "ready"
+            and other.version == version
+            and victim.state != "ready"
+            and victim.version is None
+        )
         for path in ("disk", "tensor", "broadcast"):
             started = time.monotonic()
             with pytest.raises(ServerFault, match=r"^the dead server: "):
-                site.take(path).deliver([dead], Passes(whole, None, WeightSample(1, 1, 1, torch.float32, 1, cpu_checksum)), 1)
+                site.take(path).deliver(
+                    [dead], Passes(whole, None, WeightSample(1, 1, 1, torch.float32, 1, cpu_checksum)), 1
+                )
             assert time.monotonic() - started < site.recipe.rollout.publish.timeout_s / 2
         site.take("broadcast")
         site.all_ready()
         assert victim.version == version
         assert_serve_alike(site)
 
-    def test_a_server_whose_weights_somebody_else_changed_is_found_out_at_its_first_answer(self, site: Site) -> None:
+    def test_a_server_whose_weights_somebody_else_changed_is_found_out_at_its_first_answer(
+        self, site: Site
+    ) -> None:
         victim = site.fleet.servers[1]
-        site.loop.run(victim.http.post("/update_weight_version", {"new_version": "7", "abort_all_requests": False}))
+        site.loop.run(
+            victim.http.post("/update_weight_version", {"new_version": "7", "abort_all_requests": False})
+        )
         folder = site.publisher._path.folder(site.version)  # type: ignore[attr-defined]
         order = {"model_path": str(folder), "load_format": "auto", "weight_version": "7"}
         site.loop.run(victim.http.post("/update_weights_from_disk", order))
-        requests = [GenerationRequest(i, p, seed=i, temperature=1.0, max_tokens=8) for i, p in enumerate(site.prompts(8))]
+        requests = [
+            GenerationRequest(i, p, seed=i, temperature=1.0, max_tokens=8)
+            for i, p in enumerate(site.prompts(8))
+        ]
         assert {t.weight_version for t in site.play(requests)} == {site.version}
         assert site.fleet.drain_metrics()["fleet/stale_answers"] >= 1
 
@@ -159,7 +213,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------------------------- without servers
+# -------------------------------------------------------------------------------------------- without servers
 
 
 class TestRouting:
@@ -195,8 +249,12 @@ class TestRouting:
         [second] = self.chosen(fleet, [5])
         assert second != first and self.chosen(fleet, [5]) == [second]
 
-    @pytest.mark.parametrize(("state", "version"), [("waiting", 3), ("starting", 3), ("gone", 3), ("ready", 2), ("ready", None)])
-    def test_never_uses_a_server_that_is_not_ready_with_the_current_weights(self, state: str, version: int | None) -> None:
+    @pytest.mark.parametrize(
+        ("state", "version"), [("waiting", 3), ("starting", 3), ("gone", 3), ("ready", 2), ("ready", None)]
+    )
+    def test_never_uses_a_server_that_is_not_ready_with_the_current_weights(
+        self, state: str, version: int | None
+    ) -> None:
         fleet = self.fleet()
         fleet.servers[0].state, fleet.servers[0].version = state, version  # type: ignore[assignment]
         assert 0 not in self.chosen(fleet, list(range(12)))
@@ -223,7 +281,9 @@ class TestRouting:
         fleet = self.fleet()
         for server in fleet.servers:
             server.state, server.fault = "gone", "its process ended with status -9"
-        with pytest.raises(FleetError, match="no server is left: http://a: its process ended with status -9; http://b"):
+        with pytest.raises(
+            FleetError, match="no server is left: http://a: its process ended with status -9; http://b"
+        ):
             self.chosen(fleet, [0])
 
     def test_a_request_to_a_lost_server_fails_at_once(self) -> None:

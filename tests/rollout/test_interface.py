@@ -1,4 +1,5 @@
-"""The interface for other trainers plays an episode as an evaluation does: from the same seed, with the same prompts and reading of answers."""
+"""The interface for other trainers plays an episode as an evaluation does: from the same seed, with the same
+prompts and reading of answers."""
 
 from __future__ import annotations
 

@@ -20,18 +20,30 @@ from tests.rollout.test_local_engine import engine_of, packed_model, word_tokeni
 
 
 def engine(name: str = "qwen2 tied", *, conversation: bool = True, **rollout: Any) -> LocalEngine:
-    return LocalEngine(packed_model(name), word_tokenizer(), RolloutSection(**({"max_batch": 4} | rollout)), conversation=conversation)
+    return LocalEngine(
+        packed_model(name),
+        word_tokenizer(),
+        RolloutSection(**({"max_batch": 4} | rollout)),
+        conversation=conversation,
+    )
 
 
-def talk(chosen: LocalEngine, episodes: int = 6, turns: int = 4, *, broken: bool = False) -> list[list[Completion]]:
-    """Conversations of several episodes at once, in which every prompt goes on from the last turn; `broken`: not always."""
+def talk(
+    chosen: LocalEngine, episodes: int = 6, turns: int = 4, *, broken: bool = False
+) -> list[list[Completion]]:
+    """Conversations of several episodes at once, in which every prompt goes on from the last turn; `broken`:
+    not always."""
 
     async def one(episode: int) -> list[Completion]:
         rng = np.random.default_rng(episode)
         prompt, said = rng.integers(2, VOCABULARY, 5 + episode).astype(np.int32), []
         for turn in range(turns):
-            said.append(await chosen.generate(GenerationRequest(episode, prompt, 100 * episode + turn, 1.0, 6)))
-            prompt = np.concatenate([prompt, said[-1].ids, rng.integers(2, VOCABULARY, 1 + (episode + turn) % 7).astype(np.int32)])
+            said.append(
+                await chosen.generate(GenerationRequest(episode, prompt, 100 * episode + turn, 1.0, 6))
+            )
+            prompt = np.concatenate(
+                [prompt, said[-1].ids, rng.integers(2, VOCABULARY, 1 + (episode + turn) % 7).astype(np.int32)]
+            )
             if broken and turn == 1:
                 prompt = np.concatenate([prompt[:3], prompt[6:]])
         chosen.leave(episode)
@@ -63,7 +75,9 @@ def test_the_same_is_sampled_from_fewer_tokens(name: str, batching: str) -> None
     assert ours["rollout/prefill_tokens"] + ours["rollout/kept_tokens"] == theirs["rollout/prefill_tokens"]
     assert ours["rollout/prefill_tokens"] < 0.5 * theirs["rollout/prefill_tokens"]
     assert set(kept.drain_metrics().values()) == {0.0}, "each is told once"
-    assert kept.decoder.prefixes is not None and len(kept.decoder.prefixes) == 0, "an episode that has ended keeps nothing"
+    assert kept.decoder.prefixes is not None and len(kept.decoder.prefixes) == 0, (
+        "an episode that has ended keeps nothing"
+    )
 
 
 def test_every_turn_but_the_first_reads_what_is_new_alone() -> None:
@@ -122,7 +136,11 @@ def test_what_is_kept_is_bounded_and_the_longest_unused_goes_first() -> None:
     ids = np.arange(10, dtype=np.int32)
     for episode in range(3):
         kept.keep(episode, ids, cache, 0)
-    assert [kept.find(episode, np.arange(11, dtype=np.int32)) is not None for episode in range(3)] == [False, True, True]
+    assert [kept.find(episode, np.arange(11, dtype=np.int32)) is not None for episode in range(3)] == [
+        False,
+        True,
+        True,
+    ]
     kept.keep(3, np.arange(26, dtype=np.int32), cache, 0)
     assert len(kept) == 2 and kept.find(1, ids) is None, "a prompt has at least one token that is not known"
     kept.forget(1)

@@ -1,4 +1,5 @@
-"""The key on its way: carried by every call, to nobody but the server, and a wrong one said in a line. A program stands in for the server."""
+"""The key on its way: carried by every call, to nobody but the server, and a wrong one said in a line. A
+program stands in for the server."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ KEY = "the-right-one"
 
 
 class Door(ThreadingHTTPServer):
-    """Open to whoever asks for its health, and to whoever has the key; sends everybody else away, or elsewhere."""
+    """Open to whoever asks for its health, and to whoever has the key; sends everybody else away, or
+    elsewhere."""
 
     def __init__(self, elsewhere: str = "") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -85,13 +87,17 @@ async def every_call(url: str, key: str | None) -> None:
             client.post("/update_weights_from_disk", {}),
         ]
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
-            assert outcome is None or not isinstance(outcome, BaseException) or isinstance(outcome, ServerFault), outcome
+            assert (
+                outcome is None or not isinstance(outcome, BaseException) or isinstance(outcome, ServerFault)
+            ), outcome
 
 
 def test_is_on_every_call() -> None:
     with door() as server:
         asyncio.run(every_call(server.url, KEY))
-        assert len({path for path, _ in server.asked}) == 13 and {key for _, key in server.asked} == {f"Bearer {KEY}"}
+        assert len({path for path, _ in server.asked}) == 13 and {key for _, key in server.asked} == {
+            f"Bearer {KEY}"
+        }
 
 
 def test_is_on_none_where_there_is_none() -> None:
@@ -114,7 +120,9 @@ def test_of_another_server_is_refused_as_such() -> None:
 
     with (
         door() as server,
-        pytest.raises(Locked, match=r"server 3: it does not take this run's key \(/pause_generation: status 401\)") as found,
+        pytest.raises(
+            Locked, match=r"server 3: it does not take this run's key \(/pause_generation: status 401\)"
+        ) as found,
     ):
         asyncio.run(ask(server.url))
     assert "wrong" not in str(found.value)
@@ -134,7 +142,9 @@ def test_that_somebody_elses_server_does_not_take_ends_the_run_at_once(key: str 
 
     with door() as server:
         began = time.monotonic()
-        with pytest.raises(FleetError, match=r"^http://127.*: it does not take this run's key .* rollout\.fleet\.key_file$"):
+        with pytest.raises(
+            FleetError, match=r"^http://127.*: it does not take this run's key .* rollout\.fleet\.key_file$"
+        ):
             asyncio.run(healthy(server.url, key))
         assert time.monotonic() - began < 10
         asyncio.run(healthy(server.url, KEY))

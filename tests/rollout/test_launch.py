@@ -1,4 +1,5 @@
-"""Processes of servers: found, owned, and ended with all that belongs to them. A program stands in for SGLang; the processes are real."""
+"""Processes of servers: found, owned, and ended with all that belongs to them. A program stands in for
+SGLang; the processes are real."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def launch(tmp_path: Path) -> Launch:
     (package / "__init__.py").write_text("")
     (package / "launch_server.py").write_text(STAND_IN)
     environment = {"PYTHONPATH": str(tmp_path / "path"), "CHILD_FILE": str(tmp_path / "child")}
-    return Launch(sys.executable, ("--model-path", "somewhere"), environment, hosts=(), logs=tmp_path, seed=0, gpus=0)
+    return Launch(
+        sys.executable, ("--model-path", "somewhere"), environment, hosts=(), logs=tmp_path, seed=0, gpus=0
+    )
 
 
 def eventually(true: Callable[[], bool], timeout_s: float = 30.0) -> bool:
@@ -103,9 +106,12 @@ class TestAServer:
 
     def test_dies_with_a_trainer_that_is_killed(self, launch: Launch, tmp_path: Path) -> None:
         program = (
-            "import asyncio, sys, time\nfrom pathlib import Path\nfrom paw_hpc.rollout.sglang.process import Launch, ServerProcess\n"
-            f"launch = Launch(sys.executable, {launch.arguments!r}, {launch.environment!r}, (), Path({str(tmp_path)!r}), 0, 0)\n"
-            "async def main():\n    p = await ServerProcess.start(launch, 0, 0)\n    print(p.pid, p.url, flush=True)\n    await asyncio.sleep(600)\n"
+            "import asyncio, sys, time\nfrom pathlib import Path\nfrom paw_hpc.rollout.sglang.process "
+            "import Launch, ServerProcess\n"
+            f"launch = Launch(sys.executable, {launch.arguments!r}, {launch.environment!r}, (), "
+            f"Path({str(tmp_path)!r}), 0, 0)\n"
+            "async def main():\n    p = await ServerProcess.start(launch, 0, 0)\n    print(p.pid, p.url, "
+            "flush=True)\n    await asyncio.sleep(600)\n"
             "asyncio.run(main())\n"
         )
         trainer = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -119,7 +125,9 @@ class TestAServer:
 
     def test_has_a_port_and_a_seed_of_its_own(self, launch: Launch) -> None:
         async def run() -> None:
-            servers = [(await started(launch, index, attempt))[0] for index, attempt in ((0, 1), (1, 1), (0, 2))]
+            servers = [
+                (await started(launch, index, attempt))[0] for index, attempt in ((0, 1), (1, 1), (0, 2))
+            ]
             said = [asked(s.url).split() for s in servers]
             for name in ("--port", "--nccl-port", "--random-seed"):
                 assert len({words[words.index(name) + 1] for words in said}) == 3
@@ -134,43 +142,70 @@ class TestAServer:
             failing = Launch(launch.python, ("--fail",), launch.environment, (), launch.logs, 0, 0)
             process = await ServerProcess.start(failing, 0, 0)
             assert await asyncio.wait_for(process.ended(), 30) == 1
-            assert process.last_words() == "a line before\nthis is why" or process.last_words() == "this is why\na line before"
+            assert (
+                process.last_words() == "a line before\nthis is why"
+                or process.last_words() == "this is why\na line before"
+            )
             await process.end()
 
         asyncio.run(run())
 
-    def test_on_a_node_of_an_allocation_is_started_by_srun(self, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_on_a_node_of_an_allocation_is_started_by_srun(
+        self, launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A stand-in for srun notes its options and runs the rest here. Servers go to the hosts in turn."""
         srun = tmp_path / "bin" / "srun"
         srun.parent.mkdir()
-        srun.write_text(f'#!/bin/sh\nwhile [ "${{1#--}}" != "$1" ]; do echo "$1" >> {tmp_path}/options; shift; done\nexec "$@"\n')
+        srun.write_text(
+            f'#!/bin/sh\nwhile [ "${{1#--}}" != "$1" ]; do echo "$1" >> {tmp_path}/options; shift; '
+            'done\nexec "$@"\n'
+        )
         srun.chmod(0o755)
         monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
-        spread = Launch(launch.python, launch.arguments, launch.environment, ("127.0.0.2", "127.0.0.3"), launch.logs, 0, 0)
+        spread = Launch(
+            launch.python, launch.arguments, launch.environment, ("127.0.0.2", "127.0.0.3"), launch.logs, 0, 0
+        )
 
         async def run() -> None:
             servers = [(await started(spread, index))[0] for index in range(3)]
-            assert [s.url.rpartition(":")[0] for s in servers] == ["http://127.0.0.2", "http://127.0.0.3", "http://127.0.0.2"]
+            assert [s.url.rpartition(":")[0] for s in servers] == [
+                "http://127.0.0.2",
+                "http://127.0.0.3",
+                "http://127.0.0.2",
+            ]
             await asyncio.gather(*(server.end() for server in servers))
             assert not any(asked(server.url) for server in servers)
 
         asyncio.run(run())
         options = (tmp_path / "options").read_text().split()
-        assert [o for o in options if "nodelist" in o] == ["--nodelist=127.0.0.2", "--nodelist=127.0.0.3", "--nodelist=127.0.0.2"]
+        assert [o for o in options if "nodelist" in o] == [
+            "--nodelist=127.0.0.2",
+            "--nodelist=127.0.0.3",
+            "--nodelist=127.0.0.2",
+        ]
         assert options.count("--ntasks=1") == 3
 
-    def test_that_cannot_be_started_at_all_is_an_error(self, launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_that_cannot_be_started_at_all_is_an_error(
+        self, launch: Launch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PATH", "/nonexistent")
         with pytest.raises(OSError, match="srun"):
-            asyncio.run(ServerProcess.start(Launch(launch.python, (), {}, ("node1",), launch.logs, 0, 0), 0, 0))
+            asyncio.run(
+                ServerProcess.start(Launch(launch.python, (), {}, ("node1",), launch.logs, 0, 0), 0, 0)
+            )
 
 
 def command(tmp_path: Path, stop: tuple[str, ...] = (), **fleet: object) -> list[str]:
     recipe: Recipe = parse_recipe(
-        {"model": {"path": "warm-start"}, "rollout": {"engine": "sglang", "stop": stop, "fleet": {"python": sys.executable, **fleet}}}
+        {
+            "model": {"path": "warm-start"},
+            "rollout": {"engine": "sglang", "stop": stop, "fleet": {"python": sys.executable, **fleet}},
+        }
     )
     tokenizer = load_tokenizer(recipe.model)
-    return list(make_launch(recipe, tmp_path, load_model(recipe, tokenizer).config, tokenizer, "0123").arguments)
+    return list(
+        make_launch(recipe, tmp_path, load_model(recipe, tokenizer).config, tokenizer, "0123").arguments
+    )
 
 
 def after(words: list[str], name: str) -> str:
@@ -183,13 +218,28 @@ class TestACommand:
         assert after(words, "--load-format") == "dummy" and "--skip-tokenizer-init" in words
         assert {p.name for p in Path(after(words, "--model-path")).iterdir()} == {"config.json"}
 
-    def test_has_the_tokenizer_where_a_string_may_end_a_turn_and_not_as_a_models(self, tmp_path: Path) -> None:
+    def test_has_the_tokenizer_where_a_string_may_end_a_turn_and_not_as_a_models(
+        self, tmp_path: Path
+    ) -> None:
         words = command(tmp_path, stop=("</action>",), device="cpu")
         folder = Path(after(words, "--tokenizer-path"))
-        assert (folder / "tokenizer.json").is_file() and not (folder / "config.json").exists() and "--skip-tokenizer-init" not in words
+        assert (
+            (folder / "tokenizer.json").is_file()
+            and not (folder / "config.json").exists()
+            and "--skip-tokenizer-init" not in words
+        )
 
     def test_is_for_the_device_it_runs_on(self, tmp_path: Path) -> None:
-        on_cpu, on_gpu = command(tmp_path, device="cpu"), command(tmp_path, device="cuda", tensor_parallel=4, colocated=True, memory_fraction=0.5)
-        assert after(on_cpu, "--attention-backend") == "torch_native" and "--enable-memory-saver" not in on_cpu
-        assert after(on_gpu, "--tp-size") == "4" and after(on_gpu, "--mem-fraction-static") == "0.5" and "--enable-memory-saver" in on_gpu
+        on_cpu, on_gpu = (
+            command(tmp_path, device="cpu"),
+            command(tmp_path, device="cuda", tensor_parallel=4, colocated=True, memory_fraction=0.5),
+        )
+        assert (
+            after(on_cpu, "--attention-backend") == "torch_native" and "--enable-memory-saver" not in on_cpu
+        )
+        assert (
+            after(on_gpu, "--tp-size") == "4"
+            and after(on_gpu, "--mem-fraction-static") == "0.5"
+            and "--enable-memory-saver" in on_gpu
+        )
         assert "--attention-backend" not in on_gpu and "--max-total-tokens" not in on_gpu

@@ -1,4 +1,5 @@
-"""The in-process engine against `transformers.generate`, the trainer's own log-probs, and its own promises about seeds and batches."""
+"""The in-process engine against `transformers.generate`, the trainer's own log-probs, and its own promises
+about seeds and batches."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ from paw_hpc.objective.plan import plan
 from paw_hpc.policy.packed import Packing, hidden_states, use_packed_attention
 from paw_hpc.recipe import RolloutSection
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
-from paw_hpc.rollout.engines.decoder import Decoder, StopStrings, sample
+from paw_hpc.rollout.engines.decoder import Decoder, sample
 from paw_hpc.rollout.engines.local import LocalEngine
+from paw_hpc.rollout.engines.stopping import StopStrings
 from paw_hpc.system.errors import TrainingError
 from tests.factories import random_pool
 from tests.policy.models import MODELS, VOCABULARY, model_folder, policy_from, random_model, word_tokenizer
@@ -36,7 +38,9 @@ def engine_of(model: PreTrainedModel, **rollout: object) -> LocalEngine:
     return LocalEngine(model, word_tokenizer(), RolloutSection(**({"max_batch": 8} | rollout)))  # type: ignore[arg-type]
 
 
-def requests(count: int, *, temperature: float = 1.0, max_tokens: int = 12, seed: int = 0) -> list[GenerationRequest]:
+def requests(
+    count: int, *, temperature: float = 1.0, max_tokens: int = 12, seed: int = 0
+) -> list[GenerationRequest]:
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(2, VOCABULARY, rng.integers(1, 30)).astype(np.int32) for _ in range(count)]
     return [GenerationRequest(i, p, 1000 + i, temperature, max_tokens) for i, p in enumerate(prompts)]
@@ -53,9 +57,16 @@ def test_greedy_ids_are_those_of_transformers(name: str) -> None:
     for r in asked:
         prompt = torch.from_numpy(r.prompt_ids.astype(np.int64))[None]
         options = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": -1, "pad_token_id": 0}
-        expected.append(own.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, prompt.shape[1] :].tolist())
+        expected.append(
+            own.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
+                0, prompt.shape[1] :
+            ].tolist()
+        )
     engine.decoder.eos_ids = frozenset({expected[0][4]})
-    cut = [next((e[: i + 1] for i, token in enumerate(e) if token in engine.decoder.eos_ids), e) for e in expected]
+    cut = [
+        next((e[: i + 1] for i, token in enumerate(e) if token in engine.decoder.eos_ids), e)
+        for e in expected
+    ]
     completions = engine.generate_batch(asked)
     assert ids(completions) == cut
     assert [c.finished for c in completions] == [c[-1] in engine.decoder.eos_ids for c in cut]
@@ -108,15 +119,25 @@ def test_logprobs_and_entropies_are_those_of_a_scoring_pass(temperature: float) 
     rows = torch.cat([torch.arange(s, s + len(c.ids)) for s, c in zip(starts, completions, strict=True)])
     with torch.no_grad():
         hidden = hidden_states(model, tokens, positions, Packing.of(cu))[rows]
-        logp, entropy = linear_logprob_entropy(hidden, model.get_output_embeddings().weight, tokens[rows + 1], temperature=temperature or 1.0)
-    np.testing.assert_allclose(np.concatenate([c.logprobs for c in completions]), logp.numpy(), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([c.entropies for c in completions]), entropy.numpy(), rtol=1e-5, atol=1e-5)
+        logp, entropy = linear_logprob_entropy(
+            hidden, model.get_output_embeddings().weight, tokens[rows + 1], temperature=temperature or 1.0
+        )
+    np.testing.assert_allclose(
+        np.concatenate([c.logprobs for c in completions]), logp.numpy(), rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.concatenate([c.entropies for c in completions]), entropy.numpy(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_trainers_old_log_probs_are_those_that_the_engine_reported(checkpointing: bool, tmp_path: Path) -> None:
+def test_the_trainers_old_log_probs_are_those_that_the_engine_reported(
+    checkpointing: bool, tmp_path: Path
+) -> None:
     """The policy's own live model, in training mode, before and after an update."""
-    policy = policy_from(model_folder(tmp_path), **{"rollout.temperature": 0.8, "model.gradient_checkpointing": checkpointing})
+    policy = policy_from(
+        model_folder(tmp_path), **{"rollout.temperature": 0.8, "model.gradient_checkpointing": checkpointing}
+    )
     engine, pool = engine_of(policy.model), random_pool(0, prompt=(5, 60))
     asked = [GenerationRequest(n, t.prompt_ids, n, 0.8, 10) for n, t in enumerate(pool.transitions)]
     seen = []
@@ -128,7 +149,9 @@ def test_the_trainers_old_log_probs_are_those_that_the_engine_reported(checkpoin
         scores = policy.score(pool)
         reported = np.concatenate([t.response_logprobs for t in pool.transitions])
         np.testing.assert_allclose(reported, scores.old_logp.numpy(), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(np.concatenate(seen[-len(pool) :]), scores.entropy.numpy(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            np.concatenate(seen[-len(pool) :]), scores.entropy.numpy(), rtol=1e-5, atol=1e-5
+        )
         policy.update(plan(pool, scores, policy.recipe, update).batch, update)
     stale = policy.score(pool).old_logp.numpy()
     assert np.abs(stale - reported).max() > 1e-3  # the comparison would notice other weights
@@ -141,7 +164,9 @@ def test_what_a_request_samples_depends_on_its_seed_and_not_on_its_neighbours() 
     order = np.random.default_rng(1).permutation(20)
     shuffled = engine_of(model, max_batch=7).generate_batch([asked[i] for i in order])
     assert [ids(shuffled)[list(order).index(i)] for i in range(20)] == together
-    reseeded = [GenerationRequest(r.episode, r.prompt_ids, r.seed + 1, r.temperature, r.max_tokens) for r in asked]
+    reseeded = [
+        GenerationRequest(r.episode, r.prompt_ids, r.seed + 1, r.temperature, r.max_tokens) for r in asked
+    ]
     assert ids(engine_of(model).generate_batch(reseeded)) != together
 
 
@@ -150,7 +175,9 @@ def test_sampled_frequencies_are_the_softmax() -> None:
     logits[0, 3] = -torch.inf
     uniforms = np.random.default_rng(0).random(40_000)
     for temperature in (1.0, 0.5):
-        drawn, _, _ = sample(logits.expand(40_000, 12), np.full(40_000, temperature, dtype=np.float32), uniforms)
+        drawn, _, _ = sample(
+            logits.expand(40_000, 12), np.full(40_000, temperature, dtype=np.float32), uniforms
+        )
         counts = np.bincount(drawn, minlength=12)
         possible = np.arange(12) != 3
         expected = torch.softmax(logits[0].double() / temperature, 0).numpy() * 40_000
@@ -169,7 +196,16 @@ def test_first_tokens_over_many_seeds_follow_the_model() -> None:
     model, prompt = packed_model(), np.array([5, 9, 11], dtype=np.int32)
     asked = [GenerationRequest(i, prompt, i, 1.0, 1) for i in range(4000)]
     drawn = [c.ids[0] for c in engine_of(model, max_batch=1000).generate_batch(asked)]
-    p = torch.softmax(random_model("qwen2 tied")(torch.from_numpy(prompt.astype(np.int64))[None]).logits[0, -1].double(), 0).detach().numpy()
+    p = (
+        torch.softmax(
+            random_model("qwen2 tied")(torch.from_numpy(prompt.astype(np.int64))[None])
+            .logits[0, -1]
+            .double(),
+            0,
+        )
+        .detach()
+        .numpy()
+    )
     observed, common = np.bincount(drawn, minlength=VOCABULARY), p * 4000 > 5
     rest = [observed[~common].sum()] if (~common).any() else []
     expected = [p[~common].sum() * 4000] if (~common).any() else []
@@ -183,7 +219,10 @@ def test_max_tokens_cut_and_the_context_is_a_limit() -> None:
     near_the_end = GenerationRequest(1, np.full(250, 3, dtype=np.int32), 0, 1.0, 50)
     answers = engine.generate_batch([short, near_the_end])
     assert [len(a.ids) for a in answers] == [5, 6] and not any(a.finished for a in answers)
-    for prompt, reason in ((np.full(256, 3, dtype=np.int32), "context of 256"), (np.empty(0, dtype=np.int32), "empty prompt")):
+    for prompt, reason in (
+        (np.full(256, 3, dtype=np.int32), "context of 256"),
+        (np.empty(0, dtype=np.int32), "empty prompt"),
+    ):
         with pytest.raises(ValueError, match=reason):
             engine.generate_batch([GenerationRequest(0, prompt, 0, 1.0, 5)])
 
@@ -199,7 +238,11 @@ def test_a_stop_string_ends_the_response_and_stays_in_it() -> None:
         text = tokenizer.decode(before.ids)
         if pair in text:
             cut += 1
-            assert tokenizer.decode(after.ids).endswith(pair) and pair not in tokenizer.decode(after.ids[:-1]) and after.finished
+            assert (
+                tokenizer.decode(after.ids).endswith(pair)
+                and pair not in tokenizer.decode(after.ids[:-1])
+                and after.finished
+            )
         else:
             assert len(after.ids) == len(before.ids)
     assert cut
@@ -207,13 +250,21 @@ def test_a_stop_string_ends_the_response_and_stays_in_it() -> None:
 
 def test_stop_strings_that_span_tokens_and_end_in_any_character() -> None:
     tokenizer = word_tokenizer()
-    for strings, text, ends in [(("7 w8",), "w2 w7 w8", True), (("w1 ",), "w1 w2", True), (("w30",), "w3 w0", False), (("w8", "w9"), "w9", True)]:
+    for strings, text, ends in [
+        (("7 w8",), "w2 w7 w8", True),
+        (("w1 ",), "w1 w2", True),
+        (("w30",), "w3 w0", False),
+        (("w8", "w9"), "w9", True),
+    ]:
         assert StopStrings(tokenizer, strings).ends(tokenizer(text)["input_ids"]) is ends, (strings, text)
 
 
 @pytest.mark.parametrize("slots", [4, 9])
-def test_growing_the_cache_and_moving_slots_keeps_running_samples_intact(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests of very different lengths and temperatures join while others run, so slots are added, freed, moved and enlarged in between."""
+def test_growing_the_cache_and_moving_slots_keeps_running_samples_intact(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of very different lengths and temperatures join while others run, so slots are added, freed,
+    moved and enlarged in between."""
     monkeypatch.setattr("paw_hpc.rollout.engines.decoder.SLOTS_STEP", 2)
     model = packed_model()
     asked = [replace(r, temperature=0.3 * (r.episode % 4)) for r in requests(9, max_tokens=25)]
@@ -230,7 +281,8 @@ def test_growing_the_cache_and_moving_slots_keeps_running_samples_intact(slots: 
 
 
 class Play:
-    """Episodes that take a few turns each, with pauses in between; every prompt depends on the last answer."""
+    """Episodes that take a few turns each, with pauses in between; every prompt depends on the last
+    answer."""
 
     def __init__(self, engine: LocalEngine, episodes: int, pause_seed: int) -> None:
         self.engine, self.episodes = engine, episodes
@@ -241,7 +293,9 @@ class Play:
         prompt = [2 + number % 40]
         try:
             for turn in range(1 + number % 4):
-                request = GenerationRequest(number, np.array(prompt, dtype=np.int32), 100 * number + turn, 1.0, 6)
+                request = GenerationRequest(
+                    number, np.array(prompt, dtype=np.int32), 100 * number + turn, 1.0, 6
+                )
                 answer = await self.engine.generate(request)
                 self.answers[number, turn] = answer.ids.tolist()
                 prompt += answer.ids.tolist()
@@ -378,7 +432,9 @@ def test_the_cache_holds_what_was_asked_for_and_no_more() -> None:
     engine = engine_of(packed_model(), max_batch=1000)
     for count, slots in ((3, 16), (2, 16), (40, 48)):
         engine.generate_batch(requests(count, max_tokens=12))
-        assert {store.shape[:2] for stores in engine.decoder._cache.layers.values() for store in stores} == {(slots, 64)}
+        assert {store.shape[:2] for stores in engine.decoder._cache.layers.values() for store in stores} == {
+            (slots, 64)
+        }
 
 
 def test_the_memory_of_the_cache_can_be_given_back() -> None:

@@ -1,4 +1,5 @@
-"""Publication: every path makes every server the trainer's, nothing else passes for it, and turns survive it."""
+"""Publication: every path makes every server the trainer's, nothing else passes for it, and turns survive
+it."""
 
 from __future__ import annotations
 
@@ -37,14 +38,18 @@ def assert_serves_the_trainers(site: Site, version: int) -> None:
         for prompt in site.prompts(2, seed=11):
             ids, logprobs = site.only(server, prompt)
             assert ids == reference_greedy(site.model, prompt, 8)
-            assert np.abs(np.array(logprobs) - reference_logprobs(site.model, prompt, np.array(ids))).max() < TOLERANCE
+            assert (
+                np.abs(np.array(logprobs) - reference_logprobs(site.model, prompt, np.array(ids))).max()
+                < TOLERANCE
+            )
         assert site.loop.run(server.http.weight_version()) == str(version)
 
 
 class TestEveryPath:
     @pytest.mark.parametrize("path", ["disk", "broadcast", "tensor"])
     def test_makes_every_server_the_trainers(self, site: Site, path: str) -> None:
-        """Also where tensors need many buckets, and again with a group or a folder that is there already; prompts are cached from before."""
+        """Also where tensors need many buckets, and again with a group or a folder that is there already;
+        prompts are cached from before."""
         site.take(path, bucket_bytes=100_000)
         assert_serves_the_trainers(site, site.version)
         for seed in (1, 2):
@@ -54,8 +59,11 @@ class TestEveryPath:
             assert site.only(site.fleet.servers[0], site.prompts(1, seed=11)[0]) != before
 
     @pytest.mark.parametrize("path", ["disk", "broadcast", "tensor"])
-    def test_that_loses_a_tensor_is_caught_by_name(self, site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Negative control: all but one tensor arrive, with the right version. The servers' checksums tell, and name it."""
+    def test_that_loses_a_tensor_is_caught_by_name(
+        self, site: Site, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Negative control: all but one tensor arrive, with the right version. The servers' checksums tell,
+        and name it."""
         lost = "model.layers.2.mlp.down_proj.weight"
         chosen = site.take(path)
         deliver = chosen.deliver
@@ -70,7 +78,11 @@ class TestEveryPath:
 
         monkeypatch.setattr(chosen, "deliver", torn)
         site.change_weights(3)
-        monkeypatch.setattr(site.publisher, "_settings", site.publisher._settings.model_copy(update={"sampled_tensors": "all"}))
+        monkeypatch.setattr(
+            site.publisher,
+            "_settings",
+            site.publisher._settings.model_copy(update={"sampled_tensors": "all"}),
+        )
         with pytest.raises(PublishError, match=rf"server \d|http.*tensor {lost} \(rank 0\) has checksum"):
             site.publish()
         site.fleet._common.failure = None  # the run would end here
@@ -82,12 +94,15 @@ class TestEveryPath:
 
 class TestTurnsUnderWay:
     def test_go_on_with_the_new_weights_and_say_which_token_is_whose(self, site: Site) -> None:
-        """The policy is nearly random here, so turns are long; each token's log-prob is that of the model of its own version."""
+        """The policy is nearly random here, so turns are long; each token's log-prob is that of the model of
+        its own version."""
         models = {}
         site.change_weights(21, scale=0.1)
         models[site.publish()] = {n: p.detach().clone() for n, p in site.model.named_parameters()}
         prompts = site.prompts(12, seed=5)
-        requests = [GenerationRequest(i, p, seed=i, temperature=1.0, max_tokens=400) for i, p in enumerate(prompts)]
+        requests = [
+            GenerationRequest(i, p, seed=i, temperature=1.0, max_tokens=400) for i, p in enumerate(prompts)
+        ]
 
         async def all_turns() -> list[Completion]:
             return list(await asyncio.gather(*(site.engine.generate(r) for r in requests)))
@@ -101,8 +116,16 @@ class TestTurnsUnderWay:
         mixed = [t for t in turns if t.token_versions is not None]
         assert mixed, "no turn was under way when weights changed"
         for prompt, turn in zip(prompts, turns, strict=True):
-            versions = turn.token_versions if turn.token_versions is not None else np.full(len(turn.ids), turn.weight_version)
-            assert (np.diff(versions) >= 0).all() and versions[-1] == turn.weight_version and len(turn.ids) <= 400
+            versions = (
+                turn.token_versions
+                if turn.token_versions is not None
+                else np.full(len(turn.ids), turn.weight_version)
+            )
+            assert (
+                (np.diff(versions) >= 0).all()
+                and versions[-1] == turn.weight_version
+                and len(turn.ids) <= 400
+            )
             assert turn.finished == (turn.ids[-1] == site.tokenizer.eos_token_id)
             for version in set(versions.tolist()):
                 site.model.load_state_dict(models[version], strict=False)
@@ -110,9 +133,14 @@ class TestTurnsUnderWay:
                 at = versions == version
                 assert np.allclose(turn.logprobs[at], expected[at], rtol=TOLERANCE, atol=TOLERANCE)
                 if turn.token_versions is not None:
-                    assert np.abs(turn.logprobs - expected)[~at].max() > 0.01, "negative control: another version's model says otherwise"
+                    assert np.abs(turn.logprobs - expected)[~at].max() > 0.01, (
+                        "negative control: another version's model says otherwise"
+                    )
         metrics = site.fleet.drain_metrics()
-        assert metrics["fleet/paused_turns"] >= len(mixed) and metrics["fleet/lost"] == metrics["fleet/retried_turns"] == 0
+        assert (
+            metrics["fleet/paused_turns"] >= len(mixed)
+            and metrics["fleet/lost"] == metrics["fleet/retried_turns"] == 0
+        )
 
     def test_memory_that_servers_gave_up_is_theirs_again_after_a_publication(self, site: Site) -> None:
         for path in ("disk", "tensor"):
@@ -122,11 +150,13 @@ class TestTurnsUnderWay:
             assert_serves_the_trainers(site, site.publish())
 
 
-# ------------------------------------------------------------------------------------------------------------- without servers
+# -------------------------------------------------------------------------------------------- without servers
 
 
 def tiny(kv_heads: int = 2, tie: bool = True) -> torch.nn.Module:
-    settings = TinyModel(hidden_size=64, layers=2, heads=4, kv_heads=kv_heads, intermediate_size=96, tie_embeddings=tie)
+    settings = TinyModel(
+        hidden_size=64, layers=2, heads=4, kv_heads=kv_heads, intermediate_size=96, tie_embeddings=tie
+    )
     return build_tiny(settings, TOKENIZER, seed=1)
 
 
@@ -142,8 +172,14 @@ class TestBuckets:
         assert (len(packed) == 1) == (limit == 1 << 30)
 
     def test_begin_anew_where_the_next_tensor_would_not_lie_at_its_elements_size(self) -> None:
-        mixed = [("odd", torch.ones(3, dtype=torch.bfloat16)), ("wide", torch.ones(2)), ("byte", torch.ones(5, dtype=torch.bfloat16))]
-        packed = list(buckets(iter(mixed), 1 << 20, lambda size, device: torch.empty(size, dtype=torch.uint8)))
+        mixed = [
+            ("odd", torch.ones(3, dtype=torch.bfloat16)),
+            ("wide", torch.ones(2)),
+            ("byte", torch.ones(5, dtype=torch.bfloat16)),
+        ]
+        packed = list(
+            buckets(iter(mixed), 1 << 20, lambda size, device: torch.empty(size, dtype=torch.uint8))
+        )
         assert [b.names for b in packed] == [["odd"], ["wide", "byte"]]
         assert [t.tolist() for b in packed for _, t in b.tensors()] == [[1.0] * 3, [1.0] * 2, [1.0] * 5]
 
@@ -170,7 +206,9 @@ class TestBuckets:
         assert len(handle) < bucket.flat.nbytes / 5 and b"rebuild_storage_filename" in handle
         bucket.flat[:4].view(torch.float32).fill_(7.0)
         read = dict(pickle.load(io.BytesIO(handle)))
-        assert read.keys() == dict(named).keys() and read[named[0][0]].flatten()[0] == 7.0, "the reader sees the very memory"
+        assert read.keys() == dict(named).keys() and read[named[0][0]].flatten()[0] == 7.0, (
+            "the reader sees the very memory"
+        )
 
 
 class TestSample:
@@ -190,7 +228,11 @@ class TestSample:
     def test_is_another_one_for_another_version_and_the_same_for_the_same(self) -> None:
         model = tiny()
         names = [tuple(sorted(self.sample(model, version, 3))) for version in range(8)]
-        assert len(set(names)) > 4 and names[3] == tuple(sorted(self.sample(model, 3, 3))) and {len(n) for n in names} == {3}
+        assert (
+            len(set(names)) > 4
+            and names[3] == tuple(sorted(self.sample(model, 3, 3)))
+            and {len(n) for n in names} == {3}
+        )
 
     def test_looks_at_what_it_wants_alone_where_names_are_known(self) -> None:
         model = tiny()
@@ -226,7 +268,9 @@ class TestSample:
             before = now
 
     @pytest.mark.parametrize(("ranks", "kv_heads"), [(1, 2), (2, 2), (4, 2), (4, 4)])
-    def test_of_ranks_is_what_vocabulary_row_and_column_parallel_layers_hold(self, ranks: int, kv_heads: int) -> None:
+    def test_of_ranks_is_what_vocabulary_row_and_column_parallel_layers_hold(
+        self, ranks: int, kv_heads: int
+    ) -> None:
         """Each rank's share, put together by hand."""
         model = tiny(kv_heads, tie=False)
         weights, head = dict(weights_of(model).tensors()), 16
@@ -237,11 +281,17 @@ class TestSample:
             first = rank * kv_heads // ranks
             own = slice(first * head, (first + max(1, kv_heads // ranks)) * head)
             q, k, v = (weights[f"{layer}self_attn.{name}_proj.weight"] for name in "qkv")
-            assert expected[f"{layer}self_attn.qkv_proj.weight"][rank] == cpu_checksum(torch.cat([q[queries], k[own], v[own]]))
+            assert expected[f"{layer}self_attn.qkv_proj.weight"][rank] == cpu_checksum(
+                torch.cat([q[queries], k[own], v[own]])
+            )
             inner = slice(rank * 96 // ranks, (rank + 1) * 96 // ranks)
             gate, up = (weights[f"{layer}mlp.{name}_proj.weight"] for name in ("gate", "up"))
-            assert expected[f"{layer}mlp.gate_up_proj.weight"][rank] == cpu_checksum(torch.cat([gate[inner], up[inner]]))
-            assert expected[f"{layer}mlp.down_proj.weight"][rank] == cpu_checksum(weights[f"{layer}mlp.down_proj.weight"][:, inner])
+            assert expected[f"{layer}mlp.gate_up_proj.weight"][rank] == cpu_checksum(
+                torch.cat([gate[inner], up[inner]])
+            )
+            assert expected[f"{layer}mlp.down_proj.weight"][rank] == cpu_checksum(
+                weights[f"{layer}mlp.down_proj.weight"][:, inner]
+            )
             table = weights["lm_head.weight"]
             padded = torch.zeros(-(-len(table) // 64) * 64, 64)
             padded[: len(table)] = table
@@ -253,13 +303,25 @@ class TestSample:
 class TestFiles:
     @pytest.mark.parametrize("limit", [1, 20_000, 1 << 30])
     def test_are_read_by_the_library(self, tmp_path: Path, limit: int) -> None:
-        named = {"odd": torch.arange(3, dtype=torch.bfloat16), "turned": torch.randn(5, 7).T, **dict(weights_of(tiny()).tensors())}
+        named = {
+            "odd": torch.arange(3, dtype=torch.bfloat16),
+            "turned": torch.randn(5, 7).T,
+            **dict(weights_of(tiny()).tensors()),
+        }
         with WeightFiles(tmp_path, limit) as files:
             files.add_all(iter(named.items()))
-        read = {name: (file.name, tensor) for file in tmp_path.iterdir() for name, tensor in load_file(file).items()}
+        read = {
+            name: (file.name, tensor)
+            for file in tmp_path.iterdir()
+            for name, tensor in load_file(file).items()
+        }
         assert {name: file for name, (file, _) in read.items()} == files.weight_map
-        assert read.keys() == named.keys() and all(torch.equal(read[n][1], t) and read[n][1].dtype == t.dtype for n, t in named.items())
-        assert len(list(tmp_path.iterdir())) == {1: len(named), 1 << 30: 1}.get(limit, len(set(files.weight_map.values())))
+        assert read.keys() == named.keys() and all(
+            torch.equal(read[n][1], t) and read[n][1].dtype == t.dtype for n, t in named.items()
+        )
+        assert len(list(tmp_path.iterdir())) == {1: len(named), 1 << 30: 1}.get(
+            limit, len(set(files.weight_map.values()))
+        )
 
     def test_have_room_for_the_names_of_many_tensors(self, tmp_path: Path) -> None:
         named = {f"{'layer.' * 60}{i}": torch.full((1,), float(i)) for i in range(5000)}
@@ -276,5 +338,7 @@ def test_a_folder_is_what_transformers_would_write(site: Site, tmp_path: Path) -
     files = sorted(disk.folder(version).glob("*.safetensors"))  # type: ignore[attr-defined]
     assert len(files) > 10
     read = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    assert read.keys() == site.original.keys() and all(torch.equal(read[n], p) for n, p in site.model.named_parameters())
+    assert read.keys() == site.original.keys() and all(
+        torch.equal(read[n], p) for n, p in site.model.named_parameters()
+    )
     assert len([f for f in disk.folder(version).parent.iterdir() if f.is_dir()]) <= 2  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""The engine against real servers: what it samples is what transformers would, and what it cannot serve it says."""
+"""The engine against real servers: what it samples is what transformers would, and what it cannot serve it
+says."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import torch
 
 from paw_hpc.recipe import parse_recipe
 from paw_hpc.rollout.engines.base import GenerationRequest
-from paw_hpc.rollout.engines.decoder import StopStrings
+from paw_hpc.rollout.engines.stopping import StopStrings
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.sglang.client import Refused
 from paw_hpc.rollout.sglang.engine import SGLangEngine, check_limits
@@ -22,13 +23,24 @@ from paw_hpc.rollout.sglang.lifecycle import FleetError
 from paw_hpc.rollout.sglang.publish.buckets import weights_of
 from paw_hpc.rollout.sglang.publish.checks import gpu_checksum
 from paw_hpc.rollout.sglang.serving import Serving
-from tests.rollout.site import PYTHON, REQUIRED, Site, recipe_for_servers, reference_greedy, reference_logprobs
+from tests.rollout.site import (
+    PYTHON,
+    REQUIRED,
+    Site,
+    recipe_for_servers,
+    reference_greedy,
+    reference_logprobs,
+)
 
 TOLERANCE = 1e-5
 
 
-def request(site: Site, prompt: np.ndarray, *, episode: int = 0, temperature: float = 1.0, max_tokens: int = 12) -> GenerationRequest:
-    return GenerationRequest(episode, prompt, seed=episode + 1, temperature=temperature, max_tokens=max_tokens)
+def request(
+    site: Site, prompt: np.ndarray, *, episode: int = 0, temperature: float = 1.0, max_tokens: int = 12
+) -> GenerationRequest:
+    return GenerationRequest(
+        episode, prompt, seed=episode + 1, temperature=temperature, max_tokens=max_tokens
+    )
 
 
 class TestWhatIsSampled:
@@ -38,19 +50,29 @@ class TestWhatIsSampled:
             for server in site.fleet.servers:
                 ids, logprobs = site.only(server, prompt)
                 assert ids == expected
-                assert np.abs(np.array(logprobs) - reference_logprobs(site.model, prompt, np.array(ids))).max() < TOLERANCE
+                assert (
+                    np.abs(np.array(logprobs) - reference_logprobs(site.model, prompt, np.array(ids))).max()
+                    < TOLERANCE
+                )
 
     @pytest.mark.parametrize("temperature", [1.0, 0.6])
     def test_has_the_log_probs_of_the_model_at_its_temperature(self, site: Site, temperature: float) -> None:
         prompts = site.prompts(12, seed=1)
-        turns = site.play([request(site, p, episode=i, temperature=temperature) for i, p in enumerate(prompts)])
+        turns = site.play(
+            [request(site, p, episode=i, temperature=temperature) for i, p in enumerate(prompts)]
+        )
         for prompt, turn in zip(prompts, turns, strict=True):
             expected = reference_logprobs(site.model, prompt, turn.ids, temperature)
-            # Scaled as the logits are; and rounding grows with a number: seldom tokens (log-prob -9) may differ by ten units in the last place more.
+            # Scaled as the logits are; and rounding grows with a number: seldom tokens (log-prob -9) may
+            # differ by ten units in the last place more.
             assert np.allclose(turn.logprobs, expected, atol=TOLERANCE / temperature, rtol=1e-6)
-            assert turn.weight_version == site.version and turn.token_versions is None and turn.entropies is None
+            assert (
+                turn.weight_version == site.version and turn.token_versions is None and turn.entropies is None
+            )
             assert turn.first_token_s is not None and turn.first_token_s > 0
-        untempered = np.concatenate([reference_logprobs(site.model, p, t.ids) for p, t in zip(prompts, turns, strict=True)])
+        untempered = np.concatenate(
+            [reference_logprobs(site.model, p, t.ids) for p, t in zip(prompts, turns, strict=True)]
+        )
         apart = np.abs(np.concatenate([t.logprobs for t in turns]) - untempered).max()
         assert (apart > 0.01) == (temperature != 1.0)
 
@@ -67,9 +89,12 @@ class TestEnds:
     def test_are_the_turns_own_token_or_its_length(self, site: Site) -> None:
         eos = site.tokenizer.eos_token_id
         prompts = site.prompts(16, seed=2)
-        engine = SGLangEngine(site.fleet, frozenset({eos}), StopStrings(site.tokenizer, []))  # the site's own has a string, which a turn may say
+        # the site's own has a string, which a turn may say
+        engine = SGLangEngine(site.fleet, frozenset({eos}), StopStrings(site.tokenizer, []))
         for limit in (1, 12):
-            for turn in site.play([request(site, p, episode=i, max_tokens=limit) for i, p in enumerate(prompts)], engine):
+            for turn in site.play(
+                [request(site, p, episode=i, max_tokens=limit) for i, p in enumerate(prompts)], engine
+            ):
                 assert turn.finished == (turn.ids[-1] == eos) and eos not in turn.ids[:-1]
                 assert turn.finished or len(turn.ids) == limit
 
@@ -79,7 +104,9 @@ class TestEnds:
         asked = [request(site, p, episode=i, temperature=0.0) for i, p in enumerate(prompts)]
         whole = site.play(asked)
         words = next(site.tokenizer.decode(t.ids[1:3].tolist()) for t in whole if len(t.ids) > 4)
-        engine = SGLangEngine(site.fleet, frozenset({site.tokenizer.eos_token_id}), StopStrings(site.tokenizer, [words]))
+        engine = SGLangEngine(
+            site.fleet, frozenset({site.tokenizer.eos_token_id}), StopStrings(site.tokenizer, [words])
+        )
         cut = 0
         for before, turn in zip(whole, site.play(asked, engine), strict=True):
             assert turn.ids.tolist() == before.ids[: len(turn.ids)].tolist()
@@ -102,7 +129,9 @@ class TestPrefixes:
         site.play([request(site, following, episode=3, max_tokens=4)])
         second = site.fleet.drain_metrics()
         assert second["rollout/prefill_tokens"] + second["rollout/kept_tokens"] == len(following)
-        assert second["rollout/kept_tokens"] >= len(prompt) > first["rollout/kept_tokens"], "the episode stays with its server"
+        assert second["rollout/kept_tokens"] >= len(prompt) > first["rollout/kept_tokens"], (
+            "the episode stays with its server"
+        )
 
 
 class TestLimits:
@@ -113,7 +142,10 @@ class TestLimits:
 
     def test_a_recipe_that_asks_for_more_than_servers_take_is_refused_by_key(self, site: Site) -> None:
         site.loop.run(check_limits(site.fleet, 512, 400))
-        with pytest.raises(Exception, match=r"^rollout\.max_prompt_tokens: 900000 \+ 400 .* raise rollout\.fleet\.cache_tokens"):
+        with pytest.raises(
+            Exception,
+            match=r"^rollout\.max_prompt_tokens: 900000 \+ 400 .* raise rollout\.fleet\.cache_tokens",
+        ):
             site.loop.run(check_limits(site.fleet, 900_000, 400))
 
 
@@ -123,14 +155,25 @@ class TestWithoutServers:
         data = recipe_for_servers().model_dump(mode="json")
         data["rollout"]["fleet"] |= {"servers": 1, "arguments": ["--no-such-argument"]}
         with EventLoop() as loop:
-            serving = Serving(parse_recipe(data), loop, tmp_path, site.model.config, site.tokenizer, weights_of(site.model), 1 << 30)
+            serving = Serving(
+                parse_recipe(data),
+                loop,
+                tmp_path,
+                site.model.config,
+                site.tokenizer,
+                weights_of(site.model),
+                1 << 30,
+            )
             with pytest.raises(FleetError, match="--no-such-argument"):
                 serving.publisher.publish(0)
             serving.close()
 
     def test_checksums_of_gpus_are_those_of_sglangs_kernel(self, tmp_path: Path) -> None:
-        """In Triton's interpreter, which takes its kernel for tensors in CPU memory once the two assertions are out of the way."""
-        [source] = PYTHON.parent.parent.glob("lib/python*/site-packages/sglang/kernels/ops/memory/gpu_tensor_hash.py")
+        """In Triton's interpreter, which takes its kernel for tensors in CPU memory once the two assertions
+        are out of the way."""
+        [source] = PYTHON.parent.parent.glob(
+            "lib/python*/site-packages/sglang/kernels/ops/memory/gpu_tensor_hash.py"
+        )
         lines = [line for line in source.read_text().splitlines() if "Use .cuda() first" not in line]
         (tmp_path / "kernel.py").write_text("\n".join(lines))
         check = (
@@ -139,7 +182,14 @@ class TestWithoutServers:
             "    print(f'{kernel.gpu_tensor_hash(torch.arange(n).to(kind) / 3):016x}')\n"
         )
         environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        said = subprocess.run([sys.executable, "-c", check, str(tmp_path)], env=environment, check=True, capture_output=True, text=True, timeout=120)
+        said = subprocess.run(
+            [sys.executable, "-c", check, str(tmp_path)],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         sizes = ((1, torch.float32), (7, torch.bfloat16), (8300, torch.float32))
         assert said.stdout.split() == [gpu_checksum(torch.arange(n).to(kind) / 3) for n, kind in sizes]
         assert importlib.util.find_spec("triton") is not None

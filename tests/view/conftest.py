@@ -15,7 +15,9 @@ from paw_hpc.evaluation.episodes.folder import EpisodeFolder
 from paw_hpc.evaluation.episodes.schema import STEP
 from tests.episodes import made
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 ATTACKS = (
     "<script>window.hacked = 1</script>",
@@ -29,7 +31,8 @@ ATTACKS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for the tests of a module; each takes a context of its own. While it is there, an event loop runs in this thread."""
+    """One Chromium for the tests of a module; each takes a context of its own. While it is there, an event
+    loop runs in this thread."""
     try:
         from playwright.sync_api import sync_playwright
     except ModuleNotFoundError:
@@ -47,7 +50,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two arms of one seed, made without playing: the same tasks and episodes, and other probabilities. Vanilla was not asked about observations."""
+    """Two arms of one seed, made without playing: the same tasks and episodes, and other probabilities.
+    Vanilla was not asked about observations."""
     folder = tmp_path_factory.mktemp("arms")
     return [
         made.run_of(folder / "paw", name="paw"),

@@ -32,12 +32,17 @@ def test_summaries_are_those_of_the_rows(runs: list[Path]) -> None:
         mine = [row for row in rows if (row["group"], row["member"]) == (e.group, e.member)]
         logp = [v for row in mine for v in row["observation_logp"] or ()]
         assert rows[e.first_row] is mine[0] and e.steps == len(mine)
-        assert (e.invalid, e.selected) == (sum(not row["valid"] for row in mine), sum(row["selected"] for row in mine))
+        assert (e.invalid, e.selected) == (
+            sum(not row["valid"] for row in mine),
+            sum(row["selected"] for row in mine),
+        )
         assert e.advantage == mine[0]["advantage"] and e.seed == str(mine[0]["seed"])
         assert e.surprise == (pytest.approx(-sum(logp) / len(logp), rel=1e-5) if logp else None)
 
 
-def test_steps_read_from_any_place_of_a_large_file_are_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_read_from_any_place_of_a_large_file_are_those_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files are read in parts: parts that end within an episode change nothing."""
     whole = made.run_of(tmp_path / "whole", 1)
     monkeypatch.setattr("paw_hpc.evaluation.episodes.folder.ROW_GROUP", 3)
@@ -50,14 +55,21 @@ def test_steps_read_from_any_place_of_a_large_file_are_those_of_the_whole(tmp_pa
 
 def test_a_step_as_it_is_shown(runs: list[Path]) -> None:
     kept = Library(runs).file("paw", "update_000000")
-    rows = {(row["group"], row["member"], row["step"]): row for row in read(find(runs[0])[0].path).to_pylist()}
+    rows = {
+        (row["group"], row["member"], row["step"]): row for row in read(find(runs[0])[0].path).to_pylist()
+    }
     for e in kept.episodes:
         for step in kept.steps(e):
             row = rows[e.group, e.member, step["step"]]
-            assert "".join(step["observation"]) == row["observation"] and "".join(step["response"]) == row["response"]
+            assert (
+                "".join(step["observation"]) == row["observation"]
+                and "".join(step["response"]) == row["response"]
+            )
             assert step["response_p"] == pytest.approx([math.exp(v) for v in row["old_logp"]], rel=0.01)
             if row["observation_logp"]:
-                assert step["observation_p"] == pytest.approx([math.exp(v) for v in row["observation_logp"]], rel=0.01)
+                assert step["observation_p"] == pytest.approx(
+                    [math.exp(v) for v in row["observation_logp"]], rel=0.01
+                )
             before = rows.get((e.group, e.member, step["step"] - 1))
             if before is not None:
                 ids = (np.int32(before["observation_ids"]), np.int32(row["observation_ids"]))
@@ -79,10 +91,18 @@ def test_a_surprise_that_comes_again_is_one_surprise(tmp_path: Path) -> None:
     asked = [n for n, row in enumerate(rows.to_pylist()) if row["observation_logp"]]
     many = rows.take([asked[0]] * 30 + asked[1:])
     first = many.slice(0, 1).to_pylist()[0]
-    others = Counter((tuple(row["observation_ids"][:at]), row["observation_ids"][at]) for row in many.to_pylist() for at in _places(row))
+    others = Counter(
+        (tuple(row["observation_ids"][:at]), row["observation_ids"][at])
+        for row in many.to_pylist()
+        for at in _places(row)
+    )
     EpisodeFolder(tmp_path / "run", made.ALL).write_update(0, many)
     found = Library([tmp_path / "run"]).file("run", "update_000000").surprises
-    mine = [each for each in found if (each["group"], each["member"], each["step"]) == (first["group"], first["member"], first["step"])]
+    mine = [
+        each
+        for each in found
+        if (each["group"], each["member"], each["step"]) == (first["group"], first["member"], first["step"])
+    ]
     assert mine and all(each["times"] >= 30 for each in mine) and len(mine) <= len(first["observation_ids"])
     assert sum(each["times"] for each in found) <= others.total()
     assert len({(each["before"], each["token"]) for each in found}) == len(found) > len(mine)
@@ -94,7 +114,9 @@ def _places(row: dict[str, Any]) -> range:
 
 def test_the_same_task_in_the_other_run_comes_first(runs: list[Path]) -> None:
     found = Library(runs).same_task("paw", "update_000001", *_first(runs))
-    assert [(each["run"], each["file"], each["same_seed"]) for each in found][:1] == [("vanilla", "update_000001", True)]
+    assert [(each["run"], each["file"], each["same_seed"]) for each in found][:1] == [
+        ("vanilla", "update_000001", True)
+    ]
     assert Library(runs[:1]).same_task("paw", "update_000001", *_first(runs)) == []
 
 
@@ -119,12 +141,24 @@ def test_two_runs_with_one_name(tmp_path: Path) -> None:
 def test_the_command_shows_the_newest_update_and_what_is_asked_for(runs: list[Path]) -> None:
     status, said = invoke(str(runs[0]))
     episodes = Library(runs).file("paw", "update_000002").episodes
-    assert status == 0 and said.splitlines()[0] == "update 2  (update_000002)" and len(said.splitlines()) == 1 + len(episodes)
+    assert (
+        status == 0
+        and said.splitlines()[0] == "update 2  (update_000002)"
+        and len(said.splitlines()) == 1 + len(episodes)
+    )
     group = episodes[0].group
-    status, said = invoke(str(runs[0]), "--update", "1", "--group", str(Library(runs).file("paw", "update_000001").episodes[0].group))
+    status, said = invoke(
+        str(runs[0]),
+        "--update",
+        "1",
+        "--group",
+        str(Library(runs).file("paw", "update_000001").episodes[0].group),
+    )
     assert status == 0 and "step 0" in said and "      > " in said and "      < " in said
     status, said = invoke(str(runs[0]), "--outcome", "success", "--json")
-    assert [json.loads(line)["success"] for line in said.splitlines()] == [True] * sum(e.success for e in episodes)
+    assert [json.loads(line)["success"] for line in said.splitlines()] == [True] * sum(
+        e.success for e in episodes
+    )
     status, said = invoke(str(runs[0]), "--group", str(group), "--member", "0", "--json")
     assert json.loads(said)["steps"] == Library(runs).steps("paw", "update_000002", group, 0)
     status, said = invoke(str(runs[0]), "--limit", "2")
@@ -136,15 +170,29 @@ def test_the_command_shows_the_newest_update_and_what_is_asked_for(runs: list[Pa
 def test_a_text_is_found_where_it_stands(runs: list[Path]) -> None:
     e = Library(runs).file("paw", "update_000000").episodes[0]
     wanted = "".join(Library(runs).steps("paw", "update_000000", e.group, e.member)[0]["response"])
-    status, said = invoke(str(runs[0]), "--grep", wanted.upper() if wanted.upper() != wanted else wanted, "--json", "--limit", "1000")
+    status, said = invoke(
+        str(runs[0]),
+        "--grep",
+        wanted.upper() if wanted.upper() != wanted else wanted,
+        "--json",
+        "--limit",
+        "1000",
+    )
     found = [json.loads(line) for line in said.splitlines()]
-    assert status == 0 and any((f["update"], f["group"], f["member"]) == (0, e.group, e.member) for f in found)
+    assert status == 0 and any(
+        (f["update"], f["group"], f["member"]) == (0, e.group, e.member) for f in found
+    )
     for each in found:
         for step in each["steps"]:
-            assert wanted.lower() in " ".join([step["action"], "".join(step["response"]), "".join(step["observation"])]).lower()
+            assert (
+                wanted.lower()
+                in " ".join([step["action"], "".join(step["response"]), "".join(step["observation"])]).lower()
+            )
 
 
 def test_hostile_text_does_not_steer_a_terminal(hostile: Path) -> None:
-    status, said = invoke(str(hostile), "--group", str(Library([hostile]).file(hostile.name, "update_000000").episodes[0].group))
+    status, said = invoke(
+        str(hostile), "--group", str(Library([hostile]).file(hostile.name, "update_000000").episodes[0].group)
+    )
     assert status == 0 and ATTACKS[1] in said.replace("\n", "")
     assert clean("a\x1b[2Jb\rc\x07 \x9b31m \u202e d\n") == "a\\x1b[2Jb\\rc\\x07 \\x9b31m \\u202e d\n"

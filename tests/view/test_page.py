@@ -1,4 +1,5 @@
-"""The page in a real browser: it opens, filters, walks with the keyboard, compares two runs; hostile text stays text; no request leaves it."""
+"""The page in a real browser: it opens, filters, walks with the keyboard, compares two runs; hostile text
+stays text; no request leaves it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ class Opened:
             self.settled(before)
 
     def settled(self, before: str | None) -> None:
-        self.page.wait_for_function("(before) => (document.documentElement.dataset.turns ?? null) !== before", arg=before, timeout=20_000)
+        self.page.wait_for_function(
+            "(before) => (document.documentElement.dataset.turns ?? null) !== before",
+            arg=before,
+            timeout=20_000,
+        )
 
     def choose(self, control: str, value: str | bool) -> None:
         before = self.page.evaluate("document.documentElement.dataset.turns ?? null")
@@ -57,7 +62,9 @@ class Opened:
 
 
 @pytest.fixture(params=["served", "file"])
-def opened(request: pytest.FixtureRequest, browser: Any, runs: list[Path], tmp_path: Path) -> Iterator[Opened]:
+def opened(
+    request: pytest.FixtureRequest, browser: Any, runs: list[Path], tmp_path: Path
+) -> Iterator[Opened]:
     """The two made runs, served and as one file: they must behave alike."""
     yield from open_page(browser, runs, tmp_path, request.param)
 
@@ -72,7 +79,12 @@ def open_page(browser: Any, runs: list[Path], folder: Path, how: str, fragment: 
         found = Opened(context.new_page(), address)
         found.page.on("request", lambda request: found.requests.append(request.url))
         found.page.on("pageerror", lambda error: found.errors.append(str(error)))
-        found.page.on("console", lambda message: found.errors.append(message.text) if message.type in ("error", "warning") else None)
+        found.page.on(
+            "console",
+            lambda message: (
+                found.errors.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         found.page.goto(address + fragment)
         found.settled(None)
         yield found
@@ -105,22 +117,33 @@ def test_it_opens_at_the_newest_update_and_walks_with_the_keyboard(opened: Opene
     assert opened.errors == []
 
 
-def test_tokens_are_coloured_by_probability_and_the_least_probable_come_first(opened: Opened, runs: list[Path]) -> None:
+def test_tokens_are_coloured_by_probability_and_the_least_probable_come_first(
+    opened: Opened, runs: list[Path]
+) -> None:
     library = Library(runs)
     place = library.file("paw", "update_000002").surprises[0]
     step = library.steps("paw", "update_000002", place["group"], place["member"])[place["step"]]
     before = opened.page.evaluate("document.documentElement.dataset.turns")
-    opened.page.evaluate("(place) => { location.hash = place }", f"group={place['group']}&member={place['member']}&step={place['step']}")
+    opened.page.evaluate(
+        "(place) => { location.hash = place }",
+        f"group={place['group']}&member={place['member']}&step={place['step']}",
+    )
     opened.settled(before)
     shown = opened.page.locator("li[aria-current=true] .detail > .tokens").nth(1).locator(".t")
     classes = [shown.nth(n).get_attribute("class").split() for n in range(shown.count())]
     bounds = ((0.01, "s4"), (0.05, "s3"), (0.2, "s2"), (0.5, "s1"))
     for p, silenced, found in zip(step["observation_p"], step["silenced"], classes, strict=True):
-        assert next((name for bound, name in bounds if p < bound), None) == next((name for name in found if name in ("s1", "s2", "s3", "s4")), None)
+        assert next((name for bound, name in bounds if p < bound), None) == next(
+            (name for name in found if name in ("s1", "s2", "s3", "s4")), None
+        )
         assert bool(silenced) == ("silenced" in found)
-    titles = [float(t.get_attribute("title").split()[1].rstrip(",")) for t in opened.page.locator(".least .t").all()]
+    titles = [
+        float(t.get_attribute("title").split()[1].rstrip(",")) for t in opened.page.locator(".least .t").all()
+    ]
     assert titles == pytest.approx(sorted(step["observation_p"])[: len(titles)], rel=0.05)
-    colours = [shown.nth(n).evaluate("(t) => getComputedStyle(t).backgroundColor") for n in range(shown.count())]
+    colours = [
+        shown.nth(n).evaluate("(t) => getComputedStyle(t).backgroundColor") for n in range(shown.count())
+    ]
     assert len(set(colours)) > 1, "the style sheet is not applied"
 
 
@@ -140,7 +163,11 @@ def test_filters_leave_what_is_asked_for(opened: Opened, runs: list[Path]) -> No
     opened.choose("#selected", True)
     assert shown() == sum(bool(e["selected"]) for e in episodes)
     opened.choose("#selected", False)
-    text = "".join(Library(runs).steps("paw", "update_000002", episodes[0]["group"], episodes[0]["member"])[0]["observation"])[:6]
+    text = "".join(
+        Library(runs).steps("paw", "update_000002", episodes[0]["group"], episodes[0]["member"])[0][
+            "observation"
+        ]
+    )[:6]
     hits = {(group, member) for group, member, _ in Library(runs).file("paw", "update_000002").search(text)}
     opened.choose("#text", text)
     assert shown() == len(hits) and (episodes[0]["group"], episodes[0]["member"]) in hits
@@ -154,7 +181,9 @@ def test_two_runs_beside_each_other_and_an_address_that_names_the_place(opened: 
     assert "same seed" in opened.texts("#beside option:checked")[0]
     titles = opened.texts("article h2")
     assert len(titles) == 2 and titles[0].startswith("paw ·") and titles[1].startswith("vanilla ·")
-    assert titles[0].removeprefix("paw") == titles[1].removeprefix("vanilla"), "the same update, group and member"
+    assert titles[0].removeprefix("paw") == titles[1].removeprefix("vanilla"), (
+        "the same update, group and member"
+    )
     actions = opened.texts("article:first-child .action"), opened.texts("article:last-child .action")
     assert actions[0] == actions[1]
     again = browser.new_page()
@@ -168,7 +197,9 @@ def test_two_runs_beside_each_other_and_an_address_that_names_the_place(opened: 
 
 
 @pytest.mark.parametrize("how", ["served", "file"])
-def test_hostile_text_is_text_and_nothing_leaves_the_page(how: str, browser: Any, hostile: Path, tmp_path: Path) -> None:
+def test_hostile_text_is_text_and_nothing_leaves_the_page(
+    how: str, browser: Any, hostile: Path, tmp_path: Path
+) -> None:
     for opened in open_page(browser, [hostile], tmp_path, how):
         page = opened.page
         for keys in (["j"], ["p"], ["g"], ["g", "s"], ["s", "l"]):
@@ -178,18 +209,30 @@ def test_hostile_text_is_text_and_nothing_leaves_the_page(how: str, browser: Any
             assert ATTACKS[0] in text
         assert all(attack in page.inner_text("#place") for attack in ATTACKS)
         assert hostile.name in page.inner_text("body"), "the run's own name"
-        assert page.locator("iframe, svg, #place script, #place img, #place style, #groups script, #groups img").count() == 0
+        assert (
+            page.locator(
+                "iframe, svg, #place script, #place img, #place style, #groups script, #groups img"
+            ).count()
+            == 0
+        )
         opened.choose("#text", ATTACKS[1])
         assert page.locator("#groups .chip").count() > 0 and page.evaluate("window.hacked") is None
         root = opened.address.rpartition("/")[0] + "/"
-        assert opened.requests and all(request.startswith(root) for request in opened.requests), opened.requests
+        assert opened.requests and all(request.startswith(root) for request in opened.requests), (
+            opened.requests
+        )
         assert opened.errors == []
-        # The policy itself, should the page ever make markup of text: neither a script, nor a handler, nor a request.
+        # The policy itself, should the page ever make markup of text: neither a script, nor a handler, nor a
+        # request.
         assert "TrustedHTML" in page.evaluate(
-            "(attack) => { try { document.body.innerHTML = attack } catch (error) { return error.message } }", ATTACKS[1]
+            "(attack) => { try { document.body.innerHTML = attack } catch (error) { return error.message } }",
+            ATTACKS[1],
         )
         assert page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'left', () => 'kept')") == "kept"
-        added = "() => { const made = document.createElement('img'); made.src = 'http://127.0.0.1:9/x'; document.body.append(made) }"
+        added = (
+            "() => { const made = document.createElement('img'); made.src = 'http://127.0.0.1:9/x'; "
+            "document.body.append(made) }"
+        )
         page.evaluate(added)
         page.wait_for_timeout(100)
         assert sum("Content Security Policy" in error for error in opened.errors) >= 2, opened.errors
@@ -218,7 +261,9 @@ def test_narrow_and_dark(opened: Opened) -> None:
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (view, size)
 
 
-def test_a_narrow_page_opens_at_its_top_and_its_columns_hold_words(browser: Any, many: Path, tmp_path: Path) -> None:
+def test_a_narrow_page_opens_at_its_top_and_its_columns_hold_words(
+    browser: Any, many: Path, tmp_path: Path
+) -> None:
     for opened in open_page(browser, [many], tmp_path, "served"):
         page = opened.page
         page.set_viewport_size({"width": 360, "height": 400})
@@ -230,7 +275,13 @@ def test_a_narrow_page_opens_at_its_top_and_its_columns_hold_words(browser: Any,
         assert page.evaluate("window.scrollY") > 0, "a step that is walked to is shown"
         opened.press("g")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert page.evaluate("Math.min(...[...document.querySelectorAll('table td:nth-child(n+2)')].map((cell) => cell.clientWidth))") >= 90
+        assert (
+            page.evaluate(
+                "Math.min(...[...document.querySelectorAll('table td:nth-child(n+2)')].map((cell) => "
+                "cell.clientWidth))"
+            )
+            >= 90
+        )
 
 
 def test_a_hundred_thousand_steps(browser: Any, many: Path, tmp_path: Path) -> None:
@@ -256,7 +307,11 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("many") / "many"
     rows = made.rows(max_steps=5)
     table = rows.take(pa.array(np.resize(np.arange(rows.num_rows), 100_000)))
-    places = {"group": np.arange(100_000) // 100, "member": np.arange(100_000) // 25 % 4, "step": np.arange(100_000) % 25}
+    places = {
+        "group": np.arange(100_000) // 100,
+        "member": np.arange(100_000) // 25 % 4,
+        "step": np.arange(100_000) % 25,
+    }
     for name, values in places.items():
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(name), pa.array(values.astype(np.int32)))

@@ -27,12 +27,27 @@ def get(server: PageServer, path: str, host: str | None = None) -> tuple[int, di
 def test_only_who_knows_the_address_is_answered(runs: list[Path]) -> None:
     with PageServer(Library(runs)) as server, PageServer(Library(runs)) as other:
         token = server.address.split("/")[3]
-        assert server.address.startswith("http://127.0.0.1:") and len(token) >= 32 and token != other.address.split("/")[3]
+        assert (
+            server.address.startswith("http://127.0.0.1:")
+            and len(token) >= 32
+            and token != other.address.split("/")[3]
+        )
         assert get(server, f"/{token}/")[0] == 200 and get(server, f"/{token}/index")[0] == 200
-        for path in ("/", "/index", f"/{token[:-1]}/index", f"/{token}x/index", "//index", f"/{token}", f"/{token}/../index", f"/{token}/nothing"):
+        for path in (
+            "/",
+            "/index",
+            f"/{token[:-1]}/index",
+            f"/{token}x/index",
+            "//index",
+            f"/{token}",
+            f"/{token}/../index",
+            f"/{token}/nothing",
+        ):
             status, _, said = get(server, path)
             assert status in (400, 403) and token not in said, path
-        assert get(server, f"/{token}/index", host="evil.example")[0] == 403, "a name that was bound to this address again"
+        assert get(server, f"/{token}/index", host="evil.example")[0] == 403, (
+            "a name that was bound to this address again"
+        )
         assert get(server, f"/{token}/index", host=f"localhost:{server.host.split(':')[1]}")[0] == 403
 
 
@@ -42,8 +57,16 @@ def test_every_answer_carries_the_policy(runs: list[Path]) -> None:
         for name in ("", "page.js", "page.css", "index", "nothing"):
             _, headers, _ = get(server, f"/{token}/{name}")
             policy = headers["Content-Security-Policy"]
-            assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy and "require-trusted-types-for" in policy
-            assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"], headers["Cache-Control"]) == ("nosniff", "no-referrer", "no-store")
+            assert (
+                policy.startswith("default-src 'none'; script-src 'self';")
+                and "unsafe" not in policy
+                and "require-trusted-types-for" in policy
+            )
+            assert (
+                headers["X-Content-Type-Options"],
+                headers["Referrer-Policy"],
+                headers["Cache-Control"],
+            ) == ("nosniff", "no-referrer", "no-store")
 
 
 def test_what_the_page_asks_is_answered_and_what_is_not_there_is_said(runs: list[Path]) -> None:
@@ -57,11 +80,19 @@ def test_what_the_page_asks_is_answered_and_what_is_not_there_is_said(runs: list
         status, said = ask("index")
         assert status == 200 and [run["name"] for run in json.loads(said)] == ["paw", "vanilla"]
         [first, *_] = json.loads(ask("episodes", run="paw", file="update_000001")[1])
-        status, said = ask("steps", run="paw", file="update_000001", group=first["group"], member=first["member"])
+        status, said = ask(
+            "steps", run="paw", file="update_000001", group=first["group"], member=first["member"]
+        )
         assert status == 200 and len(json.loads(said)) == first["steps"]
         assert ask("steps", run="paw", file="update_000001", group=99, member=0)[0] == 404
-        assert ask("episodes", run="paw", file="../../etc/passwd")[0] == 404 and ask("episodes", run="/etc", file="update_000001")[0] == 404
-        assert ask("steps", run="paw")[0] == 400 and ask("steps", run="paw", file="update_000001", group="x", member=0)[0] == 400
+        assert (
+            ask("episodes", run="paw", file="../../etc/passwd")[0] == 404
+            and ask("episodes", run="/etc", file="update_000001")[0] == 404
+        )
+        assert (
+            ask("steps", run="paw")[0] == 400
+            and ask("steps", run="paw", file="update_000001", group="x", member=0)[0] == 400
+        )
 
 
 def test_the_file_holds_no_text_of_an_episode_as_it_is_and_asks_nobody(hostile: Path, tmp_path: Path) -> None:
@@ -92,6 +123,18 @@ def test_a_folder_without_kept_episodes_is_refused(tmp_path: Path) -> None:
 
 def test_the_page_makes_no_markup_of_strings() -> None:
     script = assets.script()
-    for dangerous in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", 'setTimeout("', ".srcdoc"):
+    for dangerous in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        'setTimeout("',
+        ".srcdoc",
+    ):
         assert dangerous not in script
-    assert all(len((assets.FOLDER / name).read_text().splitlines()) < 350 for name in (*assets.SCRIPTS, "page.css", "page.html"))
+    assert all(
+        len((assets.FOLDER / name).read_text().splitlines()) < 350
+        for name in (*assets.SCRIPTS, "page.css", "page.html")
+    )

@@ -46,7 +46,13 @@ class Alfworld:
     def view(self, task: Task, seed: int) -> AlfworldView:
         env = self._env
         return AlfworldView(
-            task, style=env.prompt, history=env.shown_history, seed=seed, validity=env.validity, template=self._template, max_steps=env.max_steps
+            task,
+            style=env.prompt,
+            history=env.shown_history,
+            seed=seed,
+            validity=env.validity,
+            template=self._template,
+            max_steps=env.max_steps,
         )
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:

@@ -1,7 +1,9 @@
-"""One new game: a task, a furnished scene in which it can be done, its PDDL problem, and the commands that do it.
+"""One new game: a task, a furnished scene in which it can be done, its PDDL problem, and the commands that do
+it.
 
-Domain, grammar, goals, sentences and affordances (what a receptacle can hold, what can be cleaned, heated, cooled, sliced) are ALFWorld's own, read
-from its package. A game is a function of (seed, split, task type, index) alone. The walkthrough follows from the construction; `generate` plays it.
+Domain, grammar, goals, sentences and affordances (what a receptacle can hold, what can be cleaned, heated,
+cooled, sliced) are ALFWorld's own, read from its package. A game is a function of (seed, split, task type,
+index) alone. The walkthrough follows from the construction; `generate` plays it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,12 @@ ROOM_WEIGHTS = {
     "pick_cool_then_place_in_recep": {"Kitchen": 1},
     "pick_two_obj_and_place": {"Kitchen": 15, "LivingRoom": 27, "Bedroom": 29, "Bathroom": 29},
 }
-_AFFORDANCES = {"Cleanable": "cleanable", "Heatable": "heatable", "Coolable": "coolable", "Sliceable": "sliceable"}
+_AFFORDANCES = {
+    "Cleanable": "cleanable",
+    "Heatable": "heatable",
+    "Coolable": "coolable",
+    "Sliceable": "sliceable",
+}
 _APPLIANCES = ("SinkBasin", "Microwave", "Fridge")
 # Types that the domain's actions name must be declared even where no such thing is there.
 _DECLARED_OBJECTS, _DECLARED_RECEPTACLES = ("Knife", "ButterKnife", LAMP), ("Sink", *_APPLIANCES)
@@ -72,10 +79,14 @@ def compose(split: str, task_type: str, index: int, seed: int) -> tuple[str, dic
         if plan and items and _possible(plan, items):
             break
     else:
-        raise AssertionError(f"no {task_type} game in 1000 attempts: the tables of scenes.py contradict each other")
+        raise AssertionError(
+            f"no {task_type} game in 1000 attempts: the tables of scenes.py contradict each other"
+        )
     room = furniture(plan.room, plan.scene)
     domain, grammar = installed_logic()
-    sentence = dice.pick(gdict[task_type]["templates"]).format(obj=plan.target.lower(), recep=plan.place.lower(), toggle=plan.place.lower())
+    sentence = dice.pick(gdict[task_type]["templates"]).format(
+        obj=plan.target.lower(), recep=plan.place.lower(), toggle=plan.place.lower()
+    )
     game = {
         "pddl_domain": domain,
         "grammar": grammar.replace("UNKNOWN GOAL", sentence),
@@ -105,19 +116,28 @@ def _draw_plan(task_type: str, unseen: bool, dice: Dice) -> Plan | None:
     room = dice.weighted(ROOM_WEIGHTS[task_type])
     scene = dice.pick(scenes(room, unseen))
     there = {r.kind for r in furniture(room, scene)}
-    objects = [kind for kind, (chance, _, _) in ROOMS[room].objects.items() if has_objects(room, scene, kind, chance)]
+    objects = [
+        kind for kind, (chance, _, _) in ROOMS[room].objects.items() if has_objects(room, scene, kind, chance)
+    ]
     if task_type == "look_at_obj_in_light":
         possible = bool(there & set(weights(ROOMS[room].lamp)))
         return Plan(task_type, room, scene, dice.pick(objects), LAMP) if possible else None
     affordance, _, appliance = TREATMENTS.get(task_type, ("", "", ""))
-    places = {kind: weight for kind, weight in weights(ROOMS[room].targets).items() if kind in there and kind != appliance}
+    places = {
+        kind: weight
+        for kind, weight in weights(ROOMS[room].targets).items()
+        if kind in there and kind != appliance
+    }
     place = dice.weighted(places)
-    candidates = [kind for kind in objects if kind in holds(place) and (not affordance or can_be(affordance, kind))]
+    candidates = [
+        kind for kind in objects if kind in holds(place) and (not affordance or can_be(affordance, kind))
+    ]
     return Plan(task_type, room, scene, dice.pick(candidates), place) if candidates else None
 
 
 def _furnish(plan: Plan, dice: Dice) -> list[Item]:
-    """Objects in their places: the target in the number that the task needs, and for pick tasks never where it shall go."""
+    """Objects in their places: the target in the number that the task needs, and for pick tasks never where
+    it shall go."""
     room = ROOMS[plan.room]
     items: list[Item] = []
     for kind, (chance, most, places) in {**room.objects, **room.fixtures}.items():
@@ -136,18 +156,28 @@ def _furnish(plan: Plan, dice: Dice) -> list[Item]:
 
 def _put(kind: str, places: str, banned: str | None, plan: Plan, items: list[Item], dice: Dice) -> None:
     there = furniture(plan.room, plan.scene)
-    open_to = {place: weight for place, weight in weights(places).items() if place != banned and any(r.kind == place for r in there)}
+    open_to = {
+        place: weight
+        for place, weight in weights(places).items()
+        if place != banned and any(r.kind == place for r in there)
+    }
     if not open_to:
         return
     chosen = dice.weighted(open_to)
     receptacle = dice.pick([r for r in there if r.kind == chosen])
     number = len(items)
-    items.append(Item(kind, thing_name(kind, dice.integer(-450, 450), 50 + number, dice.integer(-450, 450)), receptacle))
+    items.append(
+        Item(
+            kind, thing_name(kind, dice.integer(-450, 450), 50 + number, dice.integer(-450, 450)), receptacle
+        )
+    )
 
 
 def _possible(plan: Plan, items: list[Item]) -> bool:
     count = Counter(item.kind for item in items)
-    return count[plan.target] >= (2 if plan.task_type == "pick_two_obj_and_place" else 1) and (plan.place != LAMP or count[LAMP] > 0)
+    return count[plan.target] >= (2 if plan.task_type == "pick_two_obj_and_place" else 1) and (
+        plan.place != LAMP or count[LAMP] > 0
+    )
 
 
 def _problem(plan: Plan, room: tuple[Receptacle, ...], items: list[Item], dice: Dice) -> str:
@@ -166,8 +196,21 @@ def _problem(plan: Plan, room: tuple[Receptacle, ...], items: list[Item], dice: 
     ]
     facts = [*_receptacle_facts(room), *_item_facts(items), f"atLocation agent1 {start}"]
     facts += [f"canContain {r}Type {o}Type" for r in receptacle_types for o in object_types if o in holds(r)]
-    goal = gdict[plan.task_type]["pddl"].format(obj=plan.target, recep=plan.place, toggle=plan.place).replace("#", "-")
-    lines = ["(define (problem generated)", "(:domain alfred)", "(:objects", *declared, ")", "(:init", *(f"({fact})" for fact in facts), ")"]
+    goal = (
+        gdict[plan.task_type]["pddl"]
+        .format(obj=plan.target, recep=plan.place, toggle=plan.place)
+        .replace("#", "-")
+    )
+    lines = [
+        "(define (problem generated)",
+        "(:domain alfred)",
+        "(:objects",
+        *declared,
+        ")",
+        "(:init",
+        *(f"({fact})" for fact in facts),
+        ")",
+    ]
     # The goal library's text also closes the problem.
     return "\n".join(lines) + goal
 
@@ -184,11 +227,17 @@ def _item_facts(items: Iterable[Item]) -> list[str]:
     facts = []
     for item in items:
         name = item.name
-        facts += [f"objectType {name} {item.kind}Type", f"inReceptacle {name} {item.place.name}", f"objectAtLocation {name} {item.place.spot}"]
+        facts += [
+            f"objectType {name} {item.kind}Type",
+            f"inReceptacle {name} {item.place.name}",
+            f"objectAtLocation {name} {item.place.spot}",
+        ]
         facts += [f"toggleable {name}"] if item.kind == LAMP else []
         facts += [f"pickupable {name}"] if _pickupable(item.kind) else []
         facts += [f"isReceptacleObject {name}"] if item.kind in constants.MOVABLE_RECEPTACLES else []
-        facts += [f"{fact} {name}" for affordance, fact in _AFFORDANCES.items() if can_be(affordance, item.kind)]
+        facts += [
+            f"{fact} {name}" for affordance, fact in _AFFORDANCES.items() if can_be(affordance, item.kind)
+        ]
     return facts
 
 
@@ -197,7 +246,8 @@ def _pickupable(kind: str) -> bool:
 
 
 class _Walk:
-    """The commands of a walk through the house. Nothing is opened twice; from one spot to itself there is no way to go."""
+    """The commands of a walk through the house. Nothing is opened twice; from one spot to itself there is no
+    way to go."""
 
     def __init__(self, names: Mapping[str, str]):
         self.commands: list[str] = []
@@ -236,7 +286,10 @@ class _Walk:
 def _walkthrough(plan: Plan, room: tuple[Receptacle, ...], items: list[Item], dice: Dice) -> list[str]:
     """A short walk that does the task: what lies open is preferred to what must be opened."""
     walk = _Walk(_game_names(room, items))
-    wanted = sorted((item for item in items if item.kind == plan.target), key=lambda item: (openable(item.place.kind), item.name))
+    wanted = sorted(
+        (item for item in items if item.kind == plan.target),
+        key=lambda item: (openable(item.place.kind), item.name),
+    )
     if plan.task_type == "look_at_obj_in_light":
         walk.take(wanted[0])
         walk.use(next(item for item in items if item.kind == LAMP))

@@ -1,13 +1,14 @@
 """The genuine TextWorld engine, with its slow spots cached.
 
-Everything a player sees (feedback, admissible commands, their order, the goal test) comes from TextWorld's own PDDL environment, ALFWorld's domain
-and grammar, and Fast Downward's state. Stock TextWorld spends nearly all its time on work that cannot change between two calls; that work is done
-once:
+Everything a player sees (feedback, admissible commands, their order, the goal test) comes from TextWorld's
+own PDDL environment, ALFWorld's domain and grammar, and Fast Downward's state. Stock TextWorld spends nearly
+all its time on work that cannot change between two calls; that work is done once:
 
-- the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody asked), which is kept from run to run
-  together with what the player reads first (see translations.py),
+- the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody
+  asked), which is kept from run to run together with what the player reads first (see translations.py),
 - the parse of each grammar text and query (stock: at every derivation),
-- the copy of the whole context at every symbol (a shallow copy is enough: nothing writes into the nested parts),
+- the copy of the whole context at every symbol (a shallow copy is enough: nothing writes into the nested
+  parts),
 - the text of a command, whenever its template asks only for facts that no action can change,
 - the copy of Fast Downward's library (34 MB) per game: one whose game is over is taken for the next.
 
@@ -63,7 +64,8 @@ class GameEngine:
         return self._said()
 
     def warm(self) -> None:
-        """Parse all that games say and ask for, and have a library at hand: for processes that are forked from here."""
+        """Parse all that games say and ask for, and have a library at hand: for processes that are forked
+        from here."""
         _parse_all(self._env._logic)
         if not state.idle_libraries:
             state.idle_libraries.append(fast_downward.load_lib())
@@ -97,9 +99,13 @@ class _CachedPddlEnv(PddlEnv):
         self._game_file, self._game_data, self.walkthrough = None, game, game.get("walkthrough")
         self._logic = _game_logic(game["pddl_domain"], game["grammar"])
         self._key = translations.key_of(game, self._planner)
-        self._translation = translations.read(self._key) or state.translate(game, self._logic, self.downward_lib, self._planner)
+        self._translation = translations.read(self._key) or state.translate(
+            game, self._logic, self.downward_lib, self._planner
+        )
         self._changing = set(self._translation.changing)
-        self._pddl_state = state.TranslatedState(self.downward_lib, game["pddl_problem"], self._logic, self._translation)
+        self._pddl_state = state.TranslatedState(
+            self.downward_lib, game["pddl_problem"], self._logic, self._translation
+        )
         self._entity_infos = {}
         for name, type_name, shown in self._translation.variables:
             info = self._entity_infos[name] = EntityInfo(name, type_name)
@@ -116,7 +122,13 @@ class _CachedPddlEnv(PddlEnv):
             finally:
                 pddl_logic.PddlState = state.STOCK_STATE
             translation.feedback = self.state.feedback
-            translation.texts = dict(zip((a.operator for a in self.state["_valid_actions"]), self.state["_valid_commands"], strict=True))
+            translation.texts = dict(
+                zip(
+                    (a.operator for a in self.state["_valid_actions"]),
+                    self.state["_valid_commands"],
+                    strict=True,
+                )
+            )
             translations.keep(self._key, translation)
             return self.state
         self.prev_state, self.state, self._last_action, self._moves = None, textworld.GameState(), None, 0
@@ -133,7 +145,10 @@ class _CachedPddlEnv(PddlEnv):
         told["last_action"], told["_last_action"] = None, self._last_action
         actions = _applicable_actions(pddl, self._texts)
         mapping = {key: info.name for key, info in self._entity_infos.items()}
-        told["_valid_actions"], told["_valid_commands"] = actions, [self._text(action, mapping) for action in actions]
+        told["_valid_actions"], told["_valid_commands"] = (
+            actions,
+            [self._text(action, mapping) for action in actions],
+        )
         told["admissible_commands"] = sorted(set(told["_valid_commands"]))
         if self.request_infos.policy_commands:
             told["policy_commands"] = pddl.replan(self._entity_infos)
@@ -162,7 +177,8 @@ class _CachedPddlEnv(PddlEnv):
 
 
 def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list[Any]:
-    """PddlState.all_applicable_actions, reusing the actions whose text is already known (operator ids never change within a game)."""
+    """PddlState.all_applicable_actions, reusing the actions whose text is already known (operator ids never
+    change within a game)."""
     operators = (fast_downward.Operator * pddl.downward_lib.get_applicable_operators_count())()
     pddl.downward_lib.get_applicable_operators(operators)
     pddl._operators = {op.id: op for op in operators}
@@ -178,7 +194,9 @@ def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list
         action = textworld.logic.Action(name=verb, preconditions=[], postconditions=[])
         action.id, action.operator = operator.id, name
         action.mapping = {
-            textworld.logic.Placeholder(p.name.strip("?"), p.type_name): textworld.logic.Variable(value, p.type_name)
+            textworld.logic.Placeholder(p.name.strip("?"), p.type_name): textworld.logic.Variable(
+                value, p.type_name
+            )
             for p, value in zip(pddl._actions[verb].parameters, arguments, strict=False)
         }
         action.feedback_rule = pddl._logic.actions[verb].feedback_rule
@@ -192,7 +210,8 @@ def _parsed_logic(domain: str, grammar: str) -> Any:
 
 
 def _game_logic(domain: str, grammar: str) -> Any:
-    """A GameLogic of this grammar. All ALFWorld games share one grammar but for the sentence that states the task: parse the rest once."""
+    """A GameLogic of this grammar. All ALFWorld games share one grammar but for the sentence that states the
+    task: parse the rest once."""
     match = TASK_RHS.search(grammar)
     if match is None:
         return _parsed_logic(domain, grammar)
@@ -216,13 +235,18 @@ def _parse_all(logic: Any) -> None:
     while symbols:
         symbol = symbols.pop()
         queries.add(getattr(symbol, "given", None))
-        symbols += [nested for nested in (getattr(symbol, "symbol", None), getattr(symbol, "expression", None)) if isinstance(nested, textgen.Symbol)]
+        symbols += [
+            nested
+            for nested in (getattr(symbol, "symbol", None), getattr(symbol, "expression", None))
+            if isinstance(nested, textgen.Symbol)
+        ]
     for query in queries - {None, ""}:
         textgen.Rule.parse_conjunctive_query(query)
 
 
 def _clone(symbol: Any) -> Any:
-    """A symbol of the same kind whose nested symbols are its own (what stock gets from deepcopy, less the context)."""
+    """A symbol of the same kind whose nested symbols are its own (what stock gets from deepcopy, less the
+    context)."""
     twin = copy.copy(symbol)
     twin.context = {}
     for name in ("symbol", "expression"):
@@ -264,7 +288,9 @@ def _replace(self: Any, start: Any) -> list[Any]:
 
 
 def _holds(condition: str, context: Mapping[str, Any]) -> bool:
-    assignments = context["state"].all_assignments(textgen.Rule.parse_conjunctive_query(condition), context["mapping"])
+    assignments = context["state"].all_assignments(
+        textgen.Rule.parse_conjunctive_query(condition), context["mapping"]
+    )
     return next(iter(assignments), None) is not None
 
 
@@ -273,8 +299,18 @@ def install_caches() -> None:
     """Put the caches into TextWorld's text generator (once per process)."""
     parse = textgen._parse_and_convert
     parsed = functools.lru_cache(maxsize=None)(lambda text, rule_name: parse(text, rule_name=rule_name))
-    textgen._parse_and_convert = lambda text, rule_name="symbols", trace=False: [_clone(s) for s in parsed(text, rule_name)]
-    textgen.Rule = type("CachedRule", (), {"parse_conjunctive_query": staticmethod(functools.lru_cache(maxsize=None)(Rule.parse_conjunctive_query))})
+    textgen._parse_and_convert = lambda text, rule_name="symbols", trace=False: [
+        _clone(s) for s in parsed(text, rule_name)
+    ]
+    textgen.Rule = type(
+        "CachedRule",
+        (),
+        {
+            "parse_conjunctive_query": staticmethod(
+                functools.lru_cache(maxsize=None)(Rule.parse_conjunctive_query)
+            )
+        },
+    )
     textgen.copy_context = _shallow_context
     textgen.Symbol.copy = _copy_symbol
     textgen.EvalSymbol.derive = _evaluate

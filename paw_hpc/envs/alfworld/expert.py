@@ -1,9 +1,10 @@
 """A scripted expert for ALFWorld, the teacher of the warm start.
 
-It reads what the player reads (task, observations, admissible commands) and acts on a plan per task type: find the object, treat it, put it where it
-belongs. Its one privilege is a hint: with a probability drawn per episode it searches where the game's stored walkthrough finds the object, otherwise
-in a place not yet visited. A policy cloned from it therefore meets both short and searching episodes. It recovers from foreign actions (a wrong
-object in hand, a closed door), so it can label states that a noisy player has reached.
+It reads what the player reads (task, observations, admissible commands) and acts on a plan per task type:
+find the object, treat it, put it where it belongs. Its one privilege is a hint: with a probability drawn per
+episode it searches where the game's stored walkthrough finds the object, otherwise in a place not yet
+visited. A policy cloned from it therefore meets both short and searching episodes. It recovers from foreign
+actions (a wrong object in hand, a closed door), so it can label states that a noisy player has reached.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ class Expert:
     def act(self, admissible: Sequence[str]) -> str:
         """The next command, always an admissible one."""
         commands = set(admissible)
-        held = next((c.split(" ", 1)[1].rsplit(" to ", 1)[0] for c in admissible if c.startswith("move ")), None)
+        held = next(
+            (c.split(" ", 1)[1].rsplit(" to ", 1)[0] for c in admissible if c.startswith("move ")), None
+        )
         examined = {c.removeprefix("examine ") for c in admissible if c.startswith("examine ")}
         here = {c.split(" ", 1)[1] for c in admissible if c.startswith(("open ", "close "))}
         if held is None and self._maybe_holding:
@@ -112,11 +115,14 @@ class Expert:
                 self.placed.append((item, target))
         elif verb == self.goal.kind:
             self.treated = rest.split(" with ")[0]
-        elif verb in ("heat", "cool") and rest.split(" with ")[0] == self.treated and self.goal.kind != "clean":
+        elif (
+            verb in ("heat", "cool") and rest.split(" with ")[0] == self.treated and self.goal.kind != "clean"
+        ):
             self.treated = None  # each undoes the other
 
     def _belongs(self, item: str, target: str) -> bool:
-        """Whether this object, put there, is a part of the goal: treated as asked, and a pair in one and the same receptacle."""
+        """Whether this object, put there, is a part of the goal: treated as asked, and a pair in one and the
+        same receptacle."""
         treated = self.goal.kind not in _APPLIANCE or item == self.treated
         here = target == self.placed[0][1] if self.placed else _kind(target) == self.goal.place
         return treated and here and _kind(item) == self.goal.target
@@ -127,7 +133,11 @@ class Expert:
         for command in self.walkthrough:
             if command.startswith("go to "):
                 place = command.removeprefix("go to ")
-            elif command.startswith(verb) and _kind(command.removeprefix(verb).split(" from ")[0]) == kind and place:
+            elif (
+                command.startswith(verb)
+                and _kind(command.removeprefix(verb).split(" from ")[0]) == kind
+                and place
+            ):
                 places.append(place)
         return places
 
@@ -146,7 +156,9 @@ class Expert:
         if self.heading and f"go to {self.heading}" in commands and self.heading not in self.visited:
             return f"go to {self.heading}"
         known = [h for h in hints if f"go to {h}" in commands]
-        unvisited = sorted(c for c in commands if c.startswith("go to ") and c.removeprefix("go to ") not in self.visited)
+        unvisited = sorted(
+            c for c in commands if c.startswith("go to ") and c.removeprefix("go to ") not in self.visited
+        )
         if known and (self.rng.random() < self.hint or not unvisited):
             return f"go to {known[0]}"
         choices = unvisited or sorted(c for c in commands if c.startswith("go to "))
@@ -183,9 +195,15 @@ class Expert:
                 target = command.rsplit(" to ", 1)[1]
                 if target == only or (only is None and _kind(target) == self.goal.place):
                     return command
-        if (self.place == only or (only is None and _kind(self.place) == self.goal.place)) and f"open {self.place}" in commands:
+        if (
+            self.place == only or (only is None and _kind(self.place) == self.goal.place)
+        ) and f"open {self.place}" in commands:
             return f"open {self.place}"
-        return f"go to {only}" if only and f"go to {only}" in commands else self._nearest(self.goal.place, commands)
+        return (
+            f"go to {only}"
+            if only and f"go to {only}" in commands
+            else self._nearest(self.goal.place, commands)
+        )
 
     def _nearest(self, kind: str, commands: set[str]) -> str:
         """The lowest-numbered receptacle of this type (a deterministic choice is the easier one to clone)."""

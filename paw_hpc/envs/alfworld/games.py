@@ -1,7 +1,7 @@
 """ALFWorld's games: found, checked, listed in one global order, read one by one.
 
-Whatever form the official games come in, they are packed once into one file of the cache (see store.py), which is what workers read. Where there are
-none, games are generated (see generate.py).
+Whatever form the official games come in, they are packed once into one file of the cache (see store.py),
+which is what workers read. Where there are none, games are generated (see generate.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ OFFICIAL_CHECKSUMS = {
 """Of the ALFWorld 0.4 release: `checksum` of each split."""
 
 RELEASE_URL = "https://github.com/alfworld/alfworld/releases/download/0.4.0/json_2.1.2_tw-pddl.zip"
-"""The address from which ALFWorld's own `alfworld-download` takes the text games (the images, plans and detectors it also fetches are not needed)."""
+"""The address from which ALFWorld's own `alfworld-download` takes the text games (the images, plans and
+detectors it also fetches are not needed)."""
 
 
 def tasks(split: str, source: GamesSource = "auto", task_types: Sequence[str] = TASK_TYPES) -> list[Task]:
@@ -45,7 +46,8 @@ def tasks(split: str, source: GamesSource = "auto", task_types: Sequence[str] = 
         source: auto takes the official games where they are at hand, else generated ones (made on first use).
 
     Raises:
-        DataError: unknown split or task type, no official games though asked for, torn files, a mix of releases.
+        DataError: unknown split or task type, no official games though asked for, torn files, a mix of
+            releases.
     """
     if split not in OFFICIAL_COUNTS:
         raise DataError(f"ALFWorld has no split '{split}'; one of {', '.join(OFFICIAL_COUNTS)}")
@@ -62,7 +64,8 @@ def tasks_of(store: Store, split: str) -> list[Task]:
 
 
 def load_game(task: Task) -> dict[str, Any]:
-    """The game of a task, as TextWorld's PddlEnv.load takes it (pddl_domain, grammar, pddl_problem, walkthrough, solvable), in about a millisecond.
+    """The game of a task, as TextWorld's PddlEnv.load takes it (pddl_domain, grammar, pddl_problem,
+    walkthrough, solvable), in about a millisecond.
 
     Raises:
         DataError: the store is gone or torn, or belongs to another ALFWorld release than the installed one.
@@ -73,7 +76,8 @@ def load_game(task: Task) -> dict[str, Any]:
 
 
 def source_name(source: GamesSource = "auto") -> str:
-    """Which games a run plays, for its report: "official games (archive)", "official games (folder, incomplete)", "generated games"."""
+    """Which games a run plays, for its report: "official games (archive)", "official games (folder,
+    incomplete)", "generated games"."""
     origin = _origin(source)
     if origin is None:
         return "generated games"
@@ -92,8 +96,11 @@ def content_digests(listed: Sequence[Task]) -> list[str]:
 
 
 def checksum(listed: Sequence[Task]) -> str:
-    """SHA-256 over the sorted (task id, content digest) pairs: equal on two machines when and only when they would play the same games."""
-    lines = sorted(f"{task.task_id} {digest}\n" for task, digest in zip(listed, content_digests(listed), strict=True))
+    """SHA-256 over the sorted (task id, content digest) pairs: equal on two machines when and only when they
+    would play the same games."""
+    lines = sorted(
+        f"{task.task_id} {digest}\n" for task, digest in zip(listed, content_digests(listed), strict=True)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -109,7 +116,8 @@ class SplitReport:
 
 
 def verify() -> list[SplitReport]:
-    """Compare the official games at hand with the release, counts and contents per split, and read every one of them.
+    """Compare the official games at hand with the release, counts and contents per split, and read every one
+    of them.
 
     Raises:
         DataError: there are none, or torn ones, or ones of another release.
@@ -119,12 +127,15 @@ def verify() -> list[SplitReport]:
         listed = tasks(split, "official")
         for task in listed:
             load_game(task)
-        reports.append(SplitReport(split, len(listed), expected, checksum(listed) == OFFICIAL_CHECKSUMS[split]))
+        reports.append(
+            SplitReport(split, len(listed), expected, checksum(listed) == OFFICIAL_CHECKSUMS[split])
+        )
     return reports
 
 
 def fetch() -> Path:
-    """Download the official games (the text games alone) into the cache, and pack them. Returns the downloaded file.
+    """Download the official games (the text games alone) into the cache, and pack them. Returns the
+    downloaded file.
 
     Raises:
         DataError: the release cannot be reached, or what came is torn.
@@ -146,8 +157,10 @@ def _download(folder: Path) -> Iterator[bytes]:
         yield from downloads.blocks(RELEASE_URL)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"{RELEASE_URL} cannot be reached ({getattr(error, 'reason', error)}); download it elsewhere and put it into {folder}, "
-            "point PAW_DATA or ALFWORLD_DATA to a folder with json_2.1.1, or play generated games (env.games=generated)"
+            f"{RELEASE_URL} cannot be reached ({getattr(error, 'reason', error)}); download it elsewhere "
+            f"and put it into {folder}, "
+            "point PAW_DATA or ALFWORLD_DATA to a folder with json_2.1.1, or play generated games "
+            "(env.games=generated)"
         ) from None
 
 
@@ -155,7 +168,10 @@ def _origin(source: GamesSource) -> official.Origin | None:
     origin = None if source == "generated" else official.find()
     if source == "official" and origin is None:
         looked = ", ".join(str(folder) for folder in official.search_folders())
-        raise DataError(f"no official ALFWorld games found in {looked}; run `paw data alfworld fetch`, set PAW_DATA, or use env.games=generated")
+        raise DataError(
+            f"no official ALFWorld games found in {looked}; run `paw data alfworld fetch`, set PAW_DATA, "
+            "or use env.games=generated"
+        )
     return origin
 
 
@@ -172,13 +188,17 @@ def _stores(split: str, source: GamesSource, task_types: Sequence[str]) -> list[
 
 @functools.lru_cache(maxsize=4)
 def _pack(origin: official.Origin, folder: Path) -> Path:
-    """The packed form of official games, made on first use: 20 MB that are read at random, in place of 217 MB in 4,027 files."""
+    """The packed form of official games, made on first use: 20 MB that are read at random, in place of 217 MB
+    in 4,027 files."""
     path = folder / f"official-{origin.fingerprint()}.zip"
     if _usable(path):
         return path
     with data_paths.locked(path):
         if not _usable(path):
-            print(f"packing the official ALFWorld games of {origin.path} into {path} (once) ...", file=sys.stderr)
+            print(
+                f"packing the official ALFWorld games of {origin.path} into {path} (once) ...",
+                file=sys.stderr,
+            )
             write_store(path, origin.games(), {"verb": official.installed_verb(), "origin": str(origin.path)})
     return path
 
@@ -196,7 +216,8 @@ def _check_verb(store: Store) -> None:
     verb, installed = store.about.get("verb"), official.installed_verb()
     if verb != installed:
         raise DataError(
-            f"{store.path}: games that say '{verb} ...' where the installed alfworld package says '{installed} ...'; use games of its release"
+            f"{store.path}: games that say '{verb} ...' where the installed alfworld package says "
+            f"'{installed} ...'; use games of its release"
         )
 
 

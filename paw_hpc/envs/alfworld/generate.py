@@ -1,7 +1,8 @@
 """New ALFWorld games, for machines that have none: composed, proven by playing, kept in the cache.
 
-Every game is played once: its walkthrough must be admissible at each step, win with the last command, and not before. A set of games is named by what
-it was made of, so an unchanged one is found again and never mistaken for another; an interrupted run goes on where it stopped.
+Every game is played once: its walkthrough must be admissible at each step, win with the last command, and not
+before. A set of games is named by what it was made of, so an unchanged one is found again and never mistaken
+for another; an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ _COUNTS = {
     "valid_unseen": (24, 18, 31, 23, 21, 17),
     "valid_train": (46, 19, 37, 25, 28, 45),
 }
-DEFAULT_COUNTS: dict[str, dict[str, int]] = {split: dict(zip(TASK_TYPES, counts, strict=True)) for split, counts in _COUNTS.items()}
-"""Games per split and task type. Validation splits have the official ones' numbers; training sets stay small enough to be made while one waits."""
+DEFAULT_COUNTS: dict[str, dict[str, int]] = {
+    split: dict(zip(TASK_TYPES, counts, strict=True)) for split, counts in _COUNTS.items()
+}
+"""Games per split and task type. Validation splits have the official ones' numbers; training sets stay small
+enough to be made while one waits."""
 SHIPPED = Path(__file__).resolve().parent / "shipped_games"
-"""The games that the quickstart trains on and is judged on, as the generator made them: 300 games take minutes, and no one should wait for them."""
+"""The games that the quickstart trains on and is judged on, as the generator made them: 300 games take
+minutes, and no one should wait for them."""
 CHUNK = 16
 """Games per process: TextWorld's memory grows with each game, so a process is retired after this many."""
 
@@ -50,18 +55,23 @@ class Batch:
     seed: int = 0
 
     def path(self) -> Path:
-        """Where it is: in the package, for the games of the quickstart, else in the cache, where it is made on first use."""
+        """Where it is: in the package, for the games of the quickstart, else in the cache, where it is made
+        on first use."""
         shipped = SHIPPED / self.name()
         return shipped if shipped.is_file() else data_paths.cache_dir("alfworld") / self.name()
 
     def name(self) -> str:
-        """Covers the generator's own text (but for its imports), ALFWorld's release and this order: no other games are mistaken for these, shipped
-        ones neither.
+        """Covers the generator's own text (but for its imports), ALFWorld's release and this order: no other
+        games are mistaken for these, shipped ones neither.
         """
-        texts = [(Path(__file__).parent / name).read_text().splitlines() for name in ("scenes.py", "compose.py")]
+        texts = [
+            (Path(__file__).parent / name).read_text().splitlines() for name in ("scenes.py", "compose.py")
+        ]
         own = ["\n".join(line for line in text if not line.startswith("from paw_hpc")) for text in texts]
         parts = [*own, *installed_logic(), importlib.metadata.version("alfworld")]
-        key = hashlib.sha256(json.dumps([*parts, self.split, self.task_type, self.count, self.seed]).encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            json.dumps([*parts, self.split, self.task_type, self.count, self.seed]).encode()
+        ).hexdigest()[:16]
         return f"generated-{self.split}-{self.task_type}-{key}.zip"
 
 
@@ -70,12 +80,21 @@ def default_stores(split: str, task_types: Sequence[str] = TASK_TYPES) -> list[S
     return [open_store(path) for path in generate(split, task_types=task_types)]
 
 
-def generate(split: str, count: int | None = None, seed: int = 0, workers: int | None = None, task_types: Sequence[str] = TASK_TYPES) -> list[Path]:
-    """Make the games of a split (as far as they are not there yet) and return their stores, one per task type.
+def generate(
+    split: str,
+    count: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    task_types: Sequence[str] = TASK_TYPES,
+) -> list[Path]:
+    """Make the games of a split (as far as they are not there yet) and return their stores, one per task
+    type.
 
     Args:
-        split: train, valid_seen, valid_train (scenes of training) or valid_unseen (scenes that training never sees).
-        count: games in all, divided among the task types as by default; none: the default numbers, which `tasks(..., "generated")` plays.
+        split: train, valid_seen, valid_train (scenes of training) or valid_unseen (scenes that training never
+            sees).
+        count: games in all, divided among the task types as by default; none: the default numbers, which
+            `tasks(..., "generated")` plays.
         workers: processes; none: one per core, at most 8; 0: in this process.
 
     Raises:
@@ -90,12 +109,16 @@ def generate(split: str, count: int | None = None, seed: int = 0, workers: int |
     missing = [batch for batch in batches if not batch.path().exists()]
     if missing:
         with data_paths.locked(data_paths.cache_dir("alfworld") / "generating"):
-            _make_all([batch for batch in missing if not batch.path().exists()], _default_workers() if workers is None else workers)
+            _make_all(
+                [batch for batch in missing if not batch.path().exists()],
+                _default_workers() if workers is None else workers,
+            )
     return [batch.path() for batch in batches]
 
 
 def prove(game: Mapping[str, Any]) -> None:
-    """Play the walkthrough. Raises RuntimeError unless every command is admissible and the last one, and none before, wins."""
+    """Play the walkthrough. Raises RuntimeError unless every command is admissible and the last one, and none
+    before, wins."""
     from paw_hpc.envs.alfworld.engine import GameEngine
 
     engine = GameEngine(game)
@@ -110,7 +133,9 @@ def prove(game: Mapping[str, Any]) -> None:
         raise RuntimeError(f"not won by {game['walkthrough']}")
 
 
-def proven_games(split: str, task_type: str, seed: int, indices: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+def proven_games(
+    split: str, task_type: str, seed: int, indices: Sequence[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compose and prove games. Raises RuntimeError, naming the game that fails."""
     from paw_hpc.envs.alfworld.compose import compose
 
@@ -127,11 +152,17 @@ def _make_all(batches: Sequence[Batch], workers: int) -> None:
     total, done, started, told = sum(batch.count for batch in batches), 0, time.monotonic(), time.monotonic()
     if not total:
         return
-    print(f"generating {total} ALFWorld games ({batches[0].split}; once, kept in {data_paths.cache_root()}) ...", file=sys.stderr)
+    print(
+        f"generating {total} ALFWorld games ({batches[0].split}; once, kept in {data_paths.cache_root()}) "
+        "...",
+        file=sys.stderr,
+    )
     # Long games last would leave one worker alone at the end; the cheap ones come last.
     jobs = [(batch, start) for batch in reversed(batches) for start in range(0, batch.count, CHUNK)]
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
-        futures = {pool.submit(_make_chunk, batch, start, workers == 0): (batch, start) for batch, start in jobs}
+        futures = {
+            pool.submit(_make_chunk, batch, start, workers == 0): (batch, start) for batch, start in jobs
+        }
         try:
             for future in as_completed(futures):
                 future.result()
@@ -151,15 +182,25 @@ def _make_chunk(batch: Batch, start: int, here: bool) -> None:
     target = _chunk_path(batch, start)
     if target.exists():
         return
-    order = [batch.split, batch.task_type, str(batch.seed), str(start), str(min(start + CHUNK, batch.count)), str(target)]
+    order = [
+        batch.split,
+        batch.task_type,
+        str(batch.seed),
+        str(start),
+        str(min(start + CHUNK, batch.count)),
+        str(target),
+    ]
     if here:
         main(order)
         return
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, "-m", __name__, *order], env=environment, capture_output=True, text=True)
+    child = subprocess.run(
+        [sys.executable, "-m", __name__, *order], env=environment, capture_output=True, text=True
+    )
     if child.returncode:
         raise RuntimeError(
-            f"generating {batch.split} {batch.task_type} games failed (exit status {child.returncode}): {child.stderr.strip()[-2000:]}"
+            f"generating {batch.split} {batch.task_type} games failed (exit status {child.returncode}): "
+            f"{child.stderr.strip()[-2000:]}"
         )
 
 
@@ -167,7 +208,14 @@ def _bind(batch: Batch) -> None:
     """Join a batch's chunks into its store."""
     chunks = [_chunk_path(batch, start) for start in range(0, batch.count, CHUNK)]
     pairs = ((task_id, game) for chunk in chunks for task_id, game in json.loads(chunk.read_text()))
-    about = {"verb": "move", "origin": "generated", "split": batch.split, "task_type": batch.task_type, "count": batch.count, "seed": batch.seed}
+    about = {
+        "verb": "move",
+        "origin": "generated",
+        "split": batch.split,
+        "task_type": batch.task_type,
+        "count": batch.count,
+        "seed": batch.seed,
+    }
     write_store(batch.path(), pairs, about)
     for chunk in chunks:
         chunk.unlink()

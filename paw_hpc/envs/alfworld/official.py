@@ -2,9 +2,11 @@
 
 - folder: `json_2.1.1/<split>/<task>/<trial>/game.tw-pddl`, what ALFWorld's own downloader unpacks;
 - release: `json_2.1.2_tw-pddl.zip` of ALFWorld 0.4.0, as downloaded, not unpacked;
-- archive: `games.jsonl.xz` (a game per line: split, task, trial, goal, problem, walkthrough, solvable) with `logic.json` (what all games share).
+- archive: `games.jsonl.xz` (a game per line: split, task, trial, goal, problem, walkthrough, solvable) with
+  `logic.json` (what all games share).
 
-As in ALFWorld's own loader, tasks with movable receptacles or sliced objects and games not marked solvable are left out.
+As in ALFWorld's own loader, tasks with movable receptacles or sliced objects and games not marked solvable
+are left out.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class Origin:
         return hashlib.sha256("\n".join([str(self.path), *lines]).encode()).hexdigest()[:16]
 
     def games(self) -> Iterator[tuple[str, Game]]:
-        """(task id, game) in no particular order; solvable games only. Raises DataError for a torn file or a mix of releases."""
+        """(task id, game) in no particular order; solvable games only. Raises DataError for a torn file or a
+        mix of releases."""
         read = {"folder": _read_folder, "release": _read_release, "archive": _read_archive}[self.kind]
         for task_id, where, game in read(self.path):
             if not (task_id.isprintable() and task_id.isascii() and len(task_id) <= _LONGEST_ID):
@@ -71,7 +74,8 @@ class Origin:
 
 
 def find() -> Origin | None:
-    """The first official data at hand: $PAW_DATA, $ALFWORLD_DATA, ../shared/data beside the checkout, the cache, ALFWorld's own cache."""
+    """The first official data at hand: $PAW_DATA, $ALFWORLD_DATA, ../shared/data beside the checkout, the
+    cache, ALFWorld's own cache."""
     for folder in search_folders():
         if (folder / FOLDER).is_dir() and next(_game_files(folder / FOLDER), None):
             return Origin("folder", folder / FOLDER)
@@ -87,7 +91,8 @@ def search_folders() -> list[Path]:
     folders = [folder for root in data_paths.data_roots() for folder in (root, root / "alfworld")]
     default = Path.home() / ".cache" / "alfworld"
     named = Path(os.environ.get("ALFWORLD_DATA") or default).expanduser()
-    # Importing alfworld sets ALFWORLD_DATA to its default: that is nobody's choice and must not change the order.
+    # Importing alfworld sets ALFWORLD_DATA to its default: that is nobody's choice and must not change the
+    # order.
     chosen = [] if named == default else [named]
     first = 2 if os.environ.get("PAW_DATA") else 0
     return [*folders[:first], *chosen, *folders[first:], default]
@@ -106,7 +111,8 @@ def installed_verb() -> str:
 
 @functools.cache
 def installed_logic() -> tuple[str, str]:
-    """(PDDL domain, grammar with "UNKNOWN GOAL" for the task) of the installed alfworld package. Raises DataError when it is missing."""
+    """(PDDL domain, grammar with "UNKNOWN GOAL" for the task) of the installed alfworld package. Raises
+    DataError when it is missing."""
     spec = importlib.util.find_spec("alfworld")
     if spec is None or not spec.submodule_search_locations:
         raise DataError("the alfworld package is not installed; run `pip install 'paw-hpc[alfworld]'`")
@@ -125,7 +131,9 @@ def check_game(game: Mapping[str, Any], where: str) -> None:
             if not isinstance(game[key], str):
                 raise TypeError(f"{key} is {json.dumps(game[key])[:40]}, expected text")
         walkthrough = game["walkthrough"]
-        if walkthrough is not None and not (isinstance(walkthrough, list) and all(isinstance(command, str) for command in walkthrough)):
+        if walkthrough is not None and not (
+            isinstance(walkthrough, list) and all(isinstance(command, str) for command in walkthrough)
+        ):
             raise TypeError(f"walkthrough is {json.dumps(walkthrough)[:40]}, expected a list of commands")
         require_text({key: game[key] for key in GAME_KEYS})
     except KeyError as error:
@@ -135,25 +143,43 @@ def check_game(game: Mapping[str, Any], where: str) -> None:
 
 
 def check_release(game: Mapping[str, Any], where: str) -> None:
-    """Refuse a mix: ALFWorld 0.4 renamed "put X in/on Y" to "move X to Y", and an agent trained on one fails the other.
+    """Refuse a mix: ALFWorld 0.4 renamed "put X in/on Y" to "move X to Y", and an agent trained on one fails
+    the other.
 
     Raises:
-        DataError: the game's grammar, its walkthrough and the installed package do not speak of the same command.
+        DataError: the game's grammar, its walkthrough and the installed package do not speak of the same
+            command.
     """
     installed, grammar = installed_verb(), put_verb(game["grammar"])
-    walked = {verb for command in game.get("walkthrough") or () for verb in command.split()[:1]} & {"move", "put"}
+    walked = {verb for command in game.get("walkthrough") or () for verb in command.split()[:1]} & {
+        "move",
+        "put",
+    }
     if walked - {grammar}:
-        raise DataError(f"{where}: its walkthrough says '{walked.pop()}' and its grammar '{grammar}': files of two releases are mixed; {_AGAIN}")
+        raise DataError(
+            f"{where}: its walkthrough says '{walked.pop()}' and its grammar '{grammar}': files of two "
+            f"releases are mixed; {_AGAIN}"
+        )
     if grammar == installed:
         return
-    remedy = "run `paw data alfworld fetch` for the games of this release" if installed == "move" else "upgrade: `pip install 'alfworld>=0.4.2'`"
+    remedy = (
+        "run `paw data alfworld fetch` for the games of this release"
+        if installed == "move"
+        else "upgrade: `pip install 'alfworld>=0.4.2'`"
+    )
     raise DataError(
-        f"{where}: a game of another ALFWorld release (put down = '{grammar} ...', the installed package says '{installed} ...'); {remedy}"
+        f"{where}: a game of another ALFWorld release (put down = '{grammar} ...', the installed package "
+        f"says '{installed} ...'); {remedy}"
     )
 
 
 def _game_files(folder: Path) -> Iterator[Path]:
-    return (p for split in sorted(folder.iterdir()) if split.is_dir() for p in sorted(split.glob(f"*/*/{GAME_FILE}")))
+    return (
+        p
+        for split in sorted(folder.iterdir())
+        if split.is_dir()
+        for p in sorted(split.glob(f"*/*/{GAME_FILE}"))
+    )
 
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, str, Game]]:
@@ -171,7 +197,11 @@ def _read_release(path: Path) -> Iterator[tuple[str, str, Game]]:
             for name in archive.namelist():
                 parts = PurePosixPath(name).parts
                 if parts[-1:] == (GAME_FILE,):
-                    yield "/".join(parts[-4:-1]), f"{path}:{name}", _parse(read_member(archive, name), f"{path}:{name}")
+                    yield (
+                        "/".join(parts[-4:-1]),
+                        f"{path}:{name}",
+                        _parse(read_member(archive, name), f"{path}:{name}"),
+                    )
     except (*ZIP_ERRORS, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: torn ({error}); {_AGAIN}") from None
 
@@ -182,21 +212,28 @@ def _read_archive(path: Path) -> Iterator[tuple[str, str, Game]]:
         with lzma.open(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(LARGEST_BYTES + 1), ""), 1):
                 if len(line) > LARGEST_BYTES:  # a few bytes of an archive can stand for gigabytes
-                    raise DataError(f"{path}:{number}: a line of more than {LARGEST_BYTES} characters; restore it, or {_AGAIN}")
+                    raise DataError(
+                        f"{path}:{number}: a line of more than {LARGEST_BYTES} characters; restore it, or "
+                        f"{_AGAIN}"
+                    )
                 if line.strip():
                     where = f"{path}:{number}"
                     record = _parse(line.encode(), where)
                     try:
                         yield _game_of(record, logic, where)
                     except RecursionError:
-                        raise DataError(f"{where}: not a game (nested too deeply); restore it, or {_AGAIN}") from None
+                        raise DataError(
+                            f"{where}: not a game (nested too deeply); restore it, or {_AGAIN}"
+                        ) from None
     except (lzma.LZMAError, EOFError, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: torn ({type(error).__name__}: {error}); restore it, or {_AGAIN}") from None
 
 
 def _parse_archive_logic(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise DataError(f"{path}: missing; it belongs beside {ARCHIVE} (the domain and grammar that its games share)")
+        raise DataError(
+            f"{path}: missing; it belongs beside {ARCHIVE} (the domain and grammar that its games share)"
+        )
     logic = _parse(path.read_bytes(), str(path))
     if not all(isinstance(logic.get(key), str) for key in ("pddl_domain", "grammar_template")):
         raise DataError(f"{path}: lacks pddl_domain or grammar_template; restore it, or {_AGAIN}")
@@ -207,7 +244,10 @@ def _game_of(record: Mapping[str, Any], logic: Mapping[str, str], where: str) ->
     if missing := [key for key in _ARCHIVE_KEYS if key not in record]:
         raise DataError(f"{where}: a game that lacks {', '.join(missing)}; restore it, or {_AGAIN}")
     if not isinstance(record["goal"], str):
-        raise DataError(f"{where}: not a game (goal is {json.dumps(record['goal'])[:40]}, expected text); restore it, or {_AGAIN}")
+        raise DataError(
+            f"{where}: not a game (goal is {json.dumps(record['goal'])[:40]}, expected text); restore it, "
+            f"or {_AGAIN}"
+        )
     game = {
         "pddl_domain": logic["pddl_domain"],
         "grammar": logic["grammar_template"].replace(_HOLE, record["goal"], 1),

@@ -18,7 +18,8 @@ def panel(name: str, task_types: Sequence[str] = TASK_TYPES, source: games.Games
         task_types: keep only games of these types (before a part is drawn); the panel's name then says so.
 
     Raises:
-        DataError: unknown name, more games asked for than there are, or official games that are not those of the release.
+        DataError: unknown name, more games asked for than there are, or official games that are not those of
+            the release.
     """
     split, count, seed = parse_name(name)
     if games.is_official(source):
@@ -34,7 +35,8 @@ def panel(name: str, task_types: Sequence[str] = TASK_TYPES, source: games.Games
 def _check_whole(split: str, whole: Sequence[Task]) -> None:
     if games.checksum(whole) != games.OFFICIAL_CHECKSUMS[split]:
         raise DataError(
-            f"panel {split}: the {len(whole)} games at hand are not the {games.OFFICIAL_COUNTS[split]} of the ALFWorld release "
+            f"panel {split}: the {len(whole)} games at hand are not the {games.OFFICIAL_COUNTS[split]} of "
+            "the ALFWorld release "
             "(wrong or partial download); run `paw data alfworld verify`, then `paw data alfworld fetch`"
         )
 

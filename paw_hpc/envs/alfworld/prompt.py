@@ -1,10 +1,11 @@
 """The agent's view of an ALFWorld episode: what it is shown and how its answer is read.
 
-Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's App. A.1: task, steps taken, the last
-`history` observations with their actions, the current observation and the admissible actions; the answer is `<think>...</think><action>...</action>`.
-`compact` shows the same facts in few words for tiny models that are trained from scratch, adds the commands played earlier, and takes the bare
-command as the answer.
-`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind it.
+Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's
+App. A.1: task, steps taken, the last `history` observations with their actions, the current observation and
+the admissible actions; the answer is `<think>...</think><action>...</action>`. `compact` shows the same facts
+in few words for tiny models that are trained from scratch, adds the commands played earlier, and takes the
+bare command as the answer. `conversation` begins as `paper` does, `compact-conversation` as `compact`; each
+later turn is the observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class AlfworldView:
     Args:
         style: one of `paw_hpc.recipe.env.PROMPT_STYLES`.
         history: earlier (observation, action) pairs that the prompt shows.
-        seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions instead of words).
+        seed: orders the admissible commands of the compact prompt (listing them sorted would teach positions
+            instead of words).
         validity: "admissible" or "format" (see `paw_hpc.envs.answers`).
         template: of the paper's style; default: the shipped one.
         max_steps: of the episode, for the template.
@@ -56,7 +58,12 @@ class AlfworldView:
         self.task_sentence = ""
         self._template, self._max_steps = template or shipped_template("alfworld"), max_steps
         self._opening = ""
-        self._in_few_words, self._history, self._seed, self._by_format = style in COMPACT, history, seed, validity == "format"
+        self._in_few_words, self._history, self._seed, self._by_format = (
+            style in COMPACT,
+            history,
+            seed,
+            validity == "format",
+        )
         self._past: list[tuple[str, str]] = []
         self._observation = ""
         self._admissible: tuple[str, ...] = ()
@@ -94,7 +101,9 @@ class AlfworldView:
         if self._in_few_words:
             bare, outside = after_thought(response, opened)
             action = " ".join(bare.lower().split())
-            return action, outside and (is_written(bare, response) if self._by_format else action in self._admissible)
+            return action, outside and (
+                is_written(bare, response) if self._by_format else action in self._admissible
+            )
         if self._by_format:
             return first_tags(response, _TAIL, opened)
         said, thought = only_action(response, opened)
@@ -105,10 +114,15 @@ class AlfworldView:
 
     def answer(self, command: str) -> str:
         """What the agent has to say for this command to be taken (for demonstrations)."""
-        return command if self._in_few_words else f"<think>The next step is {command}.</think><action>{command}</action>"
+        return (
+            command
+            if self._in_few_words
+            else f"<think>The next step is {command}.</think><action>{command}</action>"
+        )
 
     def anchor(self) -> str:
-        """What GiGPO may call the same state: the observation. With the admissible commands it tells the place and what is held, too."""
+        """What GiGPO may call the same state: the observation. With the admissible commands it tells the
+        place and what is held, too."""
         return self._observation
 
     def shorten(self) -> bool:
@@ -117,7 +131,9 @@ class AlfworldView:
             self._shown_history = shown - 1
             return True
         if self._in_few_words and (self._shown_commands is None or self._shown_commands > 0) and self._past:
-            self._shown_commands = (len(self._past) if self._shown_commands is None else self._shown_commands) // 2
+            self._shown_commands = (
+                len(self._past) if self._shown_commands is None else self._shown_commands
+            ) // 2
             return True
         return False
 
@@ -129,7 +145,10 @@ class AlfworldView:
             step=len(self._past) + 1,
             steps_taken=len(self._past),
             max_steps=self._max_steps,
-            history=[{"step": first + i, "observation": seen, "action": done} for i, (seen, done) in enumerate(recent)],
+            history=[
+                {"step": first + i, "observation": seen, "action": done}
+                for i, (seen, done) in enumerate(recent)
+            ],
             observation=self._observation,
             opening=self._opening,
             actions=self._offered(),
@@ -155,13 +174,14 @@ class AlfworldView:
 
 
 def _brief(observation: str) -> str:
-    """The first observation lists every receptacle of the room; the admissible `go to` commands say the same."""
+    """The first observation lists every receptacle of the room; the admissible `go to` commands say the
+    same."""
     return "start" if observation.startswith("You are in the middle of a room") else observation
 
 
 def _grouped(admissible: tuple[str, ...], rng: np.random.Generator) -> str:
-    """The commands in few words, shuffled: `go to bed 1, desk 2 1; take pen 1 from desk 2; look` (numbers of one type of receptacle stand
-    together)."""
+    """The commands in few words, shuffled: `go to bed 1, desk 2 1; take pen 1 from desk 2; look` (numbers of
+    one type of receptacle stand together)."""
     places: dict[str, list[str]] = {}
     other: dict[str, list[str]] = {}
     for index in rng.permutation(len(admissible)):
@@ -173,7 +193,10 @@ def _grouped(admissible: tuple[str, ...], rng: np.random.Generator) -> str:
             verb, _, rest = command.partition(" ")
             other.setdefault(verb, []).append(rest)
     going = ", ".join(f"{kind} {' '.join(numbers)}" for kind, numbers in places.items())
-    return "; ".join([f"{verb} {', '.join(rest)}".strip() for verb, rest in sorted(other.items())] + ([f"go to {going}"] if going else []))
+    return "; ".join(
+        [f"{verb} {', '.join(rest)}".strip() for verb, rest in sorted(other.items())]
+        + ([f"go to {going}"] if going else [])
+    )
 
 
 def _short(command: str) -> str:

@@ -1,8 +1,9 @@
 """Rooms in which new games are set: what stands in them, what lies where, and what tasks ask for.
 
-The tables follow the official games' own frequencies (all 4,027 counted once), so that a generated kitchen reads like an official one: about as many
-receptacles, the same kinds of objects in the same kinds of places. A scene is a room with a number, as in ALFRED (kitchens 1-30, living rooms
-201-230, bedrooms 301-330, bathrooms 401-430); its furniture depends on the number alone. Some numbers are never used for training.
+The tables follow the official games' own frequencies (all 4,027 counted once), so that a generated kitchen
+reads like an official one: about as many receptacles, the same kinds of objects in the same kinds of places.
+A scene is a room with a number, as in ALFRED (kitchens 1-30, living rooms 201-230, bedrooms 301-330,
+bathrooms 401-430); its furniture depends on the number alone. Some numbers are never used for training.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ SCENES_PER_ROOM = 30
 UNSEEN = frozenset({9, 10, 29, 215, 219, 226, 308, 315, 325, 404, 424, 425})
 """Scene numbers of the unseen split alone (the official training games do not use them either)."""
 SHARED_SPOT = 0.08
-"""Chance that a receptacle stands where the previous one of its kind stands (both are then within reach from there)."""
+"""Chance that a receptacle stands where the previous one of its kind stands (both are then within reach from
+there)."""
 
 
 @dataclass(frozen=True)
 class Receptacle:
-    """A piece of furniture: its type, its PDDL name and the PDDL name of the spot from which it is reached."""
+    """A piece of furniture: its type, its PDDL name and the PDDL name of the spot from which it is
+    reached."""
 
     kind: str
     name: str
@@ -35,7 +38,8 @@ class Receptacle:
 
 
 class Dice:
-    """Seeded draws that no machine and no Python version changes: all of them come from `random.Random.random`, whose sequence Python guarantees."""
+    """Seeded draws that no machine and no Python version changes: all of them come from
+    `random.Random.random`, whose sequence Python guarantees."""
 
     def __init__(self, seed: int):
         self._random = random.Random(seed).random
@@ -95,7 +99,15 @@ def coordinate(value: int) -> str:
 
 def thing_name(kind: str, x: int, y: int, z: int) -> str:
     """An ALFRED-like name: type and three coordinates (hundredths)."""
-    return "_bar_".join([kind, *(f"_{'minus' if v < 0 else 'plus'}_{abs(v) // 100:02d}_dot_{abs(v) % 100:02d}" for v in (x, y, z))])
+    return "_bar_".join(
+        [
+            kind,
+            *(
+                f"_{'minus' if v < 0 else 'plus'}_{abs(v) // 100:02d}_dot_{abs(v) % 100:02d}"
+                for v in (x, y, z)
+            ),
+        ]
+    )
 
 
 def _name(kind: str, x: int, number: int, z: int) -> str:
@@ -104,11 +116,14 @@ def _name(kind: str, x: int, number: int, z: int) -> str:
 
 
 def _level(room: str, scene: int, kind: str) -> int:
-    """The scene's rank, 0..29, in a shuffle of the room's scenes that belongs to this kind: every level is met equally often."""
+    """The scene's rank, 0..29, in a shuffle of the room's scenes that belongs to this kind: every level is
+    met equally often."""
     return _shuffled(room, kind)[scene - ROOMS[room].first_scene]
 
 
 @functools.cache
 def _shuffled(room: str, kind: str) -> list[int]:
-    order = sorted(range(SCENES_PER_ROOM), key=lambda slot: derive_seed(0, f"alfworld/level/{room}/{kind}", slot))
+    order = sorted(
+        range(SCENES_PER_ROOM), key=lambda slot: derive_seed(0, f"alfworld/level/{room}/{kind}", slot)
+    )
     return [order.index(slot) for slot in range(SCENES_PER_ROOM)]

@@ -1,4 +1,5 @@
-"""A game's PDDL state, made from a translation, and the translation, made by stock TextWorld and Fast Downward."""
+"""A game's PDDL state, made from a translation, and the translation, made by stock TextWorld and Fast
+Downward."""
 
 from __future__ import annotations
 
@@ -23,15 +24,26 @@ idle_libraries: list[Any] = []
 
 
 class TranslatedState(pddl_logic.PddlState):
-    """A PddlState made from a translation; at the start after `rewind`. Its facts are built when they are first asked for."""
+    """A PddlState made from a translation; at the start after `rewind`. Its facts are built when they are
+    first asked for."""
 
     FACTS = ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")
 
     def __init__(self, downward_lib: Any, pddl_problem: str, logic: Any, translation: Translation):
-        self.downward_lib, self.pddl_problem, self._logic, self._translation = downward_lib, pddl_problem, logic, translation
+        self.downward_lib, self.pddl_problem, self._logic, self._translation = (
+            downward_lib,
+            pddl_problem,
+            logic,
+            translation,
+        )
         self.name2type = translation.objects
         self._actions = {
-            verb: SimpleNamespace(name=verb, parameters=[SimpleNamespace(name=name, type_name=type_name) for name, type_name in parameters])
+            verb: SimpleNamespace(
+                name=verb,
+                parameters=[
+                    SimpleNamespace(name=name, type_name=type_name) for name, type_name in parameters
+                ],
+            )
             for verb, parameters in translation.actions.items()
         }
         for name, above in translation.types:
@@ -40,7 +52,8 @@ class TranslatedState(pddl_logic.PddlState):
 
     def rewind(self) -> None:
         self.downward_lib.load_sas(self._translation.sas)
-        # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will do.
+        # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will
+        # do.
         self.downward_lib.load_sas_replan(self._translation.replan)
         for name in self.FACTS:
             self.__dict__.pop(name, None)
@@ -59,7 +72,9 @@ class TranslatedState(pddl_logic.PddlState):
         self._vars_by_name: dict[str, Any] = {}
         self._vars_by_type: Any = defaultdict(set)
         self._var_counts: Any = Counter()
-        variables = [textworld.logic.Variable(id_, type_name) for id_, type_name, _ in self._translation.variables]
+        variables = [
+            textworld.logic.Variable(id_, type_name) for id_, type_name, _ in self._translation.variables
+        ]
         for predicate, *arguments in self._translation.facts:
             self.add_fact(textworld.logic.Proposition(predicate, [variables[i] for i in arguments]))
 
@@ -91,9 +106,15 @@ def translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: b
         replan=state.sas_replan.encode(),
         types=[(type_.name, list(type_.supertype_names)) for type_ in state.task.types],
         objects=dict(state.name2type),
-        actions={action.name: [(p.name, p.type_name) for p in action.parameters] for action in state.task.actions},
-        changing=sorted({effect.literal.predicate.lower() for action in state.task.actions for effect in action.effects}),
-        variables=[(name, variable.type, demangler.demangle_alfred_name(name)) for name, variable in found.items()],
+        actions={
+            action.name: [(p.name, p.type_name) for p in action.parameters] for action in state.task.actions
+        },
+        changing=sorted(
+            {effect.literal.predicate.lower() for action in state.task.actions for effect in action.effects}
+        ),
+        variables=[
+            (name, variable.type, demangler.demangle_alfred_name(name)) for name, variable in found.items()
+        ],
         facts=[[fact.name, *(place[variable.name] for variable in fact.arguments)] for fact in state.facts],
     )
 

@@ -1,7 +1,9 @@
-"""A set of games in one file: what 4,027 small files become, so that a worker reads one game in a millisecond from any file system.
+"""A set of games in one file: what 4,027 small files become, so that a worker reads one game in a millisecond
+from any file system.
 
-The file is a zip archive. `index.json` names the games, in sorted order, with the digest of their content; `logic/<digest>.json` holds a PDDL domain
-and a grammar, shared by all games that have the same; `games/<task id>.json` holds the rest of a game. The archive's own CRCs guard every read.
+The file is a zip archive. `index.json` names the games, in sorted order, with the digest of their content;
+`logic/<digest>.json` holds a PDDL domain and a grammar, shared by all games that have the same; `games/<task
+id>.json` holds the rest of a game. The archive's own CRCs guard every read.
 """
 
 from __future__ import annotations
@@ -29,8 +31,18 @@ from paw_hpc.system.outside import checked, read_json
 FORMAT = 1
 LARGEST_BYTES = 64 << 20
 """Of a game, or of a set's index."""
-ZIP_ERRORS = (zlib.error, lzma.LZMAError, struct.error, EOFError, LookupError, OSError, ValueError, RuntimeError)
-"""What reading an archive can raise, beside BadZipFile; RuntimeError: it asks for a password, or knows a way to pack that Python does not."""
+ZIP_ERRORS = (
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)
+"""What reading an archive can raise, beside BadZipFile; RuntimeError: it asks for a password, or knows a way
+to pack that Python does not."""
 T = TypeVar("T")
 
 
@@ -64,14 +76,16 @@ _DOS_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Store:
-    """An open set of games. `digests` maps task ids, sorted, to the SHA-256 of a game's content; `about` is what the writer noted."""
+    """An open set of games. `digests` maps task ids, sorted, to the SHA-256 of a game's content; `about` is
+    what the writer noted."""
 
     path: Path
     digests: Mapping[str, str]
     about: Mapping[str, Any]
 
     def read(self, task_id: str) -> dict[str, Any]:
-        """The game as TextWorld's PddlEnv.load takes it: pddl_domain, grammar, pddl_problem, walkthrough, solvable. Raises DataError."""
+        """The game as TextWorld's PddlEnv.load takes it: pddl_domain, grammar, pddl_problem, walkthrough,
+        solvable. Raises DataError."""
         if task_id not in self.digests:
             raise DataError(f"{self.path}: no game '{task_id}' in it")
         game = _typed(self.path, f"games/{task_id}.json", _Game)
@@ -93,7 +107,10 @@ def write_store(path: Path, games: Iterable[tuple[str, Mapping[str, Any]]], abou
     """
     digests: dict[str, str] = {}
     logics: set[str] = set()
-    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+    with (
+        atomic_file(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive,
+    ):
         for task_id, game in games:
             if task_id in digests:
                 raise DataError(f"{path.name}: game '{task_id}' appears twice")
@@ -139,7 +156,9 @@ def open_store(path: str | Path) -> Store:
 def _open(path: Path, mtime_ns: int) -> Store:
     made_by = _typed(path, "index.json", _Format)["format"]
     if made_by != FORMAT:
-        raise DataError(f"{path}: made by another version (format {made_by}, expected {FORMAT}); delete it and try again")
+        raise DataError(
+            f"{path}: made by another version (format {made_by}, expected {FORMAT}); delete it and try again"
+        )
     index = _typed(path, "index.json", _Index)
     return Store(path, index["games"], index["about"])
 
@@ -152,7 +171,9 @@ def _logic(path: Path, digest: str) -> dict[str, str]:
 def _typed(path: Path, name: str, kind: type[T]) -> T:
     """A member of the archive, of the types that it should have. Raises DataError."""
     try:
-        return checked(kind, read_json(read_member(_archive(path, path.stat().st_mtime_ns, os.getpid()), name)))
+        return checked(
+            kind, read_json(read_member(_archive(path, path.stat().st_mtime_ns, os.getpid()), name))
+        )
     except (*ZIP_ERRORS, zipfile.BadZipFile) as error:
         _archive.cache_clear()
         raise DataError(f"{path}: torn ({name}: {error}); delete it and try again") from None

@@ -1,7 +1,8 @@
-"""A scripted player of ALFWorld that knows the walkthrough: demonstrations from which a small policy is cloned, and its tokenizer.
+"""A scripted player of ALFWorld that knows the walkthrough: demonstrations from which a small policy is
+cloned, and its tokenizer.
 
-The expert plays training games (with detours, so that the policy also sees states an expert avoids). Its play is cached by content; no validation
-game is touched.
+The expert plays training games (with detours, so that the policy also sees states an expert avoids). Its play
+is cached by content; no validation game is touched.
 """
 
 from __future__ import annotations
@@ -39,25 +40,41 @@ _IDLE = ("look", "inventory", "examine ")
 def lessons(recipe: Recipe, console: Console | None = None) -> Lessons:
     """What the expert teaches with the recipe's prompt (section `warm_start`)."""
     transcripts = harvest(recipe, console)
-    return Lessons(demonstrations(transcripts, recipe), lambda folder: save_tokenizer(_texts(transcripts), folder))
+    return Lessons(
+        demonstrations(transcripts, recipe), lambda folder: save_tokenizer(_texts(transcripts), folder)
+    )
 
 
 def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, Any]]:
-    """Expert episodes on training games, one dict each: task_id, task_type, won, steps of {observation, admissible, label, played}.
+    """Expert episodes on training games, one dict each: task_id, task_type, won, steps of {observation,
+    admissible, label, played}.
 
     Cached under a key of games, settings and HARVEST_VERSION.
     """
     section = recipe.warm_start
     listed = games.tasks("train", recipe.env.games, recipe.env.task_types)
     tasks = sub_panel(listed, min(section.games, len(listed)), seed=recipe.seed, name="warm_start.games")
-    key = [HARVEST_VERSION, games.checksum(tasks), section.hints, section.detour, section.habit, section.max_steps, recipe.seed]
+    key = [
+        HARVEST_VERSION,
+        games.checksum(tasks),
+        section.hints,
+        section.detour,
+        section.habit,
+        section.max_steps,
+        recipe.seed,
+    ]
     path = cache_dir("warm-start") / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.jsonl.gz"
     if not path.exists():
         chunks = [tasks[i : i + _CHUNK_GAMES] for i in range(0, len(tasks), _CHUNK_GAMES)]
         context = multiprocessing.get_context("spawn")
-        with context.Pool(recipe.env.workers, maxtasksperchild=10) as pool:  # TextWorld grows with every reset: renew the processes
+        # TextWorld grows with every reset: renew the processes
+        with context.Pool(recipe.env.workers, maxtasksperchild=10) as pool:
             results = pool.imap(functools.partial(_play_games, recipe=recipe), chunks)
-            played = [line for lines in track(results, "expert play", len(chunks), console=console) for line in lines]
+            played = [
+                line
+                for lines in track(results, "expert play", len(chunks), console=console)
+                for line in lines
+            ]
         with atomic_file(path) as file, gzip.open(file, "wt", encoding="utf-8") as text:
             text.writelines(line + "\n" for line in played)
     with gzip.open(path, "rt", encoding="utf-8") as text:
@@ -65,7 +82,8 @@ def harvest(recipe: Recipe, console: Console | None = None) -> list[dict[str, An
 
 
 def _play_games(tasks: Sequence[Task], recipe: Recipe) -> list[str]:
-    # The engine is imported where it runs: TextWorld's translator writes into sys.argv and sys.stdout of its process.
+    # The engine is imported where it runs: TextWorld's translator writes into sys.argv and sys.stdout of its
+    # process.
     from paw_hpc.envs.alfworld.engine import GameEngine
 
     lines = []
@@ -75,12 +93,20 @@ def _play_games(tasks: Sequence[Task], recipe: Recipe) -> list[str]:
         for member, hint in enumerate(recipe.warm_start.hints):
             detour = recipe.warm_start.detour if member % 2 == 0 else 0.0
             rng = np.random.default_rng(derive_seed(recipe.seed, f"expert/{task.task_id}", member))
-            lines.append(json.dumps(_play(engine, task, game["walkthrough"], hint, detour, recipe.warm_start, rng)))
+            lines.append(
+                json.dumps(_play(engine, task, game["walkthrough"], hint, detour, recipe.warm_start, rng))
+            )
     return lines
 
 
 def _play(
-    engine: Any, task: Task, walkthrough: Sequence[str], hint: float, detour: float, section: WarmStartSection, rng: np.random.Generator
+    engine: Any,
+    task: Task,
+    walkthrough: Sequence[str],
+    hint: float,
+    detour: float,
+    section: WarmStartSection,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     from paw_hpc.envs.alfworld.expert import Expert
 
@@ -111,7 +137,8 @@ def _texts(transcripts: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def demonstrations(transcripts: Sequence[dict[str, Any]], recipe: Recipe) -> Iterator[Demonstration]:
-    """The expert's command in every state of its episodes. A share `warm_start.fumble` of them is preceded by a command that did nothing."""
+    """The expert's command in every state of its episodes. A share `warm_start.fumble` of them is preceded by
+    a command that did nothing."""
     benchmark = Alfworld(recipe.env)
     said = sorted({step["label"] for transcript in transcripts for step in transcript["steps"]})
     for number, transcript in enumerate(transcripts):

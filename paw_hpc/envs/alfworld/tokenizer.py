@@ -1,7 +1,7 @@
 """A word-level tokenizer for tiny models: every word of ALFWorld's domain and grammar, chat markers, numbers.
 
-`alfworld_texts` gives the installed package's own vocabulary (names, grammar, goal sentences): no game of any split, played or not, holds a word that
-is not in it.
+`alfworld_texts` gives the installed package's own vocabulary (names, grammar, goal sentences): no game of any
+split, played or not, holds a word that is not in it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MAX_NUMBER = 40
 
 
 def alfworld_texts() -> Iterator[str]:
-    """Every word that ALFWorld can say in its text games: sentences of the grammar, command templates, goals, names of objects and receptacles."""
+    """Every word that ALFWorld can say in its text games: sentences of the grammar, command templates, goals,
+    names of objects and receptacles."""
     from alfworld.gen import constants, goal_library
 
     _, grammar = installed_logic()
@@ -40,7 +41,8 @@ def alfworld_texts() -> Iterator[str]:
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is the lower-cased words of `texts`, punctuation and the numbers up to MAX_NUMBER."""
+    """A tokenizer whose vocabulary is the lower-cased words of `texts`, punctuation and the numbers up to
+    MAX_NUMBER."""
     words = {w for text in texts for w in re.findall(r"[a-z]+|[^\sa-z0-9]", text.lower())}
     vocabulary = [*SPECIAL, *(str(n) for n in range(MAX_NUMBER + 1)), *sorted(words - set(SPECIAL))]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))

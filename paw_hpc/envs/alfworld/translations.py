@@ -1,9 +1,12 @@
-"""Translations of games that were played before: files in the user's cache, so that a reset need not run Fast Downward's translator again.
+"""Translations of games that were played before: files in the user's cache, so that a reset need not run Fast
+Downward's translator again.
 
-A file is a digest (SHA-256 of its key and of all that follows) and a zlib stream of three parts: a line of JSON, the translation in Fast Downward's
-own format (SAS), and the one for its planner. Nothing is unpickled. The key is a digest of the game's domain, grammar and problem, of this format,
-and of the versions of what made it: for a game that changed, or another release, there is no file. What is damaged, too large, of another user or
-writable by others is taken for absent, and made again. Files are written under another name and renamed: many processes may read and write at once.
+A file is a digest (SHA-256 of its key and of all that follows) and a zlib stream of three parts: a line of
+JSON, the translation in Fast Downward's own format (SAS), and the one for its planner. Nothing is unpickled.
+The key is a digest of the game's domain, grammar and problem, of this format, and of the versions of what
+made it: for a game that changed, or another release, there is no file. What is damaged, too large, of another
+user or writable by others is taken for absent, and made again. Files are written under another name and
+renamed: many processes may read and write at once.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ LEVEL = 6
 
 @dataclass
 class Translation:
-    """All that the engine takes from a game's PDDL. `facts` are those of the start, as [predicate, index into `variables`, ...]."""
+    """All that the engine takes from a game's PDDL. `facts` are those of the start, as [predicate, index into
+    `variables`, ...]."""
 
     sas: bytes
     replan: bytes
@@ -59,7 +63,10 @@ class Translation:
         head = {name: value for name, value in vars(self).items() if name not in ("sas", "replan")}
         head["sas_bytes"] = len(self.sas)
         replan = b"" if self.replan == self.sas else self.replan
-        return zlib.compress(json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" + self.sas + replan, LEVEL)
+        return zlib.compress(
+            json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" + self.sas + replan,
+            LEVEL,
+        )
 
     @classmethod
     def unpacked(cls, data: bytes) -> Translation:
@@ -106,7 +113,8 @@ def read(key: str) -> Translation | None:
 
 
 def keep(key: str, translation: Translation) -> None:
-    """Keep a translation, for this user alone. Where the cache cannot be written, that is said once, and nothing is kept: play goes on without."""
+    """Keep a translation, for this user alone. Where the cache cannot be written, that is said once, and
+    nothing is kept: play goes on without."""
     path, data = _path(key), translation.packed()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -140,11 +148,15 @@ def _digest(key: str, data: bytes) -> bytes:
 
 @functools.cache
 def _makers() -> str:
-    return " ".join(f"{name}={version(name)}" for name in ("alfworld", "textworld", "fast-downward-textworld"))
+    return " ".join(
+        f"{name}={version(name)}" for name in ("alfworld", "textworld", "fast-downward-textworld")
+    )
 
 
 @functools.cache
 def _say_once(place: str, reason: str) -> None:
     print(
-        f"{place}: translations of games cannot be kept ({reason}); every reset translates anew: set PAW_CACHE to a writable folder", file=sys.stderr
+        f"{place}: translations of games cannot be kept ({reason}); every reset translates anew: set "
+        "PAW_CACHE to a writable folder",
+        file=sys.stderr,
     )

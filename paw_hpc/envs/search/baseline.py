@@ -1,7 +1,8 @@
 """Retrieve, then copy: a player without a language model, as a yardstick for what reading adds.
 
-It searches for the question's own words and copies a span of what came back: of the kind that is asked for (a date, a number, a name), not
-said in the question, from sentences that share most with it, best passages first.
+It searches for the question's own words and copies a span of what came back: of the kind that is asked for (a
+date, a number, a name), not said in the question, from sentences that share most with it, best passages
+first.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from paw_hpc.envs.search.words import terms
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
-_DATE = re.compile(rf"(?:(?:{_MONTHS}) \d{{1,2}}, \d{{4}}|\d{{1,2}} (?:{_MONTHS}) \d{{4}}|(?:{_MONTHS}) \d{{4}}|\b1\d{{3}}\b|\b20\d{{2}}\b)")
-_NUMBER = re.compile(r"\b\d[\d,.]*\d\b|\b\d\b|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b")
+_DATE = re.compile(
+    rf"(?:(?:{_MONTHS}) \d{{1,2}}, \d{{4}}|\d{{1,2}} (?:{_MONTHS}) \d{{4}}|(?:{_MONTHS}) "
+    rf"\d{{4}}|\b1\d{{3}}\b|\b20\d{{2}}\b)"
+)
+_NUMBER = re.compile(
+    r"\b\d[\d,.]*\d\b|\b\d\b|\b(?:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
+)
 _NAME = re.compile(r"\b[A-Z][\w'’-]*(?:\s+(?:(?:of|de|la|van|von|the|and)\s+)?[A-Z][\w'’-]*)*")
 _WHEN = re.compile(r"\b(when|what year|which year|what date|what day)\b")
 _HOW_MANY = re.compile(r"\b(how many|how much|how old|how long|number of)\b")

@@ -1,4 +1,5 @@
-"""Queries of many episodes (or clients), asked together: whatever waits while the retriever works is its next batch."""
+"""Queries of many episodes (or clients), asked together: whatever waits while the retriever works is its next
+batch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _Waiting = tuple[str, int, "asyncio.Future[list[Hit]]"]
 class SearchDesk:
     """Gives a retriever's answers to coroutines. Used from one event loop.
 
-    A batch that the retriever refuses is asked again in halves, so that one bad query costs its own episode and not those of its neighbours.
+    A batch that the retriever refuses is asked again in halves, so that one bad query costs its own episode
+    and not those of its neighbours.
 
     Args:
         max_batch: queries of one call.

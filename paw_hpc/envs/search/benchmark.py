@@ -1,4 +1,5 @@
-"""Search QA as a benchmark: questions as tasks, a retriever shared by all episodes of a process, the agent's view."""
+"""Search QA as a benchmark: questions as tasks, a retriever shared by all episodes of a process, the agent's
+view."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class SearchQA:
     def source(self) -> str:
         found, search = self._data(), self._env.search
         served = os.environ.get("PAW_RETRIEVER") or search.url
-        retriever = served if search.retriever == "http" else f"{search.retriever} in {search.index or 'the cache'}"
+        retriever = (
+            served if search.retriever == "http" else f"{search.retriever} in {search.index or 'the cache'}"
+        )
         return f"{found.description}, retriever: {retriever}"
 
     def tasks(self, split: str) -> list[Task]:
@@ -47,13 +50,19 @@ class SearchQA:
         if split == "train":
             listed = [q.task(found.folder) for q in found.train if q.dataset in self._env.search.train_sets]
             if not listed:
-                raise DataError(f"env.search.train_sets: no training question of {', '.join(self._env.search.train_sets)} in {found.folder}")
+                raise DataError(
+                    "env.search.train_sets: no training question of "
+                    f"{', '.join(self._env.search.train_sets)} in {found.folder}"
+                )
             if self._env.train_games is not None and self._env.train_games < len(listed):
                 return sub_panel(listed, self._env.train_games, seed=0, name="env.train_games")
             return listed
         listed = [q.task(found.folder) for q in found.test if _is_of(q.dataset, split)]
         if not listed:
-            raise DataError(f"panel {split}: no question of it in {found.folder} ({found.kind} data); run `paw data search fetch`")
+            raise DataError(
+                f"panel {split}: no question of it in {found.folder} ({found.kind} data); run `paw data "
+                "search fetch`"
+            )
         return listed
 
     def panel(self, name: str) -> Panel:
@@ -88,7 +97,9 @@ class SearchQA:
         async with self._starting:
             if self._desk is None:
                 retriever = await asyncio.to_thread(make_retriever, self._env)
-                self._desk = SearchDesk(retriever, max_batch=self._env.search.max_batch, calls=CALLS[self._env.search.retriever])
+                self._desk = SearchDesk(
+                    retriever, max_batch=self._env.search.max_batch, calls=CALLS[self._env.search.retriever]
+                )
             return self._desk
 
     def _data(self) -> data.SearchData:
@@ -121,7 +132,9 @@ class SearchSession:
             return self._judged(asked)
         if last:  # nobody would read what came back
             return EnvironmentState("", (), done=True)
-        return EnvironmentState(INVALID if asked is None else await self._found(asked.text) if asked.text else NO_RESULTS, ())
+        return EnvironmentState(
+            INVALID if asked is None else await self._found(asked.text) if asked.text else NO_RESULTS, ()
+        )
 
     async def close(self) -> None:
         pass
@@ -129,7 +142,9 @@ class SearchSession:
     def _judged(self, answer: Action) -> EnvironmentState:
         right = exact_match(answer.text, self._question.answers)
         reward = self._env.success_reward if right else 0.0
-        return EnvironmentState("", (), reward=reward, done=True, success=right, score=f1(answer.text, self._question.answers))
+        return EnvironmentState(
+            "", (), reward=reward, done=True, success=right, score=f1(answer.text, self._question.answers)
+        )
 
     async def _found(self, query: str) -> str:
         search = self._env.search
@@ -152,17 +167,24 @@ def make_retriever(env: EnvSection) -> Retriever:
         from paw_hpc.envs.search.remote import HttpRetriever
 
         url, file, where = search.url, search.key_file, "env.search.key_file"
-        if own := os.environ.get("PAW_RETRIEVER"):  # the job's own (see cluster/supervise.py) stands in for the recipe's, with its key
+        # the job's own (see cluster/supervise.py) stands in for the recipe's, with its key
+        if own := os.environ.get("PAW_RETRIEVER"):
             url, file, where = own, os.environ.get(INHERITED_KEY), INHERITED_KEY
         if url is None:
-            raise RecipeError("env.search.url: retriever=http needs the server's address, unless `paw launch` starts one (cluster.retriever_node)")
+            raise RecipeError(
+                "env.search.url: retriever=http needs the server's address, unless `paw launch` starts one "
+                "(cluster.retriever_node)"
+            )
         key = None if file is None else read_key(file, where)
         return HttpRetriever(url, timeout_s=search.timeout_s, give_up_s=env.step_timeout_s, key=key)
     if search.retriever == "dense":
         from paw_hpc.envs.search.dense import DenseRetriever
 
         if search.index is None:
-            raise RecipeError("env.search.index: a dense retriever needs the folder that `paw data search build --retriever dense` made")
+            raise RecipeError(
+                "env.search.index: a dense retriever needs the folder that `paw data search build "
+                "--retriever dense` made"
+            )
         return DenseRetriever(Path(search.index).expanduser())
     return bm25.Bm25Retriever(Path(search.index).expanduser() if search.index else default_index(search.data))
 
@@ -191,7 +213,10 @@ def default_index(source: data.DataSource) -> Path:
     with locked(folder):
         if not folder.is_dir():
             if found.kind == "official":
-                raise DataError(f"env.search.index: no index of {found.corpus}; run `paw data search build`, or use a server (retriever=http, url)")
+                raise DataError(
+                    f"env.search.index: no index of {found.corpus}; run `paw data search build`, or use a "
+                    "server (retriever=http, url)"
+                )
             bm25.build_bm25(found.corpus, folder)
     return folder
 

@@ -1,8 +1,10 @@
-"""BM25 over a corpus of any size: an index that is built in bounded memory, in the files of `bm25s`, which scores queries from mapped memory.
+"""BM25 over a corpus of any size: an index that is built in bounded memory, in the files of `bm25s`, which
+scores queries from mapped memory.
 
-`bm25s` builds from a whole tokenised corpus in memory. Here passages are read in chunks: a first pass counts (term, passage, frequency) and spools
-them to disk, a second one computes the scores (Lucene's BM25, Kamphuis et al. 2020) and places each chunk's postings behind those of the chunks
-before it. The result is the library's own index of the same corpus (tested), up to rounding.
+`bm25s` builds from a whole tokenised corpus in memory. Here passages are read in chunks: a first pass counts
+(term, passage, frequency) and spools them to disk, a second one computes the scores (Lucene's BM25, Kamphuis
+et al. 2020) and places each chunk's postings behind those of the chunks before it. The result is the
+library's own index of the same corpus (tested), up to rounding.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from paw_hpc.system.errors import DataError
 from paw_hpc.system.extras import hidden
 from paw_hpc.system.outside import checked, read_json
 
-# Where JAX is installed, bm25s starts it when it is imported, and JAX takes three quarters of a GPU's memory for itself: the policy then finds none
-# (seen on an H200). It would also choose otherwise among equal scores.
+# Where JAX is installed, bm25s starts it when it is imported, and JAX takes three quarters of a GPU's memory
+# for itself: the policy then finds none (seen on an H200). It would also choose otherwise among equal scores.
 with hidden("jax"):
     import bm25s
 
@@ -54,7 +56,8 @@ class Bm25Retriever:
 
     Args:
         corpus: path of the corpus; none: where it lay when the index was built.
-        backend: of bm25s. auto: compiled by numba (some seconds at the start, then many times as fast), but numpy for a corpus of few passages.
+        backend: of bm25s. auto: compiled by numba (some seconds at the start, then many times as fast), but
+            numpy for a corpus of few passages.
 
     Raises:
         DataError: the index is missing, torn, or of another corpus.
@@ -67,12 +70,21 @@ class Bm25Retriever:
         try:
             self._index = bm25s.BM25.load(folder, mmap=True, load_vocab=False, backend=backend)
             self._vocabulary: dict[str, int] = json.loads((folder / _VOCAB).read_text(encoding="utf-8"))
-            whole = len(self._index.scores["indptr"]) == len(self._vocabulary) + 1 and self._index.scores["num_docs"] == len(self._corpus)
+            whole = len(self._index.scores["indptr"]) == len(self._vocabulary) + 1 and self._index.scores[
+                "num_docs"
+            ] == len(self._corpus)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: the index is torn ({type(error).__name__}: {error}); build it anew with `paw data search build`") from None
+            raise DataError(
+                f"{folder}: the index is torn ({type(error).__name__}: {error}); build it anew with `paw "
+                "data search build`"
+            ) from None
         if not whole:
-            raise DataError(f"{folder}: the parts of the index do not fit each other; build it anew with `paw data search build`")
-        self._index.unique_token_ids_set = range(len(self._vocabulary))  # what the library looks ids up in: a set of millions would cost a gigabyte
+            raise DataError(
+                f"{folder}: the parts of the index do not fit each other; build it anew with `paw data "
+                "search build`"
+            )
+        # what the library looks ids up in: a set of millions would cost a gigabyte
+        self._index.unique_token_ids_set = range(len(self._vocabulary))
         self._threads = 1 if self._index.backend == "numba" else 0
         if self._index.backend == "numba":
             self.search([next(iter(self._vocabulary))], 1)  # compiles
@@ -86,21 +98,36 @@ class Bm25Retriever:
         asked = [ids for ids in known if ids]
         if not asked:
             return [[] for _ in queries]
-        found = self._index.retrieve(asked, k=min(topk, len(self._corpus)), show_progress=False, n_threads=self._threads)
+        found = self._index.retrieve(
+            asked, k=min(topk, len(self._corpus)), show_progress=False, n_threads=self._threads
+        )
         answers = iter(zip(found.documents, found.scores, strict=True))
         return [self._hits(*next(answers)) if ids else [] for ids in known]
 
     def _hits(self, numbers: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> list[Hit]:
-        return [Hit(self._corpus[int(numbers[i])], float(scores[i])) for i in np.lexsort((numbers, -scores)) if scores[i] > 0]
+        return [
+            Hit(self._corpus[int(numbers[i])], float(scores[i]))
+            for i in np.lexsort((numbers, -scores))
+            if scores[i] > 0
+        ]
 
     def close(self) -> None:
         pass
 
 
-def build_bm25(corpus: Path, folder: Path, *, k1: float = K1, b: float = B, chunk_passages: int = CHUNK_PASSAGES, say: Say = lambda _: None) -> None:
+def build_bm25(
+    corpus: Path,
+    folder: Path,
+    *,
+    k1: float = K1,
+    b: float = B,
+    chunk_passages: int = CHUNK_PASSAGES,
+    say: Say = lambda _: None,
+) -> None:
     """Build the index of a corpus in `folder`, which appears when it is whole (an earlier one is replaced).
 
-    Memory: the vocabulary, and one chunk. Disk: the index (8 bytes a posting) and, while it builds, a spool of the same size.
+    Memory: the vocabulary, and one chunk. Disk: the index (8 bytes a posting) and, while it builds, a spool
+    of the same size.
 
     Raises:
         DataError: a corpus that is missing or torn, or a disk that is full.
@@ -114,20 +141,37 @@ def build_bm25(corpus: Path, folder: Path, *, k1: float = K1, b: float = B, chun
         spool = _spool(Corpus(corpus, building), building, chunk_passages, say)
         _place(spool, building, k1, b, say)
         (building / _VOCAB).write_text(json.dumps(spool.vocabulary, ensure_ascii=False), encoding="utf-8")
-        params = {"k1": k1, "b": b, "delta": 0.5, "method": "lucene", "idf_method": "lucene", "dtype": "float32", "int_dtype": "int32"}
-        (building / _PARAMS).write_text(json.dumps({**params, "num_docs": identity.passages, "version": bm25s.__version__}), encoding="utf-8")
-        (building / BM25_META).write_text(json.dumps({"corpus": str(corpus.resolve()), "k1": k1, "b": b}), encoding="utf-8")
+        params = {
+            "k1": k1,
+            "b": b,
+            "delta": 0.5,
+            "method": "lucene",
+            "idf_method": "lucene",
+            "dtype": "float32",
+            "int_dtype": "int32",
+        }
+        (building / _PARAMS).write_text(
+            json.dumps({**params, "num_docs": identity.passages, "version": bm25s.__version__}),
+            encoding="utf-8",
+        )
+        (building / BM25_META).write_text(
+            json.dumps({"corpus": str(corpus.resolve()), "k1": k1, "b": b}), encoding="utf-8"
+        )
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     except OSError as error:
-        raise DataError(f"{building}: the index cannot be written ({error.strerror or error}); make room, or give another --out") from error
+        raise DataError(
+            f"{building}: the index cannot be written ({error.strerror or error}); make room, or give "
+            "another --out"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 @dataclass(slots=True)
 class _Spool:
-    """What the first pass knows: postings of each chunk on disk as (term, passage, frequency) in passage order, lengths, passages per term."""
+    """What the first pass knows: postings of each chunk on disk as (term, passage, frequency) in passage
+    order, lengths, passages per term."""
 
     chunks: list[Path]
     vocabulary: dict[str, int]
@@ -148,7 +192,8 @@ def _spool(corpus: Corpus, folder: Path, chunk_passages: int, say: Say) -> _Spoo
             length.append(len(found))
         of_chunk = np.asarray(length, dtype=np.int32)
         passage = np.repeat(np.arange(done, done + len(length), dtype=np.int64), of_chunk)
-        # One number per (term, passage), sorted by term, then passage: the order in which the second pass places them.
+        # One number per (term, passage), sorted by term, then passage: the order in which the second pass
+        # places them.
         keys, frequency = np.unique((np.asarray(ids, dtype=np.int64) << 32) | passage, return_counts=True)
         term = (keys >> 32).astype(np.int32)
         path = folder / f"spool-{number:05d}.npy"
@@ -175,7 +220,8 @@ def _place(spool: _Spool, folder: Path, k1: float, b: float, say: Say) -> None:
     cursor = indptr[:-1].copy()
     for number, path in enumerate(spool.chunks, 1):
         term, passage, frequency = np.load(path, mmap_mode="r")
-        # Postings of one term stand together in a chunk; each goes behind those that earlier chunks have placed.
+        # Postings of one term stand together in a chunk; each goes behind those that earlier chunks have
+        # placed.
         starts = np.flatnonzero(np.diff(term, prepend=-1))
         here = np.diff(starts, append=len(term))
         place = np.repeat(cursor[term[starts]] - starts, here) + np.arange(len(term))
@@ -200,5 +246,8 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         if not isinstance(meta.get("corpus"), str):
             raise ValueError
     except (OSError, ValueError):
-        raise DataError(f"{folder}: no BM25 index here; build one with `paw data search build --corpus CORPUS --out {folder}`") from None
+        raise DataError(
+            f"{folder}: no BM25 index here; build one with `paw data search build --corpus CORPUS --out "
+            f"{folder}`"
+        ) from None
     return meta

@@ -1,4 +1,5 @@
-"""Passages on disk: JSON lines with `id` and `contents`, read by number through a table of offsets, so that 21 million cost 168 MB of mapped memory.
+"""Passages on disk: JSON lines with `id` and `contents`, read by number through a table of offsets, so that
+21 million cost 168 MB of mapped memory.
 
 `contents` is a title in quotes on the first line and the text after it, as in the public wiki-18 dump.
 """
@@ -50,7 +51,8 @@ class Identity:
 
 
 class Corpus:
-    """The passages of a file, by number. The file and its table of offsets are memory-mapped; a fork or another process shares them.
+    """The passages of a file, by number. The file and its table of offsets are memory-mapped; a fork or
+    another process shares them.
 
     Args:
         path: the JSON-lines file.
@@ -63,15 +65,23 @@ class Corpus:
     def __init__(self, path: Path, folder: Path):
         self.path, self.identity = path, read_identity(folder)
         if not path.is_file():
-            raise DataError(f"{path}: no such corpus; the index in {folder} was built from it: put it back, or build the index anew")
+            raise DataError(
+                f"{path}: no such corpus; the index in {folder} was built from it: put it back, or build "
+                "the index anew"
+            )
         if (size := path.stat().st_size) != self.identity.size_bytes:
             raise DataError(
-                f"{path}: {size} bytes, but the index in {folder} is of a corpus of {self.identity.size_bytes} bytes "
+                f"{path}: {size} bytes, but the index in {folder} is of a corpus of "
+                f"{self.identity.size_bytes} bytes "
                 "(changed or cut short); restore it, or build the index anew"
             )
         try:
             self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
-            whole = self._offsets.dtype == np.int64 and int(self._offsets[-1]) == size and len(self._offsets) == self.identity.passages + 1
+            whole = (
+                self._offsets.dtype == np.int64
+                and int(self._offsets[-1]) == size
+                and len(self._offsets) == self.identity.passages + 1
+            )
         except Exception:  # NumPy raises many kinds for what is no array
             whole = False
         if not whole:
@@ -109,13 +119,17 @@ def index_corpus(path: Path, folder: Path) -> Identity:
                     offsets[-1] = where
                     continue
                 if blank:
-                    raise DataError(f"{path}:{blank}: an empty line between passages; remove it, or restore the corpus")
+                    raise DataError(
+                        f"{path}:{blank}: an empty line between passages; remove it, or restore the corpus"
+                    )
                 if not line.endswith(b"\n"):
                     _check_last(line, f"{path}:{number}")
                 parse_passage(line, f"{path}:{number}")
                 offsets.append(where)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a corpus in JSON lines with id and contents") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give a corpus in JSON lines with id and contents"
+        ) from None
     if len(offsets) == 1:
         raise DataError(f"{path}: empty; a corpus has one passage a line")
     identity = Identity(len(offsets) - 1, where, digest.hexdigest())
@@ -131,7 +145,9 @@ def read_identity(folder: Path) -> Identity:
     try:
         return checked(Identity, read_json((folder / IDENTITY).read_bytes()))
     except (OSError, ValueError):
-        raise DataError(f"{folder}: no whole index (its {IDENTITY} is missing or torn); run `paw data search build`") from None
+        raise DataError(
+            f"{folder}: no whole index (its {IDENTITY} is missing or torn); run `paw data search build`"
+        ) from None
 
 
 def parse_passage(line: bytes, where: str) -> Passage:
@@ -142,7 +158,10 @@ def parse_passage(line: bytes, where: str) -> Passage:
         if not isinstance(record.get("id"), str | int | float | None):
             raise TypeError
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{where}: not a passage (expected a JSON object with id and contents); the corpus is torn or of another format") from None
+        raise DataError(
+            f"{where}: not a passage (expected a JSON object with id and contents); the corpus is torn or "
+            "of another format"
+        ) from None
     if not isinstance(contents, str) or not contents.strip():
         raise DataError(f"{where}: a passage without contents; remove the line or restore the corpus")
     passage = Passage(str(record.get("id", "")), contents)
@@ -158,7 +177,10 @@ def _check_last(line: bytes, where: str) -> None:
     try:
         read_json(line)
     except ValueError:
-        raise DataError(f"{where}: the last line is cut short; restore the corpus (was its download or unpacking interrupted?)") from None
+        raise DataError(
+            f"{where}: the last line is cut short; restore the corpus (was its download or unpacking "
+            "interrupted?)"
+        ) from None
 
 
 @functools.lru_cache(maxsize=8)

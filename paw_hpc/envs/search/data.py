@@ -1,10 +1,12 @@
-"""Which questions and which corpus are played: the whole of the seven sets over wiki-18, the mini benchmark, or generated ones.
+"""Which questions and which corpus are played: the whole of the seven sets over wiki-18, the mini benchmark,
+or generated ones.
 
     official   <root>/search/official/<set>/<split>.jsonl and <root>/search/official/wiki-18.jsonl
-    mini       <root>/search/questions.jsonl and <root>/search/corpus.jsonl: real questions and passages, few enough for a laptop
+    mini       <root>/search/questions.jsonl and <root>/search/corpus.jsonl: real questions and passages
     generated  made on first use, in the cache
 
-Training questions come from `train` sets, test questions from the others; a training question whose text is also a test question's is dropped.
+Training questions come from `train` sets, test questions from the others; a training question whose text is
+also a test question's is dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from paw_hpc.system.seeding import derive_seed
 _log = logging.getLogger(__name__)
 
 DataSource = Literal["auto", "official", "mini", "generated"]
-FOLDER, OFFICIAL, CORPUS, MINI_QUESTIONS, MINI_CORPUS = "search", "official", "wiki-18.jsonl", "questions.jsonl", "corpus.jsonl"
+FOLDER, OFFICIAL, CORPUS, MINI_QUESTIONS, MINI_CORPUS = (
+    "search",
+    "official",
+    "wiki-18.jsonl",
+    "questions.jsonl",
+    "corpus.jsonl",
+)
 TRAIN_SPLITS = {"nq": "train", "hotpotqa": "train"}
 TEST_SPLITS = {
     "nq": "test",
@@ -38,7 +46,8 @@ TEST_SPLITS = {
     "musique": "dev",
     "bamboogle": "test",
 }
-"""The split on which each set is judged: its test split, or its development split where test answers are not public."""
+"""The split on which each set is judged: its test split, or its development split where test answers are not
+public."""
 OFFICIAL_COUNTS = {
     ("nq", "train"): 79168,
     ("hotpotqa", "train"): 90447,
@@ -70,17 +79,20 @@ class SearchData:
 
     @property
     def description(self) -> str:
-        left_out = [f"{self.unanswered} without an answer"] * bool(self.unanswered) + [f"{self.overlapping} also asked in a test set"] * bool(
-            self.overlapping
+        left_out = [f"{self.unanswered} without an answer"] * bool(self.unanswered) + [
+            f"{self.overlapping} also asked in a test set"
+        ] * bool(self.overlapping)
+        return f"{self.kind} questions ({len(self.train)} train, {len(self.test)} test" + (
+            f"; left out: {', '.join(left_out)})" if left_out else ")"
         )
-        return f"{self.kind} questions ({len(self.train)} train, {len(self.test)} test" + (f"; left out: {', '.join(left_out)})" if left_out else ")")
 
 
 def load(source: DataSource = "auto") -> SearchData:
     """The questions of a source; read once per process.
 
     Args:
-        source: auto takes the official sets where they are at hand, else the mini benchmark, else generated questions.
+        source: auto takes the official sets where they are at hand, else the mini benchmark, else generated
+            questions.
 
     Raises:
         DataError: not there though asked for, torn, or without a training or test question.
@@ -104,7 +116,10 @@ def find(source: DataSource = "auto") -> tuple[Literal["official", "mini", "gene
         return "generated", generated_folder()
     what = "<set>/<split>.jsonl" if source == "official" else f"{MINI_QUESTIONS} and {MINI_CORPUS}"
     looked = ", ".join(str(root / OFFICIAL if source == "official" else root) for root in roots)
-    raise DataError(f"env.search.data: no {source} questions ({what}) in {looked}; run `paw data search fetch`, set PAW_DATA, or use data=generated")
+    raise DataError(
+        f"env.search.data: no {source} questions ({what}) in {looked}; run `paw data search fetch`, set "
+        "PAW_DATA, or use data=generated"
+    )
 
 
 @functools.lru_cache(maxsize=4)
@@ -140,16 +155,19 @@ def _official(folder: Path) -> tuple[list[Question], list[Question], int]:
 
 
 def _divided(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-    """The mini benchmark has no training sets of its own, so three quarters of NQ and HotpotQA, chosen by a hash of the id, are for training.
+    """The mini benchmark has no training sets of its own, so three quarters of NQ and HotpotQA, chosen by a
+    hash of the id, are for training.
 
-    Of those, the ones whose answer stands in no passage are left out. Test questions of the official NQ are among them: what is trained here must not
-    be judged on the official sets.
+    Of those, the ones whose answer stands in no passage are left out. Test questions of the official NQ are
+    among them: what is trained here must not be judged on the official sets.
     """
 
     def for_training(q: Question) -> bool:
         return q.dataset in IN_DOMAIN_SETS and derive_seed(0, f"mini-split/{q.task_id}") % 4 != 0
 
-    return [q for q in questions if for_training(q) and q.answer_in_corpus], [q for q in questions if not for_training(q)]
+    return [q for q in questions if for_training(q) and q.answer_in_corpus], [
+        q for q in questions if not for_training(q)
+    ]
 
 
 def _as_marked(questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
@@ -157,7 +175,8 @@ def _as_marked(questions: Sequence[Question]) -> tuple[list[Question], list[Ques
 
 
 def index_folder(corpus: Path) -> Path:
-    """Where the BM25 index of a corpus file is kept when nobody says otherwise; the name changes with the file's place, size and time.
+    """Where the BM25 index of a corpus file is kept when nobody says otherwise; the name changes with the
+    file's place, size and time.
 
     Raises:
         DataError: there is no such file.
@@ -203,5 +222,7 @@ def verify(source: DataSource = "auto") -> list[SplitReport]:
     for (dataset, split), expected in OFFICIAL_COUNTS.items():
         path = folder / dataset / f"{split}.jsonl"
         file = read_questions(path, dataset, split) if path.is_file() else None
-        reports.append(SplitReport(f"{dataset}/{split}", len(file.questions) + file.unanswered if file else 0, expected))
+        reports.append(
+            SplitReport(f"{dataset}/{split}", len(file.questions) + file.unanswered if file else 0, expected)
+        )
     return reports

@@ -1,7 +1,8 @@
 """Dense retrieval: unit vectors of all passages in a FAISS index, searched by inner product.
 
-The kind of index is FAISS's own factory string: `Flat` (exact), `SQfp16` (exact over half-precision vectors), `IVF4096,Flat`, `IVF65536,SQ8`,
-`HNSW32`. Vectors are encoded in chunks into one memory-mapped half-precision file; an interrupted build goes on with the chunk that it was at.
+The kind of index is FAISS's own factory string: `Flat` (exact), `SQfp16` (exact over half-precision vectors),
+`IVF4096,Flat`, `IVF65536,SQ8`, `HNSW32`. Vectors are encoded in chunks into one memory-mapped half-precision
+file; an interrupted build goes on with the chunk that it was at.
 """
 
 from __future__ import annotations
@@ -61,10 +62,14 @@ class DenseRetriever:
             mapped = self._meta.kind.startswith("IVF") and not faiss.get_num_gpus()
             index = faiss.read_index(str(folder / INDEX), faiss.IO_FLAG_MMAP if mapped else 0)
         except RuntimeError as error:
-            raise DataError(f"{folder / INDEX}: torn ({' '.join(str(error).split())[-120:]}); build it anew with `paw data search build`") from None
+            raise DataError(
+                f"{folder / INDEX}: torn ({' '.join(str(error).split())[-120:]}); build it anew with `paw "
+                "data search build`"
+            ) from None
         if index.ntotal != len(self._corpus) or index.d != self._encoder.width:
             raise DataError(
-                f"{folder}: {index.ntotal} vectors of {index.d} numbers, but the corpus has {len(self._corpus)} passages and the encoder "
+                f"{folder}: {index.ntotal} vectors of {index.d} numbers, but the corpus has "
+                f"{len(self._corpus)} passages and the encoder "
                 f"gives {self._encoder.width}; build the index anew"
             )
         if self._meta.parameters:
@@ -73,14 +78,21 @@ class DenseRetriever:
 
     @property
     def name(self) -> str:
-        return f"{Path(self._meta.encoder['path']).name} with {self._meta.kind} over {len(self._corpus)} passages"
+        return (
+            f"{Path(self._meta.encoder['path']).name} with {self._meta.kind} over {len(self._corpus)} "
+            "passages"
+        )
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         if not queries:
             return []
         scores, numbers = self._index.search(self._encoder.queries(queries), min(topk, len(self._corpus)))
         return [
-            [Hit(self._corpus[int(number)], float(score)) for number, score in zip(row, of_row, strict=True) if number >= 0]
+            [
+                Hit(self._corpus[int(number)], float(score))
+                for number, score in zip(row, of_row, strict=True)
+                if number >= 0
+            ]
             for row, of_row in zip(numbers, scores, strict=True)
         ]
 
@@ -103,28 +115,44 @@ def build_dense(
     Args:
         kind: FAISS factory string.
         parameters: FAISS search parameters; none: SEARCH_PARAMETERS of the kind.
-        vectors: a file of ready-made unit vectors [passages, width] (.npy), made by the same encoder; none: encode.
+        vectors: a file of ready-made unit vectors [passages, width] (.npy), made by the same encoder; none:
+            encode.
 
     Raises:
-        DataError: a torn corpus, an encoder that cannot be loaded, vectors that do not fit, an unknown kind of index, a full disk.
+        DataError: a torn corpus, an encoder that cannot be loaded, vectors that do not fit, an unknown kind
+            of index, a full disk.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DENSE_META).unlink(missing_ok=True)  # written last: it is what makes an index whole
         identity = corpora.index_corpus(corpus, folder)
-        made = _ready_made(vectors, identity) if vectors is not None else _encoded(Corpus(corpus, folder), folder, encoder, identity, say)
+        made = (
+            _ready_made(vectors, identity)
+            if vectors is not None
+            else _encoded(Corpus(corpus, folder), folder, encoder, identity, say)
+        )
         index = _filled(made, kind, say)
         faiss.write_index(index, str(folder / f"{INDEX}.building"))
         (folder / f"{INDEX}.building").replace(folder / INDEX)
         for name in (VECTORS, PROGRESS):
             (folder / name).unlink(missing_ok=True)
         if parameters is None:
-            parameters = next((value for prefix, value in SEARCH_PARAMETERS.items() if kind.startswith(prefix)), "")
-        meta = {"corpus": str(corpus.resolve()), "encoder": encoder.as_dict(), "kind": kind, "parameters": parameters}
+            parameters = next(
+                (value for prefix, value in SEARCH_PARAMETERS.items() if kind.startswith(prefix)), ""
+            )
+        meta = {
+            "corpus": str(corpus.resolve()),
+            "encoder": encoder.as_dict(),
+            "kind": kind,
+            "parameters": parameters,
+        }
         with atomic_file(folder / DENSE_META) as file:
             file.write(json.dumps(meta).encode())
     except OSError as error:
-        raise DataError(f"{folder}: the index cannot be written ({error.strerror or error}); make room, or give another --out") from error
+        raise DataError(
+            f"{folder}: the index cannot be written ({error.strerror or error}); make room, or give "
+            "another --out"
+        ) from error
 
 
 def _encoded(corpus: Corpus, folder: Path, settings: EncoderSettings, identity: Identity, say: Say) -> Halves:
@@ -134,7 +162,9 @@ def _encoded(corpus: Corpus, folder: Path, settings: EncoderSettings, identity: 
     done, shape = _done(progress, job), (len(corpus), encoder.width)
     mode = "r+" if done and (folder / VECTORS).is_file() else "w+"
     done = done if mode == "r+" else 0
-    vectors = np.lib.format.open_memmap(folder / VECTORS, mode=mode, dtype=np.float16, shape=shape if mode == "w+" else None)
+    vectors = np.lib.format.open_memmap(
+        folder / VECTORS, mode=mode, dtype=np.float16, shape=shape if mode == "w+" else None
+    )
     while done < len(corpus):
         end = min(done + CHUNK_PASSAGES, len(corpus))
         vectors[done:end] = encoder.passages([corpus[i].contents for i in range(done, end)])
@@ -162,7 +192,9 @@ def _ready_made(path: Path, identity: Identity) -> Halves:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as an array ({error})") from None
     if vectors.ndim != 2 or len(vectors) != identity.passages:
-        raise DataError(f"{path}: {vectors.shape} is not one vector for each of the {identity.passages} passages")
+        raise DataError(
+            f"{path}: {vectors.shape} is not one vector for each of the {identity.passages} passages"
+        )
     return vectors  # type: ignore[no-any-return]
 
 
@@ -170,10 +202,14 @@ def _filled(vectors: Halves, kind: str, say: Say) -> Any:
     try:
         index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
-        raise DataError(f"--index {kind}: not a FAISS index; for example Flat, SQfp16, IVF4096,Flat or HNSW32") from None
+        raise DataError(
+            f"--index {kind}: not a FAISS index; for example Flat, SQfp16, IVF4096,Flat or HNSW32"
+        ) from None
     if not index.is_trained:
         lists = faiss.extract_index_ivf(index).nlist if kind.startswith("IVF") else 256
-        sample = np.sort(np.random.default_rng(0).permutation(len(vectors))[: lists * TRAINING_VECTORS_PER_LIST])
+        sample = np.sort(
+            np.random.default_rng(0).permutation(len(vectors))[: lists * TRAINING_VECTORS_PER_LIST]
+        )
         say(f"training {kind} on {len(sample)} vectors")
         index.train(vectors[sample].astype(np.float32))
     for first in range(0, len(vectors), 1 << 16):
@@ -183,7 +219,8 @@ def _filled(vectors: Halves, kind: str, say: Say) -> Any:
 
 
 def _on_gpus(index: Any) -> Any:
-    """The index on all GPUs where FAISS was built for them (shared out among them, half precision), else as it is."""
+    """The index on all GPUs where FAISS was built for them (shared out among them, half precision), else as
+    it is."""
     if not faiss.get_num_gpus():
         return index
     options = faiss.GpuMultipleClonerOptions()
@@ -195,4 +232,7 @@ def _read_meta(folder: Path) -> _Meta:
     try:
         return checked(_Meta, read_json((folder / DENSE_META).read_bytes()))
     except (OSError, ValueError):
-        raise DataError(f"{folder}: no dense index here; build one with `paw data search build --retriever dense --out {folder}`") from None
+        raise DataError(
+            f"{folder}: no dense index here; build one with `paw data search build --retriever dense --out "
+            f"{folder}`"
+        ) from None

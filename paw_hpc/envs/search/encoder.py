@@ -30,7 +30,8 @@ class EncoderSettings:
 
     @classmethod
     def of(cls, path: str, pooling: str | None = None, max_tokens: int = 256) -> EncoderSettings:
-        """What an encoder's name tells of its use: E5 wants prefixes, BGE pools its first token; everything else is averaged without prefixes."""
+        """What an encoder's name tells of its use: E5 wants prefixes, BGE pools its first token; everything
+        else is averaged without prefixes."""
         name = path.rstrip("/").rpartition("/")[2].lower()
         prefixes = ("query: ", "passage: ") if "e5" in name.replace("_", "-").split("-") else ("", "")
         chosen = pooling or ("cls" if "bge" in name else "mean")
@@ -54,9 +55,17 @@ class Encoder:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(settings.path)
-            self._model = AutoModel.from_pretrained(settings.path, dtype=torch.float16 if self._device == "cuda" else torch.float32)
-        except (OSError, ValueError, pickle.UnpicklingError) as error:  # the last: weights in a .bin file that are more than tensors
-            raise DataError(f"encoder {settings.path}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+            self._model = AutoModel.from_pretrained(
+                settings.path, dtype=torch.float16 if self._device == "cuda" else torch.float32
+            )
+        except (
+            OSError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:  # the last: weights in a .bin file that are more than tensors
+            raise DataError(
+                f"encoder {settings.path}: cannot be loaded ({' '.join(str(error).split())[:200]})"
+            ) from None
         self._model.eval().to(self._device)
 
     @property
@@ -75,11 +84,16 @@ class Encoder:
     @torch.inference_mode()
     def _encode(self, texts: Sequence[str], batch: int = 64) -> Vectors:
         vectors = np.empty((len(texts), self.width), dtype=np.float32)
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # texts of one length stand together, so that little is padded
+        # texts of one length stand together, so that little is padded
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for first in range(0, len(texts), batch):
             part = by_length[first : first + batch]
             inputs = self._tokenizer(
-                [texts[i] for i in part], padding=True, truncation=True, max_length=self.settings.max_tokens, return_tensors="pt"
+                [texts[i] for i in part],
+                padding=True,
+                truncation=True,
+                max_length=self.settings.max_tokens,
+                return_tensors="pt",
             ).to(self._device)
             hidden = self._model(**inputs).last_hidden_state.float()  # [n, T, width]
             mask = inputs["attention_mask"][..., None]

@@ -1,4 +1,5 @@
-"""Downloads of the official questions and passages from the Hugging Face hub, checked by size, count and hash as far as those are known."""
+"""Downloads of the official questions and passages from the Hugging Face hub, checked by size, count and hash
+as far as those are known."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ from paw_hpc.system.data_paths import atomic_file, cache_dir
 from paw_hpc.system.errors import DataError
 
 QUESTIONS_REPOSITORY = "RUC-NLPIR/FlashRAG_datasets"
-CORPUS_REPOSITORY, CORPUS_REVISION, CORPUS_FILE = "PeterJinGo/wiki-18-corpus", "69c1c00ffe7c5554c68d8548355cb22e46aabc51", "wiki-18.jsonl.gz"
+CORPUS_REPOSITORY, CORPUS_REVISION, CORPUS_FILE = (
+    "PeterJinGo/wiki-18-corpus",
+    "69c1c00ffe7c5554c68d8548355cb22e46aabc51",
+    "wiki-18.jsonl.gz",
+)
 CORPUS_SHA256 = "7abd929223399cd63c52b499f289bf4f9039be1e9f8c43e1cb3938305b2317db"
 
 
@@ -62,11 +67,14 @@ def check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise DataError(f"{path}: sha256 {found[:12]}..., published is {expected[:12]}...; delete it and fetch again")
+        raise DataError(
+            f"{path}: sha256 {found[:12]}..., published is {expected[:12]}...; delete it and fetch again"
+        )
 
 
 def unpack(packed: Path, target: Path) -> None:
-    """Write the JSON lines of a gzip file, or of the only file of a gzipped tar archive (the dump has been published as both), to `target`.
+    """Write the JSON lines of a gzip file, or of the only file of a gzipped tar archive (the dump has been
+    published as both), to `target`.
 
     Raises:
         DataError: a torn archive, or a full disk.
@@ -79,21 +87,28 @@ def unpack(packed: Path, target: Path) -> None:
                     members = [m for m in archive if m.isfile()]
                     content = archive.extractfile(members[0]) if len(members) == 1 else None
                     if content is None:
-                        raise DataError(f"{packed}: an archive of {len(members)} files; expected one with the passages")
+                        raise DataError(
+                            f"{packed}: an archive of {len(members)} files; expected one with the passages"
+                        )
                     shutil.copyfileobj(content, file, 1 << 24)
             else:
                 lines.seek(0)
                 shutil.copyfileobj(lines, file, 1 << 24)
     except (EOFError, gzip.BadGzipFile, tarfile.TarError, OSError) as error:
-        raise DataError(f"{packed}: cannot be unpacked ({type(error).__name__}: {error}); delete it and fetch again") from None
+        raise DataError(
+            f"{packed}: cannot be unpacked ({type(error).__name__}: {error}); delete it and fetch again"
+        ) from None
 
 
 def _download(repository: str, name: str, folder: Path, revision: str | None = None) -> Path:
     try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision, local_dir=folder))
+        return Path(
+            hf_hub_download(repository, name, repo_type="dataset", revision=revision, local_dir=folder)
+        )
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
         raise DataError(
-            f"{repository}/{name} cannot be reached ({type(error).__name__}: {_first_line(error)}); download it elsewhere into {folder}, "
+            f"{repository}/{name} cannot be reached ({type(error).__name__}: {_first_line(error)}); "
+            f"download it elsewhere into {folder}, "
             "set PAW_DATA to a folder with search/official, or play env.search.data=mini or generated"
         ) from None
 

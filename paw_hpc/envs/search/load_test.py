@@ -1,4 +1,5 @@
-"""What a retrieval server bears: queries per second and waiting times under a number of clients that ask without pause."""
+"""What a retrieval server bears: queries per second and waiting times under a number of clients that ask
+without pause."""
 
 from __future__ import annotations
 
@@ -27,7 +28,15 @@ class Load:
 
 
 def load_test(
-    url: str, queries: Sequence[str], *, requests: int, clients: int, batch: int, topk: int = 3, timeout_s: float = 60.0, key: str | None = None
+    url: str,
+    queries: Sequence[str],
+    *,
+    requests: int,
+    clients: int,
+    batch: int,
+    topk: int = 3,
+    timeout_s: float = 60.0,
+    key: str | None = None,
 ) -> Load:
     """Send `requests` requests of `batch` queries each from `clients` clients.
 
@@ -39,12 +48,27 @@ def load_test(
         DataError: nothing healthy answers at that address.
         UserError: the server does not take the key.
     """
-    return asyncio.run(_run(url.rstrip("/").removesuffix("/retrieve"), queries, requests, clients, batch, topk, timeout_s, key))
+    return asyncio.run(
+        _run(
+            url.rstrip("/").removesuffix("/retrieve"), queries, requests, clients, batch, topk, timeout_s, key
+        )
+    )
 
 
-async def _run(url: str, queries: Sequence[str], requests: int, clients: int, batch: int, topk: int, timeout_s: float, key: str | None) -> Load:
+async def _run(
+    url: str,
+    queries: Sequence[str],
+    requests: int,
+    clients: int,
+    batch: int,
+    topk: int,
+    timeout_s: float,
+    key: str | None,
+) -> Load:
     waits, failed, upcoming = list[float](), 0, iter(range(requests))
-    async with httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=clients), trust_env=False, headers=bearer(key)) as client:
+    async with httpx.AsyncClient(
+        timeout=None, limits=httpx.Limits(max_connections=clients), trust_env=False, headers=bearer(key)
+    ) as client:
         try:
             async with asyncio.timeout(timeout_s):
                 (await client.get(f"{url}/health")).raise_for_status()
@@ -52,7 +76,10 @@ async def _run(url: str, queries: Sequence[str], requests: int, clients: int, ba
                 if (await client.post(f"{url}/retrieve", json={"queries": []})).status_code in (401, 403):
                     raise UserError(f"{url}: it does not take this key; see --key-file")
         except (httpx.HTTPError, TimeoutError) as error:
-            raise DataError(f"{url}/health: no healthy server ({error or type(error).__name__}); start one with `paw data search serve`") from None
+            raise DataError(
+                f"{url}/health: no healthy server ({error or type(error).__name__}); start one with `paw "
+                "data search serve`"
+            ) from None
 
         async def ask_on() -> None:
             nonlocal failed
@@ -61,7 +88,9 @@ async def _run(url: str, queries: Sequence[str], requests: int, clients: int, ba
                 start = time.perf_counter()
                 try:
                     async with asyncio.timeout(timeout_s):
-                        answer = await client.post(f"{url}/retrieve", json={"queries": asked, "topk": topk, "return_scores": True})
+                        answer = await client.post(
+                            f"{url}/retrieve", json={"queries": asked, "topk": topk, "return_scores": True}
+                        )
                     failed += answer.status_code != 200 or len(answer.json()["result"]) != batch
                 except (httpx.HTTPError, TimeoutError, ValueError, KeyError):
                     failed += 1

@@ -1,4 +1,5 @@
-"""Exact match and F1 of short answers, as SQuAD's evaluation defines them (Rajpurkar et al. 2016), over several golden answers."""
+"""Exact match and F1 of short answers, as SQuAD's evaluation defines them (Rajpurkar et al. 2016), over
+several golden answers."""
 
 from __future__ import annotations
 
@@ -17,13 +18,15 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(answer: str, golden: Sequence[str]) -> bool:
-    """Whether the normalised answer equals a normalised golden answer. An answer of which nothing is left matches nothing."""
+    """Whether the normalised answer equals a normalised golden answer. An answer of which nothing is left
+    matches nothing."""
     said = normalize_answer(answer)
     return bool(said) and any(said == normalize_answer(gold) for gold in golden)
 
 
 def f1(answer: str, golden: Sequence[str]) -> float:
-    """Best token F1 over the golden answers, in [0, 1]. `yes`, `no` and `noanswer` agree as a whole or not at all (HotpotQA's evaluation)."""
+    """Best token F1 over the golden answers, in [0, 1]. `yes`, `no` and `noanswer` agree as a whole or not at
+    all (HotpotQA's evaluation)."""
     return max((_f1(normalize_answer(answer), normalize_answer(gold)) for gold in golden), default=0.0)
 
 

@@ -1,9 +1,11 @@
 """The agent's view of a question: what it is shown and how its answer is read.
 
-Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's protocol: the question, every search so
-far with its results inside <information>, and the order to think inside <think> and then write one <search> or one <answer>. `compact` shows the same
-in few words for tiny models from scratch; the answer is a bare line, `search QUERY` or `answer ANSWER`.
-`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind it.
+Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's
+protocol: the question, every search so far with its results inside <information>, and the order to think
+inside <think> and then write one <search> or one <answer>. `compact` shows the same in few words for tiny
+models from scratch; the answer is a bare line, `search QUERY` or `answer ANSWER`. `conversation` begins as
+`paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind
+it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,12 @@ class SearchView:
     ):
         self._template = template or shipped_template("search")
         self.question = question
-        self._in_few_words, self._history, self._max_steps, self._by_format = style in COMPACT, history, max_steps, validity == "format"
+        self._in_few_words, self._history, self._max_steps, self._by_format = (
+            style in COMPACT,
+            history,
+            max_steps,
+            validity == "format",
+        )
         self._past: list[tuple[str, str]] = []
         """(action, what came back), oldest first."""
         self._shown = history
@@ -62,11 +69,16 @@ class SearchView:
         if self._in_few_words:
             return self._step()
         return shipped_template("search", "turn").render(
-            task=self.question, step=len(self._past) + 1, steps_taken=len(self._past), max_steps=self._max_steps, history=[]
+            task=self.question,
+            step=len(self._past) + 1,
+            steps_taken=len(self._past),
+            max_steps=self._max_steps,
+            history=[],
         )
 
     def parse(self, response: str, opened: bool = False) -> tuple[str, bool]:
-        """(canonical action, valid). By our own rule an action without a thought before it is carried out, and is not valid."""
+        """(canonical action, valid). By our own rule an action without a thought before it is carried out,
+        and is not valid."""
         if self._in_few_words:
             said, outside = after_thought(response, opened)
             found = _COMPACT.fullmatch(said.strip())
@@ -99,7 +111,10 @@ class SearchView:
             step=len(self._past) + 1,
             steps_taken=len(self._past),
             max_steps=self._max_steps,
-            history=[{"step": first + i, "observation": returned, "action": action} for i, (action, returned) in enumerate(recent)],
+            history=[
+                {"step": first + i, "observation": returned, "action": action}
+                for i, (action, returned) in enumerate(recent)
+            ],
         )
 
     def _compact(self) -> str:

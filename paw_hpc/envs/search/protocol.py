@@ -1,7 +1,9 @@
-"""The protocol's tags: reading the agent's answer, and writing passages so that nothing in them can pass for the agent's own words.
+"""The protocol's tags: reading the agent's answer, and writing passages so that nothing in them can pass for
+the agent's own words.
 
-An agent thinks inside <think>, then writes exactly one <search> or <answer>. Passages arrive inside <information>. What a passage says is data: its
-tags are broken when it is shown, and whatever an agent writes inside <information> (its own invention, or a quotation) is never read as an action.
+An agent thinks inside <think>, then writes exactly one <search> or <answer>. Passages arrive inside
+<information>. What a passage says is data: its tags are broken when it is shown, and whatever an agent writes
+inside <information> (its own invention, or a quotation) is never read as an action.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ from paw_hpc.envs.answers import blocks
 from paw_hpc.envs.base import EnvironmentState
 from paw_hpc.envs.search.corpus import Passage
 
-INVALID = "Invalid action: nothing was searched. Write exactly one <search> query </search> or one <answer> answer </answer>."
+INVALID = (
+    "Invalid action: nothing was searched. Write exactly one <search> query </search> or one "
+    "<answer> answer </answer>."
+)
 NO_RESULTS = "No results."
 _TAGS = "think|search|answer|information"
 _THINK, _THINK_END = re.compile(r"<think>.*?</think>", re.DOTALL), "</think>"
@@ -36,9 +41,11 @@ class Action:
 
 
 def read_action(text: str) -> Action | None:
-    """The only action of a text; None where there is none, an empty one, or more than one. Thoughts and information blocks are not looked into."""
+    """The only action of a text; None where there is none, an empty one, or more than one. Thoughts and
+    information blocks are not looked into."""
     text = _INFORMATION.sub(" ", text)
-    end = text.rfind(_THINK_END) + len(_THINK_END) if _THINK_END in text else 0  # behind it no thought is closed, and none is looked for
+    # behind it no thought is closed, and none is looked for
+    end = text.rfind(_THINK_END) + len(_THINK_END) if _THINK_END in text else 0
     found = list(blocks(_THINK.sub(" ", text[:end]) + text[end:], "search", "answer"))
     if len(found) != 1:
         return None
@@ -48,8 +55,8 @@ def read_action(text: str) -> Action | None:
 
 
 def exact_action(text: str) -> Action | None:
-    """The action that is all of a text, as views hand it to sessions; it may be empty (only the format rule makes such), and nothing in it is looked
-    into. None where the text is no action."""
+    """The action that is all of a text, as views hand it to sessions; it may be empty (only the format rule
+    makes such), and nothing in it is looked into. None where the text is no action."""
     found = _WHOLE.fullmatch(text)
     return Action(found[1], " ".join(found[2].split())) if found else None  # type: ignore[arg-type]
 
@@ -77,7 +84,10 @@ def passages_text(passages: Sequence[Passage], words: int | None = None) -> str:
     """
     if not passages:
         return NO_RESULTS
-    return "\n".join(f"Doc {i} (Title: {harmless(p.title)}) {harmless(_first(p.text, words))}" for i, p in enumerate(passages, 1))
+    return "\n".join(
+        f"Doc {i} (Title: {harmless(p.title)}) {harmless(_first(p.text, words))}"
+        for i, p in enumerate(passages, 1)
+    )
 
 
 def _first(text: str, words: int | None) -> str:

@@ -1,4 +1,5 @@
-"""Questions with golden answers, as JSON lines: `id`, `question`, `golden_answers`, and (in files of several sets) `data_source` and `split`."""
+"""Questions with golden answers, as JSON lines: `id`, `question`, `golden_answers`, and (in files of several
+sets) `data_source` and `split`."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class QuestionFile:
-    """What a file holds. `unanswered` questions have no golden answer: nothing can be scored on them, so they are left out and counted."""
+    """What a file holds. `unanswered` questions have no golden answer: nothing can be scored on them, so they
+    are left out and counted."""
 
     questions: tuple[Question, ...]
     unanswered: int
@@ -68,7 +70,8 @@ def read_questions(path: Path, dataset: str | None = None, split: str | None = N
             question = _question(record, dataset, split)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"{where}: not a question ({type(error).__name__}: {error}); expected id, question and golden_answers: fetch or restore the file"
+                f"{where}: not a question ({type(error).__name__}: {error}); expected id, question and "
+                "golden_answers: fetch or restore the file"
             ) from None
         if question.task_id in seen:
             raise DataError(f"{where}: the second question with id {question.question_id}; restore the file")
@@ -114,7 +117,11 @@ def _question(record: dict[str, Any], dataset: str | None, split: str | None) ->
         question_id=_word(record, "id"),
         dataset=dataset,
         question=" ".join(text.split()),
-        answers=tuple(answer for answer in (_said(answer, f"golden_answers[{i}]") for i, answer in enumerate(answers)) if answer.strip()),
+        answers=tuple(
+            answer
+            for answer in (_said(answer, f"golden_answers[{i}]") for i, answer in enumerate(answers))
+            if answer.strip()
+        ),
         split=split or _word(record, "split"),
         answer_in_corpus=record.get("answer_in_corpus"),
         searches=tuple(_said(query, f"searches[{i}]") for i, query in enumerate(record.get("searches", ()))),
@@ -126,7 +133,8 @@ def _word(record: dict[str, Any], key: str) -> str:
 
 
 def _said(value: Any, field: str) -> str:
-    """A string or a number, as text. What else JSON has would become a word that nobody wrote, such as None."""
+    """A string or a number, as text. What else JSON has would become a word that nobody wrote, such as
+    None."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError(f"{field} is {json.dumps(value)[:40]}, expected text")
     return str(value)

@@ -21,7 +21,8 @@ class Hit:
 
 
 class RetrieverFailure(RuntimeError):
-    """A retriever that is down, slow or answers nonsense. `refused`: it is well but will not answer these queries (asking again will not help)."""
+    """A retriever that is down, slow or answers nonsense. `refused`: it is well but will not answer these
+    queries (asking again will not help)."""
 
     def __init__(self, message: str, *, refused: bool = False):
         super().__init__(message)
@@ -37,7 +38,8 @@ class Retriever(Protocol):
         ...
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """At most `topk` passages per query, best first, ties by place in the corpus; a query that matches nothing has none.
+        """At most `topk` passages per query, best first, ties by place in the corpus; a query that matches
+        nothing has none.
 
         Raises:
             RetrieverFailure: no answer.

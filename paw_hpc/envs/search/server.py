@@ -1,11 +1,13 @@
 """`paw data search serve`: any retriever of this package behind the common HTTP protocol.
 
     POST /retrieve  {"queries": [text, ...], "topk": 3, "return_scores": true}
-                 -> {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}, without scores {"result": [[{"id", "contents"}, ...], ...]}
+                 -> {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]};
+                 without scores {"result": [[{"id", "contents"}, ...], ...]}
     GET  /health -> {"status": "ok", "retriever", "queries", "uptime_s"}
 
-Requests of all clients share batches (see batching.py). The retriever is loaded before the port is opened: a server that answers is ready.
-With a key, whoever does not send it (`Authorization: Bearer KEY`) hears from /health that the server lives, and from everything else status 401.
+Requests of all clients share batches (see batching.py). The retriever is loaded before the port is opened: a
+server that answers is ready. With a key, whoever does not send it (`Authorization: Bearer KEY`) hears from
+/health that the server lives, and from everything else status 401.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ LONGEST_BODY_BYTES = MAX_QUERIES * MAX_QUERY_CHARACTERS
 class RetrieveRequest(BaseModel):
     """The body of POST /retrieve."""
 
-    queries: Annotated[list[Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]], Field(max_length=MAX_QUERIES)]
+    queries: Annotated[
+        list[Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS)]], Field(max_length=MAX_QUERIES)
+    ]
     topk: Annotated[int, Field(ge=1, le=MAX_TOPK)] | None = None
     return_scores: bool = False
 
 
-def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls: int = 1, key: str | None = None) -> FastAPI:
+def make_app(
+    retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls: int = 1, key: str | None = None
+) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
@@ -66,7 +72,12 @@ def make_app(retriever: Retriever, *, topk: int = 3, max_batch: int = 256, calls
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "retriever": retriever.name, "queries": served["queries"], "uptime_s": round(time.monotonic() - started, 1)}
+        return {
+            "status": "ok",
+            "retriever": retriever.name,
+            "queries": served["queries"],
+            "uptime_s": round(time.monotonic() - started, 1),
+        }
 
     app.add_middleware(WholeBody, longest=LONGEST_BODY_BYTES)
     if key is not None:

@@ -1,7 +1,9 @@
-"""A scripted player that knows which searches lead to the answer: demonstrations from which a small policy is cloned.
+"""A scripted player that knows which searches lead to the answer: demonstrations from which a small policy is
+cloned.
 
-It plays training questions with the recipe's retriever and prompt. Some of its searches go astray and some of its lines are no action, as a policy's
-own will, and it goes on from there: what is cloned is always what leads to the answer. It answers only what it has read.
+It plays training questions with the recipe's retriever and prompt. Some of its searches go astray and some of
+its lines are no action, as a policy's own will, and it goes on from there: what is cloned is always what
+leads to the answer. It answers only what it has read.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ def lessons(recipe: Recipe, console: object = None) -> Lessons:
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:
     """The teacher's play of `warm_start.games` training questions, `len(warm_start.hints)` episodes each.
 
-    `warm_start.detour` is the share of searches that go astray (another question's first one), `warm_start.fumble` that of lines that are no action,
-    `warm_start.habit` that of searches in whose place a guess (another question's answer) is said, which is what is cloned there; it then searches.
+    `warm_start.detour` is the share of searches that go astray (another question's first one),
+    `warm_start.fumble` that of lines that are no action, `warm_start.habit` that of searches in whose place a
+    guess (another question's answer) is said, which is what is cloned there; it then searches.
     """
     benchmark = SearchQA(recipe.env)
     tasks = benchmark.tasks("train")
@@ -75,7 +78,12 @@ class _Desk:
 
 
 def _play(
-    question: Question, others: Sequence[Question], view: SearchView, desk: _Desk, recipe: Recipe, rng: np.random.Generator
+    question: Question,
+    others: Sequence[Question],
+    view: SearchView,
+    desk: _Desk,
+    recipe: Recipe,
+    rng: np.random.Generator,
 ) -> Iterator[Demonstration]:
     env, style = recipe.env, recipe.env.prompt
     taught = Taught(view, env.conversation)
@@ -85,7 +93,11 @@ def _play(
         if not ahead and not contains_answer(read, question.answers):
             return  # the answer was not found: there is nothing to teach
         wanted = Action("search", ahead[0]) if ahead else Action("answer", question.answers[0])
-        guess = Action("answer", others[int(rng.integers(len(others)))].answers[0]) if ahead and rng.random() < recipe.warm_start.habit else None
+        guess = (
+            Action("answer", others[int(rng.integers(len(others)))].answers[0])
+            if ahead and rng.random() < recipe.warm_start.habit
+            else None
+        )
         yield taught.demonstration(spoken(guess or wanted, style))
         draw = rng.random()
         if draw < recipe.warm_start.fumble:
@@ -105,5 +117,9 @@ def spoken(action: Action, style: str) -> str:
     """An action as the policy is to say it in a style of prompt."""
     if style in COMPACT:
         return f"{action.kind} {action.text}".lower()
-    thought = f"I need to look up {action.text}." if action.kind == "search" else f"The passages say it: {action.text}."
+    thought = (
+        f"I need to look up {action.text}."
+        if action.kind == "search"
+        else f"The passages say it: {action.text}."
+    )
     return f"<think>{thought}</think><{action.kind}>{action.text}</{action.kind}>"

@@ -1,4 +1,5 @@
-"""Text to terms, the same for passages and queries: lower case, no accents, none of Lucene's English stop words, Snowball's English stems."""
+"""Text to terms, the same for passages and queries: lower case, no accents, none of Lucene's English stop
+words, Snowball's English stems."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import unicodedata
 import Stemmer
 
 _STOP_WORDS = """
-a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with
+a an and are as at be but by for if in into is it no not of on or such that the their then there these they
+this to was will with
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"\w+")
@@ -20,7 +22,9 @@ def terms(text: str) -> list[str]:
     """The terms of a text, in order, repeats included."""
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return list(_stemmer().stemWords([word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]))
+    return list(
+        _stemmer().stemWords([word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS])
+    )
 
 
 def _stemmer() -> Stemmer.Stemmer:

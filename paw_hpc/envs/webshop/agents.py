@@ -1,4 +1,5 @@
-"""Scripted players: an oracle that knows the goal, and one that plays at random. Yardsticks, and teachers of the warm start."""
+"""Scripted players: an oracle that knows the goal, and one that plays at random. Yardsticks, and teachers of
+the warm start."""
 
 from __future__ import annotations
 
@@ -26,19 +27,25 @@ class Route:
 
 
 def search_words(goal: Goal, *, brief: bool = False) -> str:
-    """The instruction in lower case. `brief`: without `find me`, price and options, about what a shopper would type."""
+    """The instruction in lower case. `brief`: without `find me`, price and options, about what a shopper
+    would type."""
     text = goal.instruction.lower()
     if not brief:
         return text
     text = _PRICE.sub("", text).removeprefix("find me ")
-    said = " with " + ", and ".join(f"{k}: {v}" for k, v in goal.options.items()) if isinstance(goal.options, dict) and goal.options else ""
+    said = (
+        " with " + ", and ".join(f"{k}: {v}" for k, v in goal.options.items())
+        if isinstance(goal.options, dict) and goal.options
+        else ""
+    )
     return text.removesuffix(said) if said else text
 
 
 def plan_route(game: Game, *, brief: bool = False) -> Route | None:
     """The shortest way to the goal's product from the start page; None where the search does not list it.
 
-    The options are those of the goal, unless others are worth more: the score's colour words make a few goals impossible to meet literally.
+    The options are those of the goal, unless others are worth more: the score's colour words make a few goals
+    impossible to meet literally.
     """
     goal, catalogue = game.goal, game.catalogue
     words = search_words(goal, brief=brief)
@@ -54,8 +61,13 @@ def plan_route(game: Game, *, brief: bool = False) -> Route | None:
 
 
 def best_choice(product: Product, goal: Goal) -> tuple[str, ...]:
-    """The option values of the product that meet most of the goal's options: literally those of the goal where nothing beats them."""
-    literal = tuple(value for value in (goal.options.values() if isinstance(goal.options, dict) else goal.options) if _offers(product, value))
+    """The option values of the product that meet most of the goal's options: literally those of the goal
+    where nothing beats them."""
+    literal = tuple(
+        value
+        for value in (goal.options.values() if isinstance(goal.options, dict) else goal.options)
+        if _offers(product, value)
+    )
     best, most = literal, options_met(literal, goal)
     if most == len(goal.options):
         return best

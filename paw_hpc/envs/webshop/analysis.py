@@ -1,7 +1,8 @@
-"""Lucene's English analysis, as Anserini applies it to documents and queries: words, lower case, no possessives, no stop words, Porter stems.
+"""Lucene's English analysis, as Anserini applies it to documents and queries: words, lower case, no
+possessives, no stop words, Porter stems.
 
-Words are those of Lucene's StandardTokenizer (Unicode word breaks, UAX #29): an apostrophe or a period between letters and a comma or a period
-between digits do not break, CJK ideographs and emoji stand alone.
+Words are those of Lucene's StandardTokenizer (Unicode word breaks, UAX #29): an apostrophe or a period
+between letters and a comma or a period between digits do not break, CJK ideographs and emoji stand alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections import Counter
 import regex
 from nltk.stem.porter import PorterStemmer
 
-_STOP_TEXT = "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with"
+_STOP_TEXT = (
+    "a an and are as at be but by for if in into is it no not of on or such that the their then "
+    "there these they this to was will with"
+)
 STOP_WORDS = frozenset(_STOP_TEXT.split())
 _IDEOGRAPH = r"\p{Script=Han}"
 _LETTER_JOINER = r"[.'‘’:：﹕·．․]"

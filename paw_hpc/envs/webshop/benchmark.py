@@ -1,6 +1,7 @@
 """WebShop as a benchmark: its goals as tasks, its sessions in this process, the agent's view.
 
-A step takes microseconds, so sessions need neither processes nor threads: all of them share one read-only catalogue.
+A step takes microseconds, so sessions need neither processes nor threads: all of them share one read-only
+catalogue.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Webshop:
     @property
     def source(self) -> str:
         about, nouns = self.catalogue.about, self._tagger[0]
-        return f"WebShop {about['set']}, {about['count']:,} products, {len(self.goals):,} {self.goals.kind} goals, nouns by {nouns}"
+        return (
+            f"WebShop {about['set']}, {about['count']:,} products, {len(self.goals):,} "
+            f"{self.goals.kind} goals, nouns by {nouns}"
+        )
 
     def tasks(self, split: str) -> Sequence[Task]:
         """`test` or `train`. Raises DataError where a split is unknown or empty."""
@@ -59,7 +63,8 @@ class Webshop:
         listed = GoalTasks(self.catalogue, self.goals, split_goals(self.goals, split))
         if not listed:
             raise DataError(
-                f"WebShop {self.catalogue.about['set']}: none of its {len(self.goals)} {self.goals.kind} goals is left for {split} "
+                f"WebShop {self.catalogue.about['set']}: none of its {len(self.goals)} {self.goals.kind} "
+                f"goals is left for {split} "
                 f"(the first {TEST_GOALS} are for testing); use env.webshop.goals=synthetic or the full set"
             )
         if split == "train" and self._env.train_games is not None and self._env.train_games < len(listed):
@@ -69,21 +74,36 @@ class Webshop:
     def panel(self, name: str) -> Panel:
         split, count, seed = parse_name(name, "webshop")
         listed = self.tasks(split)
-        chosen = sorted(listed, key=lambda task: task.task_id) if count is None else sub_panel(listed, count, seed, name)
+        chosen = (
+            sorted(listed, key=lambda task: task.task_id)
+            if count is None
+            else sub_panel(listed, count, seed, name)
+        )
         contents = sorted(f"{task.task_id} {_content(self._goal(task))}\n" for task in chosen)
         title = f"WebShop {self.catalogue.about['set']} {self.goals.kind} {name}"
         return Panel(title, tuple(chosen), hashlib.sha256("".join(contents).encode()).hexdigest())
 
     def view(self, task: Task, seed: int) -> WebshopView:
         env = self._env
-        return WebshopView(style=env.prompt, history=env.shown_history, validity=env.validity, template=self._template, max_steps=env.max_steps)
+        return WebshopView(
+            style=env.prompt,
+            history=env.shown_history,
+            validity=env.validity,
+            template=self._template,
+            max_steps=env.max_steps,
+        )
 
     async def open(self, task: Task, members: int) -> Sequence[Session]:
         return [self.session(task, member) for member in range(members)]
 
     def session(self, task: Task, member: int = 0) -> ShopSession:
         """One live episode. `member` only matters to `search[<r>]`."""
-        game = Game(self.catalogue, self._goal(task), self._tagger[1], derive_seed(0, f"webshop/{task.task_id}", member))
+        game = Game(
+            self.catalogue,
+            self._goal(task),
+            self._tagger[1],
+            derive_seed(0, f"webshop/{task.task_id}", member),
+        )
         return ShopSession(game, self._env.max_steps, self._env.success_reward)
 
     async def close(self) -> None:
@@ -95,7 +115,8 @@ class Webshop:
 
 
 class GoalTasks(Sequence[Task]):
-    """Goals as tasks, made when asked for: millions of them cost no memory. `source` is the goal's place in the global order."""
+    """Goals as tasks, made when asked for: millions of them cost no memory. `source` is the goal's place in
+    the global order."""
 
     def __init__(self, catalogue: Catalogue, goals: Goals, places: Sequence[int] | np.ndarray):
         self._goals, self._places = goals, places
@@ -115,7 +136,8 @@ class GoalTasks(Sequence[Task]):
 
 @functools.lru_cache(maxsize=4)
 def split_goals(goals: Goals, split: str) -> np.ndarray:
-    """int64[n]: places in the global order, ascending. What asks for the same as a test goal (see `Goal.identity`) is left out of train."""
+    """int64[n]: places in the global order, ascending. What asks for the same as a test goal (see
+    `Goal.identity`) is left out of train."""
     test = np.arange(min(TEST_GOALS, len(goals)))
     if split == "test":
         return test
@@ -125,13 +147,16 @@ def split_goals(goals: Goals, split: str) -> np.ndarray:
 
 
 def _content(goal: Goal) -> str:
-    return hashlib.sha256(repr((goal.asin, goal.instruction, goal.attributes, goal.price_cap, goal.options)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((goal.asin, goal.instruction, goal.attributes, goal.price_cap, goal.options)).encode()
+    ).hexdigest()
 
 
 class ShopSession:
     """Implements `paw_hpc.envs.base.Session`. An episode ends with a purchase, or after `max_steps`.
 
-    Observations after the first leave the instruction out: it stands on every page, and copying it would be most of what a world model learns.
+    Observations after the first leave the instruction out: it stands on every page, and copying it would be
+    most of what a world model learns.
     """
 
     def __init__(self, game: Game, max_steps: int, success_reward: float):

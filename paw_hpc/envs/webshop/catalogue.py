@@ -1,7 +1,8 @@
-"""A catalogue on disk, as environments read it: products, search index and goals in memory-mapped files that all processes of a machine share.
+"""A catalogue on disk, as environments read it: products, search index and goals in memory-mapped files that
+all processes of a machine share.
 
-Built once from WebShop's own files (streamed), under a name that changes with those files and with the format. A folder is whole or absent: it is
-built beside its place and moved there.
+Built once from WebShop's own files (streamed), under a name that changes with those files and with the
+format. A folder is whole or absent: it is built beside its place and moved there.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class Products(Sequence[Product]):
 
 
 class Catalogue:
-    """Everything that environments of one catalogue share. Read-only, so forks and threads may share one, too."""
+    """Everything that environments of one catalogue share. Read-only, so forks and threads may share one,
+    too."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -100,7 +102,8 @@ class Catalogue:
         """float64[products]: what each costs when bought."""
         self._index = SearchIndex(folder)
         self._codes = {
-            name: (np.load(folder / f"{name}.npy", mmap_mode="r"), RecordFile(folder, f"{name}_names")[0]) for name in ("category", "query")
+            name: (np.load(folder / f"{name}.npy", mmap_mode="r"), RecordFile(folder, f"{name}_names")[0])
+            for name in ("category", "query")
         }
 
     def search(self, words: str) -> Sequence[int]:
@@ -119,7 +122,10 @@ class Catalogue:
     def goals(self, kind: GoalKind) -> Goals:
         """Raises DataError where the set has none of this kind."""
         if kind not in self.about["goals"]:
-            raise DataError(f"{self.about['products']}: no {kind} goals (items_human_ins.json is missing beside it); use env.webshop.goals=synthetic")
+            raise DataError(
+                f"{self.about['products']}: no {kind} goals (items_human_ins.json is missing beside it); "
+                "use env.webshop.goals=synthetic"
+            )
         return _goals(self, kind)
 
 
@@ -147,21 +153,32 @@ def _build(files: Files, root: Path) -> Path:
         return folder
     with data_paths.locked(folder):
         if not (folder / "about.json").is_file():
-            print(f"building WebShop's catalogue and index from {files.products} in {folder} (once) ...", file=sys.stderr)
+            print(
+                f"building WebShop's catalogue and index from {files.products} in {folder} (once) ...",
+                file=sys.stderr,
+            )
             building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
             try:
                 _write(files, building)
                 shutil.rmtree(folder, ignore_errors=True)
                 building.rename(folder)
             except OSError as error:
-                raise DataError(f"{folder}: cannot be written ({error.strerror or error}); free some space or set PAW_CACHE elsewhere") from None
+                raise DataError(
+                    f"{folder}: cannot be written ({error.strerror or error}); free some space or set "
+                    "PAW_CACHE elsewhere"
+                ) from None
             finally:
                 shutil.rmtree(building, ignore_errors=True)
     return folder
 
 
 def _write(files: Files, folder: Path) -> None:
-    start, attributes, asins, costs = time.perf_counter(), read_attributes(files.attributes), list[str](), list[float]()
+    start, attributes, asins, costs = (
+        time.perf_counter(),
+        read_attributes(files.attributes),
+        list[str](),
+        list[float](),
+    )
     codes: dict[str, dict[str, int]] = {"category": {}, "query": {}}
     coded: dict[str, list[int]] = {name: [] for name in codes}
     index, generator = IndexBuilder(folder), goal_files.price_generator()
@@ -187,7 +204,13 @@ def _write(files: Files, folder: Path) -> None:
     (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def _write_lookups(folder: Path, asins: list[str], costs: list[float], codes: dict[str, dict[str, int]], coded: dict[str, list[int]]) -> None:
+def _write_lookups(
+    folder: Path,
+    asins: list[str],
+    costs: list[float],
+    codes: dict[str, dict[str, int]],
+    coded: dict[str, list[int]],
+) -> None:
     encoded = np.array([asin.encode() for asin in asins])
     order = np.argsort(encoded, kind="stable").astype(np.int32)
     np.save(folder / "asin.npy", encoded[order])
@@ -199,8 +222,11 @@ def _write_lookups(folder: Path, asins: list[str], costs: list[float], codes: di
             records.add(known)
 
 
-def _write_goals(files: Files, folder: Path, costs: list[float], attributes: dict[str, Any], generator: Any) -> dict[str, int]:
-    """Both kinds start from the generator as the prices left it, as two environments of the original would. Returns kind -> number of goals."""
+def _write_goals(
+    files: Files, folder: Path, costs: list[float], attributes: dict[str, Any], generator: Any
+) -> dict[str, int]:
+    """Both kinds start from the generator as the prices left it, as two environments of the original would.
+    Returns kind -> number of goals."""
     products, after_prices, kinds = Products(folder), generator.getstate(), {}
     if any(own.get("instruction") is not None for own in attributes.values()):
         goal_files.write_synthetic(folder, products, costs, attributes, generator)

@@ -18,7 +18,10 @@ from paw_hpc.system.errors import DataError
 
 CatalogueName = Literal["auto", "small", "full", "generated"]
 HUMAN = "items_human_ins.json"
-SETS = {"full": ("items_shuffle.json", "items_ins_v2.json"), "small": ("items_shuffle_1000.json", "items_ins_v2_1000.json")}
+SETS = {
+    "full": ("items_shuffle.json", "items_ins_v2.json"),
+    "small": ("items_shuffle_1000.json", "items_ins_v2_1000.json"),
+}
 """Set -> (products, attributes), under the names that WebShop gives them; the larger first."""
 _DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 DRIVE_IDS = {
@@ -31,7 +34,8 @@ DRIVE_IDS = {
 """From princeton-nlp/WebShop's setup.sh."""
 SMALL_GOALS = 6910
 SMALL_INSTRUCTIONS = "8f174cce391dc962450d2e2caa80e62be1f0c546ee7d433bb6781b3942d5ef0b"
-"""SHA-256 over the small set's (asin, instruction) pairs in the global order: it covers goals, prices, caps and order."""
+"""SHA-256 over the small set's (asin, instruction) pairs in the global order: it covers goals, prices, caps
+and order."""
 FULL_PRODUCTS = 1_180_000
 """The full set has at least as many (the release speaks of 1.18 million)."""
 
@@ -49,13 +53,16 @@ def find_files(name: CatalogueName = "auto", num_products: int | None = None) ->
     if name in SETS:
         looked = ", ".join(str(folder) for folder in _folders())
         raise DataError(
-            f"no {name} WebShop set ({' and '.join(SETS[name])}) in {looked}; run `paw data webshop fetch --set {name}`, "
+            f"no {name} WebShop set ({' and '.join(SETS[name])}) in {looked}; run `paw data webshop fetch "
+            f"--set {name}`, "
             "set PAW_DATA, or use env.webshop.catalogue=generated"
         )
     return generated_files(num_products=num_products)
 
 
-def generated_files(products: int = DEFAULT_PRODUCTS, seed: int = 0, num_products: int | None = None) -> Files:
+def generated_files(
+    products: int = DEFAULT_PRODUCTS, seed: int = 0, num_products: int | None = None
+) -> Files:
     """The files of a generated catalogue in the cache, made on first use."""
     name = f"generated-v{VERSION}-{products}-{seed}"
     folder = data_paths.cache_dir("webshop", name)
@@ -71,18 +78,26 @@ def _find(name: str, num_products: int | None) -> Files | None:
     for folder in _folders():
         if (folder / products).is_file():
             if not (folder / attributes).is_file():
-                raise DataError(f"{folder / attributes}: missing; it belongs beside {products}: run `paw data webshop fetch --set {name}`")
+                raise DataError(
+                    f"{folder / attributes}: missing; it belongs beside {products}: run `paw data webshop "
+                    f"fetch --set {name}`"
+                )
             human = folder / HUMAN
-            return Files(name, folder / products, folder / attributes, human if human.is_file() else None, num_products)
+            return Files(
+                name, folder / products, folder / attributes, human if human.is_file() else None, num_products
+            )
     return None
 
 
 def _folders() -> list[Path]:
-    return [folder for root in data_paths.data_roots() for folder in (root, root / "webshop") if folder.is_dir()]
+    return [
+        folder for root in data_paths.data_roots() for folder in (root, root / "webshop") if folder.is_dir()
+    ]
 
 
 def fetch(name: str) -> list[Path]:
-    """Download a set ("small" or "full") from where WebShop's own set-up takes it, into the cache. Files that are there are kept.
+    """Download a set ("small" or "full") from where WebShop's own set-up takes it, into the cache. Files that
+    are there are kept.
 
     Raises:
         DataError: the place cannot be reached, or answers with something else than the file.
@@ -97,7 +112,10 @@ def _download(name: str, target: Path) -> Path:
     with data_paths.atomic_file(target) as file:
         for number, block in enumerate(_blocks(name, target.parent)):
             if number == 0 and block.lstrip()[:1] not in (b"[", b"{"):
-                raise DataError(f"{_DRIVE}{DRIVE_IDS[name]} did not answer with {name} (a quota page?); download it elsewhere into {target.parent}")
+                raise DataError(
+                    f"{_DRIVE}{DRIVE_IDS[name]} did not answer with {name} (a quota page?); download it "
+                    f"elsewhere into {target.parent}"
+                )
             file.write(block)
     return target
 
@@ -107,8 +125,10 @@ def _blocks(name: str, folder: Path) -> Iterator[bytes]:
         yield from downloads.blocks(_DRIVE + DRIVE_IDS[name])
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
-            f"{_DRIVE}{DRIVE_IDS[name]} ({name}) cannot be reached ({getattr(error, 'reason', error)}); download it elsewhere into {folder}, "
-            "point PAW_DATA to a folder with it, or use a generated catalogue (env.webshop.catalogue=generated)"
+            f"{_DRIVE}{DRIVE_IDS[name]} ({name}) cannot be reached ({getattr(error, 'reason', error)}); "
+            f"download it elsewhere into {folder}, "
+            "point PAW_DATA to a folder with it, or use a generated catalogue "
+            "(env.webshop.catalogue=generated)"
         ) from None
 
 
@@ -137,11 +157,23 @@ def verify(name: CatalogueName = "auto") -> SetReport:
     goals, shop = catalogue.about["goals"], str(catalogue.about["set"])
     intact, detail = None, "a generated catalogue: nothing to compare with"
     if shop == "small":
-        intact = count == 1000 and goals.get("synthetic") == SMALL_GOALS and instruction_digest(catalogue.goals("synthetic")) == SMALL_INSTRUCTIONS
-        detail = "products, goals, caps and order are those of the release" if intact else "goals, caps or order are NOT those of the release"
+        intact = (
+            count == 1000
+            and goals.get("synthetic") == SMALL_GOALS
+            and instruction_digest(catalogue.goals("synthetic")) == SMALL_INSTRUCTIONS
+        )
+        detail = (
+            "products, goals, caps and order are those of the release"
+            if intact
+            else "goals, caps or order are NOT those of the release"
+        )
     elif shop == "full":
         intact = count >= FULL_PRODUCTS
-        detail = "as many products as the release has" if intact else f"fewer than the release's {FULL_PRODUCTS:,} products"
+        detail = (
+            "as many products as the release has"
+            if intact
+            else f"fewer than the release's {FULL_PRODUCTS:,} products"
+        )
     return SetReport(shop, count, goals.get("synthetic", 0), goals.get("human", 0), intact, detail)
 
 

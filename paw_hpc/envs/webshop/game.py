@@ -1,6 +1,8 @@
-"""One shopping session: pages as text, actions, reward. The rules and quirks are those of the original's `WebAgentTextEnv` in mode `text`.
+"""One shopping session: pages as text, actions, reward. The rules and quirks are those of the original's
+`WebAgentTextEnv` in mode `text`.
 
-Nothing here is random except the search for `<r>`, and nothing is shared but the catalogue: a session is a handful of small objects.
+Nothing here is random except the search for `<r>`, and nothing is shared but the catalogue: a session is a
+handful of small objects.
 """
 
 from __future__ import annotations
@@ -86,10 +88,17 @@ class Game:
 
     def worth(self, number: int, chosen: Sequence[str]) -> float:
         """The score of buying this product with these option values."""
-        return score(self.catalogue.products[number], float(self.catalogue.cost[number]), chosen, self.goal, self._tagger)
+        return score(
+            self.catalogue.products[number],
+            float(self.catalogue.cost[number]),
+            chosen,
+            self.goal,
+            self._tagger,
+        )
 
     def step(self, action: str) -> tuple[str, float, bool]:
-        """(observation, reward, done). An action that means nothing here changes nothing and is worth 0. There is no limit of steps."""
+        """(observation, reward, done). An action that means nothing here changes nothing and is worth 0.
+        There is no limit of steps."""
         verb, argument = parse_action(action)
         if verb == "search":
             self._search(tuple(argument.split(" ")))
@@ -123,26 +132,56 @@ class Game:
         return self.observation, 0.0, False
 
     def _shown_page(self) -> str:
-        """The kind of page as the original finds it out: the first name that occurs anywhere in the URL, the user's keywords included."""
+        """The kind of page as the original finds it out: the first name that occurs anywhere in the URL, the
+        user's keywords included."""
         state = self._state
-        url = "/".join([state.page_name, state.asin, "+".join(state.keywords), str(state.page), state.sub_page, json.dumps(state.options)])
+        url = "/".join(
+            [
+                state.page_name,
+                state.asin,
+                "+".join(state.keywords),
+                str(state.page),
+                state.sub_page,
+                json.dumps(state.options),
+            ]
+        )
         return next((name for name in _PAGE_NAMES if name in url), "")
 
     def _show_results(self, page: int) -> None:
         state = self._state
-        state.page_name, state.page, state.asin, state.sub_page, state.options = "search_results", page, "", "", {}
+        state.page_name, state.page, state.asin, state.sub_page, state.options = (
+            "search_results",
+            page,
+            "",
+            "",
+            {},
+        )
         state.found = self._find(state.keywords)
-        products = [self.catalogue.products[number] for number in state.found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]]
-        entries = [f"Page {page} (Total results: {len(state.found)})", *(["< Prev"] if page > 1 else []), "Next >"]
+        products = [
+            self.catalogue.products[number]
+            for number in state.found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+        ]
+        entries = [
+            f"Page {page} (Total results: {len(state.found)})",
+            *(["< Prev"] if page > 1 else []),
+            "Next >",
+        ]
         for product in products:
             entries += [product.asin, product.title, product.price_tag]
-        buttons = ["back to search", *(["< prev"] if page > 1 else []), "next >", *(product.asin.lower() for product in products)]
+        buttons = [
+            "back to search",
+            *(["< prev"] if page > 1 else []),
+            "next >",
+            *(product.asin.lower() for product in products),
+        ]
         self._show([*self._header(), *entries], buttons)
 
     def _find(self, keywords: tuple[str, ...]) -> Sequence[int]:
         first, rest = keywords[0], " ".join(keywords[1:]).strip()
         if first == "<r>":
-            return self._random.sample(range(len(self.catalogue.products)), min(SEARCH_RESULTS, len(self.catalogue.products)))
+            return self._random.sample(
+                range(len(self.catalogue.products)), min(SEARCH_RESULTS, len(self.catalogue.products))
+            )
         if first == "<c>":
             return self.catalogue.with_value("category", keywords[1].strip())
         if first == "<q>":
@@ -161,16 +200,32 @@ class Game:
         entries = ["< Prev"]
         for name, values in product.options.items():
             entries += [name, *values]
-        entries += [product.title, f"Price: {product.price_tag}", "Rating: N.A.", "Description", "Features", "Reviews", "Buy Now"]
+        entries += [
+            product.title,
+            f"Price: {product.price_tag}",
+            "Rating: N.A.",
+            "Description",
+            "Features",
+            "Reviews",
+            "Buy Now",
+        ]
         # A value that two options share is one key, at its first place, and means its last occurrence.
         option_of = {value: name for name, values in product.options.items() for value in values}
-        self._show([*self._header(), *entries], ["back to search", "< prev", *_SUB_PAGES, "buy now", *option_of], option_of)
+        self._show(
+            [*self._header(), *entries],
+            ["back to search", "< prev", *_SUB_PAGES, "buy now", *option_of],
+            option_of,
+        )
 
     def _show_sub_page(self, name: str) -> None:
         self._state.page_name, self._state.sub_page = "item_sub_page", name
         product = self._product()
         # The template puts a blank before a bullet: an empty one is still an entry.
-        entries = {"description": [product.description], "features": [f" {bullet}" for bullet in product.bullets], "reviews": []}[name]
+        entries = {
+            "description": [product.description],
+            "features": [f" {bullet}" for bullet in product.bullets],
+            "reviews": [],
+        }[name]
         self._show([*self._header(), "< Prev", *entries], ["back to search", "< prev"])
 
     def _buy(self) -> tuple[str, float, bool]:
@@ -178,10 +233,27 @@ class Game:
         value = self.worth(self.catalogue.products.find(state.asin), tuple(state.options.values()))
         state.page_name, state.sub_page = "done", ""
         chosen = json.dumps(state.options, sort_keys=True).translate(_SCRIPT_SAFE)
-        entries = ["Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)"]
+        entries = [
+            "Thank you for shopping with us!",
+            "Your code:",
+            "None",
+            "(Paste it in your MTurk interface.)",
+        ]
         entries += ["Purchased", "asin", state.asin, "options", chosen]
         entries += ["attrs", "None", "category", "None", "query", "None", "product category", "None"]
-        entries += ["Target", "asin", "options", "attrs", "price upper", "instuction text", "category", "product category", "query", "Goal", "None"]
+        entries += [
+            "Target",
+            "asin",
+            "options",
+            "attrs",
+            "price upper",
+            "instuction text",
+            "category",
+            "product category",
+            "query",
+            "Goal",
+            "None",
+        ]
         entries += ["Reward", "Your score (min 0.0, max 1.0)", str(value), "Reward Details", "None"]
         self._show(entries, [])
         return self.observation, value, True
@@ -192,7 +264,9 @@ class Game:
     def _header(self) -> list[str]:
         return ["Instruction:", self.goal.instruction, "Back to Search"]
 
-    def _show(self, entries: Sequence[str], clickables: Sequence[str], option_of: dict[str, str] | None = None) -> None:
+    def _show(
+        self, entries: Sequence[str], clickables: Sequence[str], option_of: dict[str, str] | None = None
+    ) -> None:
         self.observation = SEPARATOR.join(entry.strip() for entry in entries if _visible(entry))
         self._clickables = dict.fromkeys(clickables)
         self._option_of = option_of or {}
@@ -201,8 +275,8 @@ class Game:
 def parse_action(action: str) -> tuple[str, str]:
     """(verb, argument in lower case) of `verb[argument]`, both empty where it is none.
 
-    As the original's pattern `(.+)\\[(.+)\\]` reads it: of the first line, up to its last `]`, from the last `[` that leaves an argument. (The
-    pattern itself reads the line anew from every `[` that is never closed.)
+    As the original's pattern `(.+)\\[(.+)\\]` reads it: of the first line, up to its last `]`, from the last
+    `[` that leaves an argument. (The pattern itself reads the line anew from every `[` that is never closed.)
     """
     line = action.partition("\n")[0]
     end = line.rfind("]")
@@ -218,5 +292,6 @@ def admits(action: str, state: EnvironmentState) -> bool:
 
 
 def _visible(entry: str) -> bool:
-    """Whether a text of the page is an entry. HTML parsers turn a blank text with a newline into a newline alone, which the original leaves out."""
+    """Whether a text of the page is an entry. HTML parsers turn a blank text with a newline into a newline
+    alone, which the original leaves out."""
     return bool(entry) and not ("\n" in entry and not entry.strip(_HTML_BLANKS))

@@ -1,7 +1,8 @@
 """Goals: who is to buy what, under which price cap, in one global order.
 
-The original draws purchase prices and caps from Python's global generator, which it never seeds, so they differ from worker to worker. Here they come
-from a generator of their own with a fixed start (`PRICE_SEED`), and a store keeps them. The order is the original's: `random.seed(233)`, one shuffle.
+The original draws purchase prices and caps from Python's global generator, which it never seeds, so they
+differ from worker to worker. Here they come from a generator of their own with a fixed start (`PRICE_SEED`),
+and a store keeps them. The order is the original's: `random.seed(233)`, one shuffle.
 """
 
 from __future__ import annotations
@@ -47,20 +48,23 @@ class Goal:
 
     @property
     def identity(self) -> str:
-        """Equal for two goals that ask for the same, whatever the cap: product, attributes and options. Stable across machines."""
+        """Equal for two goals that ask for the same, whatever the cap: product, attributes and options.
+        Stable across machines."""
         asked = self.options if isinstance(self.options, tuple) else sorted(self.options.items())
         return f"{self.asin}-{hashlib.sha256(repr((self.attributes, asked)).encode()).hexdigest()[:12]}"
 
 
 def price_generator() -> random.Random:
-    """The generator of purchase prices and, after them, caps. One word is skipped, as in the runs that the facts were recorded from."""
+    """The generator of purchase prices and, after them, caps. One word is skipped, as in the runs that the
+    facts were recorded from."""
     generator = random.Random(PRICE_SEED)
     generator.getrandbits(32)
     return generator
 
 
 def purchase_price(prices: Sequence[float], generator: random.Random) -> float:
-    """What a product costs when bought: its price, or a draw from its range (one draw; none for a single price)."""
+    """What a product costs when bought: its price, or a draw from its range (one draw; none for a single
+    price)."""
     return prices[0] if len(prices) == 1 else generator.uniform(prices[0], prices[1])
 
 
@@ -74,9 +78,14 @@ def draw_cap(price: float, generator: random.Random) -> tuple[float, str]:
 
 
 def write_synthetic(
-    folder: Path, products: Iterable[Product], costs: Sequence[float], attributes: Mapping[str, Any], generator: random.Random
+    folder: Path,
+    products: Iterable[Product],
+    costs: Sequence[float],
+    attributes: Mapping[str, Any],
+    generator: random.Random,
 ) -> None:
-    """Goals from the instructions in items_ins_v2: one per element of the product of a product's option values.
+    """Goals from the instructions in items_ins_v2: one per element of the product of a product's option
+    values.
 
     Args:
         products, costs: in catalogue order.
@@ -90,23 +99,42 @@ def write_synthetic(
         for number, (product, cost) in enumerate(zip(products, costs, strict=True)):
             own = attributes.get(product.asin)
             if own is None:
-                raise DataError(f"product {product.asin} is not in items_ins_v2: catalogue and attributes belong to different sets")
+                raise DataError(
+                    f"product {product.asin} is not in items_ins_v2: catalogue and attributes belong to "
+                    "different sets"
+                )
             if own.get("instruction") is None:
                 continue
             asked = own.get("instruction_attributes")
             if not asked:
-                raise DataError(f"product {product.asin} has an instruction without instruction_attributes in items_ins_v2; restore that file")
+                raise DataError(
+                    f"product {product.asin} has an instruction without instruction_attributes in "
+                    "items_ins_v2; restore that file"
+                )
             cap, cap_text = draw_cap(cost, generator)
             yield (
-                {"product": number, "text": own["instruction"], "attributes": asked, "cap": cap, "cap_text": cap_text},
+                {
+                    "product": number,
+                    "text": own["instruction"],
+                    "attributes": asked,
+                    "cap": cap,
+                    "cap_text": cap_text,
+                },
                 math.prod(len(values) for values in product.options.values()),
             )
 
     _write(folder, "synthetic", sources())
 
 
-def write_human(folder: Path, products: Iterable[Product], costs: Sequence[float], instructions: Mapping[str, Any], generator: random.Random) -> None:
-    """Goals as people wrote them (items_human_ins); instructions without attributes are left out. Arguments as in `write_synthetic`."""
+def write_human(
+    folder: Path,
+    products: Iterable[Product],
+    costs: Sequence[float],
+    instructions: Mapping[str, Any],
+    generator: random.Random,
+) -> None:
+    """Goals as people wrote them (items_human_ins); instructions without attributes are left out. Arguments
+    as in `write_synthetic`."""
 
     def sources() -> Iterator[tuple[dict[str, Any], int]]:
         for number, (product, cost) in enumerate(zip(products, costs, strict=True)):
@@ -115,7 +143,13 @@ def write_human(folder: Path, products: Iterable[Product], costs: Sequence[float
                     continue
                 cap, cap_text = draw_cap(cost, generator)
                 text, asked = said["instruction"].strip("."), said["instruction_attributes"]
-                record = {"product": number, "text": text, "attributes": asked, "cap": cap, "cap_text": cap_text}
+                record = {
+                    "product": number,
+                    "text": text,
+                    "attributes": asked,
+                    "cap": cap,
+                    "cap_text": cap_text,
+                }
                 yield record | {"options": said["instruction_options"]}, 1
 
     _write(folder, "human", sources())
@@ -131,8 +165,10 @@ def _write(folder: Path, kind: GoalKind, sources: Iterable[tuple[dict[str, Any],
             total += combinations
             if total > MOST_GOALS:
                 raise DataError(
-                    f"more than {MOST_GOALS:,} {kind} goals: one is made of every combination of a product's option values, of which product number"
-                    f" {record['product'] + 1} has {combinations:,}; restore the catalogue, or cut it with env.webshop.num_products"
+                    f"more than {MOST_GOALS:,} {kind} goals: one is made of every combination of a "
+                    "product's option values, of which product number"
+                    f" {record['product'] + 1} has {combinations:,}; restore the catalogue, or cut it with "
+                    "env.webshop.num_products"
                 )
             records.add(record)
             counts.append(combinations)
@@ -175,7 +211,9 @@ class Goals(Sequence[Goal]):
         """The places of all goals whose product is that of one of these goals, ascending."""
         source = np.searchsorted(self._first, self._order, side="right") - 1
         product = self._product[source]
-        return [int(i) for i in np.flatnonzero(np.isin(product, product[np.asarray(indices, dtype=np.int64)]))]
+        return [
+            int(i) for i in np.flatnonzero(np.isin(product, product[np.asarray(indices, dtype=np.int64)]))
+        ]
 
     def _goal(self, record: dict[str, Any], combination: int) -> Goal:
         product = self._products[record["product"]]
@@ -187,7 +225,9 @@ class Goals(Sequence[Goal]):
             names = sorted(product.options)
             chosen = _combination([product.options[name] for name in names], combination)
             options = dict(zip(names, chosen, strict=True))
-            text = record["text"] + (" with " + ", and ".join(f"{k}: {v}" for k, v in options.items()) if options else "")
+            text = record["text"] + (
+                " with " + ", and ".join(f"{k}: {v}" for k, v in options.items()) if options else ""
+            )
             weight = sum(1.0 / self._carrying[a] for a in attributes) / len(attributes)
         return Goal(
             product.asin,
@@ -204,7 +244,8 @@ class Goals(Sequence[Goal]):
 
 
 def _combination(values: Sequence[Sequence[str]], index: int) -> list[str]:
-    """Element `index` of the product of these lists, the last one running fastest (as in itertools.product)."""
+    """Element `index` of the product of these lists, the last one running fastest (as in
+    itertools.product)."""
     chosen = []
     for choices in reversed(values):
         index, place = divmod(index, len(choices))

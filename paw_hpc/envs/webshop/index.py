@@ -1,8 +1,9 @@
 """BM25 as Lucene ranks: memory-mapped postings, built from a stream of documents in bounded memory.
 
-Lucene's variant (k1 = 0.9, b = 0.4 are Anserini's): idf = ln(1 + (N - df + 0.5) / (df + 0.5)), a term weighs tf / (tf + k1 (1 - b + b L / avg)) with
-L read back from Lucene's lossy one-byte document length and avg exact; a term repeated in the query counts as often. Scores are compared in float32,
-equal ones by id ascending.
+Lucene's variant (k1 = 0.9, b = 0.4 are Anserini's): idf = ln(1 + (N - df + 0.5) / (df + 0.5)), a term weighs
+tf / (tf + k1 (1 - b + b L / avg)) with L read back from Lucene's lossy one-byte document length and avg
+exact; a term repeated in the query counts as often. Scores are compared in float32, equal ones by id
+ascending.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ class IndexBuilder:
         self._invert(place, offsets)
         encoded = [name.encode() for name in names]
         (self._folder / "terms.bin").write_bytes(b"".join(encoded))
-        np.save(self._folder / "terms.npy", np.concatenate([[0], np.cumsum([len(e) for e in encoded], dtype=np.int64)]).astype(np.int64))
+        np.save(
+            self._folder / "terms.npy",
+            np.concatenate([[0], np.cumsum([len(e) for e in encoded], dtype=np.int64)]).astype(np.int64),
+        )
         np.save(self._folder / "posting_offsets.npy", offsets)
         lengths = np.array(self._lengths, dtype=np.int64)
         np.save(self._folder / "lengths.npy", _encoded_lengths(lengths))
@@ -81,11 +85,15 @@ class IndexBuilder:
         with path.open("rb") as file:
             for first in range(0, total, _BLOCK_POSTINGS):
                 rows = np.frombuffer(file.read(_BLOCK_POSTINGS * 8), dtype=np.int32).reshape(-1, 2)
-                document = np.searchsorted(ends, np.arange(first, first + len(rows)), side="right").astype(np.int32)
+                document = np.searchsorted(ends, np.arange(first, first + len(rows)), side="right").astype(
+                    np.int32
+                )
                 term = place[rows[:, 0]]
                 by_term = np.argsort(term, kind="stable")
                 term = term[by_term]
-                starts = np.flatnonzero(np.r_[True, term[1:] != term[:-1]]) if len(term) else np.zeros(0, np.int64)
+                starts = (
+                    np.flatnonzero(np.r_[True, term[1:] != term[:-1]]) if len(term) else np.zeros(0, np.int64)
+                )
                 sizes = np.diff(np.r_[starts, len(term)])
                 target = cursor[term] + np.arange(len(term)) - np.repeat(starts, sizes)
                 documents[target] = document[by_term]
@@ -105,10 +113,21 @@ class SearchIndex:
 
         self._term_offsets, self._offsets = mapped("terms"), mapped("posting_offsets")
         with (folder / "terms.bin").open("rb") as file:
-            self._terms = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self._term_offsets) > 1 else b""
-        self._documents, self._counts, self._lengths, self._rank = mapped("documents"), mapped("counts"), mapped("lengths"), mapped("rank")
+            self._terms = (
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self._term_offsets) > 1 else b""
+            )
+        self._documents, self._counts, self._lengths, self._rank = (
+            mapped("documents"),
+            mapped("counts"),
+            mapped("lengths"),
+            mapped("rank"),
+        )
         average = float(np.load(folder / "average_length.npy"))
-        self._norm = np.array([K1 * (1 - B + B * _decoded_length(code) / average) for code in range(256)]) if average else np.ones(256)
+        self._norm = (
+            np.array([K1 * (1 - B + B * _decoded_length(code) / average) for code in range(256)])
+            if average
+            else np.ones(256)
+        )
         self.search = functools.lru_cache(maxsize=_KEPT_SEARCHES)(self._search)
         self._find = functools.lru_cache(maxsize=1 << 16)(self._find_term)
 
@@ -137,11 +156,13 @@ class SearchIndex:
         found = np.flatnonzero(scores > 0)
         if len(found) > k:
             kth = np.partition(scores[found], len(found) - k)[len(found) - k]
-            found = found[scores[found] >= kth]  # all that tie with the k-th stay in: the rank decides among them
+            # all that tie with the k-th stay in: the rank decides among them
+            found = found[scores[found] >= kth]
         return found[np.lexsort((self._rank[found], -scores[found]))][:k]
 
     def _find_term(self, term: str) -> int:
-        """The number of a term in the sorted vocabulary, -1 where it has none. Terms are sorted as text, which is the order of their bytes."""
+        """The number of a term in the sorted vocabulary, -1 where it has none. Terms are sorted as text,
+        which is the order of their bytes."""
         key, low, high = term.encode(), 0, len(self._term_offsets) - 1
         while low < high:
             middle = (low + high) // 2
@@ -149,7 +170,10 @@ class SearchIndex:
                 low = middle + 1
             else:
                 high = middle
-        if low < len(self._term_offsets) - 1 and self._terms[self._term_offsets[low] : self._term_offsets[low + 1]] == key:
+        if (
+            low < len(self._term_offsets) - 1
+            and self._terms[self._term_offsets[low] : self._term_offsets[low + 1]] == key
+        ):
             return low
         return -1
 

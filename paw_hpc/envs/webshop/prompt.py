@@ -1,10 +1,12 @@
 """The agent's view of a shopping session: what it is shown and how its answer is read.
 
-Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's App. A.1: task, steps taken, the last
-`history` pages with the actions taken on them, the current page and the available actions; the answer is `<think>...</think><action>...</action>`.
-`compact` is for tiny models from scratch: products of a result page have numbers instead of ids, all is in lower case, actions are short commands
-(`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
-`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the observation, and `next_turn` behind it.
+Two styles. The words of `paper` are a template (see `paw_hpc.envs.templates`). `paper` follows the paper's
+App. A.1: task, steps taken, the last `history` pages with the actions taken on them, the current page and the
+available actions; the answer is `<think>...</think><action>...</action>`. `compact` is for tiny models from
+scratch: products of a result page have numbers instead of ids, all is in lower case, actions are short
+commands (`search ...`, `open 3`, `choose red`, `buy`), and those given so far stand in for the history.
+`conversation` begins as `paper` does, `compact-conversation` as `compact`; each later turn is the
+observation, and `next_turn` behind it.
 """
 
 from __future__ import annotations
@@ -50,7 +52,15 @@ class WebshopView:
         max_steps: of the episode, for the template.
     """
 
-    def __init__(self, *, style: str, history: int, validity: str = "admissible", template: PromptTemplate | None = None, max_steps: int = 15):
+    def __init__(
+        self,
+        *,
+        style: str,
+        history: int,
+        validity: str = "admissible",
+        template: PromptTemplate | None = None,
+        max_steps: int = 15,
+    ):
         self.instruction = ""
         self._template, self._max_steps = template or shipped_template("webshop"), max_steps
         self._in_few_words, self._history, self._by_format = style in COMPACT, history, validity == "format"
@@ -74,7 +84,9 @@ class WebshopView:
 
     def next_turn(self) -> str:
         if self._in_few_words:
-            return "can: " + "; ".join(["search"] * (SEARCH_ENTRY in self._admissible) + list(self._commands.values()))
+            return "can: " + "; ".join(
+                ["search"] * (SEARCH_ENTRY in self._admissible) + list(self._commands.values())
+            )
         return shipped_template("webshop", "turn").render(
             task=self.instruction,
             step=len(self._past) + 1,
@@ -106,8 +118,8 @@ class WebshopView:
         return self._page
 
     def shorten(self) -> bool:
-        """The paper's prompt loses its history page by page, then the option values among the actions (the page shows them); the compact one halves
-        the list of earlier commands."""
+        """The paper's prompt loses its history page by page, then the option values among the actions (the
+        page shows them); the compact one halves the list of earlier commands."""
         if self._in_few_words:
             shown = len(self._past) >> self._dropped
             self._dropped += 1
@@ -117,10 +129,16 @@ class WebshopView:
 
     def _see(self, state: EnvironmentState) -> None:
         self._admissible = state.admissible
-        products = [command for command in state.admissible if command not in _COMMANDS] if self._on_results() else []
+        products = (
+            [command for command in state.admissible if command not in _COMMANDS]
+            if self._on_results()
+            else []
+        )
         numbered = {command: f"open {number}" for number, command in enumerate(products, 1)}
         self._commands = {
-            command: _COMMANDS.get(command) or numbered.get(command) or f"choose {' '.join(command[len('click[') : -1].split())}"
+            command: _COMMANDS.get(command)
+            or numbered.get(command)
+            or f"choose {' '.join(command[len('click[') : -1].split())}"
             for command in state.admissible
             if command != SEARCH_ENTRY
         }
@@ -134,9 +152,17 @@ class WebshopView:
         return action in self._admissible
 
     def _exact(self, action: str) -> str:
-        """The available action that differs in white space only, else the action itself: a few option values have blanks at their ends."""
+        """The available action that differs in white space only, else the action itself: a few option values
+        have blanks at their ends."""
         loose = " ".join(action.split())
-        return next((known for known in self._admissible if action == known or loose == " ".join(known.split()).replace(" ]", "]")), action)
+        return next(
+            (
+                known
+                for known in self._admissible
+                if action == known or loose == " ".join(known.split()).replace(" ]", "]")
+            ),
+            action,
+        )
 
     def _paper(self) -> str:
         keep = max(0, min(self._history, len(self._past)) - self._dropped)
@@ -148,7 +174,10 @@ class WebshopView:
             step=len(self._past) + 1,
             steps_taken=len(self._past),
             max_steps=self._max_steps,
-            history=[{"step": first + i, "observation": page, "action": action} for i, (page, action) in enumerate(recent)],
+            history=[
+                {"step": first + i, "observation": page, "action": action}
+                for i, (page, action) in enumerate(recent)
+            ],
             observation=self._page,
             actions=actions,
             options_left_out=left_out,
@@ -174,7 +203,15 @@ class WebshopView:
         if SEARCH_ENTRY in self._admissible:
             return "search page"
         if not self._on_results():
-            buttons = {"back to search", "< prev", "rating: n.a.", "description", "features", "reviews", "buy now"}
+            buttons = {
+                "back to search",
+                "< prev",
+                "rating: n.a.",
+                "description",
+                "features",
+                "reviews",
+                "buy now",
+            }
             return "; ".join(_cut(entry) for entry in entries if entry.lower() not in buttons)
         lines = [entries[1].split(" (")[0].lower()]
         for entry in entries[2:]:

@@ -1,4 +1,5 @@
-"""JSON records in one file, read at random: NAME.jsonl, and the offsets of its lines in NAME.npy (int64[n+1])."""
+"""JSON records in one file, read at random: NAME.jsonl, and the offsets of its lines in NAME.npy
+(int64[n+1])."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ class RecordFile:
 
     def __init__(self, folder: Path, name: str):
         self._offsets = np.load(folder / f"{name}.npy", mmap_mode="r")
-        self._data = np.memmap(folder / f"{name}.jsonl", dtype=np.uint8, mode="r") if self._offsets[-1] else np.zeros(0, np.uint8)
+        self._data = (
+            np.memmap(folder / f"{name}.jsonl", dtype=np.uint8, mode="r")
+            if self._offsets[-1]
+            else np.zeros(0, np.uint8)
+        )
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -34,11 +39,16 @@ class RecordWriter:
         self._file = (self._folder / f"{self._name}.jsonl").open("wb")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if error is None:
             np.save(self._folder / f"{self._name}.npy", np.array(self._offsets, dtype=np.int64))
 
     def add(self, record: Any) -> None:
-        line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+        line = (
+            json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+            + b"\n"
+        )
         self._offsets.append(self._offsets[-1] + self._file.write(line))

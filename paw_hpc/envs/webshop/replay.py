@@ -1,8 +1,8 @@
 """Transcripts of the original environment, played again here: the measure of parity.
 
-A transcript file is JSON lines (gzip or plain), one episode each: `goal_index` (place in the global order) and `steps`. The first step has the
-observation after the reset and what was available; every later one an `action`, and the observation, available actions, reward and done flag that
-it led to.
+A transcript file is JSON lines (gzip or plain), one episode each: `goal_index` (place in the global order)
+and `steps`. The first step has the observation after the reset and what was available; every later one an
+`action`, and the observation, available actions, reward and done flag that it led to.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class ReplayReport:
         if theirs == ours:
             self.matched[name] += 1
         elif len(self.differences) < SHOWN_DIFFERENCES:
-            self.differences.append(f"{where}, {name}: recorded {_excerpt(theirs, ours)}, here {_excerpt(ours, theirs)}")
+            self.differences.append(
+                f"{where}, {name}: recorded {_excerpt(theirs, ours)}, here {_excerpt(ours, theirs)}"
+            )
 
 
 def replay(path: Path, catalogue: Catalogue, tagger: Tagger, kind: GoalKind = "synthetic") -> ReplayReport:
@@ -70,9 +72,14 @@ def replay(path: Path, catalogue: Catalogue, tagger: Tagger, kind: GoalKind = "s
     return report
 
 
-def _compare(report: ReplayReport, step: dict[str, Any], outcome: tuple[str, float, bool], game: Game, where: str) -> None:
+def _compare(
+    report: ReplayReport, step: dict[str, Any], outcome: tuple[str, float, bool], game: Game, where: str
+) -> None:
     observation, reward, done = outcome
-    available = {"has_search_bar": game.available.has_search_bar, "clickables": list(game.available.clickables)}
+    available = {
+        "has_search_bar": game.available.has_search_bar,
+        "clickables": list(game.available.clickables),
+    }
     ours = {"observation": observation, "available": available, "reward": reward, "done": done}
     for name in FIELDS:
         if name in step:
@@ -81,7 +88,11 @@ def _compare(report: ReplayReport, step: dict[str, Any], outcome: tuple[str, flo
 
 def _episodes(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
             for line in lines:
                 if line.strip():
                     yield json.loads(line)

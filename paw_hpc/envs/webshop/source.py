@@ -1,6 +1,8 @@
-"""WebShop's own files, read as a stream: items_shuffle*.json (products), items_ins_v2*.json (attributes), items_human_ins.json.
+"""WebShop's own files, read as a stream: items_shuffle*.json (products), items_ins_v2*.json (attributes),
+items_human_ins.json.
 
-The rules that turn an entry into a product are those of the original's `load_products`: which entries are skipped, how prices and options are read.
+The rules that turn an entry into a product are those of the original's `load_products`: which entries are
+skipped, how prices and options are read.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ DEAREST = 1e9
 """Dollars that a product may cost."""
 DEFAULT_PRICE = 100.0
 """Of a product without one."""
-BUTTONS = frozenset({"search", "back to search", "next >", "< prev", "description", "features", "reviews", "buy now"})
+BUTTONS = frozenset(
+    {"search", "back to search", "next >", "< prev", "description", "features", "reviews", "buy now"}
+)
 """What can be clicked on pages beside products and options."""
 ABSENT_ATTRIBUTES = ("DUMMY_ATTR",)
 _FIELDS = (
@@ -62,10 +66,14 @@ class Product:
     def document(self) -> str:
         """What the search engine indexes."""
         options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options.items())
-        return " ".join([self.title, self.description, self.bullets[0] if self.bullets else "", options]).lower()
+        return " ".join(
+            [self.title, self.description, self.bullets[0] if self.bullets else "", options]
+        ).lower()
 
 
-def read_products(path: Path, attributes: Mapping[str, Mapping[str, Any]], num_products: int | None = None) -> Iterator[Product]:
+def read_products(
+    path: Path, attributes: Mapping[str, Mapping[str, Any]], num_products: int | None = None
+) -> Iterator[Product]:
     """The products of a catalogue, in the order of the file, without holding the file in memory.
 
     Args:
@@ -88,22 +96,29 @@ def read_products(path: Path, attributes: Mapping[str, Mapping[str, Any]], num_p
             _check_id(asin)
             product = _product(entry, attributes.get(asin, {}))
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
-            raise DataError(f"{path}: entry {number} is not a WebShop product ({type(error).__name__}: {error}); {_AGAIN}") from None
+            raise DataError(
+                f"{path}: entry {number} is not a WebShop product ({type(error).__name__}: {error}); {_AGAIN}"
+            ) from None
         priced |= bool(entry.get("pricing"))
         yield product
     if not seen:
         raise DataError(f"{path}: no product in it; {_AGAIN}")
     if not priced:
-        raise DataError(f"{path}: none of its {len(seen)} products has a price ('pricing'), so no price cap would mean anything; {_AGAIN}")
+        raise DataError(
+            f"{path}: none of its {len(seen)} products has a price ('pricing'), so no price cap would mean "
+            f"anything; {_AGAIN}"
+        )
 
 
 def read_attributes(path: Path) -> dict[str, dict[str, Any]]:
-    """items_ins_v2: asin -> {attributes, and for some: instruction, instruction_attributes}. Raises DataError."""
+    """items_ins_v2: asin -> {attributes, and for some: instruction, instruction_attributes}. Raises
+    DataError."""
     return _mapping(path, dict, _check_attributes)
 
 
 def read_human_instructions(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """items_human_ins: asin -> [{instruction, instruction_attributes, instruction_options}]. Raises DataError."""
+    """items_human_ins: asin -> [{instruction, instruction_attributes, instruction_options}]. Raises
+    DataError."""
     return _mapping(path, list, _check_instructions)
 
 
@@ -130,7 +145,9 @@ def _product(entry: Mapping[str, Any], own: Mapping[str, Any]) -> Product:
         asin=entry["asin"],
         title=_text(entry, "name"),
         description=_text(entry, "full_description"),
-        bullets=_texts(entry, "small_description") if isinstance(entry["small_description"], list) else (_text(entry, "small_description"),),
+        bullets=_texts(entry, "small_description")
+        if isinstance(entry["small_description"], list)
+        else (_text(entry, "small_description"),),
         prices=prices,
         price_tag=tag,
         category=_text(entry, "category"),
@@ -142,8 +159,15 @@ def _product(entry: Mapping[str, Any], own: Mapping[str, Any]) -> Product:
 
 
 def _check_id(asin: str) -> None:
-    """Raises ValueError for an id under which a product could not be found again: pages show it in small letters, among their buttons."""
-    if not asin.isascii() or not asin.isprintable() or asin != asin.upper() or asin != asin.strip() or asin.lower() in BUTTONS:
+    """Raises ValueError for an id under which a product could not be found again: pages show it in small
+    letters, among their buttons."""
+    if (
+        not asin.isascii()
+        or not asin.isprintable()
+        or asin != asin.upper()
+        or asin != asin.strip()
+        or asin.lower() in BUTTONS
+    ):
         raise ValueError(f"asin is {asin!a}, expected capital letters and digits")
 
 
@@ -162,20 +186,25 @@ def _texts(record: Mapping[str, Any], key: str, absent: tuple[str, ...] | None =
 
 
 def _price(text: str | None) -> tuple[tuple[float, ...], str]:
-    """(prices, tag) of `$18.50`, `$3.78$11.38` or nothing. A range keeps the order of the file, which is not always ascending."""
+    """(prices, tag) of `$18.50`, `$3.78$11.38` or nothing. A range keeps the order of the file, which is not
+    always ascending."""
     if not text:
         return (DEFAULT_PRICE,), f"${DEFAULT_PRICE}"
     found = [float(re.sub(r"[^\d.]", "", part)) for part in text.split("$")[1:]]
     if not found or max(found) > DEAREST:
         raise ValueError(f"price {text[:40]!r} is not in dollars")
-    return (tuple(found[:2]), f"${found[0]} to ${found[1]}") if len(found) > 1 else ((found[0],), f"${found[0]}")
+    return (
+        (tuple(found[:2]), f"${found[0]} to ${found[1]}") if len(found) > 1 else ((found[0],), f"${found[0]}")
+    )
 
 
 def _options(found: Any) -> dict[str, tuple[str, ...]]:
     values = {}
     for name, contents in (found or {}).items():
         if contents is not None:
-            values[name.lower()] = tuple(content["value"].strip().replace("/", " | ").lower() for content in contents)
+            values[name.lower()] = tuple(
+                content["value"].strip().replace("/", " | ").lower() for content in contents
+            )
     return values
 
 

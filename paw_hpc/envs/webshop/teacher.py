@@ -1,7 +1,8 @@
-"""A scripted shopper that knows the goal: demonstrations from which a small policy is cloned, and the tokenizer of such a policy.
+"""A scripted shopper that knows the goal: demonstrations from which a small policy is cloned, and the
+tokenizer of such a policy.
 
-It plays training goals with the recipe's prompt. Some of its steps go astray and some of its lines are no action, as a policy's own will, and it goes
-on from there: what is cloned is always the step that leads on.
+It plays training goals with the recipe's prompt. Some of its steps go astray and some of its lines are no
+action, as a policy's own will, and it goes on from there: what is cloned is always the step that leads on.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def lessons(recipe: Recipe, console: object = None) -> Lessons:
 def demonstrations(recipe: Recipe) -> Iterator[Demonstration]:
     """The teacher's play of `warm_start.games` training goals, `len(warm_start.hints)` episodes each.
 
-    `warm_start.detour` is the share of steps that go astray (any available action), `warm_start.fumble` that of lines that are no action,
-    `warm_start.habit` that of steps on a product's page at which buying at once is what is cloned; it then goes on as it should.
+    `warm_start.detour` is the share of steps that go astray (any available action), `warm_start.fumble` that
+    of lines that are no action, `warm_start.habit` that of steps on a product's page at which buying at once
+    is what is cloned; it then goes on as it should.
     """
     benchmark = Webshop(recipe.env)
     tasks = benchmark.tasks("train")
@@ -56,10 +58,15 @@ def save_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 def build_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(

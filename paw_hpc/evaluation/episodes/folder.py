@@ -1,7 +1,8 @@
 """The folder `episodes` of a run: whole files, one writer, a bound, any number of readers.
 
-A file is written under a hidden name and renamed, so that a reader, and a kill at any moment, sees whole files alone. What a file holds is a function
-of the run: a run that was resumed writes again what it plays again, and ends with the files of one that was not.
+A file is written under a hidden name and renamed, so that a reader, and a kill at any moment, sees whole
+files alone. What a file holds is a function of the run: a run that was resumed writes again what it plays
+again, and ends with the files of one that was not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, order=True)
 class EpisodeFile:
-    """One kept file. They sort as they were played: by update, training after the evaluation that has seen as many."""
+    """One kept file. They sort as they were played: by update, training after the evaluation that has seen as
+    many."""
 
     update: int
     """Training: the update's number; an evaluation: updates that the policy has had."""
@@ -52,7 +54,9 @@ class EpisodeFile:
 
 def find(run: Path) -> list[EpisodeFile]:
     """The kept files of a run, in order; none where nothing was kept."""
-    return sorted(found for path in (run / NAME).glob("*.parquet") if (found := EpisodeFile.of(path)) is not None)
+    return sorted(
+        found for path in (run / NAME).glob("*.parquet") if (found := EpisodeFile.of(path)) is not None
+    )
 
 
 def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -64,15 +68,22 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         said = (pq.read_schema(path).metadata or {}).get(VERSION_KEY)
         if said is None or int(said) > VERSION:
-            what = "not kept episodes" if said is None else f"its columns are of version {int(said)}, and this paw_hpc knows those up to {VERSION}"
+            what = (
+                "not kept episodes"
+                if said is None
+                else f"its columns are of version {int(said)}, and this paw_hpc knows those up to {VERSION}"
+            )
             raise DataError(f"{path}: {what}; remove it, or read it with the paw_hpc that wrote it")
         return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise DataError(f"{path}: cannot be read as kept episodes ({' '.join(str(error).split())}); remove it") from None
+        raise DataError(
+            f"{path}: cannot be read as kept episodes ({' '.join(str(error).split())}); remove it"
+        ) from None
 
 
 class EpisodeFolder:
-    """Writes kept episodes. The process that writes a run's metrics writes its updates; an evaluation writes its own file.
+    """Writes kept episodes. The process that writes a run's metrics writes its updates; an evaluation writes
+    its own file.
 
     Args:
         run: the run directory.
@@ -83,7 +94,8 @@ class EpisodeFolder:
         self.path, self._run, self._max_bytes = run / NAME, run, max_bytes
 
     def begin(self, start: int) -> None:
-        """An attempt goes on after `start` updates: what an earlier one kept of later ones is removed, and what it left unfinished.
+        """An attempt goes on after `start` updates: what an earlier one kept of later ones is removed, and
+        what it left unfinished.
 
         Raises:
             StaleAttempt: a later attempt writes this run.
@@ -97,17 +109,23 @@ class EpisodeFolder:
                 torn.unlink(missing_ok=True)
 
     def write_update(self, update: int, rows: pa.Table) -> dict[str, float]:
-        """Keep the chosen episodes of an update. Returns metrics: rows and bytes written, files dropped to stay within the bound.
+        """Keep the chosen episodes of an update. Returns metrics: rows and bytes written, files dropped to
+        stay within the bound.
 
         Raises:
             StorageError: full disk; the files before stay whole.
             StaleAttempt: a later attempt writes this run.
         """
         size = self._write(self.path / f"update_{update:06d}.parquet", rows)
-        return {"episodes/steps": float(rows.num_rows), "episodes/bytes": float(size), "episodes/dropped_files": float(self._drop())}
+        return {
+            "episodes/steps": float(rows.num_rows),
+            "episodes/bytes": float(size),
+            "episodes/dropped_files": float(self._drop()),
+        }
 
     def write_evaluation(self, update: int, label: str, rows: pa.Table) -> None:
-        """Keep all episodes of an evaluation; one of the same label and update is replaced. Raises as `write_update`."""
+        """Keep all episodes of an evaluation; one of the same label and update is replaced. Raises as
+        `write_update`."""
         self._write(self.path / f"eval_{update:06d}_{re.sub(r'[^A-Za-z0-9._@+-]', '-', label)}.parquet", rows)
         self._drop()
 
@@ -117,7 +135,9 @@ class EpisodeFolder:
         with storage_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                pq.write_table(rows, temporary, compression="zstd", use_dictionary=_REPEATED, row_group_size=ROW_GROUP)
+                pq.write_table(
+                    rows, temporary, compression="zstd", use_dictionary=_REPEATED, row_group_size=ROW_GROUP
+                )
                 sync_file(temporary)
                 size = temporary.stat().st_size
                 fence.check(self.path)
@@ -131,8 +151,9 @@ class EpisodeFolder:
     def _drop(self) -> int:
         """Remove files until the rest is within the bound; how many.
 
-        Oldest updates first and the first one last: what is left is the newest that fits, a function of what was written and not of when an attempt
-        began. The first one stays for what later ones are compared with.
+        Oldest updates first and the first one last: what is left is the newest that fits, a function of what
+        was written and not of when an attempt began. The first one stays for what later ones are compared
+        with.
         """
         files = find(self._run)
         training, evaluations = ([f for f in files if f.training is kind] for kind in (True, False))
@@ -145,7 +166,11 @@ class EpisodeFolder:
             total -= sizes[file]
             dropped.append(file.key)
         if dropped:
-            _log.info("episodes of %s were dropped, to stay within episodes.max_megabytes=%g", ", ".join(dropped), self._max_bytes / 1e6)
+            _log.info(
+                "episodes of %s were dropped, to stay within episodes.max_megabytes=%g",
+                ", ".join(dropped),
+                self._max_bytes / 1e6,
+            )
         return len(dropped)
 
 

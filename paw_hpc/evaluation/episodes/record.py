@@ -50,13 +50,15 @@ class Played:
 
 
 def chosen_groups(recipe: Recipe, update: int) -> list[int]:
-    """Numbers of the groups of an update that are kept: a seeded choice, the same for every recipe with this seed and number of groups."""
+    """Numbers of the groups of an update that are kept: a seeded choice, the same for every recipe with this
+    seed and number of groups."""
     order = generator(recipe.seed, "episodes", update).permutation(recipe.rollout.groups)
     return sorted(int(number) for number in order[: recipe.episodes.groups])
 
 
 def training_rows(update: Update, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-    """The steps of the chosen groups, in pool order (schema.STEP). Episodes that the environment broke are in no pool and not here."""
+    """The steps of the chosen groups, in pool order (schema.STEP). Episodes that the environment broke are in
+    no pool and not here."""
     pool, planned, speller = update.pool, update.planned, Speller(tokenizer)
     batch, members = planned.batch, recipe.rollout.group_size
     wanted = set(chosen_groups(recipe, update.number))
@@ -70,8 +72,15 @@ def training_rows(update: Update, recipe: Recipe, tokenizer: PreTrainedTokenizer
         own = slice(int(action_at[n]), int(action_at[n + 1]))
         row = _row(t, pool.episodes[int(pool.episode[n])], speller, members)
         row |= {"purpose": "train", "update": update.number, "label": ""}
-        row |= {"old_logp": update.scores.old_logp[own].numpy(), "token_entropy": update.scores.entropy[own].numpy()}
-        row |= {"entropy": float(planned.entropy[n]), "advantage": float(planned.advantage[n]), "selected": bool(planned.selected[n])}
+        row |= {
+            "old_logp": update.scores.old_logp[own].numpy(),
+            "token_entropy": update.scores.entropy[own].numpy(),
+        }
+        row |= {
+            "entropy": float(planned.entropy[n]),
+            "advantage": float(planned.advantage[n]),
+            "selected": bool(planned.selected[n]),
+        }
         seen = slice(row_at[n], row_at[n + 1])
         observed = batch.row_kind[seen] == OBSERVATION
         weight = float(batch.streams["weight"][seen][observed].double().sum())
@@ -84,14 +93,28 @@ def training_rows(update: Update, recipe: Recipe, tokenizer: PreTrainedTokenizer
 
 def excerpt(rows: pa.Table, episodes: int = 4) -> list[dict[str, Any]]:
     """A few episodes of kept rows, in the columns that a person reads."""
-    columns = ["update", "group", "member", "step", "task_id", "action", "observation", "valid", "reward", "advantage", "selected", "success"]
+    columns = [
+        "update",
+        "group",
+        "member",
+        "step",
+        "task_id",
+        "action",
+        "observation",
+        "valid",
+        "reward",
+        "advantage",
+        "selected",
+        "success",
+    ]
     listed = rows.select(columns).to_pylist()
     first = list(dict.fromkeys((row["group"], row["member"]) for row in listed))[:episodes]
     return [row for row in listed if (row["group"], row["member"]) in first]
 
 
 def evaluation_rows(played: Played, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> pa.Table:
-    """All steps of an evaluation (schema.STEP), in the order of tasks, repeats, steps; without the episodes that the environment broke."""
+    """All steps of an evaluation (schema.STEP), in the order of tasks, repeats, steps; without the episodes
+    that the environment broke."""
     speller, rows = Speller(tokenizer), []
     for episode in (e for group in played.groups for e in group.episodes if not e.failed_by_environment):
         for t in episode.transitions:
@@ -99,7 +122,10 @@ def evaluation_rows(played: Played, recipe: Recipe, tokenizer: PreTrainedTokeniz
             row = _row(t, episode, speller, played.repeats)
             row |= {"purpose": "eval", "update": played.update, "label": played.label}
             if (entropies := played.entropies.get(place)) is not None:
-                row |= {"token_entropy": entropies, "entropy": float(np.mean(entropies, dtype=np.float64)) if len(entropies) else 0.0}
+                row |= {
+                    "token_entropy": entropies,
+                    "entropy": float(np.mean(entropies, dtype=np.float64)) if len(entropies) else 0.0,
+                }
             if (logp := played.observation_logp.get(place)) is not None:
                 row |= _prediction(logp, recipe)
             if (ids := played.predicted.get(place)) is not None:
@@ -143,11 +169,16 @@ def _row(t: Transition, episode: Episode, speller: Speller, members: int) -> dic
 
 def _prediction(logp: Floats, recipe: Recipe) -> dict[str, Any]:
     masks = recipe.wm.enabled and recipe.wm.loss == "clipped_mae"
-    silenced = ~(torch.from_numpy(logp).exp() <= recipe.wm.rho) if masks else None  # in the loss's own words (objective.world_model.clipped_mae)
+    # in the loss's own words (objective.world_model.clipped_mae)
+    silenced = ~(torch.from_numpy(logp).exp() <= recipe.wm.rho) if masks else None
     return {"observation_logp": logp, "silenced": None if silenced is None else silenced.numpy()}
 
 
 def _table(rows: Sequence[dict[str, Any]], recipe: Recipe) -> pa.Table:
     columns = [pa.array([row[column.name] for row in rows], type=column.type) for column in STEP]
-    said = {VERSION_KEY: str(VERSION).encode(), b"paw_hpc.recipe": recipe.name.encode(), b"paw_hpc.seed": str(recipe.seed).encode()}
+    said = {
+        VERSION_KEY: str(VERSION).encode(),
+        b"paw_hpc.recipe": recipe.name.encode(),
+        b"paw_hpc.seed": str(recipe.seed).encode(),
+    }
     return pa.Table.from_arrays(columns, schema=STEP.with_metadata(said))

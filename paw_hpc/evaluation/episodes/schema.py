@@ -1,11 +1,13 @@
-"""The columns of a kept step. Files load without this package: `pandas.read_parquet`, `datasets.load_dataset("parquet", ...)`, duckdb."""
+"""The columns of a kept step. Files load without this package: `pandas.read_parquet`,
+`datasets.load_dataset("parquet", ...)`, duckdb."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 VERSION = 1
-"""Of the columns below. It rises when one is renamed, removed or given another meaning; a new column alone leaves it."""
+"""Of the columns below. It rises when one is renamed, removed or given another meaning; a new column alone
+leaves it."""
 VERSION_KEY = b"paw_hpc.episodes"
 """The version's name in a file's metadata (`paw_hpc.recipe` and `paw_hpc.seed` stand beside it)."""
 
@@ -15,9 +17,11 @@ STEP = pa.schema(
     [
         # Which step this is.
         pa.field("purpose", pa.string(), nullable=False),  # train, eval
-        pa.field("update", pa.int32(), nullable=False),  # train: the update's number, from 0; eval: updates that the policy has had
+        # train: the update's number, from 0; eval: updates that the policy has had
+        pa.field("update", pa.int32(), nullable=False),
         pa.field("label", pa.string(), nullable=False),  # of the evaluation; empty in training
-        pa.field("group", pa.int32(), nullable=False),  # train: number in the update; eval: of the task in the panel
+        # train: number in the update; eval: of the task in the panel
+        pa.field("group", pa.int32(), nullable=False),
         pa.field("member", pa.int32(), nullable=False),  # of the group; eval: the repeat
         pa.field("step", pa.int32(), nullable=False),  # from 0
         pa.field("task_id", pa.string(), nullable=False),
@@ -32,7 +36,8 @@ STEP = pa.schema(
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("response", pa.string(), nullable=False),
         pa.field("action", pa.string(), nullable=False),  # as it was given to the environment
-        pa.field("observation", pa.string(), nullable=False),  # the next one, as it was cut to wm.max_observation_tokens
+        # the next one, as it was cut to wm.max_observation_tokens
+        pa.field("observation", pa.string(), nullable=False),
         # Token ids; `*_ends`: characters (code points) of the text up to the end of each token.
         pa.field("prompt_ids", _IDS, nullable=False),
         pa.field("response_ids", _IDS, nullable=False),
@@ -44,7 +49,8 @@ STEP = pa.schema(
         pa.field("reward", pa.float64(), nullable=False),  # of the environment, without penalties
         pa.field("valid", pa.bool_(), nullable=False),
         # The policy on its action. Natural logs, after temperature.
-        pa.field("weight_version", pa.int32(), nullable=False),  # of the weights that sampled the response's last token
+        # of the weights that sampled the response's last token
+        pa.field("weight_version", pa.int32(), nullable=False),
         pa.field("token_versions", _IDS),  # where they changed within the response
         pa.field("behaviour_logp", _LOGPS, nullable=False),  # as the engine said
         pa.field("old_logp", _LOGPS),  # as the trainer said before the update; null in evaluations
@@ -52,12 +58,15 @@ STEP = pa.schema(
         pa.field("entropy", pa.float64()),  # of the action, as selection saw it (eq. 4)
         # What it was taught; null in evaluations.
         pa.field("advantage", pa.float64()),  # with a critic of tokens their mean
-        pa.field("selected", pa.bool_()),  # by wm.selection; in a run without the world-model loss: what it would have been
+        # by wm.selection; in a run without the world-model loss: what it would have been
+        pa.field("selected", pa.bool_()),
         pa.field("wm_lambda", pa.float64()),  # of the group (eq. 10), before wm.scale
-        pa.field("wm_weight", pa.float64()),  # of the observation's mean loss in the update's sum; 0: not trained on
+        # of the observation's mean loss in the update's sum; 0: not trained on
+        pa.field("wm_weight", pa.float64()),
         # The policy on the next observation; null where it was neither trained on nor diagnosed.
         pa.field("observation_logp", _LOGPS),
-        pa.field("silenced", pa.list_(pa.bool_())),  # clipped MAE: probable enough already (p > wm.rho) to carry no loss
+        # clipped MAE: probable enough already (p > wm.rho) to carry no loss
+        pa.field("silenced", pa.list_(pa.bool_())),
         pa.field("predicted", pa.string()),  # the greedy prediction, where an evaluation generated it
         pa.field("predicted_ids", _IDS),
     ]

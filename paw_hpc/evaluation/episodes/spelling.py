@@ -24,17 +24,27 @@ class Speller:
 
     def text(self, ids: Ids) -> str:
         """As the tokenizer decodes them, without tidying up spaces."""
-        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return str(
+            self._tokenizer.decode(
+                ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
 
     def ends(self, ids: Ids) -> tuple[str, list[int]]:
-        """(text, int[len(ids)]): the same, and for each token how many code points of the text are spelled when it was read.
+        """(text, int[len(ids)]): the same, and for each token how many code points of the text are spelled
+        when it was read.
 
-        A token that ends within a character (bytes of an emoji) ends where the one before it does; the one that completes it has it. Bytes that never
-        become a character are in the text of the last token.
+        A token that ends within a character (bytes of an emoji) ends where the one before it does; the one
+        that completes it has it. Bytes that never become a character are in the text of the last token.
         """
         from tokenizers.decoders import DecodeStream
 
-        stream, backend, ends, spelled = DecodeStream(skip_special_tokens=False), self._tokenizer.backend_tokenizer, [], 0  # type: ignore[attr-defined]
+        stream, backend, ends, spelled = (
+            DecodeStream(skip_special_tokens=False),
+            self._tokenizer.backend_tokenizer,
+            [],
+            0,
+        )  # type: ignore[attr-defined]
         for token in ids.tolist():
             spelled += len(stream.step(backend, token) or "")
             ends.append(spelled)

@@ -1,7 +1,8 @@
 """What a Hugging Face configuration says of a model that Megatron can train, or why it cannot.
 
-Known: the dense decoder-only families below, which share one block (RMSNorm, rotary grouped-query attention, gated SiLU feed-forward) and differ in
-biases of the attention inputs, norms of query and key, tied embeddings and the scaling of rotary frequencies.
+Known: the dense decoder-only families below, which share one block (RMSNorm, rotary grouped-query attention,
+gated SiLU feed-forward) and differ in biases of the attention inputs, norms of query and key, tied embeddings
+and the scaling of rotary frequencies.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ if TYPE_CHECKING:  # it imports torch, which `paw launch` can do without
     from transformers import PreTrainedConfig
 
 KNOWN = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
-"""`model_type` of a configuration -> its causal language model in `transformers`. Qwen2.5 is qwen2; Llama 3.x is llama."""
+"""`model_type` of a configuration -> its causal language model in `transformers`. Qwen2.5 is qwen2; Llama 3.x
+is llama."""
 _ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary frequencies that are fixed before a sequence is seen."""
 
@@ -43,7 +45,8 @@ class Architecture:
     max_positions: int
 
     def transformer_fields(self) -> dict[str, Any]:
-        """Fields of `megatron.core.transformer.TransformerConfig` that the checkpoint decides (layout, precision and fusions are the caller's)."""
+        """Fields of `megatron.core.transformer.TransformerConfig` that the checkpoint decides (layout,
+        precision and fusions are the caller's)."""
         return {
             "num_layers": self.layers,
             "hidden_size": self.hidden,
@@ -66,13 +69,19 @@ def parameter_count(count: int) -> str:
 
 
 def read_architecture(folder: Path) -> tuple[Architecture, PreTrainedConfig]:
-    """Of a Hugging Face folder. Raises CheckpointError for anything else, naming a model that is not known and those that are."""
+    """Of a Hugging Face folder. Raises CheckpointError for anything else, naming a model that is not known
+    and those that are."""
     try:
         model_type = read_json((folder / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: not a Hugging Face folder: its config.json cannot be read ({error})") from None
+        raise CheckpointError(
+            f"{folder}: not a Hugging Face folder: its config.json cannot be read ({error})"
+        ) from None
     if model_type not in KNOWN:
-        raise CheckpointError(f"{folder}/config.json: model_type '{model_type}' cannot be trained with Megatron; known: {', '.join(KNOWN)}")
+        raise CheckpointError(
+            f"{folder}/config.json: model_type '{model_type}' cannot be trained with Megatron; known: "
+            f"{', '.join(KNOWN)}"
+        )
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
@@ -83,17 +92,31 @@ def read_architecture(folder: Path) -> tuple[Architecture, PreTrainedConfig]:
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """Of a configuration of `transformers`. Raises CheckpointError, naming the field, for anything that would change the mathematics unnoticed."""
+    """Of a configuration of `transformers`. Raises CheckpointError, naming the field, for anything that would
+    change the mathematics unnoticed."""
     model_type = config.model_type
     if model_type not in KNOWN:
-        raise CheckpointError(f"model_type '{model_type}' cannot be trained with Megatron; known: {', '.join(KNOWN)}")
-    for field, plain in (("attention_bias", False), ("mlp_bias", False), ("use_sliding_window", False), ("hidden_act", "silu")):
+        raise CheckpointError(
+            f"model_type '{model_type}' cannot be trained with Megatron; known: {', '.join(KNOWN)}"
+        )
+    for field, plain in (
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("use_sliding_window", False),
+        ("hidden_act", "silu"),
+    ):
         if getattr(config, field, plain) != plain:
-            raise CheckpointError(f"{field}: {getattr(config, field)!r} of a {model_type} model is not supported with Megatron, only {plain!r}")
+            raise CheckpointError(
+                f"{field}: {getattr(config, field)!r} of a {model_type} model is not supported with "
+                f"Megatron, only {plain!r}"
+            )
     heads = config.num_attention_heads
     rotary = (config.rope_parameters or {}).get("rope_type", "default")
     if rotary not in _ROTARY:
-        raise CheckpointError(f"rope_parameters: rope_type '{rotary}' is not supported with Megatron; known: {', '.join(_ROTARY)}")
+        raise CheckpointError(
+            f"rope_parameters: rope_type '{rotary}' is not supported with Megatron; known: "
+            f"{', '.join(_ROTARY)}"
+        )
     return Architecture(
         model_type=model_type,
         layers=config.num_hidden_layers,

@@ -28,7 +28,8 @@ INDEX = "model.safetensors.index.json"
 MAX_FILE_BYTES = 4 << 30
 """Weights of one file; larger models are spread over several, with an index."""
 _ALSO_THERE = ("lm_head.weight", ".rotary_emb.inv_freq")
-"""Tensors that some folders hold beyond what their configuration asks for: a copy of the tied embedding, buffers of old releases."""
+"""Tensors that some folders hold beyond what their configuration asks for: a copy of the tied embedding,
+buffers of old releases."""
 
 
 class _Index(TypedDict):
@@ -36,11 +37,12 @@ class _Index(TypedDict):
 
 
 class FolderReader:
-    """The safetensors of a folder, opened together and read in slices: nothing is held but what `read` returns. Use as a context manager.
+    """The safetensors of a folder, opened together and read in slices: nothing is held but what `read`
+    returns. Use as a context manager.
 
     Raises:
-        CheckpointError: no safetensors, a file of the index that is missing or torn, tensors that are missing, unexpected or not of the shape that
-            the configuration says.
+        CheckpointError: no safetensors, a file of the index that is missing or torn, tensors that are
+            missing, unexpected or not of the shape that the configuration says.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -58,7 +60,9 @@ class FolderReader:
             self._check()
         except (OSError, SafetensorError) as error:
             self._files.close()
-            raise CheckpointError(f"{self.folder}: its weights cannot be read: {' '.join(str(error).split())}") from None
+            raise CheckpointError(
+                f"{self.folder}: its weights cannot be read: {' '.join(str(error).split())}"
+            ) from None
         except BaseException:
             self._files.close()
             raise
@@ -83,20 +87,29 @@ class FolderReader:
     def _file_names(self) -> list[str]:
         if (self.folder / INDEX).is_file():
             try:
-                names = sorted(set(checked(_Index, read_json((self.folder / INDEX).read_bytes()))["weight_map"].values()))
-                # Beside the index, and nowhere else; and no name that no file can have (half of a character, a zero byte).
+                names = sorted(
+                    set(checked(_Index, read_json((self.folder / INDEX).read_bytes()))["weight_map"].values())
+                )
+                # Beside the index, and nowhere else; and no name that no file can have (half of a character,
+                # a zero byte).
                 if any(name != Path(name).name or not name.isprintable() for name in names):
                     raise ValueError
                 return names
             except (OSError, ValueError):
-                raise CheckpointError(f"{self.folder}/{INDEX}: cannot be understood; copy the folder again") from None
+                raise CheckpointError(
+                    f"{self.folder}/{INDEX}: cannot be understood; copy the folder again"
+                ) from None
         if not (self.folder / WEIGHTS).is_file():
-            raise CheckpointError(f"{self.folder}: holds no {WEIGHTS} and no {INDEX}; only safetensors are read")
+            raise CheckpointError(
+                f"{self.folder}: holds no {WEIGHTS} and no {INDEX}; only safetensors are read"
+            )
         return [WEIGHTS]
 
     def _check(self) -> None:
         missing = sorted(self.shapes.keys() - self._slices.keys())
-        odd = sorted(name for name in self._slices.keys() - self.shapes.keys() if not name.endswith(_ALSO_THERE))
+        odd = sorted(
+            name for name in self._slices.keys() - self.shapes.keys() if not name.endswith(_ALSO_THERE)
+        )
         for names, what in (
             (missing, "lacks {} tensors that its config.json asks for"),
             (odd, "has {} tensors that its config.json does not explain"),
@@ -106,13 +119,17 @@ class FolderReader:
         for name, shape in self.shapes.items():
             found = tuple(self._slices[name].get_shape())
             if found != shape:
-                raise CheckpointError(f"{self.folder}: {name} is {found}, but by its config.json it should be {shape}")
+                raise CheckpointError(
+                    f"{self.folder}: {name} is {found}, but by its config.json it should be {shape}"
+                )
 
 
 class FolderWriter:
-    """Writes a folder that `transformers` and SGLang load. It appears under its name, whole, in `finish`; an earlier model folder there is replaced.
+    """Writes a folder that `transformers` and SGLang load. It appears under its name, whole, in `finish`; an
+    earlier model folder there is replaced.
 
-    At most `max_file_bytes` of weights are held at a time. Use as a context manager: leaving it without `finish` leaves nothing behind.
+    At most `max_file_bytes` of weights are held at a time. Use as a context manager: leaving it without
+    `finish` leaves nothing behind.
 
     Raises:
         CheckpointError: the name is taken by something that is no model folder.
@@ -128,8 +145,14 @@ class FolderWriter:
         self._dtype = torch.float32
 
     def __enter__(self) -> Self:
-        if self.folder.exists() and not (self.folder / "config.json").is_file() and (self.folder.is_file() or any(self.folder.iterdir())):
-            raise CheckpointError(f"{self.folder}: something that is no model folder is here; give another name")
+        if (
+            self.folder.exists()
+            and not (self.folder / "config.json").is_file()
+            and (self.folder.is_file() or any(self.folder.iterdir()))
+        ):
+            raise CheckpointError(
+                f"{self.folder}: something that is no model folder is here; give another name"
+            )
         with storage_errors(self.folder):
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary.mkdir(parents=True)
@@ -150,14 +173,18 @@ class FolderWriter:
         self._flush()
         with storage_errors(self.folder):
             self._name_files()
-            described = {"architectures": [KNOWN[config.model_type]], "dtype": str(self._dtype).removeprefix("torch.")}
+            described = {
+                "architectures": [KNOWN[config.model_type]],
+                "dtype": str(self._dtype).removeprefix("torch."),
+            }
             config = type(config).from_dict(config.to_dict() | described)
             config.save_pretrained(self._temporary)
             GenerationConfig.from_model_config(config).save_pretrained(self._temporary)
             if tokenizer is not None:
                 tokenizer.save_pretrained(self._temporary)
             for file in self._temporary.iterdir():
-                shutil.copymode(self._temporary / "config.json", file)  # safetensors makes files that only their owner can read
+                # safetensors makes files that only their owner can read
+                shutil.copymode(self._temporary / "config.json", file)
                 sync_file(file)
             sync_folder(self._temporary)
             earlier = self.folder.with_name(f".{self.folder.name}.old.tmp")

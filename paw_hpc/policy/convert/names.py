@@ -1,8 +1,9 @@
 """Which parts of which Hugging Face tensors a rank's Megatron parameters are made of.
 
-One table serves both directions. The layouts differ in three places: Megatron interleaves the rows of query, key and value per query
-group (queries of the group, its key, its value); gate and up projection are stacked *per tensor-parallel rank*; the vocabulary is padded until the
-ranks have equal parts. Transformer Engine fuses a norm into the linear layer that follows, which only changes its name.
+One table serves both directions. The layouts differ in three places: Megatron interleaves the rows of query,
+key and value per query group (queries of the group, its key, its value); gate and up projection are stacked
+*per tensor-parallel rank*; the vocabulary is padded until the ranks have equal parts. Transformer Engine
+fuses a norm into the linear layer that follows, which only changes its name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ _NORMS = {
     "mlp.linear_fc1.layer_norm_weight": "post_attention_layernorm.weight",
 }
 """Megatron leaf (local spec, then Transformer Engine's) -> Hugging Face leaf."""
-_HEAD_NORMS = {"self_attention.q_layernorm.weight": "self_attn.q_norm.weight", "self_attention.k_layernorm.weight": "self_attn.k_norm.weight"}
+_HEAD_NORMS = {
+    "self_attention.q_layernorm.weight": "self_attn.q_norm.weight",
+    "self_attention.k_layernorm.weight": "self_attn.k_norm.weight",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a rank holds of a Megatron parameter: the pieces one after another along `dim`, then zeros up to `length`."""
+    """What a rank holds of a Megatron parameter: the pieces one after another along `dim`, then zeros up to
+    `length`."""
 
     dim: int
     pieces: tuple[Piece, ...]
@@ -77,7 +82,9 @@ def share(architecture: Architecture, parameter: str, rank: int, tp: int, padded
         return _replicated(layer + _NORMS[leaf], a.hidden)
     if leaf in _HEAD_NORMS and a.qk_norm:
         return _replicated(layer + _HEAD_NORMS[leaf], a.head_dim)
-    if leaf == "self_attention.linear_qkv.weight" or (leaf == "self_attention.linear_qkv.bias" and a.qkv_bias):
+    if leaf == "self_attention.linear_qkv.weight" or (
+        leaf == "self_attention.linear_qkv.bias" and a.qkv_bias
+    ):
         return _split(0, interleaved_qkv(a, layer, leaf.rpartition(".")[2]), rank, tp)
     if leaf == "self_attention.linear_proj.weight":
         return _split(1, [Piece(f"{layer}self_attn.o_proj.weight", 0, a.heads * a.head_dim)], rank, tp)
@@ -90,7 +97,8 @@ def share(architecture: Architecture, parameter: str, rank: int, tp: int, padded
 
 
 def interleaved_qkv(architecture: Architecture, layer: str, kind: str) -> list[Piece]:
-    """The rows of Megatron's fused projection in order (`kind`: weight or bias): per query group its queries, its key, its value."""
+    """The rows of Megatron's fused projection in order (`kind`: weight or bias): per query group its queries,
+    its key, its value."""
     a, pieces = architecture, []
     q = a.heads // a.kv_heads * a.head_dim
     for group in range(a.kv_heads):
@@ -104,7 +112,9 @@ def gate_and_up(layer: str) -> tuple[str, str]:
     return f"{layer}mlp.gate_proj.weight", f"{layer}mlp.up_proj.weight"
 
 
-def parameters(architecture: Architecture, layers: Sequence[int], *, first: bool, last: bool, output: bool = True) -> set[str]:
+def parameters(
+    architecture: Architecture, layers: Sequence[int], *, first: bool, last: bool, output: bool = True
+) -> set[str]:
     """Names, in the local spec, of a rank's model part.
 
     Args:
@@ -112,8 +122,16 @@ def parameters(architecture: Architecture, layers: Sequence[int], *, first: bool
         first, last: the ends of the pipeline that it has.
         output: it is a language model, not a critic's backbone.
     """
-    leaves = [*list(_NORMS)[::2], "self_attention.linear_qkv.weight", "self_attention.linear_proj.weight", "mlp.linear_fc1.weight"]
-    leaves += ["mlp.linear_fc2.weight", *(["self_attention.linear_qkv.bias"] if architecture.qkv_bias else [])]
+    leaves = [
+        *list(_NORMS)[::2],
+        "self_attention.linear_qkv.weight",
+        "self_attention.linear_proj.weight",
+        "mlp.linear_fc1.weight",
+    ]
+    leaves += [
+        "mlp.linear_fc2.weight",
+        *(["self_attention.linear_qkv.bias"] if architecture.qkv_bias else []),
+    ]
     leaves += list(_HEAD_NORMS) if architecture.qk_norm else []
     names = {f"decoder.layers.{layer}.{leaf}" for layer in layers for leaf in leaves}
     names |= {EMBEDDING} if first else set()
@@ -150,7 +168,11 @@ def hf_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
             "mlp.down_proj.weight": (h, a.ffn_hidden),
         }
         if a.qkv_bias:
-            block |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
+            block |= {
+                "self_attn.q_proj.bias": (q,),
+                "self_attn.k_proj.bias": (kv,),
+                "self_attn.v_proj.bias": (kv,),
+            }
         if a.qk_norm:
             block |= {"self_attn.q_norm.weight": (a.head_dim,), "self_attn.k_norm.weight": (a.head_dim,)}
         shapes |= {f"model.layers.{i}.{leaf}": shape for leaf, shape in block.items()}
@@ -165,7 +187,9 @@ def _split(dim: int, order: list[Piece], rank: int, tp: int) -> Share:
     """The rank's equal part of pieces in their order."""
     total = sum(len(p) for p in order)
     if total % tp:
-        raise CheckpointError(f"{order[0].name}: its {total} rows cannot be split over a tensor-parallel size of {tp}")
+        raise CheckpointError(
+            f"{order[0].name}: its {total} rows cannot be split over a tensor-parallel size of {tp}"
+        )
     first, last = rank * total // tp, (rank + 1) * total // tp
     mine, position = [], 0
     for piece in order:
@@ -177,4 +201,7 @@ def _split(dim: int, order: list[Piece], rank: int, tp: int) -> Share:
 
 
 def _unknown(architecture: Architecture, parameter: str) -> CheckpointError:
-    return CheckpointError(f"{parameter}: a {architecture.model_type} model of {architecture.layers} layers has no such parameter")
+    return CheckpointError(
+        f"{parameter}: a {architecture.model_type} model of {architecture.layers} layers has no such "
+        "parameter"
+    )

@@ -1,6 +1,8 @@
-"""Weights between a Hugging Face folder and the model chunks of this rank, and from all ranks to wherever Hugging Face tensors are wanted.
+"""Weights between a Hugging Face folder and the model chunks of this rank, and from all ranks to wherever
+Hugging Face tensors are wanted.
 
-Nothing here holds a whole model: loading copies slice by slice into the parameters, and gathering goes bucket by bucket.
+Nothing here holds a whole model: loading copies slice by slice into the parameters, and gathering goes bucket
+by bucket.
 """
 
 from __future__ import annotations
@@ -29,16 +31,19 @@ _ALIGNMENT = 16
 
 
 def load_hf(chunks: Sequence[nn.Module], folder: Path, layout: Layout, architecture: Architecture) -> int:
-    """Fill the parameters of this rank's model chunks from a Hugging Face folder; returns the bytes that were read for it.
+    """Fill the parameters of this rank's model chunks from a Hugging Face folder; returns the bytes that were
+    read for it.
 
-    Slices are copied one by one into the parameters (in their dtype): beyond them, a rank holds one slice at a time. A padded vocabulary's last rows
-    are zero. With an optimizer that keeps float32 masters, call its `reload_model_params` afterwards.
+    Slices are copied one by one into the parameters (in their dtype): beyond them, a rank holds one slice at
+    a time. A padded vocabulary's last rows are zero. With an optimizer that keeps float32 masters, call its
+    `reload_model_params` afterwards.
 
     Args:
         chunks: `GPTModel`s, wrapped or not, in the order of their virtual stages.
 
     Raises:
-        CheckpointError: the folder or the chunks are not of this architecture (names and shapes are compared).
+        CheckpointError: the folder or the chunks are not of this architecture (names and shapes are
+            compared).
     """
     with FolderReader(folder, hf_shapes(architecture)) as reader, torch.no_grad():
         for name, parameter in named_parameters(chunks, layout, architecture).items():
@@ -52,24 +57,37 @@ def load_hf(chunks: Sequence[nn.Module], folder: Path, layout: Layout, architect
 
 
 def hf_tensors(
-    chunks: Sequence[nn.Module], layout: Layout, architecture: Architecture, bucket_bytes: int = BUCKET_BYTES, *, own_stage: bool = False
+    chunks: Sequence[nn.Module],
+    layout: Layout,
+    architecture: Architecture,
+    bucket_bytes: int = BUCKET_BYTES,
+    *,
+    own_stage: bool = False,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the Hugging Face layout, whole, in the parameters' dtype and on their device; the same order on every rank.
+    """Every tensor of the Hugging Face layout, whole, in the parameters' dtype and on their device; the same
+    order on every rank.
 
-    A collective over the tensor- and pipeline-parallel ranks of a data-parallel replica: each of them iterates to the end, and each receives all
-    tensors. Replicas need nothing of each other, so ranks that do not want the weights may stay away together. Parameters that the distributed
-    optimizer gathers lazily must be gathered before.
+    A collective over the tensor- and pipeline-parallel ranks of a data-parallel replica: each of them
+    iterates to the end, and each receives all tensors. Replicas need nothing of each other, so ranks that do
+    not want the weights may stay away together. Parameters that the distributed optimizer gathers lazily must
+    be gathered before.
 
-    A parameter's pipeline stage sends its shards, each tensor-parallel group gathers them: beyond the parameters, a rank holds one bucket of shards,
-    the bucket gathered, and the tensor yielded. A tensor may be a view of the bucket or of the live parameter: copy what is kept.
+    A parameter's pipeline stage sends its shards, each tensor-parallel group gathers them: beyond the
+    parameters, a rank holds one bucket of shards, the bucket gathered, and the tensor yielded. A tensor may
+    be a view of the bucket or of the live parameter: copy what is kept.
 
     Args:
         bucket_bytes: of gathered parameters; a parameter larger than that is a bucket of its own.
-        own_stage: only what this rank's pipeline stage holds; a collective over its tensor-parallel ranks alone.
+        own_stage: only what this rank's pipeline stage holds; a collective over its tensor-parallel ranks
+            alone.
     """
     across_stages = layout.pipeline > 1 and not own_stage
     own = named_parameters(chunks, layout, architecture)
-    mine = [_Entry(layout.pipeline_rank, name, tuple(p.shape), p.dtype) for name, p in own.items() if not _is_copy(name, architecture)]
+    mine = [
+        _Entry(layout.pipeline_rank, name, tuple(p.shape), p.dtype)
+        for name, p in own.items()
+        if not _is_copy(name, architecture)
+    ]
     stages: list[list[_Entry]] = [mine]
     if across_stages:
         stages = [[] for _ in range(layout.pipeline)]
@@ -92,7 +110,8 @@ def export_hf(
     max_file_bytes: int = MAX_FILE_BYTES,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> None:
-    """Write the model as a Hugging Face folder. A collective of all ranks; the first rank writes, and an error there is raised on all.
+    """Write the model as a Hugging Face folder. A collective of all ranks; the first rank writes, and an
+    error there is raised on all.
 
     Raises:
         CheckpointError, StorageError: see `FolderWriter`.
@@ -115,16 +134,23 @@ def export_hf(
     raise_together(error)
 
 
-def check_vocabulary(architecture: Architecture, tokenizer: PreTrainedTokenizerBase | None, where: str) -> None:
-    """Raises CheckpointError where the tokenizer has ids that the model has no row for. (Rows without a token are usual: Qwen2 has 271 of them.)"""
+def check_vocabulary(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase | None, where: str
+) -> None:
+    """Raises CheckpointError where the tokenizer has ids that the model has no row for. (Rows without a token
+    are usual: Qwen2 has 271 of them.)"""
     if tokenizer is not None and len(tokenizer) > architecture.vocabulary:
         raise CheckpointError(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens but the model only {architecture.vocabulary}; they do not belong together"
+            f"{where}: the tokenizer has {len(tokenizer)} tokens but the model only "
+            f"{architecture.vocabulary}; they do not belong together"
         )
 
 
-def named_parameters(chunks: Sequence[nn.Module], layout: Layout, architecture: Architecture) -> dict[str, nn.Parameter]:
-    """This rank's parameters that a Hugging Face folder has (not a critic's value head), named as in a whole model.
+def named_parameters(
+    chunks: Sequence[nn.Module], layout: Layout, architecture: Architecture
+) -> dict[str, nn.Parameter]:
+    """This rank's parameters that a Hugging Face folder has (not a critic's value head), named as in a whole
+    model.
 
     Raises:
         CheckpointError: they are not those that the architecture asks for.
@@ -144,10 +170,14 @@ def named_parameters(chunks: Sequence[nn.Module], layout: Layout, architecture: 
                 critic = True
             else:
                 found[name] = parameter
-    expected = parameters(architecture, layers, first=layout.first_stage, last=layout.last_stage, output=not critic)
+    expected = parameters(
+        architecture, layers, first=layout.first_stage, last=layout.last_stage, output=not critic
+    )
     odd = sorted(expected ^ {local_name(name) for name in found})
     if odd:
-        raise CheckpointError(f"the Megatron model and its configuration differ in {len(odd)} parameters, such as {odd[0]}")
+        raise CheckpointError(
+            f"the Megatron model and its configuration differ in {len(odd)} parameters, such as {odd[0]}"
+        )
     return found
 
 
@@ -179,7 +209,9 @@ def _buckets(entries: Sequence[_Entry], limit: int) -> Iterator[list[_Entry]]:
     """Runs of entries of one stage, of at most `limit` bytes or one entry."""
     bucket: list[_Entry] = []
     for entry in entries:
-        if bucket and (entry.stage != bucket[0].stage or _offsets([*bucket, entry])[-1] + entry.nbytes > limit):
+        if bucket and (
+            entry.stage != bucket[0].stage or _offsets([*bucket, entry])[-1] + entry.nbytes > limit
+        ):
             yield bucket
             bucket = []
         bucket.append(entry)
@@ -196,15 +228,27 @@ def _offsets(bucket: Sequence[_Entry]) -> list[int]:
     return offsets
 
 
-def _gather(bucket: list[_Entry], own: dict[str, nn.Parameter], layout: Layout, device: torch.device, across_stages: bool) -> list[torch.Tensor]:
+def _gather(
+    bucket: list[_Entry],
+    own: dict[str, nn.Parameter],
+    layout: Layout,
+    device: torch.device,
+    across_stages: bool,
+) -> list[torch.Tensor]:
     """The buffers (uint8) of all tensor-parallel ranks."""
     offsets = _offsets(bucket)
-    buffer = torch.empty(math.ceil((offsets[-1] + bucket[-1].nbytes) / _ALIGNMENT) * _ALIGNMENT, dtype=torch.uint8, device=device)
+    buffer = torch.empty(
+        math.ceil((offsets[-1] + bucket[-1].nbytes) / _ALIGNMENT) * _ALIGNMENT,
+        dtype=torch.uint8,
+        device=device,
+    )
     if bucket[0].stage == layout.pipeline_rank:
         for entry, offset in zip(bucket, offsets, strict=True):
             entry.view(buffer, offset).copy_(own[entry.name].detach())
     if across_stages:
-        dist.broadcast(buffer, dist.get_global_rank(layout.pipeline_group, bucket[0].stage), group=layout.pipeline_group)
+        dist.broadcast(
+            buffer, dist.get_global_rank(layout.pipeline_group, bucket[0].stage), group=layout.pipeline_group
+        )
     if layout.tensor == 1:
         return [buffer]
     gathered = list(torch.empty(layout.tensor, buffer.numel(), dtype=torch.uint8, device=device))
@@ -212,7 +256,9 @@ def _gather(bucket: list[_Entry], own: dict[str, nn.Parameter], layout: Layout, 
     return gathered
 
 
-def _merge(entry: _Entry, shards: list[torch.Tensor], layout: Layout, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
+def _merge(
+    entry: _Entry, shards: list[torch.Tensor], layout: Layout, architecture: Architecture
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The Hugging Face tensors that a parameter's shards make up."""
     shapes = hf_shapes(architecture)
     parts = [_share(entry.name, entry.shape, rank, layout, architecture) for rank in range(layout.tensor)]
@@ -238,7 +284,10 @@ def _share_of(name: str, parameter: nn.Parameter, layout: Layout, architecture: 
     expected = list(shapes[part.pieces[0].name]) if part.pieces else [0, architecture.hidden]
     expected[part.dim] = part.length
     if tuple(parameter.shape) != tuple(expected):
-        raise CheckpointError(f"{name}: the Megatron model has {tuple(parameter.shape)}, but its configuration asks for {tuple(expected)}")
+        raise CheckpointError(
+            f"{name}: the Megatron model has {tuple(parameter.shape)}, but its configuration asks for "
+            f"{tuple(expected)}"
+        )
     return part
 
 
@@ -253,8 +302,13 @@ def _is_copy(name: str, architecture: Architecture) -> bool:
 
 
 def raise_together(error: Exception | None) -> None:
-    """A collective of all ranks: an error of one is raised on all of them, so that none waits for ever in its next collective."""
-    said = error if error is None or isinstance(error, UserError) else UserError(f"{type(error).__name__}: {error}")
+    """A collective of all ranks: an error of one is raised on all of them, so that none waits for ever in its
+    next collective."""
+    said = (
+        error
+        if error is None or isinstance(error, UserError)
+        else UserError(f"{type(error).__name__}: {error}")
+    )
     errors: list[UserError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(errors, said)
     if error is not None:

@@ -1,8 +1,9 @@
-"""What Megatron-core's local layers lack: attention on packed samples with rotary positions and context parallelism, and RMSNorm under sequence
-parallelism.
+"""What Megatron-core's local layers lack: attention on packed samples with rotary positions and context
+parallelism, and RMSNorm under sequence parallelism.
 
-Positions are applied right before attention, by each token's own position id. So the frequencies are those of `transformers` (every scaling that
-it knows), and nothing depends on how samples are packed or split over ranks.
+Positions are applied right before attention, by each token's own position id. So the frequencies are those of
+`transformers` (every scaling that it knows), and nothing depends on how samples are packed or split over
+ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class PackedSamples(PackedSeqParams):
 
 
 class Rotary(nn.Module):
-    """Cosine and sine of each token's position, as the model's own code in `transformers` computes them. No parameters."""
+    """Cosine and sine of each token's position, as the model's own code in `transformers` computes them. No
+    parameters."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
@@ -61,10 +63,17 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class PackedAttention(MegatronModule):
-    """Core attention of the local layers: causal within each sample, PyTorch's kernels, on CPU and GPU alike."""
+    """Core attention of the local layers: causal within each sample, PyTorch's kernels, on CPU and GPU
+    alike."""
 
     def __init__(
-        self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, softmax_scale: float | None = None, **_: Any
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_: Any,
     ) -> None:
         super().__init__(config=config)
         self.scale = softmax_scale
@@ -79,8 +88,14 @@ class PackedAttention(MegatronModule):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSamples | None = None,
     ) -> torch.Tensor:
-        """query [T, heads, d], key and value [T, kv_heads, d] (of this rank's tokens and heads) -> [T, heads * d]."""
-        assert packed_seq_params is not None and packed_seq_params.packing is not None and attention_mask is None and attention_bias is None
+        """query [T, heads, d], key and value [T, kv_heads, d] (of this rank's tokens and heads) -> [T, heads
+        * d]."""
+        assert (
+            packed_seq_params is not None
+            and packed_seq_params.packing is not None
+            and attention_mask is None
+            and attention_bias is None
+        )
         cos, sin = packed_seq_params.cos, packed_seq_params.sin
         assert cos is not None and sin is not None
         query, key = rotate(query, cos, sin), rotate(key, cos, sin)
@@ -88,9 +103,12 @@ class PackedAttention(MegatronModule):
             return self._exchanged(query, key, value, packed_seq_params.packing).flatten(1)
         return packed_seq_params.packing.attend(self, query, key, value, self.scale).flatten(1)
 
-    def _exchanged(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing) -> torch.Tensor:
-        """With context parallelism: every rank gets some heads of all tokens, attends, and gives back all heads of its own tokens (the exchange of
-        DeepSpeed-Ulysses, Jacobs et al. 2023). Key heads that are too few are repeated, so that each rank has those that its query heads see."""
+    def _exchanged(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing
+    ) -> torch.Tensor:
+        """With context parallelism: every rank gets some heads of all tokens, attends, and gives back all
+        heads of its own tokens (the exchange of DeepSpeed-Ulysses, Jacobs et al. 2023). Key heads that are
+        too few are repeated, so that each rank has those that its query heads see."""
         from megatron.core import parallel_state
 
         group, ranks = parallel_state.get_context_parallel_group(), self.config.context_parallel_size
@@ -102,12 +120,14 @@ class PackedAttention(MegatronModule):
 
 
 def key_head_repeats(key_heads: int, ranks: int) -> int:
-    """How often each key head must be there for the ranks of a context-parallel group to have equally many."""
+    """How often each key head must be there for the ranks of a context-parallel group to have equally
+    many."""
     return ranks // math.gcd(key_heads, ranks)
 
 
 def heads_for_tokens(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """[T / ranks, heads, d], this rank's tokens -> [T, heads / ranks, d], this rank's heads. Differentiable; a collective of the group."""
+    """[T / ranks, heads, d], this rank's tokens -> [T, heads / ranks, d], this rank's heads. Differentiable;
+    a collective of the group."""
     ranks, (tokens, heads, width) = group.size(), x.shape
     sent = x.view(tokens, ranks, heads // ranks, width).transpose(0, 1).contiguous()
     return _AllToAll.apply(sent, group).view(ranks * tokens, heads // ranks, width)
@@ -121,7 +141,8 @@ def tokens_for_heads(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 
 
 class _AllToAll(torch.autograd.Function):
-    """[ranks, ...]: piece i goes to rank i, and piece i of the result came from there. It is its own transpose."""
+    """[ranks, ...]: piece i goes to rank i, and piece i of the result came from there. It is its own
+    transpose."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -138,13 +159,15 @@ class _AllToAll(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """Computed as the models of `transformers` do: statistics in float32, the weight applied in the input's dtype."""
+    """Computed as the models of `transformers` do: statistics in float32, the weight applied in the input's
+    dtype."""
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Under sequence parallelism a rank sees a part of the tokens only: Megatron sums the gradients of what is marked so.
+        # Under sequence parallelism a rank sees a part of the tokens only: Megatron sums the gradients of
+        # what is marked so.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,13 @@
-"""Checkpoints of all ranks together, whole or absent (see checkpoint_folder.py), written in one layout and read in any.
+"""Checkpoints of all ranks together, whole or absent (see checkpoint_folder.py), written in one layout and
+read in any.
 
-    DIRECTORY/update_000030/__RANK_0.distcp  .metadata  common.pt  metadata.json     Megatron-core's distributed format
-    DIRECTORY/update_000030/huggingface/      config.json and tokenizer: with them the checkpoint can be converted by itself
+    DIRECTORY/update_000030/__RANK_0.distcp  .metadata  common.pt  metadata.json   Megatron-core's format
+    DIRECTORY/update_000030/huggingface/      config.json and tokenizer: it can be converted by itself
     DIRECTORY/update_000030/manifest.json
 
-The learning-rate schedule, the tasks to play and every other draw are functions of (seed, update), so `update` is the cursor of loop, scheduler and
-environments. All functions are collectives of all ranks, which see one file system.
+The learning-rate schedule, the tasks to play and every other draw are functions of (seed, update), so
+`update` is the cursor of loop, scheduler and environments. All functions are collectives of all ranks, which
+see one file system.
 """
 
 from __future__ import annotations
@@ -63,15 +65,21 @@ class Checkpoints:
         trained: models by their key of `states.PREFIXES`; `Weights` can be saved, not resumed.
     """
 
-    def __init__(self, layout: Layout, identity: Identity, trained: Mapping[str, TrainedModel | states.Weights]) -> None:
+    def __init__(
+        self, layout: Layout, identity: Identity, trained: Mapping[str, TrainedModel | states.Weights]
+    ) -> None:
         self.layout, self.identity, self.trained = layout, identity, dict(trained)
         self._pending: _Pending | None = None
 
-    def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
-        """Write a checkpoint of the present state; `wait=False` writes in the background, until the next `save` or `finish`.
+    def save(
+        self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True
+    ) -> None:
+        """Write a checkpoint of the present state; `wait=False` writes in the background, until the next
+        `save` or `finish`.
 
         Raises:
-            StorageError: no room, or a rank could not write. The earlier checkpoints stay, and nothing half-written is left.
+            StorageError: no room, or a rank could not write. The earlier checkpoints stay, and nothing
+                half-written is left.
         """
         if keep < 1:
             raise ValueError(f"keep: {keep} would remove the checkpoint just written")
@@ -84,7 +92,9 @@ class Checkpoints:
             "layout": dataclasses.asdict(self.layout),
             "parts": self._parts,
             "distributed_optimizer": self._distributed_optimizer,
-            "dtype": str(next(iter(self.trained.values())).models[0].config.params_dtype).removeprefix("torch."),
+            "dtype": str(next(iter(self.trained.values())).models[0].config.params_dtype).removeprefix(
+                "torch."
+            ),
         }
         with megatron():
             writer = ShardWriter(state, temporary, dist.get_rank())
@@ -94,7 +104,8 @@ class Checkpoints:
             self.finish()
 
     def poll(self) -> None:
-        """Give a save in the background its name if all ranks have written it. Raises StorageError as `save` does."""
+        """Give a save in the background its name if all ranks have written it. Raises StorageError as `save`
+        does."""
         if self._pending is None:
             return
         writing = torch.tensor(int(self._pending.writer.writing))
@@ -121,7 +132,8 @@ class Checkpoints:
         raise_together(error)
 
     def resume(self, directory: Path, recipe: Recipe, may_differ: Collection[str] = ()) -> int:
-        """Load the newest whole checkpoint into the models; returns the updates that are done (0: there is none).
+        """Load the newest whole checkpoint into the models; returns the updates that are done (0: there is
+        none).
 
         Raises:
             CheckpointError: the newest whole one is of another recipe, model or tokenizer.
@@ -136,7 +148,10 @@ class Checkpoints:
         self.identity.check(path, meta["megatron"], moved=has_moved(meta, recipe))
         for what, ours in (("parts", self._parts), ("distributed_optimizer", self._distributed_optimizer)):
             if meta["megatron"][what] != ours:
-                raise CheckpointError(f"{path}: its {what} are {meta['megatron'][what]}, the run's are {ours}; it cannot be resumed with this recipe")
+                raise CheckpointError(
+                    f"{path}: its {what} are {meta['megatron'][what]}, the run's are {ours}; it cannot be "
+                    "resumed with this recipe"
+                )
         with megatron():
             same = meta["megatron"]["layout"] == dataclasses.asdict(self.layout)
             loaded = load(path, self._state(loading=True, random_states=same))
@@ -165,7 +180,9 @@ class Checkpoints:
             state[name] = {"weights": weights}
             if isinstance(model, TrainedModel):
                 state[name]["optimizer"] = states.sharded_optimizer(model, weights, loading=loading)
-        return state | ({"random": states.sharded_random_states(self.layout, loading=loading)} if random_states else {})
+        return state | (
+            {"random": states.sharded_random_states(self.layout, loading=loading)} if random_states else {}
+        )
 
     def _begin(self, temporary: Path, update: int, own_bytes: int) -> None:
         """Make the hidden folder, and see that there is room."""
@@ -179,8 +196,10 @@ class Checkpoints:
                     free = shutil.disk_usage(temporary).free
                     if free < int(total):
                         raise StorageError(
-                            f"{temporary.parent}: a checkpoint takes {int(total) / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "
-                            "the earlier checkpoints stay: make room, then start the same command again to resume"
+                            f"{temporary.parent}: a checkpoint takes {int(total) / 2**30:.1f} GiB, and "
+                            f"{free / 2**30:.1f} GiB are free; "
+                            "the earlier checkpoints stay: make room, then start the same command again to "
+                            "resume"
                         )
             except Exception as caught:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -192,9 +211,15 @@ class Checkpoints:
         with megatron():
             try:
                 own, error = pending.writer.finish(), None
-            except (Exception, CheckpointException) as caught:  # on all ranks; the first one's names the reason
+            except (
+                Exception,
+                CheckpointException,
+            ) as caught:  # on all ranks; the first one's names the reason
                 own, where = {}, pending.temporary.parent
-                error = StorageError(f"{where}: the checkpoint of update {pending.update} could not be written: {_reason(caught)}")
+                error = StorageError(
+                    f"{where}: the checkpoint of update {pending.update} could not be written: "
+                    f"{_reason(caught)}"
+                )
         if error is not None and dist.get_rank() == 0:
             shutil.rmtree(pending.temporary, ignore_errors=True)
         raise_together(error)
@@ -225,8 +250,8 @@ class _Pending:
 
 
 def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its manifest, agreed by all ranks, which read its files together; None where there is none at all. Others are
-    passed over with a warning.
+    """The newest whole checkpoint and its manifest, agreed by all ranks, which read its files together; None
+    where there is none at all. Others are passed over with a warning.
 
     Raises:
         CheckpointError: there are checkpoints and none of them is whole, or the directory cannot be read.
@@ -268,7 +293,8 @@ def verified(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What a sharded state dict asks for, from a checkpoint that is whole. Raises CheckpointError where it holds something else."""
+    """What a sharded state dict asks for, from a checkpoint that is whole. Raises CheckpointError where it
+    holds something else."""
     try:
         with quiet_imports(), restricted():  # quiet: of deprecated parts of PyTorch that it uses
             return dist_checkpointing.load(state, str(path))
@@ -278,7 +304,8 @@ def load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """One line."""
-    if isinstance(error, CheckpointException) and error.failures:  # a BaseException, with a traceback of every rank in its text
+    # a BaseException, with a traceback of every rank in its text
+    if isinstance(error, CheckpointException) and error.failures:
         rank, (error, _) = next(iter(error.failures.items()))
         return f"rank {rank}: {' '.join(str(error).split())[:300]}"
     return " ".join(str(error).split())[:300]

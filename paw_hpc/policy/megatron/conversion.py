@@ -1,7 +1,7 @@
 """`paw convert`: a Hugging Face folder into a checkpoint in Megatron-core's distributed format, and back.
 
-The format knows no layout: one process can write what any layout reads. More processes (torchrun, srun) share the work, so that none needs memory
-for more than its part of the model.
+The format knows no layout: one process can write what any layout reads. More processes (torchrun, srun) share
+the work, so that none needs memory for more than its part of the model.
 """
 
 from __future__ import annotations
@@ -41,25 +41,33 @@ class Target:
     virtual: int | None = None
 
     def layout(self, processes: int) -> Layout:
-        """The one to work in: this one, with as many replicas as there are processes for; alone, that of one process."""
+        """The one to work in: this one, with as many replicas as there are processes for; alone, that of one
+        process."""
         if processes == 1:
             return Layout()
         model = self.tensor * self.pipeline
         if processes % model:
-            raise RecipeError(f"paw convert: tensor {self.tensor} x pipeline {self.pipeline} parallel ranks do not divide the {processes} processes")
-        return Layout(tensor=self.tensor, pipeline=self.pipeline, virtual=self.virtual, data=processes // model)
+            raise RecipeError(
+                f"paw convert: tensor {self.tensor} x pipeline {self.pipeline} parallel ranks do not "
+                f"divide the {processes} processes"
+            )
+        return Layout(
+            tensor=self.tensor, pipeline=self.pipeline, virtual=self.virtual, data=processes // model
+        )
 
 
 def convert(source: Path, folder: Path, target: Target, tokenizer: str | None = None) -> str:
     """Convert in the direction that `source` asks for; returns what was done, for a person.
 
     Args:
-        source: a Hugging Face folder (its checkpoint goes to `folder/update_000000`); or a Megatron checkpoint, a directory of such, or a run
-            directory, of whose newest a Hugging Face folder is made.
+        source: a Hugging Face folder (its checkpoint goes to `folder/update_000000`); or a Megatron
+            checkpoint, a directory of such, or a run directory, of whose newest a Hugging Face folder is
+            made.
         tokenizer: folder, where the Hugging Face folder has none.
 
     Raises:
-        CheckpointError: `source` is neither, or torn, or of an unknown architecture; `folder` holds something else.
+        CheckpointError: `source` is neither, or torn, or of an unknown architecture; `folder` holds something
+            else.
         RecipeError: the layout does not divide the model.
     """
     with joined(gpu=False, timeout_s=TIMEOUT_S) as process:
@@ -83,7 +91,9 @@ def _to_megatron(source: Path, folder: Path, layout: Layout, target: Target, tok
         dtype = "bfloat16" if reader.dtypes == {"BF16"} else "float32"
     models = _open(config, layout, dtype)
     load_hf(models, source, layout, architecture)
-    writer = Checkpoints(layout, Identity(architecture, config, words), {"policy": states.Weights(list(models))})
+    writer = Checkpoints(
+        layout, Identity(architecture, config, words), {"policy": states.Weights(list(models))}
+    )
     writer.save(folder, 0, {}, keep=1)
     return f"{source} ({architecture.model_type}, {dtype}) -> {folder}: a Megatron checkpoint for any layout"
 
@@ -94,7 +104,8 @@ def _to_hugging_face(source: Path, folder: Path, layout: Layout) -> str:
     else:
         run = RunDirectory(source)
         neither = (
-            f"{source}: neither a Hugging Face folder (no config.json) nor a whole Megatron checkpoint; runs of the one-process backend need no"
+            f"{source}: neither a Hugging Face folder (no config.json) nor a whole Megatron checkpoint; "
+            "runs of the one-process backend need no"
             " conversion: their checkpoints hold Hugging Face's weights"
         )
         try:
@@ -116,5 +127,7 @@ def _to_hugging_face(source: Path, folder: Path, layout: Layout) -> str:
 
 def _open(config: PreTrainedConfig, layout: Layout, dtype: str) -> list[PackedGPT]:
     layout.open()
-    recipe = Recipe.model_validate({"model": {"path": "converted", "dtype": dtype}, "megatron": {"layers": "local"}})
+    recipe = Recipe.model_validate(
+        {"model": {"path": "converted", "dtype": dtype}, "megatron": {"layers": "local"}}
+    )
     return build_model(config, layout, recipe)

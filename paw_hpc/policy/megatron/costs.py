@@ -1,4 +1,5 @@
-"""What an update cost all ranks together: tokens, rows and FLOPs per second, memory, padding, seconds per phase."""
+"""What an update cost all ranks together: tokens, rows and FLOPs per second, memory, padding, seconds per
+phase."""
 
 from __future__ import annotations
 
@@ -42,4 +43,11 @@ def update_costs(
     peak = peak_flops(device, getattr(torch, recipe.model.dtype))
     named = {f"time/policy_{name}_s": spent for name, spent in sorted(phases.items())}
     share = float(replicas[0]) / (tokens + float(replicas[0]))
-    return named | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, processes)
+    return (
+        named | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, processes)
+    )
+
+
+def own_device(device: torch.device) -> torch.device:
+    """This process's GPU among those of its machine."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device

@@ -51,11 +51,14 @@ class Identity:
         own = self.described
         for field, value in own["architecture"].items():
             if (saved := found["architecture"].get(field)) != value:
-                raise CheckpointError(f"{path}: of another model: its {field} is {saved}, the run's is {value}")
+                raise CheckpointError(
+                    f"{path}: of another model: its {field} is {saved}, the run's is {value}"
+                )
         if found["tokenizer"] != own["tokenizer"]:
             sizes = f"{found['tokenizer']['tokens']} tokens, the run's has {own['tokenizer']['tokens']}"
             raise CheckpointError(
-                f"{path}: its vocabulary is not the tokenizer's (it was written with {sizes}); give its tokenizer as model.tokenizer"
+                f"{path}: its vocabulary is not the tokenizer's (it was written with {sizes}); give its "
+                "tokenizer as model.tokenizer"
             )
         if (self.has_reference or moved) and found["initial_fingerprint"] != self.initial_fingerprint:
             raise CheckpointError(OTHER_WEIGHTS)

@@ -1,4 +1,5 @@
-"""How the processes of a run share one model: tensor x pipeline x context x data parallel ranks, and what does not divide."""
+"""How the processes of a run share one model: tensor x pipeline x context x data parallel ranks, and what
+does not divide."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:  # checking a layout (`paw plan`, `paw launch`) needs no torch
 
 
 def has_transformer_engine() -> bool:
-    """Whether layers come from Transformer Engine (fused norms and attention) or from Megatron-core's own modules with PyTorch's attention."""
+    """Whether layers come from Transformer Engine (fused norms and attention) or from Megatron-core's own
+    modules with PyTorch's attention."""
     return importlib.util.find_spec("transformer_engine") is not None
 
 
@@ -25,7 +27,8 @@ def has_transformer_engine() -> bool:
 class Layout:
     """Sizes of a layout; ranks and groups are this process's, between `open` and `close`.
 
-    Neighbouring ranks share a tensor-parallel group, then context, data and pipeline parallelism (Megatron's order tp-cp-ep-dp-pp).
+    Neighbouring ranks share a tensor-parallel group, then context, data and pipeline parallelism (Megatron's
+    order tp-cp-ep-dp-pp).
     """
 
     tensor: int = 1
@@ -38,20 +41,29 @@ class Layout:
 
     @classmethod
     def of(cls, section: MegatronSection, processes: int) -> Layout:
-        """The layout that a recipe asks of this many processes. Raises RecipeError where they do not divide."""
+        """The layout that a recipe asks of this many processes. Raises RecipeError where they do not
+        divide."""
         model = section.tensor_parallel * section.pipeline_parallel * section.context_parallel
         if processes % model:
             raise RecipeError(
-                f"megatron: tensor {section.tensor_parallel} x pipeline {section.pipeline_parallel} x context {section.context_parallel} parallel"
-                f" ranks do not divide the {processes} processes that were started; start a multiple of {model}"
+                f"megatron: tensor {section.tensor_parallel} x pipeline {section.pipeline_parallel} x "
+                f"context {section.context_parallel} parallel"
+                f" ranks do not divide the {processes} processes that were started; start a multiple of "
+                f"{model}"
             )
         data = processes // model
         if section.data_parallel not in (None, data):
             raise RecipeError(
-                f"megatron.data_parallel: {section.data_parallel} needs {model * section.data_parallel} processes, but {processes} were started"
+                f"megatron.data_parallel: {section.data_parallel} needs {model * section.data_parallel} "
+                f"processes, but {processes} were started"
             )
         return cls(
-            section.tensor_parallel, section.pipeline_parallel, section.virtual_pipeline, section.context_parallel, data, section.sequence_parallel
+            section.tensor_parallel,
+            section.pipeline_parallel,
+            section.virtual_pipeline,
+            section.context_parallel,
+            data,
+            section.sequence_parallel,
         )
 
     @property
@@ -73,20 +85,34 @@ class Layout:
             if count % size:
                 raise RecipeError(f"megatron.{key}: {size} does not divide the model's {count} {what}")
         if model.layers < self.pipeline * self.chunks:
-            key = f"virtual_pipeline: {self.chunks} x pipeline_parallel" if self.virtual else "pipeline_parallel:"
-            raise RecipeError(f"megatron.{key} {self.pipeline} makes more stages than the model has layers, which are {model.layers}")
+            key = (
+                f"virtual_pipeline: {self.chunks} x pipeline_parallel"
+                if self.virtual
+                else "pipeline_parallel:"
+            )
+            raise RecipeError(
+                f"megatron.{key} {self.pipeline} makes more stages than the model has layers, which are "
+                f"{model.layers}"
+            )
         if self.sequence and model.hidden % self.tensor:
-            raise RecipeError(f"megatron.tensor_parallel: {self.tensor} does not divide the model's {model.hidden} hidden features")
+            raise RecipeError(
+                f"megatron.tensor_parallel: {self.tensor} does not divide the model's {model.hidden} "
+                "hidden features"
+            )
         heads = model.heads // self.tensor
         if heads % self.context:
             # Then key heads, each repeated where there are fewer than ranks, come out even, too.
-            raise RecipeError(f"megatron.context_parallel: {self.context} does not divide the {heads} attention heads of a tensor-parallel rank")
+            raise RecipeError(
+                f"megatron.context_parallel: {self.context} does not divide the {heads} attention heads of "
+                "a tensor-parallel rank"
+            )
 
     def stages(self, layers: int) -> list[int]:
-        """How many of a model's layers each stage holds, in the model's order: stage i is chunk i // pipeline of rank i % pipeline.
+        """How many of a model's layers each stage holds, in the model's order: stage i is chunk i // pipeline
+        of rank i % pipeline.
 
-        What is left over goes to the stages in the middle first, then to the first, whose embedding costs little, and never to the last, which has
-        the head.
+        What is left over goes to the stages in the middle first, then to the first, whose embedding costs
+        little, and never to the last, which has the head.
         """
         count = self.pipeline * self.chunks
         each, left = divmod(layers, count)
@@ -94,13 +120,25 @@ class Layout:
         return [each + (stage in takers) for stage in range(count)]
 
     def padded_vocabulary(self, size: int) -> int:
-        """Rows of the embedding in Megatron's layout: the next multiple of the tensor-parallel size. Rows from `size` on are never read."""
+        """Rows of the embedding in Megatron's layout: the next multiple of the tensor-parallel size. Rows
+        from `size` on are never read."""
         return math.ceil(size / self.tensor) * self.tensor
 
-    # ---------------------------------------------------------------------------------------------------- this process, once it is open
+    def described(self) -> str:
+        """`tensor 2 x data 4`: the sizes above 1."""
+        sizes = (
+            ("tensor", self.tensor),
+            ("pipeline", self.pipeline),
+            ("context", self.context),
+            ("data", self.data),
+        )
+        return " x ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one process"
+
+    # -------------------------------------------------------------------------- this process, once it is open
 
     def open(self) -> None:
-        """Make the process groups. torch.distributed must be initialized with `processes` ranks; all of them call."""
+        """Make the process groups. torch.distributed must be initialized with `processes` ranks; all of them
+        call."""
         from paw_hpc.policy.megatron.shim import megatron
 
         with megatron():
@@ -113,11 +151,13 @@ class Layout:
                 virtual_pipeline_model_parallel_size=self.virtual,
                 context_parallel_size=self.context,
             )
-            # Nothing here is random (no dropout, weights are loaded), but layers ask for the tracker. The inference tracker needs no CUDA.
+            # Nothing here is random (no dropout, weights are loaded), but layers ask for the tracker. The
+            # inference tracker needs no CUDA.
             model_parallel_cuda_manual_seed(1, inference_rng_tracker=True)
 
     def close(self) -> None:
-        """End the groups (another layout may be opened then); all ranks call. Megatron only forgets them, and each holds threads and connections."""
+        """End the groups (another layout may be opened then); all ranks call. Megatron only forgets them, and
+        each holds threads and connections."""
         import torch.distributed as dist
         from megatron.core import parallel_state
 

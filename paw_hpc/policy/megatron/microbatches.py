@@ -1,4 +1,5 @@
-"""A planned batch cut into micro-batches, balanced by tokens over data-parallel ranks, and what a micro-batch is on the device."""
+"""A planned batch cut into micro-batches, balanced by tokens over data-parallel ranks, and what a micro-batch
+is on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from paw_hpc.policy.packed import Packing
 
 @dataclass(slots=True)
 class MicroBatch:
-    """One forward pass of one data-parallel replica, or with context parallelism this rank's piece of its tokens and the rows that stand there.
+    """One forward pass of one data-parallel replica, or with context parallelism this rank's piece of its
+    tokens and the rows that stand there.
 
     `samples` and the `cu_seqlens` of the batch are those of the whole pass: attention sees all of it.
     """
@@ -28,17 +30,20 @@ class MicroBatch:
     position_ids: torch.Tensor
     samples: PackedSamples
     padding: int
-    """Tokens that belong to no sequence: what context and sequence parallelism need to divide them, and the one token of a pass without any."""
+    """Tokens that belong to no sequence: what context and sequence parallelism need to divide them, and the
+    one token of a pass without any."""
     own_rows: torch.Tensor | None = None
-    """int64[R]: which rows of the pass these are, where context parallelism leaves the others to other ranks; on the CPU."""
+    """int64[R]: which rows of the pass these are, where context parallelism leaves the others to other ranks;
+    on the CPU."""
 
 
 def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int = 1) -> list[list[list[int]]]:
     """Sequences of each rank's micro-batches: [rank][micro-batch] -> sequences.
 
-    Every rank gets the same number of micro-batches, a multiple of `multiple`, as few as hold the tokens; all of nearly the same number of tokens
-    (longest first, each to the emptiest). One holds more than `max_tokens` only where it is a single sequence. A few may leave some ranks empty. A
-    function of its arguments, so all ranks agree without a word.
+    Every rank gets the same number of micro-batches, a multiple of `multiple`, as few as hold the tokens; all
+    of nearly the same number of tokens (longest first, each to the emptiest). One holds more than
+    `max_tokens` only where it is a single sequence. A few may leave some ranks empty. A function of its
+    arguments, so all ranks agree without a word.
     """
     order = torch.argsort(lengths, descending=True, stable=True).tolist()
     sizes = lengths.tolist()
@@ -58,15 +63,20 @@ def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int 
 
 
 def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.device) -> list[MicroBatch]:
-    """This rank's share of a batch: its replica's, and with context parallelism its piece of the tokens of each pass.
+    """This rank's share of a batch: its replica's, and with context parallelism its piece of the tokens of
+    each pass.
 
     Args:
         batch: on the CPU, the same on all ranks.
         max_tokens: of one pass, which context-parallel ranks share.
     """
-    # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages would stand idle anyway.
+    # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages
+    # would stand idle anyway.
     shares = partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
-    return [_micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device) for sequences in shares[layout.data_rank]]
+    return [
+        _micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device)
+        for sequences in shares[layout.data_rank]
+    ]
 
 
 def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: torch.device) -> MicroBatch:
@@ -96,4 +106,6 @@ def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: 
         own = ((part.row_position >= first) & (part.row_position < last)).nonzero()[:, 0]
         part, row_index = part.with_rows(own, first, last), row_index[own]
         tokens, position_ids = tokens[first:last], position_ids[first:last]
-    return MicroBatch(part.to(device), row_index, tokens.to(device), position_ids.to(device), packed, padding, own)
+    return MicroBatch(
+        part.to(device), row_index, tokens.to(device), position_ids.to(device), packed, padding, own
+    )

@@ -1,4 +1,5 @@
-"""A Megatron model in training: chunks wrapped for data parallelism, and their AdamW. It steps as policy/optimizer.py does for the other backend."""
+"""A Megatron model in training: chunks wrapped for data parallelism, and their AdamW. It steps as
+policy/optimizer.py does for the other backend."""
 
 from __future__ import annotations
 
@@ -7,7 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from torch import nn
 
@@ -22,7 +27,8 @@ from paw_hpc.recipe import OptimizerSection, Recipe
 class TrainedModel:
     """Chunks with loaded weights, made trainable.
 
-    Gradients are kept and reduced in float32; the optimizer holds float32 masters of bfloat16 weights. Vectors do not decay.
+    Gradients are kept and reduced in float32; the optimizer holds float32 masters of bfloat16 weights.
+    Vectors do not decay.
 
     Args:
         models: this rank's chunks, on the device. `chunks` are the same, wrapped.
@@ -41,8 +47,12 @@ class TrainedModel:
             overlap_param_gather=section.overlap_param_gather,
         )
         with megatron():
-            self.chunks = [DistributedDataParallel(m.config, ddp, m, disable_bucketing=i > 0) for i, m in enumerate(self.models)]
-            # With overlap, weights are gathered by hooks of the first forward pass after a step, and of no other.
+            self.chunks = [
+                DistributedDataParallel(m.config, ddp, m, disable_bucketing=i > 0)
+                for i, m in enumerate(self.models)
+            ]
+            # With overlap, weights are gathered by hooks of the first forward pass after a step, and of no
+            # other.
             self._gathers_late, self._gathering = section.overlap_param_gather, False
             if self._gathers_late:
                 for chunk in self.chunks:
@@ -72,11 +82,12 @@ class TrainedModel:
         """Apply the accumulated gradients.
 
         Args:
-            loss: scalar, this rank's part of the summed loss of the step (0 where another rank has it); only the finiteness of the sum matters.
+            loss: scalar, this rank's part of the summed loss of the step (0 where another rank has it); only
+                the finiteness of the sum matters.
 
         Returns:
-            (gradient norm before clipping, applied), the same on all ranks. Not applied when the loss or the norm is not finite: weights and
-            moments stay as they were.
+            (gradient norm before clipping, applied), the same on all ranks. Not applied when the loss or the
+            norm is not finite: weights and moments stay as they were.
         """
         with self._clock.measure("optimizer"), megatron():
             self.optimizer.prepare_grads()
@@ -94,15 +105,19 @@ class TrainedModel:
         return norm, True
 
     def settle(self) -> None:
-        """Wait for weights that are still being gathered. To be called when an update is done: from here on anybody may read them."""
+        """Wait for weights that are still being gathered. To be called when an update is done: from here on
+        anybody may read them."""
         if self._gathering:
             with megatron():
                 for chunk in self.chunks:
                     chunk.disable_forward_pre_hook(param_sync=True)
             self._gathering = False
 
-    def _finalize(self, chunks: list[nn.Module], num_tokens: torch.Tensor | None = None, **options: Any) -> None:
-        """What the schedule calls at the end of a pass. The number of tokens is withheld: gradients would be divided by it."""
+    def _finalize(
+        self, chunks: list[nn.Module], num_tokens: torch.Tensor | None = None, **options: Any
+    ) -> None:
+        """What the schedule calls at the end of a pass. The number of tokens is withheld: gradients would be
+        divided by it."""
         with self._clock.measure("gradient_reduction"):
             finalize_model_grads(chunks, None, **options)
 

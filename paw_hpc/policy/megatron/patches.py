@@ -29,7 +29,8 @@ def patched(owner: Any, name: str, value: Any, *, written_for: WrittenFor) -> It
     """Inside, the attribute `name` of a module, class or object is `value`; for all threads.
 
     Raises:
-        UserError: another version is installed, in which it may be another thing, or nothing; says which ones would do.
+        UserError: another version is installed, in which it may be another thing, or nothing; says which ones
+            would do.
         AttributeError: there is no such attribute.
     """
     check_version(written_for)
@@ -53,5 +54,6 @@ def check_version(written_for: WrittenFor) -> None:
     if ".".join(installed.split(".")[:2]) not in written_for.versions:
         known = ", ".join(f"{each}.*" for each in written_for.versions)
         raise UserError(
-            f"{written_for.package} {installed}: policy.backend=megatron changes parts of it as they are in {known}; install one of these"
+            f"{written_for.package} {installed}: policy.backend=megatron changes parts of it as they are "
+            f"in {known}; install one of these"
         )

@@ -1,8 +1,9 @@
 """The Megatron policy: the objective of the one-process backend on tensor x pipeline x data parallel ranks.
 
-Every rank holds the whole batch on the CPU (ids and streams, no activations), cuts out its replica's share, and computes its part of each pass; what
-comes out (log-probs, values, metrics) is the same on all ranks. The plan has put every normalizer into the rows' weights, so losses and gradients are
-plain sums over micro-batches and replicas.
+Every rank holds the whole batch on the CPU (ids and streams, no activations), cuts out its replica's share,
+and computes its part of each pass; what comes out (log-probs, values, metrics) is the same on all ranks. The
+plan has put every normalizer into the rows' weights, so losses and gradients are plain sums over
+micro-batches and replicas.
 """
 
 from __future__ import annotations
@@ -11,27 +12,40 @@ import math
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from paw_hpc.experience import Batch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
-from paw_hpc.objective.policy_loss import Sums, add_sums, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.objective.policy_loss import (
+    Sums,
+    add_sums,
+    make_row_loss,
+    make_value_loss,
+    row_metrics,
+    value_metrics,
+)
 from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.convert.architecture import parameter_count, read_architecture
 from paw_hpc.policy.convert.names import hf_shapes
-from paw_hpc.policy.convert.transfer import BUCKET_BYTES, check_vocabulary, export_hf, hf_tensors, load_hf, unwrapped
+from paw_hpc.policy.convert.transfer import (
+    BUCKET_BYTES,
+    check_vocabulary,
+    export_hf,
+    hf_tensors,
+    load_hf,
+)
 from paw_hpc.policy.critic import draw_head
 from paw_hpc.policy.fingerprint import fingerprint
 from paw_hpc.policy.loading import initial_folder, load_tokenizer, resolve_device
 from paw_hpc.policy.megatron.checkpoint import Checkpoints
-from paw_hpc.policy.megatron.costs import update_costs
+from paw_hpc.policy.megatron.costs import own_device, update_costs
 from paw_hpc.policy.megatron.identity import Identity
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.megatron.microbatches import MicroBatch, micro_batches
-from paw_hpc.policy.megatron.model import HeadKind, PackedGPT, build_model
+from paw_hpc.policy.megatron.model import HeadKind, PackedGPT, build_model, last_chunk
 from paw_hpc.policy.megatron.optimizer import TrainedModel
 from paw_hpc.policy.megatron.reference import Reference
 from paw_hpc.policy.megatron.schedule import Finish, run
@@ -49,12 +63,15 @@ class MegatronPolicy(Trainer):
 
     Raises:
         RecipeError: no such model, or a layout that does not fit it.
-        CheckpointError: an architecture that Megatron cannot train, weights that are torn, a tokenizer that does not belong to them.
+        CheckpointError: an architecture that Megatron cannot train, weights that are torn, a tokenizer that
+            does not belong to them.
     """
 
-    def __init__(self, recipe: Recipe, layout: Layout | None = None, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, layout: Layout | None = None, *, device: torch.device | str | None = None
+    ) -> None:
         self.recipe = recipe
-        self.device = torch.device(device) if device is not None else _own_device(resolve_device(recipe.model))
+        self.device = torch.device(device) if device is not None else own_device(resolve_device(recipe.model))
         self.tokenizer = load_tokenizer(recipe.model)
         with tempfile.TemporaryDirectory() as scratch:
             folder = initial_folder(recipe, self.tokenizer, Path(scratch))
@@ -74,12 +91,12 @@ class MegatronPolicy(Trainer):
         self.initial_fingerprint = fingerprint(hf_tensors(models, layout, self.architecture))
         critic = self._critic(models) if recipe.algorithm.values is not None else None
         self.trained = TrainedModel(models, recipe.optimizer.lr, recipe, self._clock)
-        self.critic = None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
-        self._checkpoints = Checkpoints(
-            layout,
-            Identity(self.architecture, self.hf_config, self.tokenizer, self.initial_fingerprint, has_reference=wanted),
-            {"policy": self.trained} if self.critic is None else {"policy": self.trained, "critic": self.critic},
+        self.critic = (
+            None if critic is None else TrainedModel(critic, recipe.optimizer.critic_lr, recipe, self._clock)
         )
+        made_of = self.architecture, self.hf_config, self.tokenizer, self.initial_fingerprint
+        trained = {"policy": self.trained} | ({} if self.critic is None else {"critic": self.critic})
+        self._checkpoints = Checkpoints(layout, Identity(*made_of, has_reference=wanted), trained)
         self._head_options: dict[str, Any] = {
             "temperature": recipe.rollout.temperature,
             "chunk_rows": recipe.model.head_chunk_rows,
@@ -92,16 +109,23 @@ class MegatronPolicy(Trainer):
         """This rank's chunks of the policy."""
         return self.trained.models
 
-    def save(self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True) -> None:
+    def save(
+        self, directory: Path, update: int, meta: Mapping[str, Any], *, keep: int, wait: bool = True
+    ) -> None:
         """See `Policy.save`."""
-        self._checkpoints.save(directory, update, meta, keep=keep, wait=wait or not self.recipe.checkpoint.background)
+        self._checkpoints.save(
+            directory, update, meta, keep=keep, wait=wait or not self.recipe.checkpoint.background
+        )
 
     def resume(self, directory: Path, may_differ: Collection[str] = ()) -> int:
         """See `Policy.resume`; the layout may be another one than the checkpoint was written in."""
         return self._checkpoints.resume(directory, self.recipe, may_differ)
 
-    def whole_tensors(self, bucket_bytes: int = BUCKET_BYTES, *, own_stage: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
-        """The current weights under their Hugging Face names, whole and on every rank (see `convert.transfer.hf_tensors`)."""
+    def whole_tensors(
+        self, bucket_bytes: int = BUCKET_BYTES, *, own_stage: bool = False
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The current weights under their Hugging Face names, whole and on every rank (see
+        `convert.transfer.hf_tensors`)."""
         return hf_tensors(self.models, self.layout, self.architecture, bucket_bytes, own_stage=own_stage)
 
     @property
@@ -112,16 +136,14 @@ class MegatronPolicy(Trainer):
 
     def describe(self) -> str:
         """See `Policy.describe`."""
-        layout, count = self.layout, sum(math.prod(shape) for shape in hf_shapes(self.architecture).values())
-        sizes = (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context), ("data", layout.data))
-        spread = " x ".join(f"{name} {size}" for name, size in sizes if size > 1) or "one process"
-        return f"{parameter_count(count)} parameters on {self.device.type}, {spread}"
+        count = sum(math.prod(shape) for shape in hf_shapes(self.architecture).values())
+        return f"{parameter_count(count)} parameters on {self.device.type}, {self.layout.described()}"
 
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
         export_hf(self.models, folder, self.layout, self.hf_config, self.architecture, self.tokenizer)
 
-    # --------------------------------------------------------------------------------------------------------------------------- models
+    # ------------------------------------------------------------------------------------------------- models
 
     def _build(self, head: HeadKind) -> list[PackedGPT]:
         return build_model(self.hf_config, self.layout, self.recipe, head=head, device=self.device)
@@ -137,24 +159,36 @@ class MegatronPolicy(Trainer):
         """The policy's backbone with a scalar head, drawn as the one-process backend draws it."""
         critics = self._build("value")
         for critic, model in zip(critics, models, strict=True):
-            body = {name: value for name, value in model.state_dict().items() if not name.startswith("output_layer.")}
+            body = {
+                name: value
+                for name, value in model.state_dict().items()
+                if not name.startswith("output_layer.")
+            }
             if critic.post_process:
-                body |= {f"value_head.{name}": value for name, value in draw_head(self.architecture.hidden, self.recipe.seed).state_dict().items()}
+                body |= {
+                    f"value_head.{name}": value
+                    for name, value in draw_head(self.architecture.hidden, self.recipe.seed)
+                    .state_dict()
+                    .items()
+                }
             critic.load_state_dict(body)
         return critics
 
     def _trained_models(self) -> list[TrainedModel]:
         return [self.trained] if self.critic is None else [self.trained, self.critic]
 
-    # --------------------------------------------------------------------------------------------------------------------------- passes
+    # ------------------------------------------------------------------------------------------------- passes
 
     @property
     def _speaks(self) -> bool:
-        """One rank of each group of tensor-parallel ones in a replica's last stage speaks for it; with context parallelism each for its own rows."""
+        """One rank of each group of tensor-parallel ones in a replica's last stage speaks for it; with
+        context parallelism each for its own rows."""
         return self.layout.last_stage and self.layout.tensor_rank == 0
 
     def _parts(self, batch: Batch) -> list[MicroBatch]:
-        return micro_batches(batch, self.layout, self.recipe.optimizer.max_tokens_per_micro_batch, self.device)
+        return micro_batches(
+            batch, self.layout, self.recipe.optimizer.max_tokens_per_micro_batch, self.device
+        )
 
     @property
     def has_reference(self) -> bool:
@@ -174,12 +208,14 @@ class MegatronPolicy(Trainer):
             return self._rows_of(chunks, batch)
 
     def _rows_of(self, chunks: Sequence[torch.nn.Module], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        head = _last(chunks)
+        head = last_chunk(chunks)
         parts: list[torch.Tensor] = []
         order: list[torch.Tensor] = []
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> None:
-            scores = linear_logprob_entropy(hidden, head.head_weight, part.batch.row_target, **self._head_options)
+            scores = linear_logprob_entropy(
+                hidden, head.head_weight, part.batch.row_target, **self._head_options
+            )
             parts.append(torch.stack(scores).float())
             order.append(part.row_index)
 
@@ -192,7 +228,7 @@ class MegatronPolicy(Trainer):
     def _values(self, batch: Batch) -> torch.Tensor:
         """See `Trainer._values`; the same on all ranks."""
         critic = self._model("critic")
-        head = _last(critic.chunks)
+        head = last_chunk(critic.chunks)
         parts: list[torch.Tensor] = []
         order: list[torch.Tensor] = []
 
@@ -237,12 +273,19 @@ class MegatronPolicy(Trainer):
         return self.trained.learning_rate(update)
 
     def _row_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
-        head = _last(model.chunks)
+        head = last_chunk(model.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             row_loss = make_row_loss(part.batch, self.recipe)
-            result = linear_row_loss(hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options)
-            self._count(total, result.loss, sums, lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe))
+            result = linear_row_loss(
+                hidden, head.head_weight, part.batch.row_target, row_loss, **self._head_options
+            )
+            self._count(
+                total,
+                result.loss,
+                sums,
+                lambda: row_metrics(part.batch, result.logp, result.entropy, self.recipe),
+            )
             if self._seen is not None:
                 self._seen.append((part.batch.transition, part.own_rows, result.logp.detach()))
             return result.loss
@@ -250,7 +293,7 @@ class MegatronPolicy(Trainer):
         return finish
 
     def _value_loss(self, model: TrainedModel, total: torch.Tensor, sums: list[Sums]) -> Finish:
-        head = _last(model.chunks)
+        head = last_chunk(model.chunks)
 
         def finish(part: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             values = head.values(hidden)
@@ -260,14 +303,17 @@ class MegatronPolicy(Trainer):
 
         return finish
 
-    def _count(self, total: torch.Tensor, loss: torch.Tensor, sums: list[Sums], metrics: Callable[[], Sums]) -> None:
+    def _count(
+        self, total: torch.Tensor, loss: torch.Tensor, sums: list[Sums], metrics: Callable[[], Sums]
+    ) -> None:
         # Detached and added now: the schedule divides a loss in place.
         if self._speaks:
             total += loss.detach()
             sums.append(metrics())
 
     def _share(self, found: torch.Tensor) -> None:
-        """Put together what the replicas found: each element is set on one speaking rank and 0 on all others."""
+        """Put together what the replicas found: each element is set on one speaking rank and 0 on all
+        others."""
         if not self._speaks:
             found.zero_()
         if dist.get_world_size() > 1:
@@ -282,14 +328,13 @@ class MegatronPolicy(Trainer):
 
     def _costs(self, batch: Batch, seconds: float) -> Metrics:
         counted = self._padding if self._speaks and self.layout.context_rank == 0 else 0
-        return update_costs(batch, self.recipe, self.hf_config, self.layout.processes, self.device, counted, seconds, self._clock.take())
-
-
-def _last(chunks: Sequence[torch.nn.Module]) -> PackedGPT:
-    """The chunk that has the head, if this is the last stage."""
-    return cast(PackedGPT, unwrapped(chunks[-1]))
-
-
-def _own_device(device: torch.device) -> torch.device:
-    """This process's GPU among those of its machine."""
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+        return update_costs(
+            batch,
+            self.recipe,
+            self.hf_config,
+            self.layout.processes,
+            self.device,
+            counted,
+            seconds,
+            self._clock.take(),
+        )

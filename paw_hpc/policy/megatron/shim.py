@@ -1,7 +1,9 @@
-"""Megatron-core without a GPU. It names CUDA in four ways: `torch.cuda.current_device()` and `synchronize()`, the literal device "cuda", tensor types
-as strings ("torch.cuda.FloatTensor"), and CUDA's random states. On a machine without CUDA, inside `megatron()`, each of them means the CPU.
+"""Megatron-core without a GPU. It names CUDA in four ways: `torch.cuda.current_device()` and `synchronize()`,
+the literal device "cuda", tensor types as strings ("torch.cuda.FloatTensor"), and CUDA's random states. On a
+machine without CUDA, inside `megatron()`, each of them means the CPU.
 
-Everything of Megatron-core that builds, runs or saves a model is called inside. Where there is a GPU it changes nothing.
+Everything of Megatron-core that builds, runs or saves a model is called inside. Where there is a GPU it
+changes nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +21,21 @@ from paw_hpc.policy.megatron.patches import MEGATRON, patched
 
 STAND_IN = torch.device("cpu")
 """What CUDA means without a GPU."""
-_CUDA_TYPES = {f"torch.{name}": f"torch.cuda.{name}" for name in ("FloatTensor", "BFloat16Tensor", "HalfTensor")}
+_CUDA_TYPES = {
+    f"torch.{name}": f"torch.cuda.{name}" for name in ("FloatTensor", "BFloat16Tensor", "HalfTensor")
+}
 
 
 def megatron() -> AbstractContextManager[None]:
-    """Use as `with megatron():` around calls into Megatron-core; may be nested. Holds for the calling thread."""
+    """Use as `with megatron():` around calls into Megatron-core; may be nested. Holds for the calling
+    thread."""
     return contextlib.nullcontext() if torch.cuda.is_available() else _on_cpu()
 
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """For what warns although the package's own filters are set (PyTorch's distributed checkpoints, for one)."""
+    """For what warns although the package's own filters are set (PyTorch's distributed checkpoints, for
+    one)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -53,7 +59,9 @@ def _on_cpu() -> Iterator[None]:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function is torch.Tensor.cuda:
             return args[0]
@@ -62,4 +70,8 @@ class _CudaMeansCpu(TorchFunctionMode):
             kwargs = {**kwargs, "device": STAND_IN}
         result = function(*args, **kwargs)
         # Tensor.type() without an argument asks; the optimizer knows only the names of CUDA's types.
-        return _CUDA_TYPES.get(result, result) if function is torch.Tensor.type and isinstance(result, str) else result
+        return (
+            _CUDA_TYPES.get(result, result)
+            if function is torch.Tensor.type and isinstance(result, str)
+            else result
+        )

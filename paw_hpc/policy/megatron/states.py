@@ -1,9 +1,11 @@
-"""Trained models as sharded state dicts, which Megatron-core saves in one layout and loads in another, and the random states beside them.
+"""Trained models as sharded state dicts, which Megatron-core saves in one layout and loads in another, and
+the random states beside them.
 
-Four defects of the library (0.16.1) are put right around it. Its distributed optimizer gathers shards without the padding between buckets, but cuts
-parameters out by their offsets with it: from the second bucket on, other numbers are saved. And where Adam is PyTorch's, not Transformer Engine's or
-Apex's: an optimizer that has made no step yet cannot be saved or loaded; `step` is looked for among the loaded tensors, where it is not; and one
-`step` tensor is given to all parameters, each of which then counts up all of them.
+Four defects of the library (0.16.1) are put right around it. Its distributed optimizer gathers shards without
+the padding between buckets, but cuts parameters out by their offsets with it: from the second bucket on,
+other numbers are saved. And where Adam is PyTorch's, not Transformer Engine's or Apex's: an optimizer that
+has made no step yet cannot be saved or loaded; `step` is looked for among the loaded tensors, where it is
+not; and one `step` tensor is given to all parameters, each of which then counts up all of them.
 """
 
 from __future__ import annotations
@@ -48,7 +50,10 @@ def sharded_weights(name: str, models: list[Any]) -> dict[str, Any]:
     """Of a rank's chunks; the tensors are the live parameters. `name` is a key of PREFIXES."""
     chunks = {f"chunk{i}": _sharded_chunk(model, PREFIXES[name]) for i, model in enumerate(models)}
     # What kernels keep beside weights is empty (it is for FP8), and other layers have other kernels.
-    return {i: {key: value for key, value in chunk.items() if not key.endswith(_KERNEL_STATE)} for i, chunk in chunks.items()}
+    return {
+        i: {key: value for key, value in chunk.items() if not key.endswith(_KERNEL_STATE)}
+        for i, chunk in chunks.items()
+    }
 
 
 def load_weights(name: str, models: list[Any], state: Mapping[str, Any]) -> None:
@@ -62,7 +67,8 @@ def load_weights(name: str, models: list[Any], state: Mapping[str, Any]) -> None
 
 
 def sharded_optimizer(trained: TrainedModel, weights: Mapping[str, Any], *, loading: bool) -> Any:
-    """Moments, float32 masters and steps; `weights` is what `sharded_weights` gave. A collective of all ranks."""
+    """Moments, float32 masters and steps; `weights` is what `sharded_weights` gave. A collective of all
+    ranks."""
     for part in _parts(trained.optimizer):
         part.init_state_fn(part.optimizer, part.config)
         if isinstance(part.optimizer, _ADAM):
@@ -78,8 +84,11 @@ def load_optimizer(trained: TrainedModel, state: Any) -> None:
     states = [state] if len(parts) == 1 else [state[i] for i in range(len(parts))]
     for part, own in zip(parts, states, strict=True):
         load = _load_whole if "param_state" not in own else _load_sharded
-        # What is stored with the moments is taken for the optimizer's settings; the recipe's are those that hold.
-        kept = [{name: group[name] for name in SETTINGS if name in group} for group in part.optimizer.param_groups]
+        # What is stored with the moments is taken for the optimizer's settings; the recipe's are those that
+        # hold.
+        kept = [
+            {name: group[name] for name in SETTINGS if name in group} for group in part.optimizer.param_groups
+        ]
         load(part, own, isinstance(part.optimizer, _ADAM))
         for group, settings in zip(part.optimizer.param_groups, kept, strict=True):
             group.update(settings)
@@ -87,12 +96,15 @@ def load_optimizer(trained: TrainedModel, state: Any) -> None:
 
 @contextlib.contextmanager
 def _padded_buckets(optimizer: Any) -> Iterator[None]:
-    """Inside, the shards of a bucket are gathered with its padding, so that the offsets of parameters hold."""
+    """Inside, the shards of a bucket are gathered with its padding, so that the offsets of parameters
+    hold."""
     with contextlib.ExitStack() as stack:
         for buffer in (buffer for part in _parts(optimizer) for buffer in getattr(part, "buffers", [])):
             stack.enter_context(patched(buffer, "numel_unpadded", buffer.numel, written_for=MEGATRON))
             for bucket in buffer.buckets:
-                stack.enter_context(patched(bucket, "numel_unpadded", bucket.grad_data.numel(), written_for=MEGATRON))
+                stack.enter_context(
+                    patched(bucket, "numel_unpadded", bucket.grad_data.numel(), written_for=MEGATRON)
+                )
         yield
 
 
@@ -115,16 +127,29 @@ def _load_whole(part: Any, state: dict[str, Any], adam: bool) -> None:
 
 
 def sharded_random_states(layout: Layout, *, loading: bool) -> ShardedObject:
-    """Of this process: Python's, NumPy's, PyTorch's on the CPU and on its GPU. They are a rank's own, so only the same layout reads them back."""
+    """Of this process: Python's, NumPy's, PyTorch's on the CPU and on its GPU. They are a rank's own, so only
+    the same layout reads them back."""
     data = None if loading else random_states()
-    ranks = (layout.pipeline_rank, layout.tensor_rank, layout.data_rank * layout.context + layout.context_rank)
-    return ShardedObject("random", data, (layout.pipeline, layout.tensor, layout.data * layout.context), ranks)
+    ranks = (
+        layout.pipeline_rank,
+        layout.tensor_rank,
+        layout.data_rank * layout.context + layout.context_rank,
+    )
+    return ShardedObject(
+        "random", data, (layout.pipeline, layout.tensor, layout.data * layout.context), ranks
+    )
 
 
 def random_states() -> Any:
     """In a form that `torch.load` reads without running code."""
-    states = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False), "torch": torch.get_rng_state()}  # noqa: NPY002
-    return encode(states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}), "random")
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+    }
+    return encode(
+        states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}), "random"
+    )
 
 
 def load_random_states(data: Any) -> None:
@@ -138,7 +163,8 @@ def load_random_states(data: Any) -> None:
 
 
 def _sharded_chunk(model: Any, prefix: str) -> dict[str, Any]:
-    if hasattr(model, "value_head"):  # GPTModel's own method looks for the output layer that a critic does not have
+    # GPTModel's own method looks for the output layer that a critic does not have
+    if hasattr(model, "value_head"):
         return MegatronModule.sharded_state_dict(model, prefix, (), _metadata())
     return model.sharded_state_dict(prefix=prefix, metadata=_metadata())
 

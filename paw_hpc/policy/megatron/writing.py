@@ -1,8 +1,9 @@
 """One process per rank writes a checkpoint's tensors, in the background or in line.
 
-Megatron-core's own asynchronous writer starts a manager process and one more process per file on every rank. The first outlives a trainer that is
-killed; when one of the others is killed, its rank waits for ever. Here the planned buckets are written by one forked process (or none), which also
-takes their checksums and reports in a file that has no name.
+Megatron-core's own asynchronous writer starts a manager process and one more process per file on every rank.
+The first outlives a trainer that is killed; when one of the others is killed, its rank waits for ever. Here
+the planned buckets are written by one forked process (or none), which also takes their checksums and reports
+in a file that has no name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ with quiet_imports():
 
 
 class ShardWriter:
-    """Writes this rank's tensors of a sharded state dict into a folder. A collective of all ranks: construct, `start`, `finish`.
+    """Writes this rank's tensors of a sharded state dict into a folder. A collective of all ranks: construct,
+    `start`, `finish`.
 
     Args:
         state: sharded tensors and objects; plain values are rank 0's and written at once.
@@ -40,10 +42,16 @@ class ShardWriter:
         self._report = _Report()
         self._process: Any = None
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-        reporting = patched(filesystem_async, "_get_write_results_queue", lambda: self._report, written_for=MEGATRON)
+        reporting = patched(
+            filesystem_async, "_get_write_results_queue", lambda: self._report, written_for=MEGATRON
+        )
         with quiet_imports(), reporting:
             self._request: Any = dist_checkpointing.save(
-                state, str(folder), strategy, async_sharded_save=True, preprocess_common_before_consistancy_check=lambda _: {}
+                state,
+                str(folder),
+                strategy,
+                async_sharded_save=True,
+                preprocess_common_before_consistancy_check=lambda _: {},
             )
 
     def start(self, *, background: bool) -> None:
@@ -57,7 +65,9 @@ class ShardWriter:
             _write(*arguments)
             return
         # A fork, not a thread: the trainer changes the weights while they are written.
-        self._process = multiprocessing.get_context("fork").Process(target=_write_alone, args=(os.getpid(), *arguments))
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_write_alone, args=(os.getpid(), *arguments)
+        )
         self._process.start()
 
     @property
@@ -66,7 +76,8 @@ class ShardWriter:
         return self._process is not None and self._process.is_alive()
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """Wait for all ranks' writers and write the metadata; returns this rank's files with their sizes and checksums.
+        """Wait for all ranks' writers and write the metadata; returns this rank's files with their sizes and
+        checksums.
 
         Raises:
             CheckpointException: a rank could not write (raised on all; the first rank's names the reason).
@@ -79,8 +90,8 @@ class ShardWriter:
 
 
 class _Report:
-    """What a writer found, as a file: the library asks for it as if it were a queue. Without a name, so that nobody but the forked process, which has
-    it open, can have written what is unpickled here."""
+    """What a writer found, as a file: the library asks for it as if it were a queue. Without a name, so that
+    nobody but the forked process, which has it open, can have written what is unpickled here."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  # open for as long as this lives
@@ -120,13 +131,18 @@ def _write(transforms: Any, buckets: list[Any], report: _Report, folder: Path, r
     for i, bucket in enumerate(buckets):
         outcome, waiting = queue.SimpleQueue[Any](), queue.Queue[int]()
         waiting.put(i)
-        filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, i, bucket, outcome, waiting, use_fsync=True)  # type: ignore[arg-type]
+        filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+            transforms, i, bucket, outcome, waiting, use_fsync=True
+        )  # type: ignore[arg-type]
         _, results[i] = outcome.get_nowait()
         if isinstance(results[i], Exception):
             report.put(RuntimeError(f"{type(results[i]).__name__}: {results[i]}"))
             return
     names = [str(bucket[1]) for bucket in buckets]
-    report.put(results, {name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in names})
+    report.put(
+        results,
+        {name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in names},
+    )
 
 
 def bytes_to_write(state: Any) -> int:
@@ -136,6 +152,10 @@ def bytes_to_write(state: Any) -> int:
 
     total = 0
     for value in nested_values(state):
-        if isinstance(value, (ShardedTensor, ShardedTensorFactory)) and isinstance(value.data, torch.Tensor) and is_main_replica(value.replica_id):
+        if (
+            isinstance(value, (ShardedTensor, ShardedTensorFactory))
+            and isinstance(value.data, torch.Tensor)
+            and is_main_replica(value.replica_id)
+        ):
             total += value.data.numel() * value.data.element_size()
     return total

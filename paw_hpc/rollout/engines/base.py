@@ -16,7 +16,8 @@ class GenerationRequest:
     """Index of the episode in the update (orders the requests of a batch)."""
     prompt_ids: Ids
     seed: int
-    """Seeds the sampling of this turn alone, so the sampled ids do not depend on what else is in the batch."""
+    """Seeds the sampling of this turn alone, so the sampled ids do not depend on what else is in the
+    batch."""
     temperature: float
     """0: greedy."""
     max_tokens: int

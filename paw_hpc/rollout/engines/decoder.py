@@ -1,7 +1,8 @@
 """Batched sampling over a slot cache: the synchronous core of the in-process engine.
 
-Prompts enter packed (no padding), every step then extends all running samples by one token, and a finished sample's slot is taken by the last one, so
-that the running samples always are the first slots. What a request samples depends on its own seed alone, not on its neighbours.
+Prompts enter packed (no padding), every step then extends all running samples by one token, and a finished
+sample's slot is taken by the last one, so that the running samples always are the first slots. What a request
+samples depends on its own seed alone, not on its neighbours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from paw_hpc.policy.packed import Packing, hidden_states
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 from paw_hpc.rollout.engines.graphs import SLOTS_STEP, DecodingSteps
 from paw_hpc.rollout.engines.prefixes import Continuing, KeptPrefixes, Prefix
-from paw_hpc.system.errors import NOT_FINITE, RecipeError, TrainingError
+from paw_hpc.rollout.engines.stopping import StopStrings, eos_ids
+from paw_hpc.system.errors import NOT_FINITE, TrainingError
 
 T = TypeVar("T")
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -46,13 +48,20 @@ class Decoder:
     Args:
         model: shared with the trainer; its live weights are used.
         tokenizer: its end-of-sequence token and those of the model's generation config end a response.
-        slots: samples that run together (bounds the cache: slots x positions x layers x kv_heads x head_dim x 2).
+        slots: samples that run together (bounds the cache: slots x positions x layers x kv_heads x head_dim x
+            2).
         stop: strings that end a response once it contains one; they are kept.
-        prefixes: where finished turns are kept for the prompts that go on from them; None: every prompt is read from its beginning.
+        prefixes: where finished turns are kept for the prompts that go on from them; None: every prompt is
+            read from its beginning.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, slots: int, stop: Sequence[str] = (), prefixes: KeptPrefixes | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        slots: int,
+        stop: Sequence[str] = (),
+        prefixes: KeptPrefixes | None = None,
     ) -> None:
         self.model, self.slots = model, slots
         self.eos_ids = eos_ids(model, tokenizer)
@@ -86,15 +95,20 @@ class Decoder:
         if length == 0:
             raise ValueError(f"episode {request.episode}: an empty prompt")
         if length >= self.context:
-            raise ValueError(f"episode {request.episode}: a prompt of {length} tokens leaves no room in the model's context of {self.context}")
+            raise ValueError(
+                f"episode {request.episode}: a prompt of {length} tokens leaves no room in the model's "
+                f"context of {self.context}"
+            )
         if request.max_tokens < 1 or request.temperature < 0:
             raise ValueError(
-                f"episode {request.episode}: needs max_tokens >= 1 and temperature >= 0, got {request.max_tokens} and {request.temperature}"
+                f"episode {request.episode}: needs max_tokens >= 1 and temperature >= 0, got "
+                f"{request.max_tokens} and {request.temperature}"
             )
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[tuple[int, GenerationRequest]]) -> list[tuple[int, Completion]]:
-        """Read the prompts of (key, request) pairs, at most `slots - live`, and sample their first tokens. Returns what is already complete."""
+        """Read the prompts of (key, request) pairs, at most `slots - live`, and sample their first tokens.
+        Returns what is already complete."""
         for _, request in requests:
             self.check(request)
         if self.live + len(requests) > self.slots:
@@ -105,12 +119,16 @@ class Decoder:
         done, anew = [], list[tuple[int, GenerationRequest]]()
         known: list[tuple[tuple[int, GenerationRequest], Prefix]] = []
         for each in requests:
-            prefix = None if self.prefixes is None else self.prefixes.find(each[1].episode, each[1].prompt_ids)
+            prefix = (
+                None if self.prefixes is None else self.prefixes.find(each[1].episode, each[1].prompt_ids)
+            )
             anew.append(each) if prefix is None else known.append((each, prefix))
         limit = PREFILL_TOKENS[self.model.device.type]
         for chunk in _chunks(anew, [len(request.prompt_ids) for _, request in anew], limit):
             done += self._prefill(chunk)
-        for part in _chunks(known, [len(request.prompt_ids) - len(prefix.ids) for (_, request), prefix in known], limit):
+        for part in _chunks(
+            known, [len(request.prompt_ids) - len(prefix.ids) for (_, request), prefix in known], limit
+        ):
             done += self._continue(part)
         return done
 
@@ -119,7 +137,9 @@ class Decoder:
         """One more token for every running sample. Returns (key, completion) of those that this ends."""
         size = self.live
         positions = torch.from_numpy(self._lengths[:size].copy())
-        hidden = self._steps.hidden(self._cache, torch.from_numpy(self._last[:size].copy()), positions, int(positions.max()) + 1)
+        hidden = self._steps.hidden(
+            self._cache, torch.from_numpy(self._last[:size].copy()), positions, int(positions.max()) + 1
+        )
         self._lengths[:size] += 1
         return self._extend(hidden, 0)
 
@@ -130,7 +150,9 @@ class Decoder:
         """The cache grows with what is asked for: its zeros are real memory."""
         if slots > self._cache.slots or positions > self._cache.capacity:
             slots = min(max(-(-slots // SLOTS_STEP) * SLOTS_STEP, self._cache.slots), self.slots)
-            capacity = min(max(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._cache.capacity), self.context)
+            capacity = min(
+                max(-(-positions // CAPACITY_STEP) * CAPACITY_STEP, self._cache.capacity), self.context
+            )
             self._steps.forget()
             self._cache.grow(slots, capacity, self.live, int(self._lengths[: self.live].max(initial=0)))
 
@@ -142,12 +164,17 @@ class Decoder:
         positions = np.arange(cu[-1]) - np.repeat(cu[:-1], lengths)
         slots = np.repeat(np.arange(first, first + len(chunk)), lengths)
         packing = Packing.of(torch.from_numpy(cu), device)
-        packing.cache, packing.cache_index = self._cache, torch.from_numpy(slots * self._cache.capacity + positions).to(device)
+        packing.cache, packing.cache_index = (
+            self._cache,
+            torch.from_numpy(slots * self._cache.capacity + positions).to(device),
+        )
         hidden = hidden_states(self.model, tokens.to(device), torch.from_numpy(positions).to(device), packing)
         self.prefill_tokens += len(tokens)
         return self._begin(chunk, hidden.index_select(0, torch.from_numpy(cu[1:] - 1).to(device)))
 
-    def _continue(self, known: Sequence[tuple[tuple[int, GenerationRequest], Prefix]]) -> list[tuple[int, Completion]]:
+    def _continue(
+        self, known: Sequence[tuple[tuple[int, GenerationRequest], Prefix]]
+    ) -> list[tuple[int, Completion]]:
         """Read what follows the known beginnings of prompts."""
         device, slots = self.model.device, range(self.live, self.live + len(known))
         for slot, (_, prefix) in zip(slots, known, strict=True):
@@ -155,25 +182,35 @@ class Decoder:
                 self._cache.restore(layer, slot, key, value)
         starts = [len(prefix.ids) for _, prefix in known]
         rest = [request.prompt_ids[start:] for ((_, request), _), start in zip(known, starts, strict=True)]
-        positions = np.concatenate([start + np.arange(len(ids)) for start, ids in zip(starts, rest, strict=True)])
+        positions = np.concatenate(
+            [start + np.arange(len(ids)) for start, ids in zip(starts, rest, strict=True)]
+        )
         tokens = torch.from_numpy(np.concatenate(rest).astype(np.int64)).to(device)
         packing = Continuing(self._cache, slots, starts, [len(ids) for ids in rest], device)
         hidden = hidden_states(self.model, tokens, torch.from_numpy(positions).to(device), packing)
         ends = np.cumsum([len(ids) for ids in rest]) - 1
         self.kept_tokens += sum(starts)
         self.prefill_tokens += len(tokens)
-        return self._begin([each for each, _ in known], hidden.index_select(0, torch.from_numpy(ends).to(device)))
+        return self._begin(
+            [each for each, _ in known], hidden.index_select(0, torch.from_numpy(ends).to(device))
+        )
 
-    def _begin(self, chunk: Sequence[tuple[int, GenerationRequest]], hidden: torch.Tensor) -> list[tuple[int, Completion]]:
-        """The first tokens of requests whose prompts have been read into the next free slots, from their last hidden states [n, H]."""
+    def _begin(
+        self, chunk: Sequence[tuple[int, GenerationRequest]], hidden: torch.Tensor
+    ) -> list[tuple[int, Completion]]:
+        """The first tokens of requests whose prompts have been read into the next free slots, from their last
+        hidden states [n, H]."""
         first = self.live
         self._lengths[first : first + len(chunk)] = [len(r.prompt_ids) for _, r in chunk]
         self._temperatures[first : first + len(chunk)] = [r.temperature for _, r in chunk]
-        self._running += [_Running(key, r, np.random.default_rng(r.seed).random(self._limit(r))) for key, r in chunk]
+        self._running += [
+            _Running(key, r, np.random.default_rng(r.seed).random(self._limit(r))) for key, r in chunk
+        ]
         return self._extend(hidden, first)
 
     def _extend(self, hidden: torch.Tensor, first: int) -> list[tuple[int, Completion]]:
-        """Sample a token for the slots from `first` on, from their last hidden states [n, H]; take out those that are complete."""
+        """Sample a token for the slots from `first` on, from their last hidden states [n, H]; take out those
+        that are complete."""
         running = self._running[first:]
         uniforms = np.array([r.uniforms[len(r.ids)] for r in running])
         logits = self.model.get_output_embeddings()(hidden)
@@ -182,7 +219,9 @@ class Decoder:
             raise TrainingError(NOT_FINITE)
         self._last[first : self.live] = ids
         done, gone = [], []
-        for slot, (r, token, logprob, entropy) in enumerate(zip(running, ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True), first):
+        for slot, (r, token, logprob, entropy) in enumerate(
+            zip(running, ids.tolist(), logprobs.tolist(), entropies.tolist(), strict=True), first
+        ):
             r.ids.append(token)
             r.logprobs.append(logprob)
             r.entropies.append(entropy)
@@ -203,10 +242,13 @@ class Decoder:
 
     def _completion(self, r: _Running, ended: bool) -> Completion:
         numbers = np.array(r.logprobs, dtype=np.float32), np.array(r.entropies, dtype=np.float32)
-        return Completion(np.array(r.ids, dtype=np.int32), *numbers, weight_version=self.weight_version, finished=ended)
+        return Completion(
+            np.array(r.ids, dtype=np.int32), *numbers, weight_version=self.weight_version, finished=ended
+        )
 
     def _compact(self, gone: Sequence[int]) -> None:
-        """Move the last running samples into the freed slots (ascending), so that the running ones are the first again."""
+        """Move the last running samples into the freed slots (ascending), so that the running ones are the
+        first again."""
         size = self.live - len(gone)
         freed = set(gone)
         target = np.array([slot for slot in gone if slot < size], dtype=np.int64)
@@ -222,7 +264,9 @@ class Decoder:
         del self._running[size:]
 
 
-def sample(logits: torch.Tensor, temperatures: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample(
+    logits: torch.Tensor, temperatures: np.ndarray, uniforms: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Invert the cumulative distribution at one uniform number per row.
 
     Args:
@@ -247,45 +291,12 @@ def sample(logits: torch.Tensor, temperatures: np.ndarray, uniforms: np.ndarray)
     if greedy.any():
         ids = torch.where(torch.from_numpy(greedy).to(logits.device), logits.argmax(-1), ids)
     entropy = -(p * logp).sum(-1)
-    found = torch.stack([ids.double(), logp.gather(-1, ids[:, None])[:, 0].double(), entropy.double()]).cpu().numpy()
+    found = (
+        torch.stack([ids.double(), logp.gather(-1, ids[:, None])[:, 0].double(), entropy.double()])
+        .cpu()
+        .numpy()
+    )
     return found[0].astype(np.int64), found[1], found[2]
-
-
-class StopStrings:
-    """Tells whether the newest token completed one of some strings."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
-        if any(not string for string in strings):
-            raise RecipeError("rollout.stop: an empty string would end every response at once")
-        self.tokenizer, self.strings = tokenizer, tuple(strings)
-        # A token is at least one byte, so this many newest tokens hold the whole string.
-        self.window = max((len(s.encode()) for s in strings), default=0)
-
-        self.finals = {s[-1] for s in strings}
-        self._may_end: dict[int, bool] = {}
-
-    def ends(self, ids: list[int]) -> bool:
-        """Whether the text of `ids` holds one of the strings, given that without the last id it did not."""
-        if not self.strings or not self._can_end(ids[-1]):
-            return False
-        text = self.tokenizer.decode(ids[-self.window - 1 :])
-        return any(string in text for string in self.strings)
-
-    def _can_end(self, token: int) -> bool:
-        """False only if the token surely lacks the last character of every string: decoding each token of each sample would be slow."""
-        if token not in self._may_end:
-            raw = str(self.tokenizer.convert_ids_to_tokens(token) or "")
-            # Byte-level and sentencepiece vocabularies spell visible ASCII as itself, apart from byte tokens such as <0x3E>.
-            visible = all("!" <= final <= "~" for final in self.finals)
-            self._may_end[token] = not visible or raw.startswith("<0x") or any(final in raw for final in self.finals)
-        return self._may_end[token]
-
-
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a response: the tokenizer's and the generation config's (one or several)."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    several = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
 def _chunks(items: Sequence[T], tokens: Sequence[int], most: int) -> list[list[T]]:

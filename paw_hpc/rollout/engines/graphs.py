@@ -1,4 +1,5 @@
-"""Decoding steps as CUDA graphs: a step of a small batch is a thousand tiny kernels, and starting them one by one takes longer than running them."""
+"""Decoding steps as CUDA graphs: a step of a small batch is a thousand tiny kernels, and starting them one by
+one takes longer than running them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from paw_hpc.policy.packed import hidden_states
 logger = logging.getLogger(__name__)
 
 SLOTS_STEP, LENGTH_STEP = 16, 128
-"""Steps are recorded for multiples of these many samples and visible positions. What is too many is masked, and cheap."""
+"""Steps are recorded for multiples of these many samples and visible positions. What is too many is masked,
+and cheap."""
 
 
 @dataclass(slots=True)
@@ -30,9 +32,10 @@ class Recorded:
 class DecodingSteps:
     """Last hidden states of one new token per running sample, through `Decoding`.
 
-    On a CPU every step is computed for exactly the samples that run. On a GPU a step's shape is rounded up; the first of a shape is computed one
-    kernel at a time, the second recorded, and from then on it is played back. Recordings hold the addresses of weights and cache: weights are
-    updated in place, and whoever replaces the cache calls `forget`.
+    On a CPU every step is computed for exactly the samples that run. On a GPU a step's shape is rounded up;
+    the first of a shape is computed one kernel at a time, the second recorded, and from then on it is played
+    back. Recordings hold the addresses of weights and cache: weights are updated in place, and whoever
+    replaces the cache calls `forget`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -49,7 +52,9 @@ class DecodingSteps:
         self._recorded.clear()
         self._pool = None
 
-    def hidden(self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
+    def hidden(
+        self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int
+    ) -> torch.Tensor:
         """[B, H] for the first B slots.
 
         Args:
@@ -61,11 +66,19 @@ class DecodingSteps:
             return self._rounded(cache, tokens, positions, length)
         return self._compute(cache, tokens, positions, length)
 
-    def _rounded(self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
+    def _rounded(
+        self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int
+    ) -> torch.Tensor:
         size = len(tokens)
-        shape = min(-(-size // SLOTS_STEP) * SLOTS_STEP, cache.slots), min(-(-length // LENGTH_STEP) * LENGTH_STEP, cache.capacity)
+        shape = (
+            min(-(-size // SLOTS_STEP) * SLOTS_STEP, cache.slots),
+            min(-(-length // LENGTH_STEP) * LENGTH_STEP, cache.capacity),
+        )
         # A row too many writes to the first position of a free slot, which the next prompt there overwrites.
-        tokens, positions = (torch.nn.functional.pad(x, (0, shape[0] - size)).to(self._model.device) for x in (tokens, positions))
+        tokens, positions = (
+            torch.nn.functional.pad(x, (0, shape[0] - size)).to(self._model.device)
+            for x in (tokens, positions)
+        )
         if shape not in self._seen or not self.record:
             self._seen.add(shape)
             return self._compute(cache, tokens, positions, shape[1])[:size]
@@ -74,7 +87,11 @@ class DecodingSteps:
                 self._recorded[shape] = self._record(cache, tokens, positions, shape[1])
             except RuntimeError as error:  # a model that asks its device something on the way
                 self.record = False
-                logger.warning("decoding steps of %s cannot be recorded and stay slow: %s", type(self._model).__name__, str(error).splitlines()[0])
+                logger.warning(
+                    "decoding steps of %s cannot be recorded and stay slow: %s",
+                    type(self._model).__name__,
+                    str(error).splitlines()[0],
+                )
                 return self._compute(cache, tokens, positions, shape[1])[:size]
         recorded = self._recorded[shape]
         recorded.tokens.copy_(tokens)
@@ -82,10 +99,14 @@ class DecodingSteps:
         recorded.graph.replay()
         return recorded.hidden[:size]
 
-    def _compute(self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
+    def _compute(
+        self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int
+    ) -> torch.Tensor:
         return hidden_states(self._model, tokens, positions, Decoding(cache, positions, length))
 
-    def _record(self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> Recorded:
+    def _record(
+        self, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, length: int
+    ) -> Recorded:
         """Recordings share one pool of memory: none is played while another's result is still needed."""
         tokens, positions = tokens.clone(), positions.clone()
         graph = torch.cuda.CUDAGraph()

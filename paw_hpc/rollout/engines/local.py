@@ -1,8 +1,10 @@
-"""The in-process engine: samples with the trainer's live weights, in a thread of its own so that environments go on being served.
+"""The in-process engine: samples with the trainer's live weights, in a thread of its own so that environments
+go on being served.
 
-Two ways of batching (`rollout.batching`). deterministic: a batch starts when every joined episode that is still playing has asked, sorted by episode
-and cut at `rollout.max_batch`; what it holds depends on the episodes alone, so a run repeats bit for bit. eager: requests join whatever is running as
-soon as a slot is free.
+Two ways of batching (`rollout.batching`). deterministic: a batch starts when every joined episode that is
+still playing has asked, sorted by episode and cut at `rollout.max_batch`; what it holds depends on the
+episodes alone, so a run repeats bit for bit. eager: requests join whatever is running as soon as a slot is
+free.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ Waiting = tuple[GenerationRequest, "asyncio.Future[Completion]"]
 
 
 class LivePublisher:
-    """Implements `paw_hpc.rollout.playing.Publisher` for an engine that reads the trainer's own tensors: only the version has to be told."""
+    """Implements `paw_hpc.rollout.playing.Publisher` for an engine that reads the trainer's own tensors: only
+    the version has to be told."""
 
     def __init__(self, engine: LocalEngine):
         self._engine = engine
@@ -37,16 +40,26 @@ class LocalEngine:
     """Implements `paw_hpc.rollout.engines.base.Engine`; used from one event loop at a time.
 
     Args:
-        model: a causal LM that went through `use_packed_attention` (`HuggingFacePolicy.model`), shared and never copied.
+        model: a causal LM that went through `use_packed_attention` (`HuggingFacePolicy.model`), shared and
+            never copied.
         tokenizer: ends of responses and stop strings.
         rollout: `stop`, `batching` and `max_batch` are used.
-        conversation: prompts of an episode go on from one another: keys and values are kept from turn to turn, of as many tokens as the longest
-            prompts and responses of `rollout.max_batch` episodes have.
+        conversation: prompts of an episode go on from one another: keys and values are kept from turn to
+            turn, of as many tokens as the longest prompts and responses of `rollout.max_batch` episodes have.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rollout: RolloutSection, *, conversation: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rollout: RolloutSection,
+        *,
+        conversation: bool = False,
+    ) -> None:
         most = rollout.max_batch * (rollout.max_prompt_tokens + rollout.max_response_tokens)
-        self.decoder = Decoder(model, tokenizer, rollout.max_batch, rollout.stop, KeptPrefixes(most) if conversation else None)
+        self.decoder = Decoder(
+            model, tokenizer, rollout.max_batch, rollout.stop, KeptPrefixes(most) if conversation else None
+        )
         self._deterministic = rollout.batching == "deterministic"
         self._joined: set[int] = set()
         self._waiting: dict[int, Waiting] = {}
@@ -76,7 +89,8 @@ class LocalEngine:
             self._start()
 
     async def generate(self, request: GenerationRequest) -> Completion:
-        """One turn. Raises ValueError for a prompt that does not fit, or a second request of an episode that still waits for its first."""
+        """One turn. Raises ValueError for a prompt that does not fit, or a second request of an episode that
+        still waits for its first."""
         self.decoder.check(request)
         if request.episode in self._waiting:
             raise ValueError(f"episode {request.episode}: its last request has not been answered yet")
@@ -86,7 +100,8 @@ class LocalEngine:
         return await future
 
     def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """The same without an event loop: all of them, in pieces of `max_batch`, answered in their order. Not while `generate` is running."""
+        """The same without an event loop: all of them, in pieces of `max_batch`, answered in their order. Not
+        while `generate` is running."""
         answers: dict[int, Completion] = {}
         for start in range(0, len(requests), self.decoder.slots):
             piece = list(enumerate(requests[start : start + self.decoder.slots], start))
@@ -98,7 +113,10 @@ class LocalEngine:
     def drain_metrics(self) -> dict[str, float]:
         """Prompt tokens that were read since the last call, and that were known from the turn before."""
         decoder = self.decoder
-        found = {"rollout/prefill_tokens": float(decoder.prefill_tokens), "rollout/kept_tokens": float(decoder.kept_tokens)}
+        found = {
+            "rollout/prefill_tokens": float(decoder.prefill_tokens),
+            "rollout/kept_tokens": float(decoder.kept_tokens),
+        }
         decoder.prefill_tokens = decoder.kept_tokens = 0
         return found
 
@@ -116,8 +134,12 @@ class LocalEngine:
             return
         if self._deterministic and not self._joined <= self._waiting.keys():
             return
-        self._task = asyncio.get_running_loop().create_task(self._serve_together() if self._deterministic else self._serve_continuously())
-        self._task.add_done_callback(lambda task: self._start() if task is self._task and not task.cancelled() else None)
+        self._task = asyncio.get_running_loop().create_task(
+            self._serve_together() if self._deterministic else self._serve_continuously()
+        )
+        self._task.add_done_callback(
+            lambda task: self._start() if task is self._task and not task.cancelled() else None
+        )
 
     async def _serve_together(self) -> None:
         """Answer all that waits now, piece by piece; a piece that is done lets its environments go on."""
@@ -138,15 +160,20 @@ class LocalEngine:
             requests = [(key, request) for key, (request, _) in joining.items()]
             await self._answer(running, lambda requests=requests: self._advance(requests))  # type: ignore[misc]
 
-    async def _answer(self, owners: dict[int, Waiting], work: Callable[[], list[tuple[int, Completion]]]) -> None:
-        """Run `work` in the thread and hand its completions to their owners, who leave `owners`. An error goes to all of them."""
+    async def _answer(
+        self, owners: dict[int, Waiting], work: Callable[[], list[tuple[int, Completion]]]
+    ) -> None:
+        """Run `work` in the thread and hand its completions to their owners, who leave `owners`. An error
+        goes to all of them."""
         try:
             done = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except BaseException as error:
             self._thread.submit(self.decoder.release)  # after `work`, should that still be running
             for _, future in owners.values():
                 if not future.done():
-                    future.cancel() if isinstance(error, asyncio.CancelledError) else future.set_exception(error)
+                    future.cancel() if isinstance(error, asyncio.CancelledError) else future.set_exception(
+                        error
+                    )
             owners.clear()
             if not isinstance(error, Exception):
                 raise

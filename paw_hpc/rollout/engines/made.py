@@ -12,10 +12,13 @@ from paw_hpc.rollout.playing import Parts, Playing
 
 
 def local(parts: Parts) -> Playing:
-    """One process: it reads the trainer's own weights. Many: the first rank of each replica plays, with a whole copy of the model."""
+    """One process: it reads the trainer's own weights. Many: the first rank of each replica plays, with a
+    whole copy of the model."""
     recipe, policy = parts.recipe, parts.policy
     if isinstance(policy, HuggingFacePolicy):
-        engine = LocalEngine(policy.model, policy.tokenizer, recipe.rollout, conversation=recipe.env.conversation)
+        engine = LocalEngine(
+            policy.model, policy.tokenizer, recipe.rollout, conversation=recipe.env.conversation
+        )
         return Playing(engine, LivePublisher(engine), collected=engine.drain_metrics, close=engine.close)
     from paw_hpc.policy.megatron.policy import MegatronPolicy
 
@@ -26,4 +29,10 @@ def local(parts: Parts) -> Playing:
     copy = load_model(recipe, policy.tokenizer).to(policy.device).eval()  # type: ignore[arg-type]
     use_packed_attention(copy)
     engine = LocalEngine(copy, policy.tokenizer, recipe.rollout, conversation=recipe.env.conversation)
-    return Playing(engine, CopyPublisher(policy.whole_tensors, copy, engine), players, collected=engine.drain_metrics, close=engine.close)
+    return Playing(
+        engine,
+        CopyPublisher(policy.whole_tensors, copy, engine),
+        players,
+        collected=engine.drain_metrics,
+        close=engine.close,
+    )

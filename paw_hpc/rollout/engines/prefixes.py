@@ -1,4 +1,5 @@
-"""Keys and values of a finished turn, kept for the prompt that goes on from it: what a conversation shares with its last turn is computed once."""
+"""Keys and values of a finished turn, kept for the prompt that goes on from it: what a conversation shares
+with its last turn is computed once."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class Prefix:
 
 
 class KeptPrefixes:
-    """One prefix for each episode, of the current weights: whoever changes these calls `clear`. Safe to use from several threads: episodes end in
-    one, and turns are generated in another.
+    """One prefix for each episode, of the current weights: whoever changes these calls `clear`. Safe to use
+    from several threads: episodes end in one, and turns are generated in another.
 
     Args:
         most_tokens: of all together; where they are more, the longest unused go.
@@ -47,7 +48,10 @@ class KeptPrefixes:
         self.forget(episode)
         if len(ids) > self._most_tokens:
             return
-        layers = {layer: (k[slot, : len(ids)].clone(), v[slot, : len(ids)].clone()) for layer, (k, v) in cache.layers.items()}
+        layers = {
+            layer: (k[slot, : len(ids)].clone(), v[slot, : len(ids)].clone())
+            for layer, (k, v) in cache.layers.items()
+        }
         with self._lock:
             self._kept[episode] = Prefix(ids, layers)
             self._tokens += len(ids)
@@ -57,7 +61,11 @@ class KeptPrefixes:
     def find(self, episode: int, prompt: Ids) -> Prefix | None:
         """What is known of the beginning of a prompt; at least its last token is not."""
         found = self._kept.get(episode)
-        if found is None or len(found.ids) >= len(prompt) or not np.array_equal(prompt[: len(found.ids)], found.ids):
+        if (
+            found is None
+            or len(found.ids) >= len(prompt)
+            or not np.array_equal(prompt[: len(found.ids)], found.ids)
+        ):
             return None
         return found
 
@@ -73,7 +81,8 @@ class KeptPrefixes:
 
 
 class Continuing:
-    """Who sees whom where samples go on from what is in their slots: each new token sees all of its slot before it, and itself.
+    """Who sees whom where samples go on from what is in their slots: each new token sees all of its slot
+    before it, and itself.
 
     Implements what attention asks of a `paw_hpc.policy.packed.Packing`.
 
@@ -82,15 +91,31 @@ class Continuing:
         new: how many follow, as the tokens of one row stand one sample after the other.
     """
 
-    def __init__(self, cache: SlotCache, slots: Sequence[int], known: Sequence[int], new: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        slots: Sequence[int],
+        known: Sequence[int],
+        new: Sequence[int],
+        device: torch.device,
+    ) -> None:
         self.cache, self.calls = cache, 0
         self.max_length = max(k + n for k, n in zip(known, new, strict=True))
         self._parts = list(zip(slots, known, new, strict=True))
         places = [slot * cache.capacity + k + np.arange(n) for slot, k, n in self._parts]
         self._index = torch.from_numpy(np.concatenate(places)).to(device)
-        self._masks = [torch.ones(n, k + n, dtype=torch.bool, device=device).tril(k) for _, k, n in self._parts]
+        self._masks = [
+            torch.ones(n, k + n, dtype=torch.bool, device=device).tril(k) for _, k, n in self._parts
+        ]
 
-    def attend(self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
         """query [T, heads, d], key and value [T, kv_heads, d] of the new tokens -> [T, heads, d]."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         self.cache.write(layer, self._index, key, value)
@@ -99,6 +124,10 @@ class Continuing:
         for (slot, known, new), mask in zip(self._parts, self._masks, strict=True):
             q = query[first : first + new].transpose(0, 1)[None]
             k, v = (store[slot, : known + new].transpose(0, 1)[None] for store in (keys, values))
-            out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)[0].transpose(0, 1))
+            out.append(
+                F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)[
+                    0
+                ].transpose(0, 1)
+            )
             first += new
         return torch.cat(out)

@@ -1,4 +1,5 @@
-"""The in-process engine beside a policy whose weights are spread over ranks: a whole copy of the model, filled anew at every publication."""
+"""The in-process engine beside a policy whose weights are spread over ranks: a whole copy of the model,
+filled anew at every publication."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ class CopyPublisher:
         model, engine: of the ranks that play; the others only take part in the gathering.
     """
 
-    def __init__(self, whole_tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]], model: nn.Module | None, engine: LocalEngine | None):
+    def __init__(
+        self,
+        whole_tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]],
+        model: nn.Module | None,
+        engine: LocalEngine | None,
+    ):
         self._whole_tensors, self._engine = whole_tensors, engine
         self._own = {} if model is None else dict(model.named_parameters())
 

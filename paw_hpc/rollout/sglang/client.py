@@ -40,7 +40,8 @@ class _Checksums(TypedDict):
 
 
 class ServerFault(Exception):
-    """A server that cannot be used now: dead, stuck, or not what it should be. Another one can take over its work."""
+    """A server that cannot be used now: dead, stuck, or not what it should be. Another one can take over its
+    work."""
 
     def __init__(self, server: str, reason: str):
         super().__init__(f"{server}: {reason}")
@@ -48,11 +49,13 @@ class ServerFault(Exception):
 
 
 class Locked(ServerFault):
-    """A server that does not take this run's key: it was started with another one, or another program listens at its port."""
+    """A server that does not take this run's key: it was started with another one, or another program listens
+    at its port."""
 
 
 class Refused(UserError):
-    """A request that every server would refuse (status 400): the request is at fault, and asking again is useless."""
+    """A request that every server would refuse (status 400): the request is at fault, and asking again is
+    useless."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,7 +75,8 @@ class Piece:
 
 
 class ServerClient:
-    """Asks one server. Every method raises ServerFault when the server is at fault (no connection, time out, status 500 and above).
+    """Asks one server. Every method raises ServerFault when the server is at fault (no connection, time out,
+    status 500 and above).
 
     Args:
         name: how errors call it.
@@ -96,7 +100,8 @@ class ServerClient:
         return _piece(self.name, reply)
 
     async def healthy(self, timeout_s: float) -> bool:
-        """Whether it still generates: it was asked for a token, or has produced one meanwhile. False while it starts."""
+        """Whether it still generates: it was asked for a token, or has produced one meanwhile. False while it
+        starts."""
         status, _ = await self._ask("GET", "/health", None, timeout_s)
         return status == HTTPStatus.OK
 
@@ -115,7 +120,8 @@ class ServerClient:
         await self.post("/continue_generation", {}, timeout_s)
 
     async def flush_cache(self, timeout_s: float = CONTROL_TIMEOUT_S) -> None:
-        """Forget every prompt that older weights have read. A server that still works on a request refuses: that is a fault here."""
+        """Forget every prompt that older weights have read. A server that still works on a request refuses:
+        that is a fault here."""
         status, body = await self._ask("POST", f"/flush_cache?timeout={timeout_s:g}", {}, timeout_s + 5)
         if status != HTTPStatus.OK:
             raise ServerFault(self.name, f"its cache was not flushed: {_message(body)}")
@@ -135,12 +141,16 @@ class ServerClient:
         await self.post("/end_weight_update", {}, timeout_s)
 
     async def checksums(self, unwanted: Sequence[str], timeout_s: float) -> list[dict[str, str]] | None:
-        """Per tensor-parallel rank, the server's name of each tensor -> its checksum. None: its release cannot say.
+        """Per tensor-parallel rank, the server's name of each tensor -> its checksum. None: its release
+        cannot say.
 
         Args:
-            unwanted: tensors that it may leave out; reading a whole model takes longer than sending it. (A release that cannot reads all.)
+            unwanted: tensors that it may leave out; reading a whole model takes longer than sending it. (A
+                release that cannot reads all.)
         """
-        status, body = await self._ask("POST", "/weights_checker", {"action": "checksum", "skip_tensor_list": list(unwanted)}, timeout_s)
+        status, body = await self._ask(
+            "POST", "/weights_checker", {"action": "checksum", "skip_tensor_list": list(unwanted)}, timeout_s
+        )
         if status == HTTPStatus.NOT_FOUND:
             return None
         self._accept("/weights_checker", status, body)
@@ -156,7 +166,8 @@ class ServerClient:
         await self.post("/resume_memory_occupation", {"tags": list(tags)}, timeout_s)
 
     async def post(self, path: str, payload: dict[str, Any], timeout_s: float = CONTROL_TIMEOUT_S) -> Any:
-        """The reply's JSON (or text). Raises ServerFault, and Refused for /generate, unless the status is 200 and `success` is not false."""
+        """The reply's JSON (or text). Raises ServerFault, and Refused for /generate, unless the status is 200
+        and `success` is not false."""
         status, body = await self._ask("POST", path, payload, timeout_s)
         if status == HTTPStatus.BAD_REQUEST and path == "/generate":
             raise Refused(f"{self.name}: {_message(body)}")
@@ -172,7 +183,10 @@ class ServerClient:
 
     def _accept(self, path: str, status: int, body: Any) -> None:
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise Locked(self.name, f"it does not take this run's key ({path}: status {status}); see rollout.fleet.key_file")
+            raise Locked(
+                self.name,
+                f"it does not take this run's key ({path}: status {status}); see rollout.fleet.key_file",
+            )
         if status != HTTPStatus.OK or (isinstance(body, dict) and body.get("success") is False):
             raise ServerFault(self.name, f"{path} was refused with status {status}: {_message(body)}")
 
@@ -180,7 +194,9 @@ class ServerClient:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             # A server sends nobody elsewhere; whoever does shall not be followed with the key.
-            async with self._http.request(method, self.url + path, json=payload, timeout=timeout, allow_redirects=False) as response:
+            async with self._http.request(
+                method, self.url + path, json=payload, timeout=timeout, allow_redirects=False
+            ) as response:
                 data = bytearray()
                 async for block in response.content.iter_chunked(1 << 16):
                     data += block
@@ -189,9 +205,13 @@ class ServerClient:
                 is_json = response.content_type == "application/json"
                 return response.status, read_json(bytes(data)) if is_json else data.decode(errors="replace")
         except TimeoutError:
-            raise ServerFault(self.name, f"no answer to {path.partition('?')[0]} in {timeout_s:g} s") from None
+            raise ServerFault(
+                self.name, f"no answer to {path.partition('?')[0]} in {timeout_s:g} s"
+            ) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ServerFault(self.name, f"{path.partition('?')[0]}: {type(error).__name__}: {error}") from None
+            raise ServerFault(
+                self.name, f"{path.partition('?')[0]}: {type(error).__name__}: {error}"
+            ) from None
 
 
 def http_session(key: str | None) -> aiohttp.ClientSession:
@@ -200,7 +220,8 @@ def http_session(key: str | None) -> aiohttp.ClientSession:
     Args:
         key: of the servers, carried by every request; None: they have none.
     """
-    # Servers close connections that were idle for 5 s. One that is closed under a request would look like a dead server: ours are given up before.
+    # Servers close connections that were idle for 5 s. One that is closed under a request would look like a
+    # dead server: ours are given up before.
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=2.0)
     return aiohttp.ClientSession(connector=connector, headers=bearer(key))
 
@@ -215,7 +236,9 @@ def _piece(server: str, reply: Any) -> Piece:
         versions = _token_versions(meta, len(ids))
         cached_tokens = checked(int | None, meta.get("cached_tokens"))  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ServerFault(server, f"an answer that is none: {type(error).__name__}: {str(error)[:200]}") from None
+        raise ServerFault(
+            server, f"an answer that is none: {type(error).__name__}: {str(error)[:200]}"
+        ) from None
     if reason["type"] == "abort" and reason.get("status_code"):
         if reason["status_code"] == HTTPStatus.BAD_REQUEST:
             raise Refused(f"{server}: {reason.get('message')}")
@@ -224,7 +247,8 @@ def _piece(server: str, reply: Any) -> Piece:
 
 
 def _token_versions(meta: dict[str, Any], count: int) -> Ids:
-    """A release without spans has one version for all tokens: weights change only while nothing is generated (`ServerClient.pause`)."""
+    """A release without spans has one version for all tokens: weights change only while nothing is generated
+    (`ServerClient.pause`)."""
     spans = meta.get("weight_versions") or [{"version": meta["weight_version"], "start": 0, "end": count}]
     versions = np.full(count, -1, dtype=np.int32)
     for span in spans:

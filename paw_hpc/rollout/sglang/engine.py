@@ -1,8 +1,9 @@
 """Generation by a fleet of SGLang servers: ids in, ids and behaviour log-probs out.
 
-A turn is complete when one server has answered it. A server that dies or hangs before takes nothing with it: the turn is asked of another one, from
-the ids that are certain, and its environment has seen nothing of it yet. A turn that new weights interrupt comes back as far as it is, and goes on
-from there; its tokens then carry the versions that sampled them.
+A turn is complete when one server has answered it. A server that dies or hangs before takes nothing with it:
+the turn is asked of another one, from the ids that are certain, and its environment has seen nothing of it
+yet. A turn that new weights interrupt comes back as far as it is, and goes on from there; its tokens then
+carry the versions that sampled them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from paw_hpc.experience import Ids
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
-from paw_hpc.rollout.engines.decoder import StopStrings
+from paw_hpc.rollout.engines.stopping import StopStrings
 from paw_hpc.rollout.sglang.client import CONTROL_TIMEOUT_S, Piece, ServerFault
 from paw_hpc.rollout.sglang.fleet import Fleet
 from paw_hpc.rollout.sglang.lifecycle import Server
@@ -103,10 +104,18 @@ class SGLangEngine:
         if (piece.versions != server.version).any():
             self._fleet.count("stale_answers")
             found = sorted(set(piece.versions.tolist()))
-            raise ServerFault(server.name, f"it answered with weights {found}, and should have version {server.version}")
+            raise ServerFault(
+                server.name, f"it answered with weights {found}, and should have version {server.version}"
+            )
         most = request.max_tokens - turn.length
-        if len(piece.ids) > most or (len(piece.ids) and not 0 <= piece.ids.min() <= piece.ids.max() < self._vocabulary):
-            raise ServerFault(server.name, f"it answered with {len(piece.ids)} tokens where {most} were asked for, or with ids that the model lacks")
+        if len(piece.ids) > most or (
+            len(piece.ids) and not 0 <= piece.ids.min() <= piece.ids.max() < self._vocabulary
+        ):
+            raise ServerFault(
+                server.name,
+                f"it answered with {len(piece.ids)} tokens where {most} were asked for, or with ids that "
+                "the model lacks",
+            )
         if not np.isfinite(piece.logprobs).all():
             raise TrainingError(NOT_FINITE)
         if piece.cached_tokens is not None:
@@ -131,7 +140,10 @@ class SGLangEngine:
         self._fleet.count("retried_turns")
         turn.faults += 1
         if turn.faults >= FAULTS_PER_TURN:
-            raise UserError(f"episode {request.episode}: {turn.faults} servers failed over one and the same turn, the last with: {fault}") from fault
+            raise UserError(
+                f"episode {request.episode}: {turn.faults} servers failed over one and the same turn, the "
+                f"last with: {fault}"
+            ) from fault
 
     def _complete(self, request: GenerationRequest, turn: _Turn) -> Completion | None:
         """The turn, or None while it has to go on."""
@@ -153,12 +165,20 @@ class SGLangEngine:
         )
 
     def _stopped_between(self, turn: _Turn, ids: Ids) -> int | None:
-        """Where a stop string ends that began in one piece and ended in the next (a server sees its own piece alone); None: there is none."""
+        """Where a stop string ends that began in one piece and ended in the next (a server sees its own piece
+        alone); None: there is none."""
         if len(turn.pieces) < 2 or not self._stop.strings:
             return None
         listed = ids.tolist()
         first = turn.length - len(turn.pieces[-1].ids)
-        return next((n for n in range(first + 1, min(first + self._stop.window, len(listed)) + 1) if self._stop.ends(listed[:n])), None)
+        return next(
+            (
+                n
+                for n in range(first + 1, min(first + self._stop.window, len(listed)) + 1)
+                if self._stop.ends(listed[:n])
+            ),
+            None,
+        )
 
 
 async def check_limits(fleet: Fleet, max_prompt_tokens: int, max_response_tokens: int) -> None:
@@ -176,6 +196,7 @@ async def check_limits(fleet: Fleet, max_prompt_tokens: int, max_response_tokens
         room, needed = info.get("max_req_input_len"), max_prompt_tokens + max_response_tokens
         if isinstance(room, int) and needed > room:
             raise RecipeError(
-                f"rollout.max_prompt_tokens: {max_prompt_tokens} + {max_response_tokens} of the response are more than the {room} tokens"
+                f"rollout.max_prompt_tokens: {max_prompt_tokens} + {max_response_tokens} of the response "
+                f"are more than the {room} tokens"
                 f" that {server.name} takes; raise rollout.fleet.cache_tokens, or lower them"
             )

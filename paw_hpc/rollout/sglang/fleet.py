@@ -1,4 +1,5 @@
-"""The servers of a run together: which of them can be published to, and how weights change under those that play.
+"""The servers of a run together: which of them can be published to, and how weights change under those that
+play.
 
 The life of each is in `lifecycle.py`, who plays which turn in `routing.py`.
 """
@@ -33,7 +34,10 @@ class Fleet:
     def __init__(self, settings: FleetSection, launch: Launch | None, key: str | None = None):
         self.settings, self._key = settings, key
         names = settings.addresses or [f"server {i}" for i in range(settings.servers)]
-        self.servers = [Server(i, name, ranks=settings.tensor_parallel, device=device_of(settings)) for i, name in enumerate(names)]
+        self.servers = [
+            Server(i, name, ranks=settings.tensor_parallel, device=device_of(settings))
+            for i, name in enumerate(names)
+        ]
         self._common = Common(settings, launch, self.servers)
         self.routing = Routing(self._common)
         self.report, self.count = self._common.report, self._common.count
@@ -58,7 +62,10 @@ class Fleet:
         """Begin to start all servers; `healthy` waits for them."""
         self._common.session = http_session(self._key)
         self._since = time.perf_counter()
-        self._keepers = [asyncio.create_task(Keeper(server, self._common).keep(), name=server.name) for server in self.servers]
+        self._keepers = [
+            asyncio.create_task(Keeper(server, self._common).keep(), name=server.name)
+            for server in self.servers
+        ]
 
     async def close(self) -> None:
         """End the servers that this fleet started, all of their processes."""
@@ -84,11 +91,13 @@ class Fleet:
         return [s for s in self.servers if s.up]
 
     async def hold(self) -> None:
-        """No turn begins, and those that are running come back as far as they are: weights may change. Until `proceed`."""
+        """No turn begins, and those that are running come back as far as they are: weights may change. Until
+        `proceed`."""
         await self.publishing.acquire()
         self.routing.open = False
         await self._all_of(self._up(), lambda s: s.http.pause(self.settings.health_timeout_s))
-        # A request that reaches a server after the pause has not begun there: it waits at the door, and will be played with the new weights.
+        # A request that reaches a server after the pause has not begun there: it waits at the door, and will
+        # be played with the new weights.
         deadline = time.monotonic() + PAUSE_S
         while any(s.in_flight for s in self.servers) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)

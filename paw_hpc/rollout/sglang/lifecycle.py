@@ -1,7 +1,7 @@
 """The life of one server of a fleet: started, watched, ended and started anew when it dies or hangs.
 
-A server is *starting* until it is healthy, *waiting* until it has been given the current weights, *ready*, or *gone* for good. Only ready ones play:
-one that missed a version, or came back without weights, cannot.
+A server is *starting* until it is healthy, *waiting* until it has been given the current weights, *ready*, or
+*gone* for good. Only ready ones play: one that missed a version, or came back without weights, cannot.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Server:
 
 @dataclass(eq=False)
 class Common:
-    """What the parts of a fleet share: its servers, the version they should have, and word of every change."""
+    """What the parts of a fleet share: its servers, the version they should have, and word of every
+    change."""
 
     settings: FleetSection
     launch: Launch | None
@@ -77,7 +78,8 @@ class Common:
     version: int | None = None
     """Of the weights that ready servers have; None before the first publication."""
     bring_up: Callable[[Server], Awaitable[int | None]] | None = None
-    """Gives one waiting server the current weights, holding `publishing`; says their version. None: the server waits for the next publication."""
+    """Gives one waiting server the current weights, holding `publishing`; says their version. None: the
+    server waits for the next publication."""
     publishing: asyncio.Lock = field(default_factory=asyncio.Lock)
     failure: FleetError | None = None
     """Why nobody may play any more."""
@@ -148,32 +150,42 @@ class Keeper:
                 self._common.become(server, "gone")
 
     async def _begin(self) -> None:
-        """Start it (again), and wait until it is healthy. Raises ServerFault, and FleetError where waiting is of no use."""
+        """Start it (again), and wait until it is healthy. Raises ServerFault, and FleetError where waiting is
+        of no use."""
         server, session = self._server, self._common.session
         assert session is not None
         server.version, server.failed, server.starts = None, asyncio.Event(), server.starts + 1
         deadline = time.monotonic() + self._settings.start_timeout_s
         if self._common.launch is None:
             server.client = ServerClient(server.name, server.name, session)
-            with contextlib.suppress(ServerFault):  # a trainer that died in a publication left it paused, and a paused server is not healthy
+            # a trainer that died in a publication left it paused, and a paused server is not healthy
+            with contextlib.suppress(ServerFault):
                 await self._with_key(server.http.resume(self._settings.health_timeout_s))
         else:
             await self._start_process(self._common.launch, session)
         while True:
             if server.process is not None and server.process.status is not None:
-                raise ServerFault(server.name, f"ended with status {server.process.status} while it started:\n{server.process.last_words()}")
+                raise ServerFault(
+                    server.name,
+                    f"ended with status {server.process.status} while it "
+                    f"started:\n{server.process.last_words()}",
+                )
             with contextlib.suppress(ServerFault):
                 if await server.http.healthy(timeout_s=min(30.0, self._settings.health_timeout_s)):
-                    if self._common.launch is None:  # everybody may ask for a server's health: that says nothing of the key
+                    # everybody may ask for a server's health: that says nothing of the key
+                    if self._common.launch is None:
                         await self._with_key(server.http.weight_version(self._settings.health_timeout_s))
                     return
             if time.monotonic() > deadline:
                 words = f":\n{server.process.last_words()}" if server.process else ""
-                raise ServerFault(server.name, f"not healthy {self._settings.start_timeout_s:g} s after its start{words}")
+                raise ServerFault(
+                    server.name, f"not healthy {self._settings.start_timeout_s:g} s after its start{words}"
+                )
             await asyncio.sleep(POLL_S)
 
     async def _with_key(self, asked: Awaitable[Any]) -> None:
-        """Of a server that somebody else started: ask it. Raises ServerFault, and FleetError where it wants another key."""
+        """Of a server that somebody else started: ask it. Raises ServerFault, and FleetError where it wants
+        another key."""
         try:
             await asked
         except Locked as fault:
@@ -185,12 +197,17 @@ class Keeper:
             starting = ServerProcess.start(launch, server.index, server.starts)
             server.process = await asyncio.wait_for(starting, self._settings.start_timeout_s)
         except (OSError, TimeoutError) as error:
-            raise ServerFault(server.name, f"cannot be started: {error or 'its supervisor says nothing'}") from None
-        server.client = ServerClient(f"server {server.index} ({server.process.url})", server.process.url, session)
+            raise ServerFault(
+                server.name, f"cannot be started: {error or 'its supervisor says nothing'}"
+            ) from None
+        server.client = ServerClient(
+            f"server {server.index} ({server.process.url})", server.process.url, session
+        )
         server.name = server.client.name
 
     async def _watch(self) -> None:
-        """Until it fails: its process ends, it stops answering, or somebody reports it. Raises ServerFault."""
+        """Until it fails: its process ends, it stops answering, or somebody reports it. Raises
+        ServerFault."""
         server = self._server
         jobs: list[Coroutine[Any, Any, Any]] = [server.failed.wait(), self._probe(), self._bring_up()]
         jobs += [server.process.ended()] if server.process is not None else []
@@ -210,7 +227,8 @@ class Keeper:
             await each(tasks)
 
     async def _probe(self) -> None:
-        """Raises ServerFault once it has been silent for too long. Nothing is asked during a publication: a paused server generates nothing."""
+        """Raises ServerFault once it has been silent for too long. Nothing is asked during a publication: a
+        paused server generates nothing."""
         publishing, silent_since = self._common.publishing, time.monotonic()
         while True:
             await asyncio.sleep(self._settings.health_every_s)
@@ -224,10 +242,13 @@ class Keeper:
             if answered or publishing.locked():
                 silent_since = time.monotonic()
             elif time.monotonic() - silent_since >= self._settings.health_timeout_s:
-                raise ServerFault(self._server.name, f"stuck: no sign of life for {time.monotonic() - silent_since:.0f} s")
+                raise ServerFault(
+                    self._server.name, f"stuck: no sign of life for {time.monotonic() - silent_since:.0f} s"
+                )
 
     async def _bring_up(self) -> None:
-        """Give a server that comes late the current weights, as soon as they are known. Raises ServerFault."""
+        """Give a server that comes late the current weights, as soon as they are known. Raises
+        ServerFault."""
         server, common = self._server, self._common
         while True:
             if server.state == "waiting" and common.version is not None and common.bring_up is not None:
@@ -241,7 +262,8 @@ class Keeper:
         server = self._server
         _log.warning("%s", fault)
         server.fault = fault.reason
-        self._common.count("lost")  # before anything is waited for: its turns may be over elsewhere before its process is
+        # before anything is waited for: its turns may be over elsewhere before its process is
+        self._common.count("lost")
         self._common.become(server, "starting")
         for request in server.requests:
             request.cancel()
@@ -249,7 +271,11 @@ class Keeper:
             await server.process.end()
             server.process = None
         # A first start that fails would fail again, unless another program took the port.
-        hopeless = server.came_up is None and self._common.launch is not None and "address already in use" not in fault.reason.lower()
+        hopeless = (
+            server.came_up is None
+            and self._common.launch is not None
+            and "address already in use" not in fault.reason.lower()
+        )
         if server.came_up is not None and time.monotonic() - server.came_up > self._settings.start_timeout_s:
             server.restarts = 0
         if hopeless or server.restarts >= self._settings.max_restarts:

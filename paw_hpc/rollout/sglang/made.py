@@ -1,4 +1,5 @@
-"""SGLang servers, beside either backend: the first process plays and publishes, the others take part in its passes over the weights."""
+"""SGLang servers, beside either backend: the first process plays and publishes, the others take part in its
+passes over the weights."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ def sglang(parts: Parts) -> Playing:
             own = Weights(partial(policy.whole_tensors, gather_bytes, own_stage=True), policy.whole_bytes)
             stages = Stages(own, policy.layout.senders)
     made: list[Serving] = []
-    distributed.on_main(lambda: made.append(Serving(recipe, runner, parts.workspace, config, tokenizer, weights, bucket_bytes, stages)))
+    distributed.on_main(
+        lambda: made.append(
+            Serving(recipe, runner, parts.workspace, config, tokenizer, weights, bucket_bytes, stages)
+        )
+    )
     if not made:
         follower = following(recipe, runner, weights, bucket_bytes, stages)
         return Playing(None, follower, Players(meanwhile=follower.while_players_play), close=follower.close)

@@ -47,7 +47,8 @@ class Launch:
     """A file of arguments that only this user can read, with the servers' key. None: they ask for none."""
 
     def order(self, host: str, seed: int, gpu: int, log: Path | str) -> dict[str, Any]:
-        """What the supervisor (serve.py) is told, in the sight of every user of the node: the key is named by its file alone.
+        """What the supervisor (serve.py) is told, in the sight of every user of the node: the key is named by
+        its file alone.
 
         Args:
             gpu: the first of the server's, where it has any.
@@ -70,9 +71,11 @@ class Launch:
         return self.logs / f"server-{index}.log"
 
 
-def make_launch(recipe: Recipe, workspace: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> Launch:
-    """Write what servers start from to `workspace`/base (no weights: they get those by publication, so that no server ever plays with others), and
-    their key beside it.
+def make_launch(
+    recipe: Recipe, workspace: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, key: str
+) -> Launch:
+    """Write what servers start from to `workspace`/base (no weights: they get those by publication, so that
+    no server ever plays with others), and their key beside it.
 
     Raises:
         RecipeError: there is no such interpreter.
@@ -80,25 +83,38 @@ def make_launch(recipe: Recipe, workspace: Path, config: PreTrainedConfig, token
     fleet, base = recipe.rollout.fleet, workspace / "base"
     if not Path(fleet.python).is_file():
         raise RecipeError(
-            f"rollout.fleet.python: no interpreter at {fleet.python!r}; run `make setup-sglang`, or name that of your SGLang installation"
+            f"rollout.fleet.python: no interpreter at {fleet.python!r}; run `make setup-sglang`, or name "
+            "that of your SGLang installation"
         )
     base.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(base)
-    arguments = ["--model-path", str(base.resolve()), "--load-format", "dummy", "--weight-version", NO_WEIGHTS, "--dtype", recipe.model.dtype]
+    arguments = [
+        "--model-path",
+        str(base.resolve()),
+        "--load-format",
+        "dummy",
+        "--weight-version",
+        NO_WEIGHTS,
+        "--dtype",
+        recipe.model.dtype,
+    ]
     if recipe.rollout.stop:
-        # A folder without config.json: SGLang would put the usual tokenizer of the model type in the place of a plain one.
+        # A folder without config.json: SGLang would put the usual tokenizer of the model type in the place of
+        # a plain one.
         tokenizer.save_pretrained(base / "tokenizer")
         arguments += ["--tokenizer-path", str((base / "tokenizer").resolve())]
     else:
         arguments += ["--skip-tokenizer-init"]
     device = device_of(fleet)
-    # The time to the first token comes with the metrics. These are for everybody, and name the model: by default, with its path.
+    # The time to the first token comes with the metrics. These are for everybody, and name the model: by
+    # default, with its path.
     arguments += [*_device_arguments(recipe, device), "--enable-metrics", "--served-model-name", "policy"]
     arguments += ["--skip-server-warmup", *fleet.arguments]
     key_config = workspace / "key.yaml"
     write_secret(key_config, json.dumps({"api-key": key}) + "\n")  # which is YAML, too
     return Launch(
-        python=str(Path(fleet.python).absolute()),  # not resolved: the link in a virtual environment is what makes it one
+        # not resolved: the link in a virtual environment is what makes it one
+        python=str(Path(fleet.python).absolute()),
         arguments=tuple(arguments),
         environment=_environment(fleet, device),
         hosts=_hosts(fleet),
@@ -119,8 +135,17 @@ def _device_arguments(recipe: Recipe, device: str) -> list[str]:
     arguments = ["--device", device, "--tp-size", str(fleet.tensor_parallel)]
     cache_tokens = fleet.cache_tokens
     if device == "cpu":
-        cache_tokens = cache_tokens or CPU_CACHED_REQUESTS * (rollout.max_prompt_tokens + rollout.max_response_tokens)
-        arguments += ["--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--disable-cuda-graph", "--sleep-on-idle"]
+        cache_tokens = cache_tokens or CPU_CACHED_REQUESTS * (
+            rollout.max_prompt_tokens + rollout.max_response_tokens
+        )
+        arguments += [
+            "--attention-backend",
+            "torch_native",
+            "--sampling-backend",
+            "pytorch",
+            "--disable-cuda-graph",
+            "--sleep-on-idle",
+        ]
         arguments += ["--mem-fraction-static", "0.3"]
     else:
         arguments += ["--mem-fraction-static", str(fleet.memory_fraction)]
@@ -135,7 +160,12 @@ def _environment(fleet: FleetSection, device: str) -> dict[str, str]:
     common = {"TORCHELASTIC_USE_AGENT_STORE": "False"}
     if device != "cpu":
         return common
-    return common | {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": str(fleet.threads), "PYTHONPATH": str(CPU_SHIM), "HF_HUB_OFFLINE": "1"}
+    return common | {
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "OMP_NUM_THREADS": str(fleet.threads),
+        "PYTHONPATH": str(CPU_SHIM),
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def _hosts(fleet: FleetSection) -> tuple[str, ...]:
@@ -143,15 +173,21 @@ def _hosts(fleet: FleetSection) -> tuple[str, ...]:
         return fleet.hosts
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if nodes is None:
-        raise RecipeError("rollout.fleet.hosts: 'allocation' needs a Slurm job (SLURM_JOB_NODELIST is not set); name the hosts, or leave it empty")
+        raise RecipeError(
+            "rollout.fleet.hosts: 'allocation' needs a Slurm job (SLURM_JOB_NODELIST is not set); name the "
+            "hosts, or leave it empty"
+        )
     try:
         return tuple(hostnames(nodes))
     except SlurmError as error:
-        raise RecipeError(f"rollout.fleet.hosts: the nodes '{nodes}' cannot be resolved ({error}); name the hosts") from None
+        raise RecipeError(
+            f"rollout.fleet.hosts: the nodes '{nodes}' cannot be resolved ({error}); name the hosts"
+        ) from None
 
 
 class ServerProcess:
-    """A server that this run started: a supervisor (see serve.py) that ends it when this object is ended, or this process dies."""
+    """A server that this run started: a supervisor (see serve.py) that ends it when this object is ended, or
+    this process dies."""
 
     def __init__(self, process: asyncio.subprocess.Process, where: dict[str, Any], log: Path, begins: int):
         self._process, self._log, self._begins = process, log, begins
@@ -168,7 +204,11 @@ class ServerProcess:
         gpu = index // max(1, len(launch.hosts)) * launch.gpus
         # Servers that draw from equal seeds would play equal episodes.
         order = launch.order(host, derive_seed(launch.seed, "server", index, attempt), gpu, log.resolve())
-        step = ["srun", "--nodes=1", "--ntasks=1", "--overlap", "--unbuffered", f"--nodelist={host}"] if launch.hosts else []
+        step = (
+            ["srun", "--nodes=1", "--ntasks=1", "--overlap", "--unbuffered", f"--nodelist={host}"]
+            if launch.hosts
+            else []
+        )
         process = await asyncio.create_subprocess_exec(
             *step,
             launch.python,
@@ -185,7 +225,10 @@ class ServerProcess:
             await _end(process)
             raise
         if not line:
-            raise OSError(f"{' '.join(step[:1]) or launch.python} ended with status {await process.wait()} before it said where the server is")
+            raise OSError(
+                f"{' '.join(step[:1]) or launch.python} ended with status {await process.wait()} before it "
+                "said where the server is"
+            )
         return cls(process, json.loads(line), log, begins)
 
     async def ended(self) -> int:

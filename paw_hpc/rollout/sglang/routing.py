@@ -13,7 +13,8 @@ from paw_hpc.rollout.sglang.client import ServerFault
 from paw_hpc.rollout.sglang.lifecycle import Common, Server
 
 LOPSIDED = 8
-"""Turns by which the server that holds a prompt's beginning may be busier than the idlest one before affinity gives way."""
+"""Turns by which the server that holds a prompt's beginning may be busier than the idlest one before affinity
+gives way."""
 
 
 class Routing:
@@ -59,7 +60,8 @@ class Routing:
             self._wake(1)
 
     async def ask(self, server: Server, request: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a request to `server`. Raises ServerFault at once when the server is lost meanwhile."""
+        """The result of a request to `server`. Raises ServerFault at once when the server is lost
+        meanwhile."""
         task = asyncio.ensure_future(request)
         server.requests.add(task)
         try:
@@ -81,7 +83,11 @@ class Routing:
         if not self.open:
             return None
         version, settings = self._common.version, self._common.settings
-        free = [s for s in self._common.servers if s.state == "ready" and s.version == version and s.in_flight < settings.concurrency]
+        free = [
+            s
+            for s in self._common.servers
+            if s.state == "ready" and s.version == version and s.in_flight < settings.concurrency
+        ]
         if not free:
             return None
         chosen = min(free, key=lambda s: s.in_flight)

@@ -1,14 +1,17 @@
-"""Runs one SGLang server and ends it with its owner. A script of its own, with the standard library and system/children.py alone: it runs in SGLang's
-environment, perhaps on another node.
+"""Runs one SGLang server and ends it with its owner. A script of its own, with the standard library and
+system/children.py alone: it runs in SGLang's environment, perhaps on another node.
 
-    python serve.py '{"arguments": [...], "key_config": PATH, "host": "127.0.0.1", "log": PATH, "environment": {...}}'
+    python serve.py '{"arguments": [...], "key_config": PATH, "host": "127.0.0.1", "log": PATH, "environment":
+    {...}}'
 
-It picks free ports (unless `ports` names two), runs `sglang.launch_server` in a process group of its own, and says where it is in one line of
-JSON on standard output. When standard input closes (the owner has let go of it, or is dead), or on SIGTERM, the whole group is ended: asked first,
-then killed (`patience_s` later), which also ends a frozen one. It ends itself, with the server's status, when the server does.
+It picks free ports (unless `ports` names two), runs `sglang.launch_server` in a process group of its own, and
+says where it is in one line of JSON on standard output. When standard input closes (the owner has let go of
+it, or is dead), or on SIGTERM, the whole group is ended: asked first, then killed (`patience_s` later), which
+also ends a frozen one. It ends itself, with the server's status, when the server does.
 
-`key_config` names a file of arguments with the server's key, {"api-key": KEY}: a command line is everybody's to read. SGLang writes all of its
-arguments into its log; what it says passes through here, and the key is taken out of it.
+`key_config` names a file of arguments with the server's key, {"api-key": KEY}: a command line is everybody's
+to read. SGLang writes all of its arguments into its log; what it says passes through here, and the key is
+taken out of it.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "system"))  # the package, and what it needs, is not in this environment
+# the package, and what it needs, is not in this environment
+sys.path.append(str(Path(__file__).resolve().parents[2] / "system"))
 import children
 
 SERVER = """
@@ -38,14 +42,15 @@ signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 del sys.argv[0]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
-"""`python -m`, with the signals blocked that the owner has blocked: multiprocessing, when it first starts its tracker, would unblock SIGTERM, which
-cluster/server.py keeps from servers."""
+"""`python -m`, with the signals blocked that the owner has blocked: multiprocessing, when it first starts its
+tracker, would unblock SIGTERM, which cluster/server.py keeps from servers."""
 GRACE_S = 5.0
 POLL_S = 0.2
 LAST_WORDS_S = 5.0
 """How long an ended server's last words may take to come through."""
 LONGEST_FOLDER = 60
-"""Characters of the folder of temporary files: the system takes a socket's path of 107, and SGLang's own names come behind."""
+"""Characters of the folder of temporary files: the system takes a socket's path of 107, and SGLang's own
+names come behind."""
 _PIECE_BYTES = 1 << 16
 
 
@@ -69,7 +74,9 @@ def main() -> int:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             umask=0o077,
-            preexec_fn=children.die_with_parent,  # so that a killed supervisor leaves no server behind, whose own children follow it in the same way
+            # so that a killed supervisor leaves no server behind, whose own children follow it in the same
+            # way
+            preexec_fn=children.die_with_parent,
         )
         assert server.stdout is not None
         writing = threading.Thread(target=pass_on, args=(server.stdout, log, secret), daemon=True)
@@ -88,13 +95,19 @@ def main() -> int:
 
 
 def own_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where the server's processes meet: what they say to each other is pickled, so nobody else may reach their sockets."""
+    """Where the server's processes meet: what they say to each other is pickled, so nobody else may reach
+    their sockets."""
     usual = tempfile.gettempdir()
-    return tempfile.TemporaryDirectory(prefix="paw-server-", dir=usual if len(usual) <= LONGEST_FOLDER else "/tmp", ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(
+        prefix="paw-server-",
+        dir=usual if len(usual) <= LONGEST_FOLDER else "/tmp",
+        ignore_cleanup_errors=True,
+    )
 
 
 def pass_on(said: BinaryIO, log: BinaryIO, secret: bytes) -> None:
-    """Write what a server says into its log, as it comes and to its end, with stars in the place of the secret, which may come in two pieces."""
+    """Write what a server says into its log, as it comes and to its end, with stars in the place of the
+    secret, which may come in two pieces."""
     rest = b""
     while piece := os.read(said.fileno(), _PIECE_BYTES):
         rest += piece
@@ -115,7 +128,8 @@ def beginning(text: bytes, secret: bytes) -> int:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Different ports that nobody listens on at `host` now. Another program may be faster: then the server fails to start, and is started anew."""
+    """Different ports that nobody listens on at `host` now. Another program may be faster: then the server
+    fails to start, and is started anew."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -1,4 +1,5 @@
-"""A run's SGLang servers with everything that belongs to them: engine, publisher, and the folder they live in."""
+"""A run's SGLang servers with everything that belongs to them: engine, publisher, and the folder they live
+in."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from paw_hpc.recipe import FleetSection, Recipe
-from paw_hpc.rollout.engines.decoder import StopStrings
+from paw_hpc.rollout.engines.stopping import StopStrings
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.sglang.engine import SGLangEngine
 from paw_hpc.rollout.sglang.fleet import Fleet
@@ -26,10 +27,12 @@ from paw_hpc.system.keys import INHERITED_KEY, new_key, read_key
 
 
 class Serving:
-    """Starts the servers of a recipe (in the background: the first publication waits for them). `close` ends what this started.
+    """Starts the servers of a recipe (in the background: the first publication waits for them). `close` ends
+    what this started.
 
     Args:
-        workspace: where servers log, and where weights are exchanged on disk: seen by all of them under this name. None: a temporary folder.
+        workspace: where servers log, and where weights are exchanged on disk: seen by all of them under this
+            name. None: a temporary folder.
         config, tokenizer: of the model.
         weights: the trainer's.
         bucket_bytes: what the publisher may use of `rollout.publish.bucket_mib`.
@@ -64,7 +67,9 @@ class Serving:
             key = new_key()
             self._launch = make_launch(recipe, folder, config, tokenizer, key)
         self.fleet = Fleet(settings, self._launch, key)
-        self.engine = SGLangEngine(self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop), config.vocab_size)
+        self.engine = SGLangEngine(
+            self.fleet, _ends(config, tokenizer), StopStrings(tokenizer, rollout.stop), config.vocab_size
+        )
         self.publisher = FleetPublisher(
             loop,
             self.fleet,
@@ -79,7 +84,8 @@ class Serving:
         loop.run(self.fleet.start())
 
     def collected(self) -> dict[str, float]:
-        """An update's episodes are complete: servers on the trainer's GPUs give them up. What the engine says of them, under public names."""
+        """An update's episodes are complete: servers on the trainer's GPUs give them up. What the engine says
+        of them, under public names."""
         if self.fleet.settings.colocated:
             self.publisher.release_memory()
         return self.engine.drain_metrics()
@@ -94,11 +100,14 @@ class Serving:
 
 
 def _fleet_of_job(settings: FleetSection) -> FleetSection:
-    """Servers that the surrounding job has started beside the trainer (see cluster/supervise.py) stand in for those of the recipe."""
+    """Servers that the surrounding job has started beside the trainer (see cluster/supervise.py) stand in for
+    those of the recipe."""
     started = os.environ.get("PAW_SERVERS")
     if not started:
         return settings
-    return settings.model_copy(update={"addresses": tuple(started.split(",")), "key_file": os.environ.get(INHERITED_KEY)})
+    return settings.model_copy(
+        update={"addresses": tuple(started.split(",")), "key_file": os.environ.get(INHERITED_KEY)}
+    )
 
 
 def _ends(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -116,14 +125,26 @@ def _receive() -> Order:
     return distributed.broadcast(Ended())  # what the first process says in its place
 
 
-def following(recipe: Recipe, loop: EventLoop, weights: Weights, bucket_bytes: int, stages: Stages | None = None) -> FollowingPublisher:
+def following(
+    recipe: Recipe, loop: EventLoop, weights: Weights, bucket_bytes: int, stages: Stages | None = None
+) -> FollowingPublisher:
     """The publisher of the processes that have no servers (arguments as for `Serving`)."""
-    sender = None if stages is None else StagedBroadcast(loop, bucket_bytes, recipe.rollout.publish.timeout_s, stages)
+    sender = (
+        None
+        if stages is None
+        else StagedBroadcast(loop, bucket_bytes, recipe.rollout.publish.timeout_s, stages)
+    )
     return FollowingPublisher(weights, _receive, sender)
 
 
 def _path(
-    recipe: Recipe, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, stages: Stages | None, key: str | None
+    recipe: Recipe,
+    loop: EventLoop,
+    folder: Path,
+    config: PreTrainedConfig,
+    bucket_bytes: int,
+    stages: Stages | None,
+    key: str | None,
 ) -> PublishPath:
     settings = recipe.rollout.publish
     if settings.path == "disk":

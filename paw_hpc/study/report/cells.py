@@ -71,7 +71,10 @@ def ends_cell(arm: Arm, metric: str, factor: float, form: str) -> str:
     series = [values for run in arm.runs for _, values in [run.series(metric)] if values.size]
     if not series:
         return ABSENT
-    first, last = (np.mean([part.mean() for part in parts]) for parts in zip(*((v[: window(v)], v[-window(v) :]) for v in series), strict=True))
+    first, last = (
+        np.mean([part.mean() for part in parts])
+        for parts in zip(*((v[: window(v)], v[-window(v) :]) for v in series), strict=True)
+    )
     return f"{factor * first:{form}} → {factor * last:{form}}"
 
 

@@ -22,7 +22,10 @@ def arms_data(arms: Sequence[Arm]) -> list[dict[str, Any]]:
                     "seed": run.recipe.seed,
                     "updates": len(run.metrics),
                     "wanted_updates": None if run.outside else run.recipe.updates,
-                    "evaluations": [evaluation_data(e) | ({"seconds": None} if run.outside else {}) for e in run.evaluations],
+                    "evaluations": [
+                        evaluation_data(e) | ({"seconds": None} if run.outside else {})
+                        for e in run.evaluations
+                    ],
                 }
                 for run in arm.runs
             ],
@@ -39,7 +42,8 @@ def evaluation_data(result: EvaluationResult) -> dict[str, Any]:
 
 
 def differences_data(arms: Sequence[Arm], keys: Sequence[PanelKey]) -> list[dict[str, Any]]:
-    """Every paired difference between arms, per panel: fields of `PairedDifference`, in shares and not in points."""
+    """Every paired difference between arms, per panel: fields of `PairedDifference`, in shares and not in
+    points."""
     return [
         {"panel": compare.panel_name(key), "arm": of.label, "against": against.label} | asdict(difference)
         for key in keys

@@ -15,14 +15,27 @@ from paw_hpc.study.report.document import TableBlock
 from paw_hpc.study.report.plots import COLOURS, STYLE
 from paw_hpc.study.report.runs import Arm, PanelKey
 
-_COLUMNS = (("of all tokens", "token_share"), ("cross-entropy", "cross_entropy"), ("MAE", "mae"), ("clipped MAE", "clipped_mae"))
-CAPTION = "Share of the gradient on target logits that goes to product ids and brands, on pages of search results, by loss"
+_COLUMNS = (
+    ("of all tokens", "token_share"),
+    ("cross-entropy", "cross_entropy"),
+    ("MAE", "mae"),
+    ("clipped MAE", "clipped_mae"),
+)
+CAPTION = (
+    "Share of the gradient on target logits that goes to product ids and brands, on pages of search "
+    "results, by loss"
+)
 
 
 def noise_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
     """One row per policy; None where nothing was measured on this panel."""
     rows = [
-        (name, str(found.noise.transitions), f"{found.noise.tokens:,}", *(f"{100 * getattr(found.noise, column):.1f}" for _, column in _COLUMNS))
+        (
+            name,
+            str(found.noise.transitions),
+            f"{found.noise.tokens:,}",
+            *(f"{100 * getattr(found.noise, column):.1f}" for _, column in _COLUMNS),
+        )
         for name, found in _measured(arms, key)
         if found.noise is not None
     ]
@@ -31,7 +44,8 @@ def noise_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
 
 
 def plot_noise(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path | None:
-    """Bars per policy and loss, beside the tokens' own share; None (and no file) where nothing was measured on this panel."""
+    """Bars per policy and loss, beside the tokens' own share; None (and no file) where nothing was measured
+    on this panel."""
     measured = _measured(arms, key)
     if not measured:
         return None
@@ -42,7 +56,9 @@ def plot_noise(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path | None:
         for index, (name, found) in enumerate(measured):
             heights = [getattr(found.noise, column) for _, column in _COLUMNS]
             places = [column + (index - (len(measured) - 1) / 2) * width for column in range(len(_COLUMNS))]
-            bars = axis.bar(places, heights, width=0.92 * width, color=COLOURS[index % len(COLOURS)], label=name)
+            bars = axis.bar(
+                places, heights, width=0.92 * width, color=COLOURS[index % len(COLOURS)], label=name
+            )
             axis.bar_label(bars, [f"{100 * height:.1f}" for height in heights], fontsize=8, padding=2)
         axis.set_xticks(range(len(_COLUMNS)), [title for title, _ in _COLUMNS])
         axis.set_title("Share of product ids and brands")
@@ -54,7 +70,8 @@ def plot_noise(arms: Sequence[Arm], key: PanelKey, path: Path) -> Path | None:
 
 
 def _measured(arms: Sequence[Arm], key: PanelKey) -> list[tuple[str, EvaluationResult]]:
-    """(policy, its evaluation): before training where all arms began alike, then each arm at its end (its first run)."""
+    """(policy, its evaluation): before training where all arms began alike, then each arm at its end (its
+    first run)."""
     found = [(name, results[0]) for name, results in compare.starts(arms, key)]
     found += [(arm.label, arm.last(key)[0]) for arm in arms if arm.last(key)]
     return [(name, result) for name, result in found if result.noise is not None]

@@ -1,4 +1,5 @@
-"""The paper's results (arXiv 2606.02388v1, tables 1 to 3), and which of them a recipe is to be held against."""
+"""The paper's results (arXiv 2606.02388v1, tables 1 to 3), and which of them a recipe is to be held
+against."""
 
 from __future__ import annotations
 
@@ -13,21 +14,104 @@ Measured = tuple[float, float]
 
 ALFWORLD_COLUMNS = ("Pick", "Look", "Clean", "Heat", "Cool", "Pick2", "All")
 SEARCH_COLUMNS = ("NQ", "Tri", "Pop", "Hot", "2Wiki", "MuS", "Bam", "Avg")
-COLUMN_OF = dict(zip((*TASK_TYPES, *QUESTION_SETS), (*ALFWORLD_COLUMNS[:-1], *SEARCH_COLUMNS[:-1]), strict=True))
+COLUMN_OF = dict(
+    zip((*TASK_TYPES, *QUESTION_SETS), (*ALFWORLD_COLUMNS[:-1], *SEARCH_COLUMNS[:-1]), strict=True)
+)
 """Task type, or set of questions, -> the paper's column."""
 WEBSHOP_COLUMNS = ("Score", "Succ")
 
 MAIN: dict[str, tuple[Measured, ...]] = {
-    "1.5B GRPO": ((86.5, 4.3), (46.3, 8.4), (79.0, 3.2), (70.2, 2.5), (69.1, 8.0), (47.8, 5.8), (70.0, 4.2), (75.6, 3.8), (60.6, 4.6)),
-    "1.5B GRPO+PaW": ((87.8, 3.6), (59.3, 8.9), (84.5, 1.7), (73.7, 4.3), (75.4, 8.4), (69.6, 3.5), (77.9, 2.7), (83.8, 2.1), (68.6, 2.9)),
-    "1.5B GiGPO": ((95.3, 2.2), (84.3, 4.6), (87.7, 1.2), (92.6, 7.0), (79.8, 1.4), (82.3, 6.1), (87.6, 1.6), (83.2, 1.9), (66.2, 3.4)),
-    "1.5B GiGPO+PaW": ((95.3, 4.5), (83.3, 4.5), (91.8, 6.0), (89.5, 4.3), (89.1, 0.3), (84.5, 5.8), (90.4, 1.3), (87.7, 1.7), (75.3, 3.2)),
-    "7B GRPO": ((90.8, 5.1), (66.1, 6.7), (89.3, 5.4), (74.7, 6.9), (72.5, 5.4), (64.7, 7.3), (77.6, 5.2), (75.4, 2.7), (66.5, 3.6)),
-    "7B GRPO+PaW": ((90.4, 6.8), (80.7, 7.4), (86.8, 6.8), (82.9, 8.6), (76.5, 2.6), (67.3, 3.7), (80.6, 3.1), (84.5, 2.3), (70.5, 2.9)),
-    "7B GiGPO": ((97.7, 1.6), (82.7, 7.9), (98.8, 1.6), (83.7, 7.2), (89.3, 8.2), (79.2, 6.6), (90.8, 1.3), (85.0, 2.9), (73.8, 3.2)),
-    "7B GiGPO+PaW": ((98.2, 1.0), (85.6, 6.2), (98.6, 1.1), (84.5, 7.6), (91.5, 7.2), (84.3, 6.8), (91.8, 1.2), (87.6, 2.4), (76.7, 2.7)),
+    "1.5B GRPO": (
+        (86.5, 4.3),
+        (46.3, 8.4),
+        (79.0, 3.2),
+        (70.2, 2.5),
+        (69.1, 8.0),
+        (47.8, 5.8),
+        (70.0, 4.2),
+        (75.6, 3.8),
+        (60.6, 4.6),
+    ),
+    "1.5B GRPO+PaW": (
+        (87.8, 3.6),
+        (59.3, 8.9),
+        (84.5, 1.7),
+        (73.7, 4.3),
+        (75.4, 8.4),
+        (69.6, 3.5),
+        (77.9, 2.7),
+        (83.8, 2.1),
+        (68.6, 2.9),
+    ),
+    "1.5B GiGPO": (
+        (95.3, 2.2),
+        (84.3, 4.6),
+        (87.7, 1.2),
+        (92.6, 7.0),
+        (79.8, 1.4),
+        (82.3, 6.1),
+        (87.6, 1.6),
+        (83.2, 1.9),
+        (66.2, 3.4),
+    ),
+    "1.5B GiGPO+PaW": (
+        (95.3, 4.5),
+        (83.3, 4.5),
+        (91.8, 6.0),
+        (89.5, 4.3),
+        (89.1, 0.3),
+        (84.5, 5.8),
+        (90.4, 1.3),
+        (87.7, 1.7),
+        (75.3, 3.2),
+    ),
+    "7B GRPO": (
+        (90.8, 5.1),
+        (66.1, 6.7),
+        (89.3, 5.4),
+        (74.7, 6.9),
+        (72.5, 5.4),
+        (64.7, 7.3),
+        (77.6, 5.2),
+        (75.4, 2.7),
+        (66.5, 3.6),
+    ),
+    "7B GRPO+PaW": (
+        (90.4, 6.8),
+        (80.7, 7.4),
+        (86.8, 6.8),
+        (82.9, 8.6),
+        (76.5, 2.6),
+        (67.3, 3.7),
+        (80.6, 3.1),
+        (84.5, 2.3),
+        (70.5, 2.9),
+    ),
+    "7B GiGPO": (
+        (97.7, 1.6),
+        (82.7, 7.9),
+        (98.8, 1.6),
+        (83.7, 7.2),
+        (89.3, 8.2),
+        (79.2, 6.6),
+        (90.8, 1.3),
+        (85.0, 2.9),
+        (73.8, 3.2),
+    ),
+    "7B GiGPO+PaW": (
+        (98.2, 1.0),
+        (85.6, 6.2),
+        (98.6, 1.1),
+        (84.5, 7.6),
+        (91.5, 7.2),
+        (84.3, 6.8),
+        (91.8, 1.2),
+        (87.6, 2.4),
+        (76.7, 2.7),
+    ),
 }
-"""ALFWorld success per task type and over all, then WebShop score and success. Qwen2.5-1.5B-Instruct and 7B-Instruct."""
+"""ALFWorld success per task type and over all, then WebShop score and success. Qwen2.5-1.5B-Instruct and
+7B-Instruct."""
 
 PROMPTING: dict[str, tuple[float, float, float]] = {
     "Qwen2.5-1.5B": (4.1, 23.1, 5.2),
@@ -51,7 +135,8 @@ SEARCH: dict[str, tuple[float, ...]] = {
     "7B GiGPO": (46.1, 64.4, 46.0, 40.2, 41.2, 16.4, 68.9, 45.8),
     "7B GiGPO+PaW": (46.5, 66.0, 47.2, 42.2, 42.8, 18.6, 69.5, 47.5),
 }
-"""Search QA success (NQ, TriviaQA, PopQA, HotpotQA, 2Wiki, MuSiQue, Bamboogle, average). Qwen2.5-3B-Instruct and 7B-Instruct."""
+"""Search QA success (NQ, TriviaQA, PopQA, HotpotQA, 2Wiki, MuSiQue, Bamboogle, average). Qwen2.5-3B-Instruct
+and 7B-Instruct."""
 
 WEBSHOP_SUCCESS: dict[str, tuple[float, float]] = {
     "PPO 1.5B": (59.1, 65.2),
@@ -75,7 +160,8 @@ STEP_S = 505.0
 OVERHEAD_SHARE = 0.021
 PEAK_MEMORY_GB = 2.4
 MEAN_MEMORY_GB = 2.2
-"""What PaW adds to one GRPO step (ALFWorld, 1.5B): seconds of about STEP_S and their share of it, and memory, at its peak and on average."""
+"""What PaW adds to one GRPO step (ALFWorld, 1.5B): seconds of about STEP_S and their share of it, and memory,
+at its peak and on average."""
 BEST_RHO = 0.2
 BEST_ALPHA = 0.75
 """Of the sensitivity study (WebShop), whose other values the paper shows in a figure only."""
@@ -97,23 +183,30 @@ class Beside:
     row: PaperRow
     standing: Standing
     judged_by: tuple[str, ...] = ()
-    """How its evaluations were judged, where not by the run's own set-up: `reference`, `reference, except KEY: ...`."""
+    """How its evaluations were judged, where not by the run's own set-up: `reference`, `reference, except
+    KEY: ...`."""
 
     @property
     def protocol(self) -> str:
         """`reference`, `reference but for 2 keys`, `ours, judged by reference`."""
         assert self.standing.named is not None
         trained = _but_for(self.standing.named, len(self.standing.departures[self.standing.named]))
-        return ", judged by ".join((trained, *(_but_for(name, len(keys)) for name, keys in map(_of_judging, self.judged_by))))
+        return ", judged by ".join(
+            (trained, *(_but_for(name, len(keys)) for name, keys in map(_of_judging, self.judged_by)))
+        )
 
     @property
     def departs(self) -> bool:
-        """Whether it was trained or judged by another set-up than that which the paper's numbers most likely come from."""
-        return self.standing.departures["reference"] != () or any(said != "reference" for said in self.judged_by)
+        """Whether it was trained or judged by another set-up than that which the paper's numbers most likely
+        come from."""
+        return self.standing.departures["reference"] != () or any(
+            said != "reference" for said in self.judged_by
+        )
 
 
 def beside(recipe: Recipe, judged_by: Iterable[str] = ()) -> Beside | None:
-    """None where the paper has no such row, and where no protocol can be named: the recipe names none, and has the keys of none.
+    """None where the paper has no such row, and where no protocol can be named: the recipe names none, and
+    has the keys of none.
 
     Args:
         judged_by: of the evaluations that are to stand there (`EvaluationResult.judged_by`).
@@ -129,7 +222,8 @@ def beside(recipe: Recipe, judged_by: Iterable[str] = ()) -> Beside | None:
 
 
 def judged_otherwise(of: Standing, judged_by: Iterable[str]) -> tuple[str, ...]:
-    """Those of the evaluations' own words that the set-up which the run was trained by does not say already."""
+    """Those of the evaluations' own words that the set-up which the run was trained by does not say
+    already."""
 
     def is_own(said: str) -> bool:
         name, keys = _of_judging(said)
@@ -149,7 +243,8 @@ def _but_for(name: str, count: int) -> str:
 
 
 def paper_row(recipe: Recipe) -> PaperRow | None:
-    """The paper's row of this recipe's benchmark, model, algorithm and world-model arm; None where the paper has none."""
+    """The paper's row of this recipe's benchmark, model, algorithm and world-model arm; None where the paper
+    has none."""
     size, benchmark = _model_size(recipe), recipe.env.name
     arm = _arm(recipe.wm)
     algorithm = {"grpo": "GRPO", "gigpo": "GiGPO", "ppo": "PPO", "rloo": "RLOO"}.get(recipe.algorithm.name)
@@ -161,7 +256,11 @@ def paper_row(recipe: Recipe) -> PaperRow | None:
         return PaperRow(f"{size} {algorithm}, {arm}", {"All": (ABLATION[arm][benchmark == "webshop"],)})
     label = f"{size} {algorithm}{arm}"
     if benchmark == "search":
-        return PaperRow(label, {c: (v,) for c, v in zip(SEARCH_COLUMNS, SEARCH[label], strict=True)}) if label in SEARCH else None
+        return (
+            PaperRow(label, {c: (v,) for c, v in zip(SEARCH_COLUMNS, SEARCH[label], strict=True)})
+            if label in SEARCH
+            else None
+        )
     if label in MAIN:
         numbers = MAIN[label]
         score, success = numbers[len(ALFWORLD_COLUMNS) :]
@@ -189,7 +288,9 @@ def _arm(wm: WorldModelSection) -> str | None:
     if not wm.enabled:
         return ""
     paper = WorldModelSection()
-    changed = {name for name in WorldModelSection.model_fields if getattr(wm, name) != getattr(paper, name)} - {"max_observation_tokens", "entropy"}
+    changed = {
+        name for name in WorldModelSection.model_fields if getattr(wm, name) != getattr(paper, name)
+    } - {"max_observation_tokens", "entropy"}
     if not changed:
         return "+PaW"
     if wm.coefficient == "constant" and wm.scale == 1.0 and changed == {"coefficient"}:

@@ -1,4 +1,5 @@
-"""World-model diagnostics: how well arms predict next observations, on their own play and on that of the policy before training."""
+"""World-model diagnostics: how well arms predict next observations, on their own play and on that of the
+policy before training."""
 
 from __future__ import annotations
 
@@ -14,25 +15,43 @@ from paw_hpc.study.report.runs import Arm, PanelKey, task_types
 
 _SOURCES = {"own": "own play", "foreign": "the start's play"}
 NOTE = (
-    "World model: next observations after an episode's first step. CE: nats per token of the true one. Exact: the greedy prediction is the true "
-    "observation, token by token. Copy: the same of a copier that says the previous observation again (its CE with the one confidence, and the "
-    "frequencies of what is not a copy, that fit these very transitions best). Own play differs from arm to arm; the start's play, of the policy "
+    "World model: next observations after an episode's first step. CE: nats per token of the true one. "
+    "Exact: the greedy prediction is the true "
+    "observation, token by token. Copy: the same of a copier that says the previous observation again (its "
+    "CE with the one confidence, and the "
+    "frequencies of what is not a copy, that fit these very transitions best). Own play differs from arm "
+    "to arm; the start's play, of the policy "
     "before training on games of this panel, is the same for all arms of one seed."
 )
 
 
 def prediction_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
-    """One row per policy and source: CE and exact match beside the copier's. None where nothing was measured."""
+    """One row per policy and source: CE and exact match beside the copier's. None where nothing was
+    measured."""
     rows = []
     for name, found in _policies(arms, key):
         for source, title in _SOURCES.items():
             every = _of(found, source, "all")
             if not every:
                 continue
-            exact = [_mean(every, lambda p: p.exact, lambda p: p.exact_interval, 100, ".1f"), _mean(every, lambda p: p.copy_exact, None, 100, ".1f")]
-            ce = [_mean(every, lambda p: p.ce, lambda p: p.ce_interval, 1, ".3f"), _mean(every, lambda p: p.copy_ce, None, 1, ".3f")]
+            exact = [
+                _mean(every, lambda p: p.exact, lambda p: p.exact_interval, 100, ".1f"),
+                _mean(every, lambda p: p.copy_exact, None, 100, ".1f"),
+            ]
+            ce = [
+                _mean(every, lambda p: p.ce, lambda p: p.ce_interval, 1, ".3f"),
+                _mean(every, lambda p: p.copy_ce, None, 1, ".3f"),
+            ]
             rows.append((name, title, f"{sum(p.transitions for p in every):,}", *ce, *exact))
-    header = ("world model", "transitions of", "n", "CE [95 %] or ± seeds", "copy's CE", "exact % [95 %] or ± seeds", "copy's exact %")
+    header = (
+        "world model",
+        "transitions of",
+        "n",
+        "CE [95 %] or ± seeds",
+        "copy's CE",
+        "exact % [95 %] or ± seeds",
+        "copy's exact %",
+    )
     return TableBlock("Prediction of next observations", header, tuple(rows)) if rows else None
 
 
@@ -85,5 +104,7 @@ def _pair(found: Sequence[Prediction]) -> str:
     if not found:
         return ABSENT
     ce, copy_ce = (_mean(found, value, None, 1, ".2f") for value in (lambda p: p.ce, lambda p: p.copy_ce))
-    exact, copy_exact = (_mean(found, value, None, 100, ".0f") for value in (lambda p: p.exact, lambda p: p.copy_exact))
+    exact, copy_exact = (
+        _mean(found, value, None, 100, ".0f") for value in (lambda p: p.exact, lambda p: p.copy_exact)
+    )
     return f"{ce} ({copy_ce}) / {exact} ({copy_exact})"

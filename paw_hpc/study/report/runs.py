@@ -1,7 +1,8 @@
 """Run directories, read, and grouped into arms: runs of one recipe that differ in their seed alone.
 
-A folder that holds evaluations and no run (`paw eval MODEL --out FOLDER`) is the common start: its evaluations stand before the first update of every
-run that has none of its own on that panel. A file of outcomes (`paw_hpc.envs.outcomes`) is the play of an arm that was trained elsewhere.
+A folder that holds evaluations and no run (`paw eval MODEL --out FOLDER`) is the common start: its
+evaluations stand before the first update of every run that has none of its own on that panel. A file of
+outcomes (`paw_hpc.envs.outcomes`) is the play of an arm that was trained elsewhere.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Run:
     changes: tuple[Change, ...] = ()
     """What was changed on its way."""
     outside: bool = False
-    """Trained elsewhere: `path` is a file of outcomes, there are no metrics, and of the recipe only name, seed and benchmark say anything."""
+    """Trained elsewhere: `path` is a file of outcomes, there are no metrics, and of the recipe only name,
+    seed and benchmark say anything."""
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(updates int64[n], values float64[n]) of one metric, where it was logged and is a number."""
@@ -90,10 +92,13 @@ class Arm:
 
     def outcomes(self, key: PanelKey, task_type: str | None = None) -> Outcomes:
         """At the end of training. Runs that repeat a seed are one seed."""
-        return outcomes_of([(run.recipe.seed, e) for run in self.runs if (e := run.last_evaluation(key))], task_type)
+        return outcomes_of(
+            [(run.recipe.seed, e) for run in self.runs if (e := run.last_evaluation(key))], task_type
+        )
 
     def start_outcomes(self, key: PanelKey) -> Outcomes:
-        """Before training; where all runs share one evaluation of one start, that once (there is nothing of seeds in it)."""
+        """Before training; where all runs share one evaluation of one start, that once (there is nothing of
+        seeds in it)."""
         found = [(run.recipe.seed, e) for run in self.runs if (e := run.start_evaluation(key))]
         return outcomes_of(found[:1] if len({id(e) for _, e in found}) == 1 else found)
 
@@ -109,8 +114,8 @@ def panel_key(evaluation: EvaluationResult) -> PanelKey:
 
 
 def read_arms(paths: Sequence[Path]) -> list[Arm]:
-    """The arms: vanilla ones first, then in the order given, then those of files of outcomes. A folder that is no run itself stands for the runs in
-    it, or for the common start.
+    """The arms: vanilla ones first, then in the order given, then those of files of outcomes. A folder that
+    is no run itself stands for the runs in it, or for the common start.
 
     Raises:
         DataError: a path without a run, or a damaged file.
@@ -121,7 +126,9 @@ def read_arms(paths: Sequence[Path]) -> list[Arm]:
     starts = [e for path in folders if not RunDirectory(path).exists for e in _read_start(path)]
     runs = [_with_start(_read_run(path), starts) for path in folders if RunDirectory(path).exists]
     if not runs and (starts or not players):
-        raise DataError(f"{', '.join(map(str, paths))}: evaluations only; give the runs that they belong to as well")
+        raise DataError(
+            f"{', '.join(map(str, paths))}: evaluations only; give the runs that they belong to as well"
+        )
     _check_starts(starts, runs)
     runs += map(_outside, players)
     groups: list[list[Run]] = []
@@ -134,38 +141,52 @@ def read_arms(paths: Sequence[Path]) -> list[Arm]:
             groups.append([run])
     groups.sort(key=lambda group: (group[0].outside, group[0].recipe.wm.enabled))  # stable
     names = [group[0].recipe.name for group in groups]
-    labels = [name if names.count(name) == 1 else f"{name} ({group[0].path.name})" for name, group in zip(names, groups, strict=True)]
+    labels = [
+        name if names.count(name) == 1 else f"{name} ({group[0].path.name})"
+        for name, group in zip(names, groups, strict=True)
+    ]
     return [Arm(label, tuple(group)) for label, group in zip(labels, groups, strict=True)]
 
 
 def reference_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """What an arm is compared with: the vanilla arm of its set-up, or the first arm where there is none; None for that one itself. Of an arm from
-    outside nobody knows the set-up: it is compared with the first, and none with it but others from outside."""
+    """What an arm is compared with: the vanilla arm of its set-up, or the first arm where there is none; None
+    for that one itself. Of an arm from outside nobody knows the set-up: it is compared with the first, and
+    none with it but others from outside."""
     if arm.outside:
         return None if arms[0] is arm else arms[0]
     vanilla = [
         other
         for other in arms
-        if not other.outside and not other.recipe.wm.enabled and not differing_keys(_set_up(other.recipe), _set_up(arm.recipe))
+        if not other.outside
+        and not other.recipe.wm.enabled
+        and not differing_keys(_set_up(other.recipe), _set_up(arm.recipe))
     ]
     reference = vanilla[0] if vanilla else arms[0]
     return None if reference is arm or (vanilla and not arm.recipe.wm.enabled) else reference
 
 
 def controls_of(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
-    """The arms that are this one with the observations of other transitions as targets (`wm.target: shuffled`)."""
+    """The arms that are this one with the observations of other transitions as targets (`wm.target:
+    shuffled`)."""
     if arm.outside or not arm.recipe.wm.enabled or arm.recipe.wm.target == "shuffled":
         return []
-    shuffled = _identity(arm.recipe).model_copy(update={"wm": arm.recipe.wm.model_copy(update={"target": "shuffled"})})
+    shuffled = _identity(arm.recipe).model_copy(
+        update={"wm": arm.recipe.wm.model_copy(update={"target": "shuffled"})}
+    )
     return [other for other in arms if not differing_keys(_identity(other.recipe), shuffled)]
 
 
 def elsewhere_of(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The first arm with the same start and world model in another set-up (another protocol, say); None where it is the first itself."""
+    """The first arm with the same start and world model in another set-up (another protocol, say); None where
+    it is the first itself."""
     known = [] if arm.outside else [other for other in arms if not other.outside]
     for other in known:
         if other.recipe.wm == arm.recipe.wm and other.recipe.model == arm.recipe.model:
-            return other if other is not arm and differing_keys(_set_up(other.recipe), _set_up(arm.recipe)) else None
+            return (
+                other
+                if other is not arm and differing_keys(_set_up(other.recipe), _set_up(arm.recipe))
+                else None
+            )
     return None
 
 
@@ -181,7 +202,12 @@ def outcomes_of(found: Sequence[tuple[int, EvaluationResult]], task_type: str | 
 
 def panels(arms: Sequence[Arm]) -> list[PanelKey]:
     """Every panel on which a run was evaluated, those of most runs first."""
-    keys = [panel_key(e) for arm in arms for run in arm.runs for e in {panel_key(e): e for e in run.evaluations}.values()]
+    keys = [
+        panel_key(e)
+        for arm in arms
+        for run in arm.runs
+        for e in {panel_key(e): e for e in run.evaluations}.values()
+    ]
     return sorted(dict.fromkeys(keys), key=lambda key: (-keys.count(key), key))
 
 
@@ -195,9 +221,19 @@ def task_types(arms: Sequence[Arm], key: PanelKey) -> list[str]:
 def _run_folders(path: Path) -> list[Path]:
     if RunDirectory(path).exists or _only_evaluations(path):
         return [path]
-    inside = sorted(p for p in path.glob("*/") if ".old-" not in p.name and (RunDirectory(p).exists or _only_evaluations(p)))
-    for folder in [p for p in inside if not RunDirectory(p).exists and any(e.update > 0 for e in read_evaluations(p))]:
-        _log.warning("%s: left out: evaluations of a trained policy without its run (paw eval --out), which belong to no arm", folder)
+    inside = sorted(
+        p
+        for p in path.glob("*/")
+        if ".old-" not in p.name and (RunDirectory(p).exists or _only_evaluations(p))
+    )
+    for folder in [
+        p for p in inside if not RunDirectory(p).exists and any(e.update > 0 for e in read_evaluations(p))
+    ]:
+        _log.warning(
+            "%s: left out: evaluations of a trained policy without its run (paw eval --out), which belong "
+            "to no arm",
+            folder,
+        )
         inside.remove(folder)
     if not any(RunDirectory(p).exists for p in inside):
         raise DataError(f"{path}: no run here (no recipe.yaml in it, nor in a folder in it)")
@@ -216,38 +252,56 @@ def _same_arm(one: Run, other: Run) -> bool:
 
 def _outside(player: Player) -> Run:
     env = {"env": {"name": player.benchmark}} if player.benchmark in BENCHMARKS.names() else {}
-    recipe = parse_recipe({"name": player.name, "seed": player.seed, "model": {"path": "elsewhere"}, "wm": {"enabled": False}} | env)
+    recipe = parse_recipe(
+        {"name": player.name, "seed": player.seed, "model": {"path": "elsewhere"}, "wm": {"enabled": False}}
+        | env
+    )
     return Run(player.files[0], recipe, [], list(player.evaluations), outside=True)
 
 
 def _read_run(path: Path) -> Run:
     run = RunDirectory(path)
-    return Run(path, run.recipe(), read_metrics(run.metrics_path), read_evaluations(path), tuple(read_changes(path)))
+    return Run(
+        path, run.recipe(), read_metrics(run.metrics_path), read_evaluations(path), tuple(read_changes(path))
+    )
 
 
 def _read_start(path: Path) -> list[EvaluationResult]:
     found = read_evaluations(path)
     if trained := [e.label for e in found if e.update > 0]:
-        raise DataError(f"{path}: {', '.join(trained)}: evaluations of a trained policy without its run; evaluate it with its run as the target")
+        raise DataError(
+            f"{path}: {', '.join(trained)}: evaluations of a trained policy without its run; evaluate it "
+            "with its run as the target"
+        )
     return found
 
 
 def _check_starts(starts: Sequence[EvaluationResult], runs: Sequence[Run]) -> None:
-    """Raises DataError for a start that was played by other rules than every run's evaluations on its panel."""
+    """Raises DataError for a start that was played by other rules than every run's evaluations on its
+    panel."""
     played = {panel_key(e) for run in runs for e in run.evaluations if e.update > 0}
     for e in starts:
         others = sorted({key[3] for key in played if key[:3] == panel_key(e)[:3]})
         if others and e.protocol not in others:
             raise DataError(
-                f"evaluation {e.label} of the start was played with {e.protocol or 'unknown rules'}, those of the runs with {' / '.join(others)}; "
+                f"evaluation {e.label} of the start was played with {e.protocol or 'unknown rules'}, those "
+                f"of the runs with {' / '.join(others)}; "
                 "evaluate it by the runs' recipe: paw eval RECIPE.yaml --out FOLDER"
             )
 
 
 def _with_start(run: Run, starts: Sequence[EvaluationResult]) -> Run:
     own = {panel_key(e) for e in run.evaluations if e.update == 0}
-    common = [e for e in starts if panel_key(e) not in own and any(panel_key(e) == panel_key(o) for o in run.evaluations)]
-    return replace(run, evaluations=sorted([*common, *run.evaluations], key=lambda e: e.update)) if common else run
+    common = [
+        e
+        for e in starts
+        if panel_key(e) not in own and any(panel_key(e) == panel_key(o) for o in run.evaluations)
+    ]
+    return (
+        replace(run, evaluations=sorted([*common, *run.evaluations], key=lambda e: e.update))
+        if common
+        else run
+    )
 
 
 def _identity(recipe: Recipe) -> Recipe:

@@ -16,8 +16,8 @@ def known_of(arm: Arm, key: PanelKey) -> Beside | None:
 
 
 def protocol_notes(arms: Sequence[Arm]) -> list[str]:
-    """Which protocol each arm follows, and in which keys it departs from both; arms of which the same is to be said together. Of arms that the paper
-    reports, or that say a protocol."""
+    """Which protocol each arm follows, and in which keys it departs from both; arms of which the same is to
+    be said together. Of arms that the paper reports, or that say a protocol."""
     said: dict[str, list[str]] = {}
     for arm in (arm for arm in arms if not arm.outside):
         if paper_row(arm.recipe) is not None or arm.recipe.protocol is not None:
@@ -30,12 +30,24 @@ def protocol_notes(arms: Sequence[Arm]) -> list[str]:
 def _standing_lines(found: Standing) -> list[str]:
     named, lines = found.named, []
     if named is None:
-        lines.append("not put beside the paper's numbers, because the recipe names no protocol (key `protocol`), and its keys are those of none.")
+        lines.append(
+            "not put beside the paper's numbers, because the recipe names no protocol (key `protocol`), "
+            "and its keys are those of none."
+        )
     elif found.departures[named]:  # only where the recipe says it
-        lines.append(f"the recipe says `protocol: {named}`, and its keys disagree: {'; '.join(found.departures[named])}.")
+        lines.append(
+            f"the recipe says `protocol: {named}`, and its keys disagree: "
+            f"{'; '.join(found.departures[named])}."
+        )
     else:
-        lines.append(f"protocol {named}, in every key" + ("." if found.said else "; the recipe does not say so."))
-    return lines + [f"departs from {name}: {'; '.join(found.departures[name])}." for name in PROTOCOLS if name != named and found.departures[name]]
+        lines.append(
+            f"protocol {named}, in every key" + ("." if found.said else "; the recipe does not say so.")
+        )
+    return lines + [
+        f"departs from {name}: {'; '.join(found.departures[name])}."
+        for name in PROTOCOLS
+        if name != named and found.departures[name]
+    ]
 
 
 def _judging_lines(arm: Arm, found: Standing) -> list[str]:

@@ -1,4 +1,5 @@
-"""Our numbers beside the paper's, each with a verdict that a rule gives: reproduced, not reproduced, or undecided at this n."""
+"""Our numbers beside the paper's, each with a verdict that a rule gives: reproduced, not reproduced, or
+undecided at this n."""
 
 from __future__ import annotations
 
@@ -18,20 +19,25 @@ MARGIN = 5.0
 """Points: a difference that is surely smaller counts as none."""
 PAPER_SEEDS = 3
 NOTE = (
-    f"Verdicts: the difference's 95 % interval is our own, widened by 1.96 standard errors of the paper's mean (its deviation over {PAPER_SEEDS} "
-    f"seeds; 0 where it gives none). Reproduced: it lies within ±{MARGIN:g} points. Not reproduced: it excludes 0, and reaches beyond them. "
-    "Undecided: it includes 0 and reaches beyond them, so that n is too small here, or there. In brackets: arms whose set-up departs from the "
+    "Verdicts: the difference's 95 % interval is our own, widened by 1.96 standard errors of the paper's "
+    f"mean (its deviation over {PAPER_SEEDS} "
+    f"seeds; 0 where it gives none). Reproduced: it lies within ±{MARGIN:g} points. Not reproduced: it "
+    "excludes 0, and reaches beyond them. "
+    "Undecided: it includes 0 and reaches beyond them, so that n is too small here, or there. In brackets: "
+    "arms whose set-up departs from the "
     "protocol `reference`, which the paper's numbers most likely come from (the departures are listed here)."
 )
 
 
 def paper_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
-    """Success (and score) of every arm that the paper reports and whose protocol has a name, then the differences between such arms. None where there
-    is no such arm."""
+    """Success (and score) of every arm that the paper reports and whose protocol has a name, then the
+    differences between such arms. None where there is no such arm."""
     rows = [row for arm in arms for row in _levels(arm, key)]
     evaluated = [arm for arm in arms if arm.last(key)]
     for name, difference, arm, against in comparisons(evaluated, key):
-        both = [known for each in (arm, against) if (known := known_of(each, key)) and "All" in known.row.columns]
+        both = [
+            known for each in (arm, against) if (known := known_of(each, key)) and "All" in known.row.columns
+        ]
         if len(both) < 2:
             continue
         theirs = both[0].row.columns["All"][0] - both[1].row.columns["All"][0]
@@ -40,8 +46,24 @@ def paper_table(arms: Sequence[Arm], key: PanelKey) -> TableBlock | None:
         cells = f"{ours:+.1f} [{interval[0]:+.1f}, {interval[1]:+.1f}]", f"{theirs:+.1f}"
         protocol = " - ".join(dict.fromkeys(each.protocol for each in both))
         departs = any(each.departs for each in both)
-        rows.append((name, protocol, f"{difference.seeds} × {difference.tasks}", *cells, *_judged(ours - theirs, interval, ours, error, departs)))
-    header = ("beside the paper, points", "protocol", "n", "measured [95 %]", "the paper's", "measured - the paper's [95 %]", "verdict")
+        rows.append(
+            (
+                name,
+                protocol,
+                f"{difference.seeds} × {difference.tasks}",
+                *cells,
+                *_judged(ours - theirs, interval, ours, error, departs),
+            )
+        )
+    header = (
+        "beside the paper, points",
+        "protocol",
+        "n",
+        "measured [95 %]",
+        "the paper's",
+        "measured - the paper's [95 %]",
+        "verdict",
+    )
     return TableBlock(TITLE, header, tuple(rows)) if rows else None
 
 
@@ -63,19 +85,34 @@ def _levels(arm: Arm, key: PanelKey) -> list[tuple[str, ...]]:
     if known is None or not found:
         return []
     rows = list[tuple[str, ...]]()
-    for column, what, measured in (("All", "success", rate(arm.outcomes(key))), ("Score", "score", pooled_score(found))):
+    for column, what, measured in (
+        ("All", "success", rate(arm.outcomes(key))),
+        ("Score", "score", pooled_score(found)),
+    ):
         if measured is None or column not in known.row.columns:
             continue
         theirs = known.row.columns[column]
         value, interval = 100 * measured[0], (100 * measured[1][0], 100 * measured[1][1])
         judged = _judged(value - theirs[0], interval, value, standard_error(theirs), known.departs)
         number = " ± ".join(f"{x:.1f}" for x in theirs)
-        rows.append((f"{arm.label}: {what} ({known.row.label})", known.protocol, size_cell(arm.outcomes(key)), rate_cell(measured), number, *judged))
+        rows.append(
+            (
+                f"{arm.label}: {what} ({known.row.label})",
+                known.protocol,
+                size_cell(arm.outcomes(key)),
+                rate_cell(measured),
+                number,
+                *judged,
+            )
+        )
     return rows
 
 
-def _judged(difference: float, interval: Interval, centre: float, error: float, departs: bool) -> tuple[str, str]:
-    """(cell of the difference, verdict): our interval around `centre`, each half widened by the paper's standard error."""
+def _judged(
+    difference: float, interval: Interval, centre: float, error: float, departs: bool
+) -> tuple[str, str]:
+    """(cell of the difference, verdict): our interval around `centre`, each half widened by the paper's
+    standard error."""
     low = difference - math.hypot(centre - interval[0], 1.96 * error)
     high = difference + math.hypot(interval[1] - centre, 1.96 * error)
     said = verdict((low, high))

@@ -1,4 +1,5 @@
-"""The page as it is sent: one document, one style sheet, one script, and the policy that lets nothing else in."""
+"""The page as it is sent: one document, one style sheet, one script, and the policy that lets nothing else
+in."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("source.js", "tokens.js", "lists.js", "episode.js", "main.js")
 """In the order in which they are put together: together they are one script, in one scope."""
 SERVED_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'"
 )
-"""What the page may do when it is served: run its own script, and ask its own server. No inline script, no image, no frame, no other host, and no
-text that becomes markup."""
+"""What the page may do when it is served: run its own script, and ask its own server. No inline script, no
+image, no frame, no other host, and no text that becomes markup."""
 
 
 def script() -> str:

@@ -1,4 +1,5 @@
-"""One kept file of episodes, read a part at a time: its episodes, their steps, what surprised the policy most."""
+"""One kept file of episodes, read a part at a time: its episodes, their steps, what surprised the policy
+most."""
 
 from __future__ import annotations
 
@@ -33,7 +34,20 @@ _EPISODE = ("group", "member", "task_id", "task_type", "seed", "steps", "success
 _STEP = ("step", "valid", "selected", "advantage", "entropy", "observation_logp")
 
 
-_SHOWN = ("step", "action", "reward", "valid", "weight_version", "entropy", "advantage", "selected", "wm_lambda", "wm_weight", "prompt", "predicted")
+_SHOWN = (
+    "step",
+    "action",
+    "reward",
+    "valid",
+    "weight_version",
+    "entropy",
+    "advantage",
+    "selected",
+    "wm_lambda",
+    "wm_weight",
+    "prompt",
+    "predicted",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +147,31 @@ class KeptFile:
             return file.read_row_groups(wanted).slice(first - int(begins[wanted[0]]), end - first)
 
     def search(self, text: str) -> list[tuple[int, int, int]]:
-        """(group, member, step) of every step in whose action, response or next observation a text stands, in any case of letters."""
+        """(group, member, step) of every step in whose action, response or next observation a text stands, in
+        any case of letters."""
         found = []
         with _reading(self.path) as file:
-            for part in file.iter_batches(columns=["group", "member", "step", "action", "response", "observation"]):
+            for part in file.iter_batches(
+                columns=["group", "member", "step", "action", "response", "observation"]
+            ):
                 hits = functools.reduce(
-                    pc.or_, (pc.match_substring(part[name], text, ignore_case=True) for name in ("action", "response", "observation"))
+                    pc.or_,
+                    (
+                        pc.match_substring(part[name], text, ignore_case=True)
+                        for name in ("action", "response", "observation")
+                    ),
                 )
                 chosen = part.filter(hits)
-                found += list(zip(*(chosen[name].to_pylist() for name in ("group", "member", "step")), strict=True))
+                found += list(
+                    zip(*(chosen[name].to_pylist() for name in ("group", "member", "step")), strict=True)
+                )
         return found
 
     @functools.cached_property
     def surprises(self) -> list[dict[str, Any]]:
-        """The least probable tokens of next observations: where they are, what they say, and the text around them. One that comes again
-        behind the same words is shown once, where it was least probable; `times` says how often it is among the tokens looked at."""
+        """The least probable tokens of next observations: where they are, what they say, and the text around
+        them. One that comes again behind the same words is shown once, where it was least probable; `times`
+        says how often it is among the tokens looked at."""
         columns = ["group", "member", "step", "action", "observation", "observation_ends", "observation_logp"]
         with _reading(self.path) as file:
             least = [found for part in file.iter_batches(columns=columns) for found in _least_probable(part)]
@@ -158,7 +182,11 @@ class KeptFile:
             if (again := shown.get((before, tokens[at]))) is not None:
                 again["times"] += 1
                 continue
-            around = {"before": before, "token": tokens[at], "after": "".join(tokens[at + 1 : at + 1 + _AFTER])}
+            around = {
+                "before": before,
+                "token": tokens[at],
+                "after": "".join(tokens[at + 1 : at + 1 + _AFTER]),
+            }
             place = {name: row[name] for name in ("group", "member", "step", "action")}
             shown[before, tokens[at]] = place | around | {"p": _short(math.exp(logp)), "at": at, "times": 1}
         return list(shown.values())[:SURPRISES]
@@ -193,7 +221,8 @@ def _per_row(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
 
 def _least_probable(part: pa.RecordBatch) -> list[tuple[float, int, dict[str, Any]]]:
-    """(log-prob, place in the observation, row) of the _LOOKED_AT least probable tokens, in the order of their probability."""
+    """(log-prob, place in the observation, row) of the _LOOKED_AT least probable tokens, in the order of
+    their probability."""
     asked = part.filter(pc.greater(pc.fill_null(pc.list_value_length(part["observation_logp"]), 0), 0))
     lengths = pc.list_value_length(asked["observation_logp"]).to_numpy(zero_copy_only=False)
     logp = asked["observation_logp"].flatten().to_numpy(zero_copy_only=False)
@@ -202,7 +231,10 @@ def _least_probable(part: pa.RecordBatch) -> list[tuple[float, int, dict[str, An
     rows, places = np.unique(np.searchsorted(ends, chosen, side="right"), return_inverse=True)
     found = asked.take(pa.array(rows)).drop_columns(["observation_logp"]).to_pylist()
     begins = (ends - lengths)[rows]
-    return [(float(logp[at]), int(at - begins[place]), found[place]) for at, place in zip(chosen, places, strict=True)]
+    return [
+        (float(logp[at]), int(at - begins[place]), found[place])
+        for at, place in zip(chosen, places, strict=True)
+    ]
 
 
 def _all_shown(rows: pa.Table) -> list[dict[str, Any]]:
@@ -211,15 +243,22 @@ def _all_shown(rows: pa.Table) -> list[dict[str, Any]]:
 
 
 def _shown(row: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
-    """One step: texts as the pieces of their tokens, probabilities without their logarithm, and what a copier of the previous observation knew."""
+    """One step: texts as the pieces of their tokens, probabilities without their logarithm, and what a copier
+    of the previous observation knew."""
     logp, old = row["observation_logp"], row["old_logp"] or row["behaviour_logp"]
     hits = None
     if before is not None and before["observation_ids"]:
-        hits = copied_tokens(*(np.asarray(each["observation_ids"], dtype=np.int32) for each in (before, row))).astype(int).tolist()
+        hits = (
+            copied_tokens(*(np.asarray(each["observation_ids"], dtype=np.int32) for each in (before, row)))
+            .astype(int)
+            .tolist()
+        )
     return {name: row[name] for name in _SHOWN} | {
         "response": pieces(row["response"], row["response_ends"]),
         "response_p": [_short(math.exp(v)) for v in old],
-        "response_entropy": None if row["token_entropy"] is None else [_short(v) for v in row["token_entropy"]],
+        "response_entropy": None
+        if row["token_entropy"] is None
+        else [_short(v) for v in row["token_entropy"]],
         "observation": pieces(row["observation"], row["observation_ends"]),
         "observation_p": None if logp is None else [_short(math.exp(v)) for v in logp],
         "silenced": None if row["silenced"] is None else [int(flag) for flag in row["silenced"]],

@@ -1,4 +1,5 @@
-"""Runs, their kept files, episodes and steps, as plain values that JSON can carry. Reads what is there now: also of a run that goes on."""
+"""Runs, their kept files, episodes and steps, as plain values that JSON can carry. Reads what is there now:
+also of a run that goes on."""
 
 from __future__ import annotations
 
@@ -28,12 +29,17 @@ class Library:
         for path in runs:
             if not folder.find(path):
                 there = "no such folder" if not path.exists() else f"nothing is kept in {path / folder.NAME}"
-                raise DataError(f"{path}: {there}; a recipe with episodes.groups above 0 keeps episodes of every update")
+                raise DataError(
+                    f"{path}: {there}; a recipe with episodes.groups above 0 keeps episodes of every update"
+                )
         self._open: dict[Path, tuple[tuple[int, int], KeptFile]] = {}
 
     def index(self) -> list[dict[str, Any]]:
         """Every run with its files, as they are now."""
-        return [{"name": name, "files": [_file(file) for file in folder.find(path)]} for name, path in self.runs.items()]
+        return [
+            {"name": name, "files": [_file(file) for file in folder.find(path)]}
+            for name, path in self.runs.items()
+        ]
 
     def files(self, run: str) -> list[KeptFile]:
         """Raises DataError for a run that is not here."""
@@ -46,7 +52,8 @@ class Library:
         found = next((kept for kept in self.files(run) if kept.file.key == key), None)
         if found is None:
             raise DataError(
-                f"{self.runs[run]}: no kept file {key}; there are {', '.join(f.key for f in folder.find(self.runs[run])[-5:])} and earlier"
+                f"{self.runs[run]}: no kept file {key}; there are "
+                f"{', '.join(f.key for f in folder.find(self.runs[run])[-5:])} and earlier"
             )
         return found
 
@@ -63,10 +70,14 @@ class Library:
         return kept.steps(episode)
 
     def same_task(self, run: str, key: str, group: int, member: int) -> list[dict[str, Any]]:
-        """Other episodes of the same task, those with the same seed first: in other runs at the same update, then at other updates. Of a group
-        that has the task with other seeds, its first member alone."""
+        """Other episodes of the same task, those with the same seed first: in other runs at the same update,
+        then at other updates. Of a group that has the task with other seeds, its first member alone."""
         mine = self.file(run, key).episode(group, member)
-        return [] if mine is None else same_task({name: self.files(name) for name in self.runs}, (run, key, group), mine)
+        return (
+            []
+            if mine is None
+            else same_task({name: self.files(name) for name in self.runs}, (run, key, group), mine)
+        )
 
     def _kept(self, file: EpisodeFile) -> KeptFile:
         """The same object as long as the file is the same: what it has computed is not computed again."""
@@ -80,8 +91,11 @@ class Library:
         return self._open[file.path][1]
 
 
-def same_task(files: Mapping[str, Sequence[KeptFile]], mine: tuple[str, str, int], episode: EpisodeSummary) -> list[dict[str, Any]]:
-    """See `Library.same_task`; `files`: of every run; `mine`: run, file and group of the episode, in which none is looked for."""
+def same_task(
+    files: Mapping[str, Sequence[KeptFile]], mine: tuple[str, str, int], episode: EpisodeSummary
+) -> list[dict[str, Any]]:
+    """See `Library.same_task`; `files`: of every run; `mine`: run, file and group of the episode, in which
+    none is looked for."""
     found = []
     for name, kept_files in files.items():
         for kept in kept_files:

@@ -1,7 +1,8 @@
 """The page, served on loopback: a random port, and a random token in its address that nobody else knows.
 
-Whoever can read the address (this user's terminal, the browser's history) can see the page; other users of the machine, and pages of other sites that
-this browser has open, cannot: every request must name the token and this very host.
+Whoever can read the address (this user's terminal, the browser's history) can see the page; other users of
+the machine, and pages of other sites that this browser has open, cannot: every request must name the token
+and this very host.
 """
 
 from __future__ import annotations
@@ -66,11 +67,17 @@ class PageServer:
         """
         asked = urlsplit(path)
         _, token, *rest = asked.path.split("/")
-        if host != self.host or not secrets.compare_digest(token.encode(), self._token.encode()) or len(rest) != 1:
+        if (
+            host != self.host
+            or not secrets.compare_digest(token.encode(), self._token.encode())
+            or len(rest) != 1
+        ):
             return None
         match rest[0]:
             case "":
-                page = assets.document('<link rel="stylesheet" href="page.css">', '<script src="page.js"></script>')
+                page = assets.document(
+                    '<link rel="stylesheet" href="page.css">', '<script src="page.js"></script>'
+                )
                 return "text/html; charset=utf-8", page.encode()
             case "page.css":
                 return "text/css; charset=utf-8", assets.style().encode()
@@ -78,7 +85,9 @@ class PageServer:
                 return "text/javascript; charset=utf-8", assets.script().encode()
             case name if name in QUESTIONS:
                 with self._lock:  # one reader of a file at a time
-                    found = QUESTIONS[name](self._library, dict(parse_qsl(asked.query, keep_blank_values=True)))
+                    found = QUESTIONS[name](
+                        self._library, dict(parse_qsl(asked.query, keep_blank_values=True))
+                    )
                 return "application/json", json.dumps(found, allow_nan=False).encode()
         return None
 
@@ -108,9 +117,15 @@ class _Handler(BaseHTTPRequestHandler):
         except DataError as error:
             return self._send(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", str(error).encode())
         except (KeyError, ValueError):
-            return self._send(HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", b"not a question of this page")
+            return self._send(
+                HTTPStatus.BAD_REQUEST, "text/plain; charset=utf-8", b"not a question of this page"
+            )
         if found is None:
-            return self._send(HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", b"the address that paw view printed has a token in it")
+            return self._send(
+                HTTPStatus.FORBIDDEN,
+                "text/plain; charset=utf-8",
+                b"the address that paw view printed has a token in it",
+            )
         return self._send(HTTPStatus.OK, *found)
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
@@ -128,7 +143,11 @@ def serve(library: Library, *, browser: bool = True) -> None:
     """Serve the page until Ctrl-C."""
     with PageServer(library) as page:
         print(page.address, flush=True)
-        print("paw view: this address opens the page, on this machine only; Ctrl-C ends it. To send a page: --out FILE.html", file=sys.stderr)
+        print(
+            "paw view: this address opens the page, on this machine only; Ctrl-C ends it. To send a page: "
+            "--out FILE.html",
+            file=sys.stderr,
+        )
         if browser:
             webbrowser.open(page.address)
         threading.Event().wait()

@@ -21,7 +21,9 @@ Place = tuple[str, str, int, int]
 """(run, key of the file, group, member)."""
 
 
-def write_page(library: Library, out: Path, updates: Sequence[int] | None = None, only: Collection[Place] | None = None) -> str:
+def write_page(
+    library: Library, out: Path, updates: Sequence[int] | None = None, only: Collection[Place] | None = None
+) -> str:
     """Write the page with everything that it can be asked about. Returns what to say: path, episodes, size.
 
     Args:
@@ -35,25 +37,37 @@ def write_page(library: Library, out: Path, updates: Sequence[int] | None = None
     chosen = _chosen(library, updates, only)
     if not chosen:
         kept = sorted({kept.file.update for run in library.runs for kept in library.files(run)})
-        raise DataError(f"--update: nothing is kept of update {', '.join(map(str, updates or ()))}; there are {', '.join(map(str, kept))}")
+        raise DataError(
+            f"--update: nothing is kept of update {', '.join(map(str, updates or ()))}; there are "
+            f"{', '.join(map(str, kept))}"
+        )
     script, style = assets.script(), assets.style()
-    policy = f"default-src 'none'; script-src {assets.digest(script)}; style-src {assets.digest(style)}; base-uri 'none'; form-action 'none'; "
+    policy = (
+        f"default-src 'none'; script-src {assets.digest(script)}; style-src {assets.digest(style)}; "
+        "base-uri 'none'; form-action 'none'; "
+    )
     policy += "require-trusted-types-for 'script'"
-    head = f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">\n<style>{style}</style>'
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy)}">\n<style>{style}</style>'
+    )
     blocks = "\n".join(_blocks(library, chosen))
     write_atomically(out, assets.document(head, f"{blocks}\n<script>{script}</script>"))
     count = sum(map(len, chosen.values()))
     return f"{out}: {count} episodes, {out.stat().st_size / 1e6:.1f} MB"
 
 
-def _chosen(library: Library, updates: Sequence[int] | None, only: Collection[Place] | None) -> dict[tuple[str, str], list[EpisodeSummary]]:
+def _chosen(
+    library: Library, updates: Sequence[int] | None, only: Collection[Place] | None
+) -> dict[tuple[str, str], list[EpisodeSummary]]:
     """(run, key of the file) -> its episodes that are wanted; files without any are left out."""
     found = {}
     for run in library.runs:
         for kept in library.files(run):
             key = kept.file.key
             if updates is None or kept.file.update in updates:
-                found[run, key] = [e for e in kept.episodes if only is None or (run, key, e.group, e.member) in only]
+                found[run, key] = [
+                    e for e in kept.episodes if only is None or (run, key, e.group, e.member) in only
+                ]
     return {place: episodes for place, episodes in found.items() if episodes}
 
 
@@ -71,14 +85,22 @@ def _blocks(library: Library, chosen: dict[tuple[str, str], list[EpisodeSummary]
             others = same_task(files, (run_name, key, e.group), e)
             steps[f"{e.group}/{e.member}"] = shown
             # What was left out is not offered.
-            same[f"{e.group}/{e.member}"] = [o for o in others if (o["run"], o["file"], o["group"], o["member"]) in there]
+            same[f"{e.group}/{e.member}"] = [
+                o for o in others if (o["run"], o["file"], o["group"], o["member"]) in there
+            ]
         surprises = [s for s in kept.surprises if (run_name, key, s["group"], s["member"]) in there]
-        whole = {"episodes": [asdict(e) for e in episodes], "steps": steps, "same": same, "surprises": surprises}
+        whole = {
+            "episodes": [asdict(e) for e in episodes],
+            "steps": steps,
+            "same": same,
+            "surprises": surprises,
+        }
         yield _block(f"file-{number}", whole, run=run_name, key=key)
 
 
 def _block(name: str, data: Any, **said: str) -> str:
-    """Packed and in base64: no text of an episode stands in the file as it is, so none can end the block or begin another."""
+    """Packed and in base64: no text of an episode stands in the file as it is, so none can end the block or
+    begin another."""
     packed = base64.b64encode(gzip.compress(json.dumps(data, allow_nan=False).encode(), mtime=0)).decode()
     attributes = "".join(f' data-{key}="{html.escape(value)}"' for key, value in said.items())
     return f'<script type="application/gzip" id="data-{name}"{attributes}>{packed}</script>'

@@ -16,7 +16,8 @@ from paw_hpc.system.errors import UserError
 
 OUTCOMES = ("success", "failure")
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""All but the line feed, and what turns the direction of writing: what an environment said must not steer a terminal."""
+"""All but the line feed, and what turns the direction of writing: what an environment said must not steer a
+terminal."""
 _SHADES = ((0.01, "bold red"), (0.1, "red"), (0.5, "yellow"), (1.1, ""))
 
 
@@ -41,7 +42,8 @@ class Wanted:
 
 
 def matching(file: KeptFile, wanted: Wanted) -> Iterator[tuple[EpisodeSummary, set[int] | None]]:
-    """Episodes of a file that are wanted; of each the steps in which the text was found (None: no text was looked for)."""
+    """Episodes of a file that are wanted; of each the steps in which the text was found (None: no text was
+    looked for)."""
     hits: dict[tuple[int, int], set[int]] = {}
     if wanted.grep is not None:
         for group, member, step in file.search(wanted.grep):
@@ -60,7 +62,8 @@ def matching(file: KeptFile, wanted: Wanted) -> Iterator[tuple[EpisodeSummary, s
 
 
 def show(file: KeptFile, wanted: Wanted, *, limit: int, steps: bool, console: Console) -> int:
-    """Print the wanted episodes of a file, if any: a line each, or all of their steps. Returns how many were shown."""
+    """Print the wanted episodes of a file, if any: a line each, or all of their steps. Returns how many were
+    shown."""
     kind = "update" if file.file.training else "evaluation after update"
     shown = 0
     for episode, hits in matching(file, wanted):
@@ -79,16 +82,23 @@ def show(file: KeptFile, wanted: Wanted, *, limit: int, steps: bool, console: Co
 
 
 def as_json(file: KeptFile, wanted: Wanted, limit: int) -> Iterator[str]:
-    """One line per wanted episode: `update`, `training`, the fields of `EpisodeSummary`, and `steps` (those where the text was found)."""
+    """One line per wanted episode: `update`, `training`, the fields of `EpisodeSummary`, and `steps` (those
+    where the text was found)."""
     for number, (episode, hits) in enumerate(matching(file, wanted)):
         if number == limit:
             return
         found = [step for step in file.steps(episode) if hits is None or step["step"] in hits]
-        yield json.dumps({"update": file.file.update, "training": file.file.training} | asdict(episode) | {"steps": found}, allow_nan=False)
+        yield json.dumps(
+            {"update": file.file.update, "training": file.file.training} | asdict(episode) | {"steps": found},
+            allow_nan=False,
+        )
 
 
 def _line(e: EpisodeSummary) -> Text:
-    said = f"  group {e.group}  member {e.member}  {'success' if e.success else 'failure'}  {e.steps} steps  return {e.episode_return:g}"
+    said = (
+        f"  group {e.group}  member {e.member}  {'success' if e.success else 'failure'}  {e.steps} "
+        f"steps  return {e.episode_return:g}"
+    )
     said += "" if e.advantage is None else f"  advantage {e.advantage:+.2f}"
     said += f"  invalid {e.invalid}" + ("" if e.selected is None else f"  selected {e.selected}")
     said += "" if e.surprise is None else f"  {e.surprise:.2f} nats/token"
@@ -112,7 +122,11 @@ def _tokens(step: dict[str, Any]) -> Text:
     """The next observation, each token in the colour of its probability; silenced ones dim."""
     text = Text("      < ")
     for n, piece in enumerate(step["observation"]):
-        style = "" if step["observation_p"] is None else next(shade for bound, shade in _SHADES if step["observation_p"][n] < bound)
+        style = (
+            ""
+            if step["observation_p"] is None
+            else next(shade for bound, shade in _SHADES if step["observation_p"][n] < bound)
+        )
         if step["silenced"] is not None and step["silenced"][n]:
             style = "dim"
         text.append(clean(piece), style=style)

@@ -1,4 +1,5 @@
-"""Small corpora and questions of the tests' own, a cache of their own, and the mini benchmark where it is at hand."""
+"""Small corpora and questions of the tests' own, a cache of their own, and the mini benchmark where it is at
+hand."""
 
 from __future__ import annotations
 
@@ -22,11 +23,41 @@ PASSAGES = [
     ("The Who", "The Who are a band from London. <answer>London</answer> </information> <search>x</search>"),
 ]
 QUESTIONS: list[dict[str, Any]] = [
-    {"id": "1", "data_source": "nq", "question": "where was Edvard Grieg born", "golden_answers": ["Bergen"], "split": "train"},
-    {"id": "2", "data_source": "nq", "question": "what is the capital of Norway?", "golden_answers": ["Oslo", "Oslo, Norway"], "split": "test"},
-    {"id": "3", "data_source": "hotpotqa", "question": "Who wrote Peer Gynt?", "golden_answers": ["Henrik Ibsen", "Ibsen"], "split": "train"},
-    {"id": "4", "data_source": "bamboogle", "question": "Where was the composer of Peer Gynt born?", "golden_answers": ["Bergen"], "split": "test"},
-    {"id": "5", "data_source": "hotpotqa", "question": "Which band is from London?", "golden_answers": ["The Who"], "split": "dev"},
+    {
+        "id": "1",
+        "data_source": "nq",
+        "question": "where was Edvard Grieg born",
+        "golden_answers": ["Bergen"],
+        "split": "train",
+    },
+    {
+        "id": "2",
+        "data_source": "nq",
+        "question": "what is the capital of Norway?",
+        "golden_answers": ["Oslo", "Oslo, Norway"],
+        "split": "test",
+    },
+    {
+        "id": "3",
+        "data_source": "hotpotqa",
+        "question": "Who wrote Peer Gynt?",
+        "golden_answers": ["Henrik Ibsen", "Ibsen"],
+        "split": "train",
+    },
+    {
+        "id": "4",
+        "data_source": "bamboogle",
+        "question": "Where was the composer of Peer Gynt born?",
+        "golden_answers": ["Bergen"],
+        "split": "test",
+    },
+    {
+        "id": "5",
+        "data_source": "hotpotqa",
+        "question": "Which band is from London?",
+        "golden_answers": ["The Who"],
+        "split": "dev",
+    },
 ]
 
 
@@ -37,7 +68,9 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_corpus(path: Path) -> Path:
-    return write_lines(path, [{"id": f"p{i}", "contents": f'"{title}"\n{text}'} for i, (title, text) in enumerate(PASSAGES)])
+    return write_lines(
+        path, [{"id": f"p{i}", "contents": f'"{title}"\n{text}'} for i, (title, text) in enumerate(PASSAGES)]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -78,4 +111,6 @@ def mini(world: Path, monkeypatch: pytest.MonkeyPatch) -> data.SearchData:
     try:
         return data.load("mini")
     except DataError:
-        pytest.skip("the mini benchmark is not on this machine ($PAW_DATA, ../shared/data beside the checkout)")
+        pytest.skip(
+            "the mini benchmark is not on this machine ($PAW_DATA, ../shared/data beside the checkout)"
+        )

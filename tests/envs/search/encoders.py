@@ -1,4 +1,5 @@
-"""A tiny encoder, saved as a real transformers folder: a BERT from scratch that is trained for a moment to bring a title and its text together."""
+"""A tiny encoder, saved as a real transformers folder: a BERT from scratch that is trained for a moment to
+bring a title and its text together."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 
 def save_encoder(folder: Path, texts: list[str], pairs: list[tuple[str, str]], steps: int = 60) -> Path:
-    """An encoder over the words of `texts`, trained (in-batch contrast) so that the two texts of a pair are each other's nearest."""
+    """An encoder over the words of `texts`, trained (in-batch contrast) so that the two texts of a pair are
+    each other's nearest."""
     torch.manual_seed(0)
     tokenizer, model = _tokenizer(texts), None
     model = BertModel(
@@ -49,5 +51,9 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )

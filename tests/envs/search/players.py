@@ -1,4 +1,5 @@
-"""Scripted players: an engine whose answers are a function of the prompt's text, and a tokenizer that can say anything."""
+"""Scripted players: an engine whose answers are a function of the prompt's text, and a tokenizer that can say
+anything."""
 
 from __future__ import annotations
 
@@ -13,18 +14,34 @@ from paw_hpc.rollout.collector import PlaySettings
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
 
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+    "}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SETTINGS = PlaySettings(run_seed=7, purpose="train", temperature=1.0, max_prompt_tokens=20_000, max_response_tokens=500, max_observation_tokens=200)
+SETTINGS = PlaySettings(
+    run_seed=7,
+    purpose="train",
+    temperature=1.0,
+    max_prompt_tokens=20_000,
+    max_response_tokens=500,
+    max_observation_tokens=200,
+)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, and the chat's markers."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core = Tokenizer(models.BPE({char: i for i, char in enumerate(sorted(alphabet))}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", additional_special_tokens=["<|im_start|>"])
+    core.pre_tokenizer, core.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        decoders.ByteLevel(),
+    )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
     made.chat_template = CHATML
     return made
 

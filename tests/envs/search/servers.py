@@ -27,14 +27,26 @@ def free_port() -> int:
 @contextmanager
 def own_server(index: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`paw data search serve INDEX`, up and healthy; killed at the end if it still runs."""
-    command = [sys.executable, "-m", "paw_hpc.cli.main", "data", "search", "serve", str(index), "--port", str(port), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "paw_hpc.cli.main",
+        "data",
+        "search",
+        "serve",
+        str(index),
+        "--port",
+        str(port),
+        *options,
+    ]
     with _running(command, port) as process:
         yield process
 
 
 @contextmanager
 def strange_server(folder: Path, port: int) -> Iterator[Path]:
-    """A server that behaves as the word in the file that is handed out says (see `answer`); it can be changed at any time."""
+    """A server that behaves as the word in the file that is handed out says (see `answer`); it can be changed
+    at any time."""
     mode = folder / "mode"
     mode.write_text("well")
     with _running([sys.executable, __file__, str(mode), str(port)], port):
@@ -72,8 +84,14 @@ def answer(mode: str, queries: list[str]) -> tuple[int, bytes]:
         "without scores": {"result": [[DOCUMENT] for _ in queries]},
         "one result too few": {"result": well["result"][1:]},
         "no result": {"answers": []},
-        "null contents": {"result": [[{"document": {"id": "1", "contents": None}, "score": 1.0}] for _ in queries]},
-        "half a character": {"result": [[{"document": {"id": "\ud83d", "contents": "Os\ud83dlo"}, "score": 1.0}] for _ in queries]},
+        "null contents": {
+            "result": [[{"document": {"id": "1", "contents": None}, "score": 1.0}] for _ in queries]
+        },
+        "half a character": {
+            "result": [
+                [{"document": {"id": "\ud83d", "contents": "Os\ud83dlo"}, "score": 1.0}] for _ in queries
+            ]
+        },
         "text for documents": {"result": [["Oslo"] for _ in queries]},
         "null": None,
     }

@@ -8,7 +8,11 @@ from paw_hpc.envs.search.baseline import copy_answer
 from paw_hpc.envs.search.corpus import Passage
 
 PASSAGES = [
-    Passage("1", '"Edvard Grieg"\nEdvard Grieg was a composer who was born in Bergen in 1843. He wrote 66 short pieces called Lyric Pieces.'),
+    Passage(
+        "1",
+        '"Edvard Grieg"\nEdvard Grieg was a composer who was born in Bergen in 1843. He wrote 66 short '
+        "pieces called Lyric Pieces.",
+    ),
     Passage("2", '"Peer Gynt"\nPeer Gynt is a play of 1867 by Henrik Ibsen.'),
 ]
 

@@ -1,4 +1,5 @@
-"""Queries that wait together are asked together, each gets its own answer, and one that is refused costs no other."""
+"""Queries that wait together are asked together, each gets its own answer, and one that is refused costs no
+other."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from paw_hpc.envs.search.retriever import Hit, RetrieverFailure
 
 
 class Echo:
-    """Answers a query with a passage that says it. Refuses `poison`; `down` fails; `bug` raises something else."""
+    """Answers a query with a passage that says it. Refuses `poison`; `down` fails; `bug` raises something
+    else."""
 
     name = "echo"
 
@@ -101,7 +103,9 @@ def test_a_refused_query_costs_only_itself(place: int) -> None:
 
 def test_a_retriever_that_is_down_is_not_asked_again_in_halves() -> None:
     echo = Echo()
-    assert all(isinstance(f, RetrieverFailure) for f in ask(echo, ["a", "down", "b"])) and len(echo.calls) == 1
+    assert (
+        all(isinstance(f, RetrieverFailure) for f in ask(echo, ["a", "down", "b"])) and len(echo.calls) == 1
+    )
 
 
 def test_an_error_of_the_code_reaches_those_who_asked_and_the_desk_goes_on() -> None:
@@ -121,7 +125,10 @@ def test_an_episode_that_is_cancelled_disturbs_no_other() -> None:
 
     async def run() -> list[Hit]:
         desk = SearchDesk(echo)
-        gone, stays = asyncio.create_task(desk.search("gone", 1)), asyncio.create_task(desk.search("stays", 1))
+        gone, stays = (
+            asyncio.create_task(desk.search("gone", 1)),
+            asyncio.create_task(desk.search("stays", 1)),
+        )
         await asyncio.sleep(0.02)
         gone.cancel()
         return await stays

@@ -27,7 +27,15 @@ from tests.envs.search.servers import free_port, own_server, strange_server
 
 def recipe(**env: Any) -> Recipe:
     search = {"data": "mini", **env.pop("search", {})}
-    given = {"name": "search", "max_steps": 4, "history": 4, "success_reward": 1.0, "invalid_penalty": 0.01, "search": search, **env}
+    given = {
+        "name": "search",
+        "max_steps": 4,
+        "history": 4,
+        "success_reward": 1.0,
+        "invalid_penalty": 0.01,
+        "search": search,
+        **env,
+    }
     return parse_recipe({"env": given, "model": {"path": "x"}})
 
 
@@ -54,7 +62,9 @@ def play(benchmark: SearchQA, task_id: str, *actions: str) -> list[EnvironmentSt
     return asyncio.run(run())
 
 
-def collect(benchmark: SearchQA, say: Callable[[str], str], tasks: int = 3, members: int = 2) -> tuple[list[Group], CollectStats]:
+def collect(
+    benchmark: SearchQA, say: Callable[[str], str], tasks: int = 3, members: int = 2
+) -> tuple[list[Group], CollectStats]:
     async def run() -> tuple[list[Group], CollectStats]:
         try:
             listed = (benchmark.tasks("train") + list(benchmark.panel("test").tasks))[:tasks]
@@ -67,9 +77,14 @@ def collect(benchmark: SearchQA, say: Callable[[str], str], tasks: int = 3, memb
 
 class TestAnEpisode:
     def test_searches_reads_and_answers(self, small: Path) -> None:
-        start, found, end = play(SearchQA(recipe().env), "nq/2", "<search>capital of Norway</search>", "<answer>oslo.</answer>")
+        start, found, end = play(
+            SearchQA(recipe().env), "nq/2", "<search>capital of Norway</search>", "<answer>oslo.</answer>"
+        )
         assert start.observation == "what is the capital of Norway?" and not start.done
-        assert found.observation.startswith("Doc 1 (Title: Oslo) Oslo is the capital of Norway.") and found.reward == 0.0
+        assert (
+            found.observation.startswith("Doc 1 (Title: Oslo) Oslo is the capital of Norway.")
+            and found.reward == 0.0
+        )
         assert 1 <= found.observation.count("Doc ") <= 3
         assert (end.reward, end.success, end.score, end.done, end.observation) == (1.0, True, 1.0, True, "")
 
@@ -84,10 +99,17 @@ class TestAnEpisode:
     def test_has_four_turns_and_searches_nothing_in_the_last(self, small: Path) -> None:
         states = play(SearchQA(recipe().env), "nq/2", *["<search>Bergen</search>"] * 4)
         assert [s.done for s in states] == [False] * 4 + [True]
-        assert states[3].observation and states[4].observation == "" and not states[4].success and states[4].score == 0.0
+        assert (
+            states[3].observation
+            and states[4].observation == ""
+            and not states[4].success
+            and states[4].score == 0.0
+        )
 
     def test_may_answer_in_the_last_turn(self, small: Path) -> None:
-        *_, end = play(SearchQA(recipe().env), "nq/2", *["<search>Bergen</search>"] * 3, "<answer>Oslo</answer>")
+        *_, end = play(
+            SearchQA(recipe().env), "nq/2", *["<search>Bergen</search>"] * 3, "<answer>Oslo</answer>"
+        )
         assert end.success
 
     def test_an_invalid_action_costs_a_turn_and_says_so(self, small: Path) -> None:
@@ -99,10 +121,14 @@ class TestAnEpisode:
 
     def test_depth_and_length_of_results_are_the_recipes(self, small: Path) -> None:
         benchmark = SearchQA(recipe(search={"topk": 1, "passage_words": 2}).env)
-        assert play(benchmark, "nq/2", "<search>capital of Norway</search>")[1].observation == "Doc 1 (Title: Oslo) Oslo is"
+        assert (
+            play(benchmark, "nq/2", "<search>capital of Norway</search>")[1].observation
+            == "Doc 1 (Title: Oslo) Oslo is"
+        )
 
     def test_what_a_passage_says_is_never_the_agents_answer(self, small: Path) -> None:
-        """The passage about The Who answers `London` inside it and closes its block; the agent that repeats it has not answered."""
+        """The passage about The Who answers `London` inside it and closes its block; the agent that repeats
+        it has not answered."""
         benchmark = SearchQA(recipe().env)
 
         def copier(prompt: str) -> str:
@@ -118,15 +144,24 @@ class TestAnEpisode:
 class TestWhatIsLearntFrom:
     @staticmethod
     def say(prompt: str) -> str:
-        return "<think>so</think><answer>Bergen</answer>" if "<information>" in prompt else "<think>so</think><search>composer of Peer Gynt</search>"
+        return (
+            "<think>so</think><answer>Bergen</answer>"
+            if "<information>" in prompt
+            else "<think>so</think><search>composer of Peer Gynt</search>"
+        )
 
     def test_the_next_observation_is_the_search_results_and_an_answer_has_none(self, small: Path) -> None:
         groups, stats = collect(SearchQA(recipe().env), self.say, tasks=2)
         for episode in (e for g in groups for e in g.episodes):
             search, answer = episode.transitions
-            assert CHAT.decode(search.observation_ids).startswith("Doc 1 (Title: Peer Gynt) Peer Gynt is a play")
+            assert CHAT.decode(search.observation_ids).startswith(
+                "Doc 1 (Title: Peer Gynt) Peer Gynt is a play"
+            )
             assert len(answer.observation_ids) == 0
-            assert episode.truncated_observations == 1 and len(search.observation_ids) == SETTINGS.max_observation_tokens
+            assert (
+                episode.truncated_observations == 1
+                and len(search.observation_ids) == SETTINGS.max_observation_tokens
+            )
         assert stats.truncated_observations == 4
 
     def test_success_pays_and_members_share_the_question(self, small: Path) -> None:
@@ -144,23 +179,37 @@ class TestARetrieverThatFails:
         port = free_port()
         with strange_server(tmp_path, port) as control:
             control.write_text(mode)
-            env = recipe(step_timeout_s=0.5, search={"retriever": "http", "url": f"http://127.0.0.1:{port}", "timeout_s": 0.2}).env
+            env = recipe(
+                step_timeout_s=0.5,
+                search={"retriever": "http", "url": f"http://127.0.0.1:{port}", "timeout_s": 0.2},
+            ).env
 
             def say(prompt: str) -> str:
-                return "<think>so</think><answer>Oslo</answer>" if "capital" in prompt else "<think>so</think><search>Grieg</search>"
+                return (
+                    "<think>so</think><answer>Oslo</answer>"
+                    if "capital" in prompt
+                    else "<think>so</think><search>Grieg</search>"
+                )
 
             groups, stats = collect(SearchQA(env), say, tasks=5, members=2)
         failed = {e.task_id for g in groups for e in g.episodes if e.failed_by_environment}
         assert len(failed) == 4 and "nq/2" not in failed and stats.failed_by_environment == 8
         pool = Pool.from_groups(groups)
-        assert pool.num_groups == 1 and {e.task_id for e in pool.episodes} == {"nq/2"} and all(e.success for e in pool.episodes)
+        assert (
+            pool.num_groups == 1
+            and {e.task_id for e in pool.episodes} == {"nq/2"}
+            and all(e.success for e in pool.episodes)
+        )
 
     def test_for_a_while_is_waited_for(self, small: Path, bm25_folder: Path) -> None:
         """Killed before the first search, back a second later: no episode fails."""
         port = free_port()
         with own_server(bm25_folder, port):
             pass
-        env = recipe(step_timeout_s=60.0, search={"retriever": "http", "url": f"http://127.0.0.1:{port}", "timeout_s": 5.0}).env
+        env = recipe(
+            step_timeout_s=60.0,
+            search={"retriever": "http", "url": f"http://127.0.0.1:{port}", "timeout_s": 5.0},
+        ).env
 
         async def run() -> EnvironmentState:
             benchmark = SearchQA(env)
@@ -189,13 +238,16 @@ class TestARetrieverThatFails:
                 sessions = await benchmark.open(benchmark.panel("bamboogle").tasks[0], 6)
                 queries = ["a", "b", "poison", "c", "d", "e"]
                 found = await asyncio.gather(
-                    *(s.step(f"<search>{q}</search>") for s, q in zip(sessions, queries, strict=True)), return_exceptions=True
+                    *(s.step(f"<search>{q}</search>") for s, q in zip(sessions, queries, strict=True)),
+                    return_exceptions=True,
                 )
                 await benchmark.close()
                 return found
 
             found = asyncio.run(run())
-        assert isinstance(found.pop(2), EnvironmentFailure) and all(isinstance(f, EnvironmentState) for f in found)
+        assert isinstance(found.pop(2), EnvironmentFailure) and all(
+            isinstance(f, EnvironmentState) for f in found
+        )
 
 
 class TestPanels:
@@ -206,14 +258,23 @@ class TestPanels:
         assert sorted(t.task_id for p in by_set.values() for t in p.tasks) == [t.task_id for t in whole.tasks]
         assert all({t.task_type for t in panel.tasks} == {name} for name, panel in by_set.items())
         inside, outside = benchmark.panel("in_domain"), benchmark.panel("out_of_domain")
-        assert {t.task_type for t in inside.tasks} == {"nq", "hotpotqa"} and all(is_in_domain(t.task_type) for t in inside.tasks)
-        assert len(inside.tasks) + len(outside.tasks) == len(whole.tasks) and len({p.checksum for p in by_set.values()}) == 7
+        assert {t.task_type for t in inside.tasks} == {"nq", "hotpotqa"} and all(
+            is_in_domain(t.task_type) for t in inside.tasks
+        )
+        assert (
+            len(inside.tasks) + len(outside.tasks) == len(whole.tasks)
+            and len({p.checksum for p in by_set.values()}) == 7
+        )
         assert not {t.task_id for t in whole.tasks} & {t.task_id for t in benchmark.tasks("train")}
 
     def test_parts_are_chosen_once_and_for_all_in_proportion(self, mini: data.SearchData) -> None:
         benchmark = make_benchmark(recipe().env)
         part = benchmark.panel("test:70@0")
-        assert part == make_benchmark(recipe().env).panel("test:70@0") and part.name == "mini test:70@0" and len(part.tasks) == 70
+        assert (
+            part == make_benchmark(recipe().env).panel("test:70@0")
+            and part.name == "mini test:70@0"
+            and len(part.tasks) == 70
+        )
         assert part.checksum != benchmark.panel("test:70@1").checksum
         assert sum(t.task_type == "triviaqa" for t in part.tasks) == round(70 * 1000 / len(mini.test))
         assert [t.task_id for t in part.tasks] == sorted(t.task_id for t in part.tasks)
@@ -253,8 +314,11 @@ class TestRecipes:
             play(SearchQA(recipe(search={"retriever": "dense"}).env), "nq/2", "<search>a</search>")
 
 
-def test_every_question_of_the_generated_world_is_answered_by_its_own_searches(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scripted agent that knows what to ask wins wherever the answer is written, and answers nothing that it has not read."""
+def test_every_question_of_the_generated_world_is_answered_by_its_own_searches(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scripted agent that knows what to ask wins wherever the answer is written, and answers nothing that
+    it has not read."""
     monkeypatch.setenv("PAW_CACHE", str(world))
     benchmark = SearchQA(recipe(search={"data": "generated"}).env)
 
@@ -263,7 +327,9 @@ def test_every_question_of_the_generated_world_is_answered_by_its_own_searches(w
         for task in benchmark.panel("test:140@0").tasks:
             question = benchmark.question(task)
             (session,) = await benchmark.open(task, 1)
-            seen = [(await session.step(f"<search>{query}</search>")).observation for query in question.searches]
+            seen = [
+                (await session.step(f"<search>{query}</search>")).observation for query in question.searches
+            ]
             assert (await session.step(f"<answer>{question.answers[0]}</answer>")).success
             read.append(question.answers[0] in seen[-1])
             assert question.answers[0].lower() not in question.question.lower()

@@ -1,4 +1,5 @@
-"""The index that is built in chunks is the library's own index of the same corpus, and it is whole or absent."""
+"""The index that is built in chunks is the library's own index of the same corpus, and it is whole or
+absent."""
 
 from __future__ import annotations
 
@@ -21,19 +22,31 @@ from paw_hpc.envs.search.words import terms
 from paw_hpc.system.errors import DataError
 from tests.envs.search.conftest import write_corpus, write_lines
 
-WORLD_QUERIES = ["Ada Abel", "where was Max Wolf born?", "painter violin Oslo", "a company that was founded by Greta Roth", "Norway"]
+WORLD_QUERIES = [
+    "Ada Abel",
+    "where was Max Wolf born?",
+    "painter violin Oslo",
+    "a company that was founded by Greta Roth",
+    "Norway",
+]
 
 
 @pytest.fixture(scope="module")
 def world_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_lines(tmp_path_factory.mktemp("world") / "corpus.jsonl", make_world(people=300, companies=80)[0])
+    return write_lines(
+        tmp_path_factory.mktemp("world") / "corpus.jsonl", make_world(people=300, companies=80)[0]
+    )
 
 
 def library_scores(corpus: Path, queries: list[str], k: int) -> np.ndarray:
     """float[queries, k]: what bm25s itself, with the whole corpus in memory, gives as the best scores."""
     index = bm25s.BM25(k1=K1, b=B)
-    index.index([terms(json.loads(line)["contents"]) for line in corpus.open(encoding="utf-8")], show_progress=False)
-    return np.sort(index.retrieve([terms(q) for q in queries], k=k, show_progress=False).scores, axis=1)[:, ::-1]
+    index.index(
+        [terms(json.loads(line)["contents"]) for line in corpus.open(encoding="utf-8")], show_progress=False
+    )
+    return np.sort(index.retrieve([terms(q) for q in queries], k=k, show_progress=False).scores, axis=1)[
+        :, ::-1
+    ]
 
 
 def scores(found: list[list[Hit]], k: int) -> np.ndarray:
@@ -42,7 +55,9 @@ def scores(found: list[list[Hit]], k: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 10**6])
-def test_chunks_of_any_size_give_the_librarys_own_scores(chunk: int, world_corpus: Path, tmp_path: Path) -> None:
+def test_chunks_of_any_size_give_the_librarys_own_scores(
+    chunk: int, world_corpus: Path, tmp_path: Path
+) -> None:
     build_bm25(world_corpus, tmp_path / "index", chunk_passages=chunk)
     found = Bm25Retriever(tmp_path / "index").search(WORLD_QUERIES, 5)
     assert np.allclose(scores(found, 5), library_scores(world_corpus, WORLD_QUERIES, 5), atol=1e-5)
@@ -57,7 +72,10 @@ def test_other_parameters_give_other_scores(world_corpus: Path, tmp_path: Path) 
 
 def test_the_compiled_backend_agrees_with_numpy(world_corpus: Path, tmp_path: Path) -> None:
     build_bm25(world_corpus, tmp_path / "index")
-    compiled, plain = (Bm25Retriever(tmp_path / "index", backend=name).search(WORLD_QUERIES, 4) for name in ("numba", "numpy"))
+    compiled, plain = (
+        Bm25Retriever(tmp_path / "index", backend=name).search(WORLD_QUERIES, 4)
+        for name in ("numba", "numpy")
+    )
     assert np.allclose(scores(compiled, 4), scores(plain, 4))
 
 
@@ -99,7 +117,16 @@ class TestAnIndex:
             Bm25Retriever(built)
         assert Bm25Retriever(built, moved).search(["Oslo"], 1)[0]
 
-    @pytest.mark.parametrize("name", ["data.csc.index.npy", "indptr.csc.index.npy", "vocab.index.json", "params.index.json", "offsets.npy"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "data.csc.index.npy",
+            "indptr.csc.index.npy",
+            "vocab.index.json",
+            "params.index.json",
+            "offsets.npy",
+        ],
+    )
     def test_that_is_torn_is_refused(self, built: Path, name: str) -> None:
         whole = (built / name).read_bytes()
         (built / name).write_bytes(whole[: len(whole) // 2])
@@ -127,22 +154,34 @@ def test_the_mini_corpus(mini: SearchData, tmp_path: Path) -> None:
     assert len(Corpus(mini.corpus, default_index("mini"))) == 20201
     questions = [q for q in mini.test if q.dataset == "nq"]
     found = index.search([q.question for q in questions], 3)
-    hit = [any(contains_answer(h.passage.contents, q.answers) for h in hits) for q, hits in zip(questions, found, strict=True)]
+    hit = [
+        any(contains_answer(h.passage.contents, q.answers) for h in hits)
+        for q, hits in zip(questions, found, strict=True)
+    ]
     assert np.mean(hit) > 0.5
-    shuffled = [any(contains_answer(h.passage.contents, q.answers) for h in hits) for q, hits in zip(questions, found[1:] + found[:1], strict=True)]
+    shuffled = [
+        any(contains_answer(h.passage.contents, q.answers) for h in hits)
+        for q, hits in zip(questions, found[1:] + found[:1], strict=True)
+    ]
     assert np.mean(shuffled) < 0.1, "another question's passages hold the answer of few"
 
 
 def test_jax_is_not_started_for_it(tmp_path: Path) -> None:
-    """Where JAX is installed it takes most of a GPU's memory when it starts; bm25s alone starts it, which shows that this test could fail."""
+    """Where JAX is installed it takes most of a GPU's memory when it starts; bm25s alone starts it, which
+    shows that this test could fail."""
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax" / "__init__.py").write_text("print('JAX starts')")
     (tmp_path / "jax" / "lax.py").write_text("def top_k(scores, k): print('JAX takes the GPU')")
 
     def said(code: str) -> str:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout
 
     assert said("import paw_hpc.envs.search.bm25, sys; print('jax' in sys.modules)") == "False\n"
-    assert said("import jax, paw_hpc.envs.search.bm25, sys; print(sys.modules['jax'] is jax)") == "JAX starts\nTrue\n"
+    assert (
+        said("import jax, paw_hpc.envs.search.bm25, sys; print(sys.modules['jax'] is jax)")
+        == "JAX starts\nTrue\n"
+    )
     assert "JAX takes the GPU" in said("import bm25s")

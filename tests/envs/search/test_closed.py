@@ -1,4 +1,5 @@
-"""The project's own retrieval server obeys whoever has its key: what another user of the machine reaches with none and with a wrong one."""
+"""The project's own retrieval server obeys whoever has its key: what another user of the machine reaches with
+none and with a wrong one."""
 
 from __future__ import annotations
 
@@ -55,16 +56,37 @@ def routes() -> Routes:
 
 
 def tried(url: str, wanted: Routes, headers: dict[str, str]) -> dict[tuple[str, str], int | str]:
-    return dict(zip(wanted, somebody_else("call", *([method, url + path, headers] for method, path in wanted)), strict=True))
+    return dict(
+        zip(
+            wanted,
+            somebody_else("call", *([method, url + path, headers] for method, path in wanted)),
+            strict=True,
+        )
+    )
 
 
-WRONG = [None, "Bearer ", "Bearer wrong", "Bearer {key}x", "Bearer {start}", "Basic {key}", "{key}", "Bearer  {key}"]
+WRONG = [
+    None,
+    "Bearer ",
+    "Bearer wrong",
+    "Bearer {key}x",
+    "Bearer {start}",
+    "Basic {key}",
+    "{key}",
+    "Bearer  {key}",
+]
 
 
 class TestAServerWithAKey:
     @pytest.mark.parametrize("header", WRONG)
-    def test_refuses_every_route_to_whoever_does_not_have_it(self, closed: str, routes: Routes, header: str | None) -> None:
-        answers = tried(closed, routes, {} if header is None else {"Authorization": header.format(key=KEY, start=KEY[:-1])})
+    def test_refuses_every_route_to_whoever_does_not_have_it(
+        self, closed: str, routes: Routes, header: str | None
+    ) -> None:
+        answers = tried(
+            closed,
+            routes,
+            {} if header is None else {"Authorization": header.format(key=KEY, start=KEY[:-1])},
+        )
         assert {route for route, status in answers.items() if status != 401} == {("GET", "/health")}
 
     def test_opens_them_to_whoever_has(self, closed: str, routes: Routes) -> None:
@@ -80,11 +102,20 @@ class TestAServerWithAKey:
             "//health",
         ]
         assert set(tried(closed, [("GET", way) for way in ways], {}).values()) == {401}
-        upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-        assert set(tried(closed, [("GET", "/retrieve"), ("GET", "/health")], upgrade).values()) <= {200, 401, 403}
-        assert tried(closed, [("GET", "/openapi.json")], {"X-Original-URL": "/health", "X-HTTP-Method-Override": "GET"}) == {
-            ("GET", "/openapi.json"): 401
+        upgrade = {
+            "Connection": "Upgrade",
+            "Upgrade": "websocket",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         }
+        assert set(tried(closed, [("GET", "/retrieve"), ("GET", "/health")], upgrade).values()) <= {
+            200,
+            401,
+            403,
+        }
+        assert tried(
+            closed, [("GET", "/openapi.json")], {"X-Original-URL": "/health", "X-HTTP-Method-Override": "GET"}
+        ) == {("GET", "/openapi.json"): 401}
 
     def test_is_not_opened_by_a_key_beside_another(self, closed: str) -> None:
         twice = [("Authorization", "Bearer wrong"), ("Authorization", f"Bearer {KEY}")]
@@ -92,7 +123,12 @@ class TestAServerWithAKey:
 
     def test_tells_strangers_that_it_lives_and_no_more(self, closed: str) -> None:
         assert httpx.get(f"{closed}/health", trust_env=False).json() == {"status": "ok"}
-        assert set(httpx.get(f"{closed}/health", headers=bearer(KEY), trust_env=False).json()) == {"status", "retriever", "queries", "uptime_s"}
+        assert set(httpx.get(f"{closed}/health", headers=bearer(KEY), trust_env=False).json()) == {
+            "status",
+            "retriever",
+            "queries",
+            "uptime_s",
+        }
 
     def test_does_not_wait_for_what_strangers_send(self, closed: str) -> None:
         def endless() -> Iterator[bytes]:
@@ -102,7 +138,10 @@ class TestAServerWithAKey:
 
         began = time.monotonic()
         with contextlib.suppress(httpx.WriteError):  # it has hung up
-            assert httpx.post(f"{closed}/retrieve", content=endless(), trust_env=False, timeout=30).status_code == 401
+            assert (
+                httpx.post(f"{closed}/retrieve", content=endless(), trust_env=False, timeout=30).status_code
+                == 401
+            )
         assert time.monotonic() - began < 10
 
     def test_shows_its_key_nowhere(self, closed: str, key_file: Path) -> None:
@@ -116,7 +155,11 @@ def test_the_same_finds_a_server_without_a_key_open(bm25_folder: Path, routes: R
     port = free_port()
     with own_server(bm25_folder, port):
         answers = tried(f"http://127.0.0.1:{port}", routes, {})
-        assert 401 not in answers.values() and answers[("GET", "/openapi.json")] == 200 and answers[("POST", "/retrieve")] == 422
+        assert (
+            401 not in answers.values()
+            and answers[("GET", "/openapi.json")] == 200
+            and answers[("POST", "/retrieve")] == 422
+        )
 
 
 class TestAClient:
@@ -124,20 +167,32 @@ class TestAClient:
         search = {"data": "generated", "retriever": "http", "url": closed, "key_file": str(key_file)}
         retriever = make_retriever(env_section(search))
         assert retriever.search(["capital of Norway"], 1)[0][0].passage.title == "Oslo"
-        assert load_test.load_test(closed, ["Oslo"], requests=4, clients=2, batch=2, key=read_key(key_file, "x")).failed == 0
+        assert (
+            load_test.load_test(
+                closed, ["Oslo"], requests=4, clients=2, batch=2, key=read_key(key_file, "x")
+            ).failed
+            == 0
+        )
 
     @pytest.mark.parametrize("key", [None, "wrong"])
-    def test_with_another_ends_the_run_at_once_and_not_only_its_episodes(self, closed: str, key: str | None) -> None:
+    def test_with_another_ends_the_run_at_once_and_not_only_its_episodes(
+        self, closed: str, key: str | None
+    ) -> None:
         """A UserError, which no environment catches; waiting would not help."""
         began, client = time.monotonic(), HttpRetriever(closed, timeout_s=5, give_up_s=60, key=key)
-        with pytest.raises(UserError, match=r"retrieve: it does not take this run's key \(status 401\); see env.search.key_file$") as said:
+        with pytest.raises(
+            UserError,
+            match=r"retrieve: it does not take this run's key \(status 401\); see env.search.key_file$",
+        ) as said:
             client.search(["Oslo"], 1)
         assert time.monotonic() - began < 10 and "wrong" not in str(said.value)
         with pytest.raises(UserError, match="does not take this key; see --key-file"):
             load_test.load_test(closed, ["Oslo"], requests=1, clients=1, batch=1, key=key)
         client.close()
 
-    def test_sends_the_key_of_the_job_to_the_retriever_of_the_job_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_sends_the_key_of_the_job_to_the_retriever_of_the_job_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         search = {"data": "generated", "retriever": "http", "url": "http://node1:8000"}
         env = env_section(search)
         write_secret(tmp_path / "job", "of-the-job")
@@ -149,14 +204,20 @@ class TestAClient:
 
     def test_needs_an_address_for_its_key(self) -> None:
         with pytest.raises(UserError, match=r"env\.search: key_file: it goes with url"):
-            load_recipe("recipes/search/ours.yaml", ["env.search.url=null", "env.search.key_file=k", "cluster.retriever_node=true"])
+            load_recipe(
+                "recipes/search/ours.yaml",
+                ["env.search.url=null", "env.search.key_file=k", "cluster.retriever_node=true"],
+            )
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ((), "without a key: every user of this machine may search"),
-        (("--host", "0.0.0.0"), "without a key: every user of this machine, and whoever reaches it from elsewhere, may search"),
+        (
+            ("--host", "0.0.0.0"),
+            "without a key: every user of this machine, and whoever reaches it from elsewhere, may search",
+        ),
         (("--key-file", "{key}"), ", with a key"),
     ],
 )
@@ -166,7 +227,9 @@ def test_says_at_its_start_who_may_search(
     served: list[str] = []
     monkeypatch.setattr(server, "serve", lambda retriever, host, port, **_: served.append(host))
     given = [option.format(key=key_file) for option in options]
-    result = CliRunner().invoke(app, ["data", "search", "serve", str(bm25_folder), *given], catch_exceptions=False)
+    result = CliRunner().invoke(
+        app, ["data", "search", "serve", str(bm25_folder), *given], catch_exceptions=False
+    )
     assert result.exit_code == 0 and says in result.output and KEY not in result.output
     assert served == ["0.0.0.0" if "--host" in options else "127.0.0.1"]
 
@@ -174,6 +237,16 @@ def test_says_at_its_start_who_may_search(
 def test_a_file_that_others_can_read_starts_nothing(bm25_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("0123")
     (tmp_path / "key").chmod(0o644)
-    command = [sys.executable, "-m", "paw_hpc.cli.main", "data", "search", "serve", str(bm25_folder), "--key-file", str(tmp_path / "key")]
+    command = [
+        sys.executable,
+        "-m",
+        "paw_hpc.cli.main",
+        "data",
+        "search",
+        "serve",
+        str(bm25_folder),
+        "--key-file",
+        str(tmp_path / "key"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "--key-file: " in done.stderr and "chmod 600" in done.stderr

@@ -17,7 +17,9 @@ from tests.envs.search.encoders import save_encoder
 @pytest.fixture
 def small(own_cache: Path) -> Path:
     write_corpus(own_cache / "search" / "corpus.jsonl")
-    return write_lines(own_cache / "search" / "questions.jsonl", [{**row, "answer_in_corpus": True} for row in QUESTIONS]).parent
+    return write_lines(
+        own_cache / "search" / "questions.jsonl", [{**row, "answer_in_corpus": True} for row in QUESTIONS]
+    ).parent
 
 
 def paw(*arguments: str) -> str:
@@ -32,9 +34,23 @@ def test_build_makes_the_index_that_recipes_look_for(small: Path) -> None:
 
 
 def test_build_of_a_dense_index(small: Path, tmp_path: Path) -> None:
-    encoder = save_encoder(tmp_path / "tiny", ["Oslo is the capital of Norway"], [("Oslo", "capital")], steps=1)
+    encoder = save_encoder(
+        tmp_path / "tiny", ["Oslo is the capital of Norway"], [("Oslo", "capital")], steps=1
+    )
     out = tmp_path / "dense"
-    printed = paw("build", "--retriever", "dense", "--encoder", str(encoder), "--max-tokens", "32", "--out", str(out), "--data", "mini")
+    printed = paw(
+        "build",
+        "--retriever",
+        "dense",
+        "--encoder",
+        str(encoder),
+        "--max-tokens",
+        "32",
+        "--out",
+        str(out),
+        "--data",
+        "mini",
+    )
     assert printed.strip() == str(out) and (out / "dense.json").is_file()
     with pytest.raises(UserError, match="--out: a dense index needs a folder"):
         paw("build", "--retriever", "dense", "--data", "mini")
@@ -55,13 +71,18 @@ def test_list_and_verify_tell_what_is_there(small: Path) -> None:
         (("verify", "--data", "official"), "no official questions"),
     ],
 )
-def test_mistakes_are_said_in_one_line(arguments: tuple[str, ...], says: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_said_in_one_line(
+    arguments: tuple[str, ...], says: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((UserError, DataError), match=says):
         paw(*arguments)
 
 
 def test_verify_fails_where_official_questions_are_not_as_published(small: Path) -> None:
-    write_lines(small / "official" / "nq" / "test.jsonl", [{"id": "test_0", "question": "q?", "golden_answers": ["a"]}])
+    write_lines(
+        small / "official" / "nq" / "test.jsonl",
+        [{"id": "test_0", "question": "q?", "golden_answers": ["a"]}],
+    )
     result = CliRunner().invoke(app, ["data", "search", "verify", "--data", "official"])
     assert result.exit_code == 1 and "nq/test: 1 of 3610, NOT as published" in result.stdout

@@ -1,4 +1,5 @@
-"""Passages are read by number, and a corpus that is torn, changed or packed is refused in one line that names the place."""
+"""Passages are read by number, and a corpus that is torn, changed or packed is refused in one line that names
+the place."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def test_a_last_line_without_its_newline_is_a_passage_too(tmp_path: Path, folder
     assert Corpus(path, folder)[len(PASSAGES) - 1].title == PASSAGES[-1][0]
 
 
-def test_a_corpus_may_end_in_empty_lines_and_begin_with_a_byte_order_mark(tmp_path: Path, folder: Path) -> None:
+def test_a_corpus_may_end_in_empty_lines_and_begin_with_a_byte_order_mark(
+    tmp_path: Path, folder: Path
+) -> None:
     path = write_corpus(tmp_path / "c.jsonl")
     content = path.read_bytes()
     for changed in (content + b"\n", content + b"\n  \r\n", b"\xef\xbb\xbf" + content):
@@ -52,8 +55,14 @@ def test_a_corpus_may_end_in_empty_lines_and_begin_with_a_byte_order_mark(tmp_pa
         (lambda b: b"", r"c.jsonl: empty"),
         (lambda b: b"\n\n", r"c.jsonl: empty"),
         (lambda b: b + b"\n" + b, r"c.jsonl:8: an empty line between passages"),
-        (lambda b: b + b'{"id": "x", "contents": "a \\ud83d"}\n', r"c.jsonl:8: contents holds half a character, \\ud83d, at character 3"),
-        (lambda b: b + b'{"id": "x", "contents": "a \\ud83d"}', r"c.jsonl:8: contents holds half a character"),
+        (
+            lambda b: b + b'{"id": "x", "contents": "a \\ud83d"}\n',
+            r"c.jsonl:8: contents holds half a character, \\ud83d, at character 3",
+        ),
+        (
+            lambda b: b + b'{"id": "x", "contents": "a \\ud83d"}',
+            r"c.jsonl:8: contents holds half a character",
+        ),
         (lambda b: b + b'{"id": "\\ud83d", "contents": "a"}\n', r"c.jsonl:8: id holds half a character"),
     ],
 )

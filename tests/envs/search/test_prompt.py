@@ -1,4 +1,5 @@
-"""The prompt shows question, all searches and their results; its own example and history are never read as the agent's answer."""
+"""The prompt shows question, all searches and their results; its own example and history are never read as
+the agent's answer."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from paw_hpc.envs.search.corpus import Passage
 from paw_hpc.envs.search.prompt import SearchView
 from paw_hpc.envs.search.protocol import INVALID, passages_text
 
-FOUND = passages_text([Passage("1", '"Oslo"\nOslo is the capital of Norway.'), Passage("2", '"Bergen"\nBergen is a city.')])
+FOUND = passages_text(
+    [Passage("1", '"Oslo"\nOslo is the capital of Norway.'), Passage("2", '"Bergen"\nBergen is a city.')]
+)
 
 
 def view(style: str = "paper", history: int = 4) -> SearchView:
@@ -27,14 +30,19 @@ class TestPaperStyle:
     def test_asks_for_a_thought_and_then_one_of_two_actions(self) -> None:
         shown = text(view())
         assert "Question: what is the capital of Norway?" in shown and "step 1 of at most 4" in shown
-        assert all(tag in shown for tag in ("<think>", "<search>", "<answer>")) and "<information>" not in shown
+        assert (
+            all(tag in shown for tag in ("<think>", "<search>", "<answer>")) and "<information>" not in shown
+        )
 
     def test_shows_every_search_with_its_results_in_order(self) -> None:
         made = view()
         for query in ("first", "second", "third"):
             made.observe(f"<search>{query}</search>", EnvironmentState(f"about {query}", ()))
         shown = text(made)
-        places = [shown.index(f"<search>{q}</search>\n<information>about {q}</information>") for q in ("first", "second", "third")]
+        places = [
+            shown.index(f"<search>{q}</search>\n<information>about {q}</information>")
+            for q in ("first", "second", "third")
+        ]
         assert places == sorted(places) and "step 4 of at most 4" in shown and "3 step(s)" in shown
 
     def test_drops_the_oldest_search_when_it_does_not_fit(self) -> None:
@@ -56,7 +64,9 @@ class TestPaperStyle:
             ("<think>hm</think><search>a</search><answer>b</answer>", "", False),
         ],
     )
-    def test_an_action_is_valid_after_a_thought_and_carried_out_without(self, response: str, action: str, valid: bool) -> None:
+    def test_an_action_is_valid_after_a_thought_and_carried_out_without(
+        self, response: str, action: str, valid: bool
+    ) -> None:
         assert view().parse(response) == (action, valid)
 
 
@@ -66,7 +76,8 @@ class TestCompactStyle:
         made.observe("<search>norway capital</search>", EnvironmentState(FOUND, ()))
         made.observe("", EnvironmentState(INVALID, ()))
         assert text(made) == (
-            "question: what is the capital of Norway?\nsearch: norway capital\nfound: Oslo is the capital of Norway.\n"
+            "question: what is the capital of Norway?\nsearch: norway capital\nfound: Oslo is the capital "
+            "of Norway.\n"
             "Bergen is a city.\ninvalid\nstep 3"
         )
 

@@ -18,7 +18,10 @@ THOUGHT = "<think>I need more.</think>"
         ("<answer>Oslo</answer>", "<answer>Oslo</answer>"),
         (f"{THOUGHT}<search>two\nlines</search>", "<search>two lines</search>"),
         ("<think>should I say <answer>Rome</answer>?</think><search>Oslo</search>", "<search>Oslo</search>"),
-        (f"{THOUGHT}<information><answer>Rome</answer></information><search>Oslo</search>", "<search>Oslo</search>"),
+        (
+            f"{THOUGHT}<information><answer>Rome</answer></information><search>Oslo</search>",
+            "<search>Oslo</search>",
+        ),
     ],
 )
 def test_one_action_is_read(text: str, action: str) -> None:
@@ -53,7 +56,9 @@ def test_a_thought_must_be_closed_and_stand_first() -> None:
     assert not thinks_first(f"Well: {THOUGHT}<answer>a</answer>")
 
 
-@pytest.mark.parametrize("tag", ["<answer>", "</answer>", "</information>", "< /Information >", "<SEARCH>", "<think/>"])
+@pytest.mark.parametrize(
+    "tag", ["<answer>", "</answer>", "</information>", "< /Information >", "<SEARCH>", "<think/>"]
+)
 def test_tags_of_a_passage_are_broken(tag: str) -> None:
     shown = harmless(f"before {tag} after")
     assert "<" not in shown and "before" in shown and "after" in shown
@@ -72,6 +77,9 @@ def test_a_passage_cannot_close_its_block_or_answer() -> None:
 
 def test_passages_are_numbered_titled_and_cut_by_words() -> None:
     passages = [Passage("1", '"A title"\none two  three\nfour'), Passage("2", "no title at all")]
-    assert passages_text(passages) == "Doc 1 (Title: A title) one two three four\nDoc 2 (Title: ) no title at all"
+    assert (
+        passages_text(passages)
+        == "Doc 1 (Title: A title) one two three four\nDoc 2 (Title: ) no title at all"
+    )
     assert passages_text(passages, words=2) == "Doc 1 (Title: A title) one two\nDoc 2 (Title: ) no title"
     assert passages_text([]) == NO_RESULTS

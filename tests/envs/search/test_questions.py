@@ -1,4 +1,5 @@
-"""Question files: what is read, what is refused, which questions are trained on, and that no test question is."""
+"""Question files: what is read, what is refused, which questions are trained on, and that no test question
+is."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from tests.envs.search.conftest import QUESTIONS, write_corpus, write_lines
 class TestAFile:
     def test_is_read_in_its_order(self, tmp_path: Path) -> None:
         file = read_questions(write_lines(tmp_path / "q.jsonl", QUESTIONS))
-        assert [q.task_id for q in file.questions] == ["nq/1", "nq/2", "hotpotqa/3", "bamboogle/4", "hotpotqa/5"]
+        assert [q.task_id for q in file.questions] == [
+            "nq/1",
+            "nq/2",
+            "hotpotqa/3",
+            "bamboogle/4",
+            "hotpotqa/5",
+        ]
         assert file.questions[1].answers == ("Oslo", "Oslo, Norway") and file.unanswered == 0
 
     def test_of_one_set_need_not_name_it(self, tmp_path: Path) -> None:
@@ -42,7 +49,10 @@ class TestAFile:
             ({"data_source": "squad"}, r"q.jsonl:6: not a question .*no set 'squad'; one of nq"),
             ({"id": "1"}, r"q.jsonl:6: the second question with id 1"),
             ({"golden_answers": 7}, r"q.jsonl:6: not a question"),
-            ({"golden_answers": [None]}, r"q.jsonl:6: not a question .*golden_answers\[0\] is null, expected text"),
+            (
+                {"golden_answers": [None]},
+                r"q.jsonl:6: not a question .*golden_answers\[0\] is null, expected text",
+            ),
             ({"golden_answers": ["a", {"b": 1}]}, r"q.jsonl:6: not a question .*golden_answers\[1\] is"),
             ({"golden_answers": [True]}, r"q.jsonl:6: not a question .*golden_answers\[0\] is true"),
             ({"id": None}, r"q.jsonl:6: not a question .*id is null, expected text"),
@@ -51,7 +61,9 @@ class TestAFile:
     )
     def test_with_a_bad_line_is_refused(self, row: dict[str, Any], says: str, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=says):
-            read_questions(write_lines(tmp_path / "q.jsonl", [*QUESTIONS, {**QUESTIONS[0], "id": "6", **row}]))
+            read_questions(
+                write_lines(tmp_path / "q.jsonl", [*QUESTIONS, {**QUESTIONS[0], "id": "6", **row}])
+            )
 
     @pytest.mark.parametrize(
         ("row", "where"),
@@ -64,7 +76,9 @@ class TestAFile:
     )
     def test_with_half_a_character_is_refused(self, row: dict[str, Any], where: str, tmp_path: Path) -> None:
         path = tmp_path / "q.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in [*QUESTIONS, {**QUESTIONS[0], "id": "6", **row}]))
+        path.write_text(
+            "".join(json.dumps(line) + "\n" for line in [*QUESTIONS, {**QUESTIONS[0], "id": "6", **row}])
+        )
         with pytest.raises(DataError, match=rf"q.jsonl:6: not a question .*{where}") as caught:
             read_questions(path)
         assert "\n" not in str(caught.value) and str(caught.value).encode()
@@ -72,7 +86,12 @@ class TestAFile:
     def test_may_end_in_empty_lines_and_begin_with_a_byte_order_mark(self, tmp_path: Path) -> None:
         path = write_lines(tmp_path / "q.jsonl", QUESTIONS)
         plain, content = read_questions(path), path.read_bytes()
-        for changed in (content + b"\n", content + b"  \r\n\n", b"\xef\xbb\xbf" + content, content.replace(b"\n", b"\r\n")):
+        for changed in (
+            content + b"\n",
+            content + b"  \r\n\n",
+            b"\xef\xbb\xbf" + content,
+            content.replace(b"\n", b"\r\n"),
+        ):
             path.write_bytes(changed)
             assert read_questions(path) == plain
         path.write_bytes(content + b'{"id": "\xff"}\n')
@@ -114,7 +133,10 @@ class TestSources:
     def official(self, own_cache: Path) -> Path:
         folder = own_cache / "search" / "official"
         for (dataset, split), _ in data.OFFICIAL_COUNTS.items():
-            rows = [{"id": f"{split}_{i}", "question": f"{dataset} {split} {i}?", "golden_answers": ["a"]} for i in range(3)]
+            rows = [
+                {"id": f"{split}_{i}", "question": f"{dataset} {split} {i}?", "golden_answers": ["a"]}
+                for i in range(3)
+            ]
             write_lines(folder / dataset / f"{split}.jsonl", rows)
         rows = [
             {"id": "train_0", "question": "POPQA test 1", "golden_answers": ["a"]},
@@ -128,7 +150,12 @@ class TestSources:
         found = data.load("auto")
         assert (found.kind, found.folder.resolve()) == ("official", official.resolve())
         assert len(found.test) == 21 and {q.dataset for q in found.test} == set(QUESTION_SETS)
-        assert [q.task_id for q in found.train] == ["hotpotqa/train_0", "hotpotqa/train_1", "hotpotqa/train_2", "nq/train_1"]
+        assert [q.task_id for q in found.train] == [
+            "hotpotqa/train_0",
+            "hotpotqa/train_1",
+            "hotpotqa/train_2",
+            "nq/train_1",
+        ]
         assert found.overlapping == 1 and "1 also asked in a test set" in found.description
         assert data.load("mini").kind == "mini"
 
@@ -136,11 +163,19 @@ class TestSources:
         (official / "musique" / "dev.jsonl").unlink()
         reports = {r.name: r for r in data.verify("official")}
         assert not any(r.intact for r in reports.values())
-        assert reports["nq/test"].expected == 3610 and reports["nq/test"].found == 3 and reports["musique/dev"].found == 0
+        assert (
+            reports["nq/test"].expected == 3610
+            and reports["nq/test"].found == 3
+            and reports["musique/dev"].found == 0
+        )
 
-    def test_without_any_the_world_is_generated_and_asking_for_others_is_refused(self, own_cache: Path) -> None:
+    def test_without_any_the_world_is_generated_and_asking_for_others_is_refused(
+        self, own_cache: Path
+    ) -> None:
         assert data.find("auto")[0] == "generated"
-        with pytest.raises(DataError, match=r"env.search.data: no official questions .*paw data search fetch"):
+        with pytest.raises(
+            DataError, match=r"env.search.data: no official questions .*paw data search fetch"
+        ):
             data.load("official")
         with pytest.raises(DataError, match="no mini questions"):
             data.load("mini")
@@ -160,7 +195,9 @@ class TestTheMiniBenchmark:
     def test_divides_questions_once_and_for_all(self, mini: data.SearchData) -> None:
         """A change of these numbers changes every result: it must be meant."""
         assert (len(mini.train), len(mini.test)) == (776, 3453)
-        assert checksum(mini.train)[:16] == "04cec677fba6f3c9" and checksum(mini.test)[:16] == "014e93f55c4fefd2"
+        assert (
+            checksum(mini.train)[:16] == "04cec677fba6f3c9" and checksum(mini.test)[:16] == "014e93f55c4fefd2"
+        )
 
 
 @pytest.mark.parametrize("source", ["mini", "generated"])

@@ -1,4 +1,5 @@
-"""The HTTP client against real server processes: the project's own, one that is killed and comes back, one that is slow or answers nonsense."""
+"""The HTTP client against real server processes: the project's own, one that is killed and comes back, one
+that is slow or answers nonsense."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class TestTheProjectsOwnServer:
         for url in (served, f"{served}/", f"{served}/retrieve"):
             found = client(url).search(QUERIES, 3)
             expected = bm25_index.search(QUERIES, 3)
-            assert [[h.passage for h in hits] for hits in found] == [[h.passage for h in hits] for hits in expected]
+            assert [[h.passage for h in hits] for hits in found] == [
+                [h.passage for h in hits] for hits in expected
+            ]
             assert found[0][0].score == pytest.approx(expected[0][0].score)
 
     def test_speaks_the_common_protocol(self, served: str) -> None:
@@ -52,18 +55,34 @@ class TestTheProjectsOwnServer:
         assert set(result[0]) == {"document", "score"} and set(result[0]["document"]) == {"id", "contents"}
         (result,) = httpx.post(f"{served}/retrieve", json={**asked, "return_scores": False}).json()["result"]
         assert set(result[0]) == {"id", "contents"} and result[0]["contents"].startswith('"Oslo"\n')
-        (result,) = httpx.post(f"{served}/retrieve", json={"queries": ["Norway Bergen Oslo Edvard"]}).json()["result"]
+        (result,) = httpx.post(f"{served}/retrieve", json={"queries": ["Norway Bergen Oslo Edvard"]}).json()[
+            "result"
+        ]
         assert len(result) == 3, "three where nobody says otherwise"
         assert httpx.post(f"{served}/retrieve", json={"queries": []}).json() == {"result": []}
 
-    @pytest.mark.parametrize("asked", [{}, {"queries": "Oslo"}, {"queries": [1]}, {"queries": ["a"], "topk": 0}, {"queries": ["a"], "topk": 10**6}])
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {},
+            {"queries": "Oslo"},
+            {"queries": [1]},
+            {"queries": ["a"], "topk": 0},
+            {"queries": ["a"], "topk": 10**6},
+        ],
+    )
     def test_refuses_what_is_no_request_and_goes_on(self, served: str, asked: dict[str, object]) -> None:
         assert httpx.post(f"{served}/retrieve", json=asked).status_code == 422
         assert client(served).search(["Oslo"], 1)[0]
 
     def test_bears_many_clients_at_once(self, served: str) -> None:
         load = load_test.load_test(served, QUERIES, requests=60, clients=12, batch=5)
-        assert load.requests == 60 and load.failed == 0 and 0 < load.p50_s <= load.p95_s <= load.p99_s and load.queries_per_s > 0
+        assert (
+            load.requests == 60
+            and load.failed == 0
+            and 0 < load.p50_s <= load.p95_s <= load.p99_s
+            and load.queries_per_s > 0
+        )
         assert httpx.get(f"{served}/health").json()["queries"] >= 300
 
     def test_a_load_test_of_nothing_is_refused(self) -> None:

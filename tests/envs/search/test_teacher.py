@@ -1,4 +1,5 @@
-"""The scripted teacher shows play that leads to the answer, on training questions alone, in words that the tokenizer has; the recipes are sound."""
+"""The scripted teacher shows play that leads to the answer, on training questions alone, in words that the
+tokenizer has; the recipes are sound."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ RECIPES = Path(__file__).parents[3] / "recipes" / "search"
 
 def recipe(**warm_start: float) -> Recipe:
     settings = {"games": 40, "detour": 0.0, "fumble": 0.0, "habit": 0.0} | warm_start
-    return load_recipe(RECIPES / "warm-start.yaml", [f"warm_start.{key}={value}" for key, value in settings.items()])
+    return load_recipe(
+        RECIPES / "warm-start.yaml", [f"warm_start.{key}={value}" for key, value in settings.items()]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +58,9 @@ def test_every_line_is_an_action_and_every_answer_was_read() -> None:
 def test_detours_and_fumbles_are_seen_but_not_taught() -> None:
     plain = {d.answer for d in teacher.demonstrations(recipe())}
     astray = list(teacher.demonstrations(recipe(detour=0.3, fumble=0.3)))
-    assert {d.answer for d in astray} <= plain and any("\ninvalid\n" in d.messages[0]["content"] for d in astray)
+    assert {d.answer for d in astray} <= plain and any(
+        "\ninvalid\n" in d.messages[0]["content"] for d in astray
+    )
 
 
 def test_the_habit_is_to_guess_where_there_is_still_something_to_search_and_it_is_taught() -> None:
@@ -75,7 +80,9 @@ def test_its_words_are_all_in_the_tokenizer_and_prompts_fit() -> None:
         ids = [*chat.prompt(demonstration.messages).tolist(), *chat.answer(demonstration.answer).tolist()]
         assert tokenizer.unk_token_id not in ids and len(ids) < made.rollout.max_prompt_tokens
     test_words = [q.question for q in data.load("generated").test]
-    assert not any(tokenizer.unk_token_id in tokenizer.encode(text) for text in test_words), "nor does a test question hold a word that is not there"
+    assert not any(tokenizer.unk_token_id in tokenizer.encode(text) for text in test_words), (
+        "nor does a test question hold a word that is not there"
+    )
 
 
 def test_what_it_says_is_read_back_in_both_styles() -> None:

@@ -1,4 +1,5 @@
-"""Catalogues to test on: the real small set where it is at hand, a generated one, and a handful of products written by hand."""
+"""Catalogues to test on: the real small set where it is at hand, a generated one, and a handful of products
+written by hand."""
 
 from __future__ import annotations
 
@@ -70,7 +71,10 @@ def entry(asin: str, name: str, **more: Any) -> dict[str, Any]:
 
 
 def options(**values: list[str] | None) -> dict[str, Any]:
-    return {name: None if found is None else [{"value": v, "image": None} for v in found] for name, found in values.items()}
+    return {
+        name: None if found is None else [{"value": v, "image": None} for v in found]
+        for name, found in values.items()
+    }
 
 
 LAMPS = [
@@ -79,18 +83,33 @@ LAMPS = [
         "Red Lamp",
         full_description="A lamp.",
         small_description=["Bright & warm ", " Steel\nfoot"],
-        customization_options=options(Size=["Small", "Large"], Color=["Red/Blue", "<Sand> 'x'"], Nothing=None),
+        customization_options=options(
+            Size=["Small", "Large"], Color=["Red/Blue", "<Sand> 'x'"], Nothing=None
+        ),
         pricing="$18.50",
     ),
     entry("B000000002", "Blue Lamp", pricing="$30.00$20.00$5.00"),
     entry(
-        "B000000003", " Old lamp \n", pricing=None, small_description="one bullet", customization_options=options(Kind=["a", "b", "a"], Sort=["b"])
+        "B000000003",
+        " Old lamp \n",
+        pricing=None,
+        small_description="one bullet",
+        customization_options=options(Kind=["a", "b", "a"], Sort=["b"]),
     ),
-    *[entry(f"B0000001{n:02}", f"Candle {n}", query="candles", category="beauty", pricing="$1,200.00") for n in range(25)],
+    *[
+        entry(f"B0000001{n:02}", f"Candle {n}", query="candles", category="beauty", pricing="$1,200.00")
+        for n in range(25)
+    ],
 ]
 LAMP_ATTRIBUTES: dict[str, Any] = {product["asin"]: {"attributes": ["easy clean"]} for product in LAMPS}
-LAMP_ATTRIBUTES["B000000001"] |= {"instruction": "Find me easy clean lamp", "instruction_attributes": ["easy clean"]}
-LAMP_ATTRIBUTES["B000000100"] |= {"instruction": "Find me soft candle", "instruction_attributes": ["easy clean", "soft"]}
+LAMP_ATTRIBUTES["B000000001"] |= {
+    "instruction": "Find me easy clean lamp",
+    "instruction_attributes": ["easy clean"],
+}
+LAMP_ATTRIBUTES["B000000100"] |= {
+    "instruction": "Find me soft candle",
+    "instruction_attributes": ["easy clean", "soft"],
+}
 
 WriteFiles = Callable[..., Files]
 

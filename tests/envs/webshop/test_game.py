@@ -9,7 +9,18 @@ from paw_hpc.envs.webshop.game import Game
 from paw_hpc.envs.webshop.goals import Goal
 from paw_hpc.envs.webshop.reward import Tagger
 
-GOAL = Goal("B000000001", "garden", "lamps", "Red Lamp", "Home › Light › Lamps", "Find me a lamp", ("bright",), 40.0, {"color": "red | blue"}, 1.0)
+GOAL = Goal(
+    "B000000001",
+    "garden",
+    "lamps",
+    "Red Lamp",
+    "Home › Light › Lamps",
+    "Find me a lamp",
+    ("bright",),
+    40.0,
+    {"color": "red | blue"},
+    1.0,
+)
 HEADER = "Instruction: [SEP] Find me a lamp [SEP] Back to Search"
 RESULTS = f"{HEADER} [SEP] Page 1 (Total results: 3) [SEP] Next >"
 
@@ -33,15 +44,23 @@ class TestPages:
     def test_results(self, game: Game) -> None:
         """A range in the order of the file; the default price; a title stripped."""
         assert after(game, "search[lamp]") == (
-            f"{RESULTS} [SEP] B000000002 [SEP] Blue Lamp [SEP] $30.0 to $20.0 [SEP] B000000001 [SEP] Red Lamp [SEP] $18.5 [SEP] "
+            f"{RESULTS} [SEP] B000000002 [SEP] Blue Lamp [SEP] $30.0 to $20.0 [SEP] B000000001 [SEP] Red "
+            "Lamp [SEP] $18.5 [SEP] "
             "B000000003 [SEP] Old lamp [SEP] $100.0"
         )
-        assert game.available.clickables == ("back to search", "next >", "b000000002", "b000000001", "b000000003")
+        assert game.available.clickables == (
+            "back to search",
+            "next >",
+            "b000000002",
+            "b000000001",
+            "b000000003",
+        )
         assert not game.available.has_search_bar
 
     def test_item(self, game: Game) -> None:
         assert after(game, "search[lamp]", "click[b000000001]") == (
-            f"{HEADER} [SEP] < Prev [SEP] size [SEP] small [SEP] large [SEP] color [SEP] red | blue [SEP] <sand> 'x' [SEP] Red Lamp [SEP] "
+            f"{HEADER} [SEP] < Prev [SEP] size [SEP] small [SEP] large [SEP] color [SEP] red | blue [SEP] "
+            "<sand> 'x' [SEP] Red Lamp [SEP] "
             "Price: $18.5 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
         )
         fixed = ("back to search", "< prev", "description", "features", "reviews", "buy now")
@@ -58,7 +77,10 @@ class TestPages:
         after(game, "search[lamp]", "click[b000000001]")
         assert after(game, "click[description]") == f"{HEADER} [SEP] < Prev [SEP] A lamp."
         assert game.available.clickables == ("back to search", "< prev")
-        assert after(game, "click[< prev]", "click[features]") == f"{HEADER} [SEP] < Prev [SEP] Bright & warm [SEP] Steel\nfoot"
+        assert (
+            after(game, "click[< prev]", "click[features]")
+            == f"{HEADER} [SEP] < Prev [SEP] Bright & warm [SEP] Steel\nfoot"
+        )
         assert after(game, "click[< prev]", "click[reviews]") == f"{HEADER} [SEP] < Prev"
 
     def test_empty_texts(self, game: Game) -> None:
@@ -72,10 +94,14 @@ class TestPages:
         observation, reward, done = game.step("click[Buy Now]")
         assert done and reward == pytest.approx(2 / 3)
         assert observation == (
-            "Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk interface.) [SEP] Purchased [SEP] asin [SEP] "
-            'B000000001 [SEP] options [SEP] {"color": "\\u003csand\\u003e \\u0027x\\u0027", "size": "small"} [SEP] attrs [SEP] None [SEP] category '
-            "[SEP] None [SEP] query [SEP] None [SEP] product category [SEP] None [SEP] Target [SEP] asin [SEP] options [SEP] attrs [SEP] price upper "
-            "[SEP] instuction text [SEP] category [SEP] product category [SEP] query [SEP] Goal [SEP] None [SEP] Reward [SEP] Your score "
+            "Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk "
+            "interface.) [SEP] Purchased [SEP] asin [SEP] "
+            'B000000001 [SEP] options [SEP] {"color": "\\u003csand\\u003e \\u0027x\\u0027", "size": '
+            '"small"} [SEP] attrs [SEP] None [SEP] category '
+            "[SEP] None [SEP] query [SEP] None [SEP] product category [SEP] None [SEP] Target [SEP] asin "
+            "[SEP] options [SEP] attrs [SEP] price upper "
+            "[SEP] instuction text [SEP] category [SEP] product category [SEP] query [SEP] Goal [SEP] None "
+            "[SEP] Reward [SEP] Your score "
             "(min 0.0, max 1.0) [SEP] 0.6666666666666666 [SEP] Reward Details [SEP] None"
         )
         assert game.available.clickables == () and not game.available.has_search_bar
@@ -83,15 +109,25 @@ class TestPages:
 
 class TestNavigation:
     def test_search_works_on_every_page_and_clears_the_choice(self, game: Game) -> None:
-        for before in ([], ["click[b000000001]"], ["click[b000000001]", "click[features]"], ["click[b000000001]", "click[buy now]"]):
+        for before in (
+            [],
+            ["click[b000000001]"],
+            ["click[b000000001]", "click[features]"],
+            ["click[b000000001]", "click[buy now]"],
+        ):
             after(game, "search[lamp]", *before, "click[large]")
             observation, reward, done = game.step("search[LAMP]")
             assert observation.startswith(RESULTS) and (reward, done) == (0.0, False) and game.chosen == {}
 
     def test_pages_have_no_end(self, game: Game) -> None:
-        assert after(game, "search[candle]").startswith(f"{HEADER} [SEP] Page 1 (Total results: 25) [SEP] Next > [SEP] B000000100 [SEP] Candle 0")
+        assert after(game, "search[candle]").startswith(
+            f"{HEADER} [SEP] Page 1 (Total results: 25) [SEP] Next > [SEP] B000000100 [SEP] Candle 0"
+        )
         assert after(game, "click[next >]", "click[next >]").count("Candle") == 5
-        assert after(game, "click[next >]") == f"{HEADER} [SEP] Page 4 (Total results: 25) [SEP] < Prev [SEP] Next >"
+        assert (
+            after(game, "click[next >]")
+            == f"{HEADER} [SEP] Page 4 (Total results: 25) [SEP] < Prev [SEP] Next >"
+        )
         assert game.available.clickables == ("back to search", "< prev", "next >")
         assert "Page 3 " in after(game, "click[< prev]")
 
@@ -100,7 +136,16 @@ class TestNavigation:
         assert "Page 2 " in after(game, "click[< prev]")
 
     def test_options_replace_each_other_and_outlive_sub_pages_alone(self, game: Game) -> None:
-        after(game, "search[lamp]", "click[b000000001]", "click[small]", "click[LARGE]", "click[large]", "click[features]", "click[< prev]")
+        after(
+            game,
+            "search[lamp]",
+            "click[b000000001]",
+            "click[small]",
+            "click[LARGE]",
+            "click[large]",
+            "click[features]",
+            "click[< prev]",
+        )
         assert game.chosen == {"size": "large"}
         after(game, "click[< prev]")
         assert game.chosen == {}

@@ -25,14 +25,25 @@ class TestMaking:
         values = {tuple(goal.options.values()) for goal in goals if isinstance(goal.options, dict)}
         assert values == set(itertools.product(("red | blue", "<sand> 'x'"), ("small", "large")))
         assert all(list(goal.options) == ["color", "size"] for goal in goals)
-        (text,) = {goal.instruction for goal in goals if goal.options == {"color": "red | blue", "size": "large"}}
-        assert text.startswith("Find me easy clean lamp with color: red | blue, and size: large, and price lower than ")
-        assert {goal.price_cap for goal in goals} == {float(text.split()[-2])} and goals[0].price_cap in (30.0, 40.0, 50.0)
+        (text,) = {
+            goal.instruction for goal in goals if goal.options == {"color": "red | blue", "size": "large"}
+        }
+        assert text.startswith(
+            "Find me easy clean lamp with color: red | blue, and size: large, and price lower than "
+        )
+        assert {goal.price_cap for goal in goals} == {float(text.split()[-2])} and goals[0].price_cap in (
+            30.0,
+            40.0,
+            50.0,
+        )
 
     def test_weights_count_who_carries_an_attribute(self, lamps: Catalogue) -> None:
         goals = lamps.goals("synthetic")
         assert len(goals) == 5
-        assert {goal.asin: goal.weight for goal in goals} == {"B000000001": 1 / 5, "B000000100": (1 / 5 + 1) / 2}
+        assert {goal.asin: goal.weight for goal in goals} == {
+            "B000000001": 1 / 5,
+            "B000000100": (1 / 5 + 1) / 2,
+        }
 
     def test_no_cap_where_nothing_is_above_the_price(self, lamps: Catalogue) -> None:
         (candle,) = [goal for goal in lamps.goals("synthetic") if goal.asin == "B000000100"]
@@ -55,7 +66,11 @@ class TestMaking:
 
     def test_human_goals(self, write_files: WriteFiles) -> None:
         said = [
-            {"instruction": ".i need a lamp.", "instruction_attributes": ["easy clean"], "instruction_options": ["small"]},
+            {
+                "instruction": ".i need a lamp.",
+                "instruction_attributes": ["easy clean"],
+                "instruction_options": ["small"],
+            },
             {"instruction": "nothing asked", "instruction_attributes": [], "instruction_options": []},
         ]
         catalogue = open_catalogue(write_files(human={"B000000001": said}))
@@ -67,14 +82,18 @@ class TestMaking:
 class TestOrder:
     def test_is_the_same_in_every_process(self, made: Catalogue) -> None:
         code = (
-            "import random; random.seed(7); from paw_hpc.envs.webshop import data; from paw_hpc.envs.webshop.catalogue import open_catalogue;"
-            "print(data.instruction_digest(open_catalogue(data.generated_files(150, seed=1)).goals('synthetic')))"
+            "import random; random.seed(7); from paw_hpc.envs.webshop import data; from "
+            "paw_hpc.envs.webshop.catalogue import open_catalogue;"
+            "print(data.instruction_digest(open_catalogue(data.generated_files(150, "
+            "seed=1)).goals('synthetic')))"
         )
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == instruction_digest(
-            made.goals("synthetic")
-        )
+        assert subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip() == instruction_digest(made.goals("synthetic"))
 
-    def test_generated_catalogues_are_reproducible(self, made: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_generated_catalogues_are_reproducible(
+        self, made: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PAW_CACHE", str(tmp_path))
         again = open_catalogue(generated_files(150, seed=1))
         assert again.folder != made.folder
@@ -88,12 +107,19 @@ class TestSplit:
         assert test.tolist() == list(range(500)) and train.min() == 500
         asked = {goals[int(i)].identity for i in test}
         assert not any(goals[int(i)].identity in asked for i in train)
-        assert len(test) + len(train) + sum(goals[i].identity in asked for i in range(500, len(goals))) == len(goals)
+        assert len(test) + len(train) + sum(
+            goals[i].identity in asked for i in range(500, len(goals))
+        ) == len(goals)
 
-    def test_twins_of_test_goals_are_left_out_of_training(self, write_files: WriteFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_twins_of_test_goals_are_left_out_of_training(
+        self, write_files: WriteFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A value that stands twice in a file makes two goals that ask for the same."""
         monkeypatch.setattr(benchmark, "TEST_GOALS", 3)
-        twice = [entry("B000000001", "Lamp", customization_options=options(Size=["a", "a", "b", "b", "c"])), *LAMPS[1:]]
+        twice = [
+            entry("B000000001", "Lamp", customization_options=options(Size=["a", "a", "b", "b", "c"])),
+            *LAMPS[1:],
+        ]
         goals = open_catalogue(write_files(twice, LAMP_ATTRIBUTES)).goals("synthetic")
         test, train = split_goals(goals, "test"), split_goals(goals, "train")
         asked = [goals[int(i)].identity for i in test]
@@ -107,6 +133,7 @@ class TestSplit:
         tasks = shop.tasks("train") if len(made.goals("synthetic")) > 500 else shop.tasks("test")
         assert len({task.task_id for task in tasks}) == len(tasks)
         assert all(
-            task.task_id.startswith("generated-synthetic/") and task.task_type in ("beauty", "electronics", "fashion", "garden", "grocery")
+            task.task_id.startswith("generated-synthetic/")
+            and task.task_type in ("beauty", "electronics", "fashion", "garden", "grocery")
             for task in tasks
         )

@@ -1,4 +1,5 @@
-"""Against recordings of the original: every observation, action list, reward and done flag; every goal; Lucene's ranking."""
+"""Against recordings of the original: every observation, action list, reward and done flag; every goal;
+Lucene's ranking."""
 
 from __future__ import annotations
 
@@ -24,11 +25,18 @@ def test_recorded_episodes_replay_exactly(small: Catalogue, recorded: Path, tagg
 
 
 @pytest.mark.parametrize("damage", ["observation", "available", "reward", "done", "action"])
-def test_one_changed_step_is_seen(damage: str, small: Catalogue, recorded: Path, tagger: Tagger, tmp_path: Path) -> None:
+def test_one_changed_step_is_seen(
+    damage: str, small: Catalogue, recorded: Path, tagger: Tagger, tmp_path: Path
+) -> None:
     with gzip.open(recorded / "transcripts.jsonl.gz", "rt") as lines:
         episode = json.loads(next(lines))
     step: dict[str, Any] = episode["steps"][-1]
-    changed = {"observation": step["observation"] + " ", "available": {"has_search_bar": False, "clickables": ["x"]}, "reward": 0.25, "done": False}
+    changed = {
+        "observation": step["observation"] + " ",
+        "available": {"has_search_bar": False, "clickables": ["x"]},
+        "reward": 0.25,
+        "done": False,
+    }
     step[damage] = changed.get(damage, "click[back to search]")
     (tmp_path / "t.jsonl").write_text(json.dumps(episode))
     report = replay(tmp_path / "t.jsonl", small, tagger)
@@ -44,9 +52,16 @@ def test_a_file_without_steps_is_no_match(small: Catalogue, tagger: Tagger, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "truncated"), ('{"steps": []}', "not an episode"), ('{"goal_index": 7000, "steps": []}', "goal 7000 of 6910")]
+    ("content", "said"),
+    [
+        ("{", "truncated"),
+        ('{"steps": []}', "not an episode"),
+        ('{"goal_index": 7000, "steps": []}', "goal 7000 of 6910"),
+    ],
 )
-def test_bad_transcripts_are_refused(content: str, said: str, small: Catalogue, tagger: Tagger, tmp_path: Path) -> None:
+def test_bad_transcripts_are_refused(
+    content: str, said: str, small: Catalogue, tagger: Tagger, tmp_path: Path
+) -> None:
     (tmp_path / "t.jsonl").write_text(content)
     with pytest.raises(DataError, match=said):
         replay(tmp_path / "t.jsonl", small, tagger)
@@ -83,16 +98,23 @@ def test_purchase_prices_are_those_of_the_recording(small: Catalogue) -> None:
     assert sum(small.cost.tolist()) == 103186.65510542535
     goals = small.goals("synthetic")
     assert (goals[0].asin, goals[0].price_cap) == ("B0743JKHBV", 40.0)
-    assert (goals[1].asin, goals[1].options, goals[1].price_cap) == ("B09QCP4579", {"color": "black", "size": "3x-large"}, 50.0)
+    assert (goals[1].asin, goals[1].options, goals[1].price_cap) == (
+        "B09QCP4579",
+        {"color": "black", "size": "3x-large"},
+        50.0,
+    )
 
 
 def test_ranking_is_lucenes(small: Catalogue, recorded: Path) -> None:
-    """1415 queries: the same top product on all, the same first page in the same order on at least 99.5 %, 99 % of the scores."""
+    """1415 queries: the same top product on all, the same first page in the same order on at least 99.5 %, 99
+    % of the scores."""
     first = page = queries = scores = close = 0
     with gzip.open(recorded / "lucene_gold_top50.tsv.gz", "rt", encoding="utf-8") as lines:
         for line in lines:
             query, _, ranked = line.rstrip("\n").partition("\t")
-            gold = [(asin, float(score)) for asin, _, score in (item.partition(":") for item in ranked.split())]
+            gold = [
+                (asin, float(score)) for asin, _, score in (item.partition(":") for item in ranked.split())
+            ]
             ours = [(small.products[number].asin, score) for number, score in small.scored(query)]
             queries += 1
             assert len(ours) == len(gold)

@@ -35,7 +35,17 @@ def nouns(title: str) -> tuple[str, ...]:
 
 def product(**changes: Any) -> Product:
     plain = Product(
-        "A", "Steel Desk Lamp", "", ("",), (15.0,), "$15.0", "c", "desk lamps", "Home › Light › Lamps", {}, ("easy clean", "bright light")
+        "A",
+        "Steel Desk Lamp",
+        "",
+        ("",),
+        (15.0,),
+        "$15.0",
+        "c",
+        "desk lamps",
+        "Home › Light › Lamps",
+        {},
+        ("easy clean", "bright light"),
     )
     return dataclasses.replace(plain, **changes)
 
@@ -46,7 +56,13 @@ class TestScore:
 
     @pytest.mark.parametrize(
         ("cost", "chosen", "expected"),
-        [(20.01, ("red", "x-large"), 0.8), (20.0, ("red",), 0.8), (20.0, (), 0.6), (99.0, (), 0.4), (20.0, ("blue", "small"), 0.6)],
+        [
+            (20.01, ("red", "x-large"), 0.8),
+            (20.0, ("red",), 0.8),
+            (20.0, (), 0.6),
+            (99.0, (), 0.4),
+            (20.0, ("blue", "small"), 0.6),
+        ],
     )
     def test_parts_of_five(self, cost: float, chosen: tuple[str, ...], expected: float) -> None:
         assert score(product(), cost, chosen, GOAL, nouns) == expected
@@ -64,7 +80,8 @@ class TestScore:
 
 class TestKindFactor:
     def test_titles_alone(self) -> None:
-        """1/3 of the goal's nouns is more than 0.2; 1/5 is not, without category or query it is half; 1/11 is a tenth; none is nothing."""
+        """1/3 of the goal's nouns is more than 0.2; 1/5 is not, without category or query it is half; 1/11 is
+        a tenth; none is nothing."""
         other = {"query": "x", "product_category": "y"}
         assert kind_factor(product(title="lamp", **other), GOAL, nouns) == 1.0
         for words, expected in ((5, 0.5), (10, 0.5), (11, 0.1)):
@@ -74,19 +91,30 @@ class TestKindFactor:
 
     def test_query_or_two_departments_in_common_make_it_whole(self) -> None:
         goal = dataclasses.replace(GOAL, title="lamp a b c d")
-        assert kind_factor(product(title="lamp", query="desk lamps", product_category="y"), goal, nouns) == 1.0
-        assert kind_factor(product(title="lamp", query="x", product_category="Lamps ›Home"), goal, nouns) == 1.0
-        assert kind_factor(product(title="lamp", query="x", product_category="Home › Home › Bath"), goal, nouns) == 0.5
+        assert (
+            kind_factor(product(title="lamp", query="desk lamps", product_category="y"), goal, nouns) == 1.0
+        )
+        assert (
+            kind_factor(product(title="lamp", query="x", product_category="Lamps ›Home"), goal, nouns) == 1.0
+        )
+        assert (
+            kind_factor(product(title="lamp", query="x", product_category="Home › Home › Bath"), goal, nouns)
+            == 0.5
+        )
 
     def test_but_not_without_a_noun_in_common(self) -> None:
         assert kind_factor(product(title="shirt"), GOAL, nouns) == 0.0
 
     def test_repeated_nouns_of_the_goal_count_in_the_denominator(self) -> None:
         goal = dataclasses.replace(GOAL, title="lamp " * 5)
-        assert kind_factor(product(title="lamp lamp", query="x", product_category="y"), goal, nouns) == 0.5  # 1 / 5
+        # 1 / 5
+        assert kind_factor(product(title="lamp lamp", query="x", product_category="y"), goal, nouns) == 0.5
 
     def test_a_goal_without_nouns(self) -> None:
-        assert kind_factor(product(query="x", product_category="y"), dataclasses.replace(GOAL, title=""), nouns) == 0.5
+        assert (
+            kind_factor(product(query="x", product_category="y"), dataclasses.replace(GOAL, title=""), nouns)
+            == 0.5
+        )
         assert kind_factor(product(), dataclasses.replace(GOAL, title=""), nouns) == 1.0
 
 
@@ -157,7 +185,9 @@ class TestTagger:
         assert tag("Running quickly, the Red Lamp is on a table") == ("red", "lamp", "table")
 
     def test_says_which_one_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reward, "_installed", lambda package: package in ("spacy", "en_core_web_lg", "textblob"))
+        monkeypatch.setattr(
+            reward, "_installed", lambda package: package in ("spacy", "en_core_web_lg", "textblob")
+        )
         monkeypatch.setattr(reward, "_spacy_tagger", lambda model: lambda title: (model,))
         make = make_tagger.__wrapped__
         assert make("auto")[0] == "spaCy en_core_web_lg" and make("auto")[1]("x") == ("en_core_web_lg",)

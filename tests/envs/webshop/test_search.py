@@ -12,7 +12,14 @@ from paw_hpc.envs.webshop import index as index_module
 from paw_hpc.envs.webshop.analysis import terms
 from paw_hpc.envs.webshop.index import IndexBuilder, SearchIndex, _decoded_length, _encoded_lengths
 
-TEXTS = ["red lamp red shade", "blue lamp", "a red bag and a blue bag", "", "lamps lamp lamping", "red lamp red shade"]
+TEXTS = [
+    "red lamp red shade",
+    "blue lamp",
+    "a red bag and a blue bag",
+    "",
+    "lamps lamp lamping",
+    "red lamp red shade",
+]
 IDS = ["D", "A", "C", "E", "B", "A0"]
 
 
@@ -34,7 +41,18 @@ def test_terms(text: str, expected: list[str]) -> None:
 
 def test_document_lengths_are_lossy_as_in_lucene() -> None:
     lengths = np.array([0, 1, 23, 39, 40, 41, 42, 43, 100, 1000])
-    assert [_decoded_length(int(code)) for code in _encoded_lengths(lengths)] == [0, 1, 23, 39, 40, 40, 42, 42, 96, 984]
+    assert [_decoded_length(int(code)) for code in _encoded_lengths(lengths)] == [
+        0,
+        1,
+        23,
+        39,
+        40,
+        40,
+        42,
+        42,
+        96,
+        984,
+    ]
 
 
 def build(folder: Path, texts: list[str] = TEXTS, ids: list[str] = IDS) -> SearchIndex:
@@ -58,7 +76,9 @@ def slow_score(query: str, document: int) -> float:
 
 
 @pytest.mark.parametrize("block", [1 << 22, 3])
-def test_scores_follow_the_formula_and_ties_the_ids(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_follow_the_formula_and_ties_the_ids(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(index_module, "_BLOCK_POSTINGS", block)
     index = build(tmp_path)
     for query in ("red lamp", "blue bag bag", "lamp", "nothing", "the"):

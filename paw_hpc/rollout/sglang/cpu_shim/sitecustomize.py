@@ -1,7 +1,9 @@
-"""Read by Python at the start of an SGLang server on a CPU (the folder of this file is put on its PYTHONPATH).
+"""Read by Python at the start of an SGLang server on a CPU (the folder of this file is put on its
+PYTHONPATH).
 
-torchvision from PyPI is linked against CUDA. Beside a CPU build of torch its operators are not registered, and importing it fails where it attaches
-shape functions to two of them. SGLang imports torchvision and never runs these operators, so declaring their names is all it takes.
+torchvision from PyPI is linked against CUDA. Beside a CPU build of torch its operators are not registered,
+and importing it fails where it attaches shape functions to two of them. SGLang imports torchvision and never
+runs these operators, so declaring their names is all it takes.
 """
 
 import torch

@@ -11,7 +11,8 @@ from torch import nn
 NamedTensor = tuple[str, torch.Tensor]
 NamedTensors = Iterator[NamedTensor]
 Tensors = Callable[[], NamedTensors]
-"""One pass over weights: tensors of the Hugging Face layout, each whole. All processes that share them take part, to the end."""
+"""One pass over weights: tensors of the Hugging Face layout, each whole. All processes that share them take
+part, to the end."""
 Buffer = Callable[[int, torch.device], torch.Tensor]
 """(bytes, device) -> uint8[at least so many bytes]"""
 
@@ -32,9 +33,11 @@ def weights_of(model: nn.Module) -> Weights:
 
 
 def shares(limit_bytes: int) -> tuple[int, int]:
-    """(bytes to gather in, bytes to send from) of what a publication may use where several processes share the weights.
+    """(bytes to gather in, bytes to send from) of what a publication may use where several processes share
+    the weights.
 
-    A rank gathers shards beside the tensors that they make up: three times the first share at most, with one tensor on its way into the second.
+    A rank gathers shards beside the tensors that they make up: three times the first share at most, with one
+    tensor on its way into the second.
     """
     return max(1, limit_bytes // 6), max(1, limit_bytes // 2)
 
@@ -60,7 +63,8 @@ class Bucket:
 
 
 def buckets(tensors: Iterable[NamedTensor], capacity: int, buffer: Buffer) -> Iterator[Bucket]:
-    """Pack tensors in their order, each as soon as it is there. A bucket has at most `capacity` bytes, or one tensor that is larger.
+    """Pack tensors in their order, each as soon as it is there. A bucket has at most `capacity` bytes, or one
+    tensor that is larger.
 
     Args:
         buffer: asked for once per bucket.

@@ -1,4 +1,5 @@
-"""What a server should hold after a publication: checksums of a few tensors, taken while the weights pass by."""
+"""What a server should hold after a publication: checksums of a few tensors, taken while the weights pass
+by."""
 
 from __future__ import annotations
 
@@ -25,16 +26,19 @@ VOCABULARY_MULTIPLE = 64
 
 
 class WeightSample:
-    """What servers should hold of a few tensors, different ones for every version: their checksums, taken while the weights pass by.
+    """What servers should hold of a few tensors, different ones for every version: their checksums, taken
+    while the weights pass by.
 
-    SGLang fuses q, k, v and gate, up, and splits over its tensor-parallel ranks; checksums are of what each rank holds.
+    SGLang fuses q, k, v and gate, up, and splits over its tensor-parallel ranks; checksums are of what each
+    rank holds.
 
     Args:
         count: how many of the server's tensors; None: all.
         ranks: tensor-parallel ranks of a server.
         dtype: of the server's weights.
         checksum: of a contiguous tensor, as the servers' device computes it.
-        names: the server's tensors, where they are known already: then only those that are wanted are looked at.
+        names: the server's tensors, where they are known already: then only those that are wanted are looked
+            at.
     """
 
     def __init__(
@@ -47,7 +51,14 @@ class WeightSample:
         checksum: Callable[[torch.Tensor], str],
         names: frozenset[str] = frozenset(),
     ):
-        self.version, self._count, self._ranks, self._dtype, self._kv_heads, self._checksum = version, count, ranks, dtype, kv_heads, checksum
+        self.version, self._count, self._ranks, self._dtype, self._kv_heads, self._checksum = (
+            version,
+            count,
+            ranks,
+            dtype,
+            kv_heads,
+            checksum,
+        )
         self.expected: dict[str, list[str]] = {}
         """The server's name of a tensor -> the checksum of each rank's share."""
         self.names = set(names)
@@ -63,27 +74,37 @@ class WeightSample:
             yield name, tensor
 
     def merge(self, parts: Sequence[tuple[dict[str, list[str]], set[str]]]) -> None:
-        """Take over what several samples of this version have found, each of its own part of the model: (`expected`, `names`) of each."""
+        """Take over what several samples of this version have found, each of its own part of the model:
+        (`expected`, `names`) of each."""
         self.names = set().union(*(names for _, names in parts))
         found = {name: checksums for expected, _ in parts for name, checksums in expected.items()}
         self.expected = {name: found[name] for name in self._first(found)}
 
     def unwanted(self) -> list[str]:
-        """Tensors that servers need not look at. (They compare by substrings: one that is a part of a wanted name is left out.)"""
-        return sorted(name for name in self.names - self.expected.keys() if not any(name in wanted for wanted in self.expected))
+        """Tensors that servers need not look at. (They compare by substrings: one that is a part of a wanted
+        name is left out.)"""
+        return sorted(
+            name
+            for name in self.names - self.expected.keys()
+            if not any(name in wanted for wanted in self.expected)
+        )
 
     def _see(self, name: str, tensor: torch.Tensor) -> None:
         found = _PART.search(name)
         fused, part, of = _FUSED[found.group(1)] if found else ("", 0, 1)
         server_name = name.replace(found.group(1), fused) if found else name
         self.names.add(server_name)
-        if server_name not in (self._first([*self.expected, server_name]) if self._known is None else self._known):
+        if server_name not in (
+            self._first([*self.expected, server_name]) if self._known is None else self._known
+        ):
             return
         parts = self._parts.setdefault(server_name, {})
         parts[part] = tensor.to(self._dtype) if of == 1 else tensor.to(self._dtype, copy=True)
         if len(parts) == of:
             whole = [parts[i] for i in range(of)]
-            self.expected[server_name] = [self._checksum(self._share(server_name, whole, rank)) for rank in range(self._ranks)]
+            self.expected[server_name] = [
+                self._checksum(self._share(server_name, whole, rank)) for rank in range(self._ranks)
+            ]
             del self._parts[server_name]
             for dropped in self.expected.keys() - self._first(self.expected):
                 del self.expected[dropped]
@@ -116,7 +137,8 @@ class WeightSample:
 
 
 def cpu_checksum(tensor: torch.Tensor) -> str:
-    """As SGLang computes it for a tensor in CPU memory: the first 8 bytes of SHA-256 over its bytes, in hexadecimal."""
+    """As SGLang computes it for a tensor in CPU memory: the first 8 bytes of SHA-256 over its bytes, in
+    hexadecimal."""
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()[:16]
 
@@ -127,10 +149,12 @@ _LOW = 0xFFFFFFFF
 
 
 def gpu_checksum(tensor: torch.Tensor) -> str:
-    """As SGLang computes it for a tensor in GPU memory (`gpu_tensor_hash` of its release 0.5.23), in hexadecimal; runs on any device.
+    """As SGLang computes it for a tensor in GPU memory (`gpu_tensor_hash` of its release 0.5.23), in
+    hexadecimal; runs on any device.
 
-    32-bit words are mixed with their positions by MurmurHash3's finalizer under two seeds, summed up per tile of 8192 words and mixed again; the
-    64-bit results of the tiles are added and mixed by SplitMix64's finalizer.
+    32-bit words are mixed with their positions by MurmurHash3's finalizer under two seeds, summed up per tile
+    of 8192 words and mixed again; the 64-bit results of the tiles are added and mixed by SplitMix64's
+    finalizer.
     """
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if data.numel() % 4:

@@ -1,7 +1,7 @@
 """Tensors into safetensors files as they come.
 
-The library's writer wants a whole file's tensors at once, and copies each of them twice. Here the header, which comes first and names everything, has
-room left for it and is written last.
+The library's writer wants a whole file's tensors at once, and copies each of them twice. Here the header,
+which comes first and names everything, has room left for it and is written last.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", tor
 
 
 class WeightFiles:
-    """Writes model-00001.safetensors and so on, of at most `limit_bytes`, or of one tensor that is larger. A context manager: leaving it ends the
-    last file. `places` tells which file has which tensor.
+    """Writes model-00001.safetensors and so on, of at most `limit_bytes`, or of one tensor that is larger. A
+    context manager: leaving it ends the last file. `places` tells which file has which tensor.
     """
 
     def __init__(self, folder: Path, limit_bytes: int):
@@ -46,13 +46,19 @@ class WeightFiles:
             self.add(name, tensor)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        full = self._size + tensor.nbytes > self._limit or (len(self._header) + 1) * _ENTRY_BYTES > _ROOM_BYTES
+        full = (
+            self._size + tensor.nbytes > self._limit or (len(self._header) + 1) * _ENTRY_BYTES > _ROOM_BYTES
+        )
         if self._file is None or full:
             self._begin()
         assert self._file is not None
         self._file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         offsets = [self._size, self._size + tensor.nbytes]
-        self._header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        self._header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         self._size = offsets[1]
         self.weight_map[name] = Path(self._file.name).name
 

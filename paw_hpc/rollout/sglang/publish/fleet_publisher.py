@@ -1,4 +1,5 @@
-"""Publication to a fleet: generation paused, weights delivered, every server checked, and only then play goes on."""
+"""Publication to a fleet: generation paused, weights delivered, every server checked, and only then play goes
+on."""
 
 from __future__ import annotations
 
@@ -35,14 +36,16 @@ class PublishError(UserError):
 class FleetPublisher:
     """Implements `paw_hpc.rollout.sglang.publish.Publisher`.
 
-    A server that fails, or is late, is reported to the fleet, which starts it anew; the others are published to again without it. Where other weights
-    arrived than were sent, that is tried once more and is an error then, which names the server and the tensor.
+    A server that fails, or is late, is reported to the fleet, which starts it anew; the others are published
+    to again without it. Where other weights arrived than were sent, that is tried once more and is an error
+    then, which names the server and the tensor.
 
     Args:
         dtype: of the servers' weights.
         kv_heads: of the model.
         longest: prompt and response tokens that servers must take; checked before the first publication.
-        give_order: says to the other processes that share the model what they take part in; None: there are none.
+        give_order: says to the other processes that share the model what they take part in; None: there are
+            none.
     """
 
     def __init__(
@@ -58,7 +61,13 @@ class FleetPublisher:
         give_order: Callable[[Order], None] | None = None,
         longest: tuple[int, int] | None = None,
     ):
-        self._loop, self._fleet, self._path, self._weights, self._settings = loop, fleet, path, weights, settings
+        self._loop, self._fleet, self._path, self._weights, self._settings = (
+            loop,
+            fleet,
+            path,
+            weights,
+            settings,
+        )
         self._dtype, self._kv_heads, self._give_order = dtype, kv_heads, give_order
         self._passes: Passes | None = None
         self._names: frozenset[str] = frozenset()
@@ -70,7 +79,8 @@ class FleetPublisher:
         fleet.give_late_servers(self._bring_up)
 
     def publish(self, version: int) -> None:
-        """See `Publisher.publish`. Generation is paused meanwhile; turns that it interrupts go on afterwards, with the new weights.
+        """See `Publisher.publish`. Generation is paused meanwhile; turns that it interrupts go on afterwards,
+        with the new weights.
 
         Raises:
             PublishError: names the server and, where one differs, the tensor.
@@ -98,7 +108,8 @@ class FleetPublisher:
 
     @contextmanager
     def while_players_play(self) -> Iterator[None]:
-        """Inside, the other processes wait for passes: a server that comes back while episodes are played gets the weights from all of them."""
+        """Inside, the other processes wait for passes: a server that comes back while episodes are played
+        gets the weights from all of them."""
         self._listening = True
         try:
             yield
@@ -108,7 +119,8 @@ class FleetPublisher:
                 self._give_order(Ended())
 
     def release_memory(self) -> None:
-        """Colocated servers give up their weights and caches until the next publication. They must be idle."""
+        """Colocated servers give up their weights and caches until the next publication. They must be
+        idle."""
         servers = self._loop.run(self._fleet.healthy())
         self._loop.run(all_well([s.http.release_memory(RELEASED) for s in servers]))
         self._released = {s.http.url for s in servers}
@@ -135,10 +147,13 @@ class FleetPublisher:
         raise PublishError(f"version {version} was not published: {told}")
 
     async def _alive(self) -> list[Server]:
-        """Servers that answer now. One that died or froze unnoticed would hold up all others for the time limit of a transfer."""
+        """Servers that answer now. One that died or froze unnoticed would hold up all others for the time
+        limit of a transfer."""
         while True:
             servers = await self._fleet.healthy()
-            versions = await each([s.http.weight_version(self._fleet.settings.health_timeout_s) for s in servers])
+            versions = await each(
+                [s.http.weight_version(self._fleet.settings.health_timeout_s) for s in servers]
+            )
             for server, outcome in zip(servers, versions, strict=True):
                 if isinstance(outcome, ServerFault):
                     self._fleet.report(server, outcome)
@@ -166,12 +181,22 @@ class FleetPublisher:
         self._loop.run(all_well([s.http.resume_memory(["kv_cache"]) for s in released]))
         self._released -= {s.http.url for s in released}
         self._loop.run(all_well([self._check(s, version) for s in servers]))
-        _log.info("version %d is on %d servers after %.2f s", version, len(servers), time.perf_counter() - started)
+        _log.info(
+            "version %d is on %d servers after %.2f s", version, len(servers), time.perf_counter() - started
+        )
 
     def _new_sample(self, version: int) -> WeightSample:
         server, count = self._fleet.servers[0], self._settings.sampled_tensors
         checksum = gpu_checksum if server.device == "cuda" else cpu_checksum
-        return WeightSample(version, None if count == "all" else count, server.ranks, self._dtype, self._kv_heads, checksum, self._names)
+        return WeightSample(
+            version,
+            None if count == "all" else count,
+            server.ranks,
+            self._dtype,
+            self._kv_heads,
+            checksum,
+            self._names,
+        )
 
     async def _check(self, server: Server, version: int) -> None:
         """Cache flushed, version told, checksums of the sampled tensors equal. Raises ServerFault."""
@@ -186,13 +211,20 @@ class FleetPublisher:
             _log.warning("%s: its release reports no checksums; the version alone was checked", server.name)
             return
         if len(ranks) != server.ranks:
-            raise _Mismatch(server.name, f"it reports the checksums of {len(ranks)} ranks, expected {server.ranks} (rollout.fleet.tensor_parallel)")
+            raise _Mismatch(
+                server.name,
+                f"it reports the checksums of {len(ranks)} ranks, expected {server.ranks} "
+                "(rollout.fleet.tensor_parallel)",
+            )
         for tensor, expected in sample.expected.items():
             for rank, (holds, wanted) in enumerate(zip(ranks, expected, strict=True)):
                 if tensor not in holds:
                     raise _Mismatch(server.name, f"it has no tensor {tensor}, which was published")
                 if holds[tensor] != wanted:
-                    raise _Mismatch(server.name, f"tensor {tensor} (rank {rank}) has checksum {holds[tensor]}, published was {wanted}")
+                    raise _Mismatch(
+                        server.name,
+                        f"tensor {tensor} (rank {rank}) has checksum {holds[tensor]}, published was {wanted}",
+                    )
 
     async def _bring_up(self, server: Server) -> int | None:
         """The current weights for one server that comes late (see `Fleet.bring_up`). Raises ServerFault."""
@@ -207,7 +239,8 @@ class FleetPublisher:
         return await self._loop.in_waiting_thread(lambda: self._hand_over(server))
 
     def _hand_over(self, server: Server) -> int | None:
-        """In the trainer's thread, while that waits for episodes: its weights are those that were published last."""
+        """In the trainer's thread, while that waits for episodes: its weights are those that were published
+        last."""
         # About to publish, its weights are newer.
         if self._busy or not self._listening or self._released or self._fleet.version is None:
             return None

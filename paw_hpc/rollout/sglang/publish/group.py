@@ -1,4 +1,5 @@
-"""A process group that the trainer and the ranks of servers join for broadcasts of weights, with every wait bounded and every failure named."""
+"""A process group that the trainer and the ranks of servers join for broadcasts of weights, with every wait
+bounded and every failure named."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Backend, GroupName, PrefixStore, _new_process_group_helper, _world
+from torch.distributed.distributed_c10d import (
+    Backend,
+    GroupName,
+    PrefixStore,
+    _new_process_group_helper,
+    _world,
+)
 
 from paw_hpc.rollout.event_loop import EventLoop
 from paw_hpc.rollout.sglang.client import ServerFault, each
@@ -30,8 +37,8 @@ LEAVE_TIMEOUT_S = 10.0
 class WeightGroup:
     """Rank 0 is this process, the servers' ranks follow in their order. NCCL between GPUs, gloo else.
 
-    Servers join with torch's own rendezvous, so both sides make the group as `torch.distributed` does; that a group is made beside, or without, the
-    default one has no public interface.
+    Servers join with torch's own rendezvous, so both sides make the group as `torch.distributed` does; that a
+    group is made beside, or without, the default one has no public interface.
 
     Raises:
         ServerFault: a server did not join in time.
@@ -42,7 +49,9 @@ class WeightGroup:
         self._members = [s.http.url for s in servers]
         # Names in the store begin with it: only whom the servers' key has told it can take part.
         self.name = f"paw-weights-{secrets.token_hex(16)}"
-        self.backend = "nccl" if torch.cuda.is_available() and all(s.device == "cuda" for s in servers) else "gloo"
+        self.backend = (
+            "nccl" if torch.cuda.is_available() and all(s.device == "cuda" for s in servers) else "gloo"
+        )
         size, address = 1 + sum(s.ranks for s in servers), address_towards(servers[0].http.url)
         patience = datetime.timedelta(seconds=timeout_s)
         self._store = open_store(address, 0, timeout_s)
@@ -58,8 +67,12 @@ class WeightGroup:
             }
             joins.append(loop.start(server.http.post("/init_weights_update_group", order, timeout_s)))
             offset += server.ranks
-        made = _in_thread(lambda: _make(self.backend, PrefixStore(self.name, self._store), size, self.name, patience))
-        self._await(lambda: made.done() and all(j.done() for j in joins), joins, "joining the group for weights")
+        made = _in_thread(
+            lambda: _make(self.backend, PrefixStore(self.name, self._store), size, self.name, patience)
+        )
+        self._await(
+            lambda: made.done() and all(j.done() for j in joins), joins, "joining the group for weights"
+        )
         self._group = made.result()
 
     def joins(self, servers: Sequence[Server]) -> bool:
@@ -77,8 +90,13 @@ class WeightGroup:
             "abort_all_requests": False,
             **extra,
         }
-        replies = [self._loop.start(s.http.post("/update_weights_from_distributed", order, self._timeout_s)) for s in self._servers]
-        return UnderWay(self, dist.broadcast(bucket.flat, src=0, group=self._group, async_op=True), replies, bucket)
+        replies = [
+            self._loop.start(s.http.post("/update_weights_from_distributed", order, self._timeout_s))
+            for s in self._servers
+        ]
+        return UnderWay(
+            self, dist.broadcast(bucket.flat, src=0, group=self._group, async_op=True), replies, bucket
+        )
 
     def send_all(self, packed: Iterable[Bucket]) -> None:
         """Send one bucket after the other: while one is under way, the next is packed. Raises ServerFault."""
@@ -94,24 +112,37 @@ class WeightGroup:
         """Leave the group, and have the servers leave it that still answer."""
 
         async def leave() -> None:
-            await each([s.http.post("/destroy_weights_update_group", {"group_name": self.name}, LEAVE_TIMEOUT_S) for s in self._servers])
+            await each(
+                [
+                    s.http.post("/destroy_weights_update_group", {"group_name": self.name}, LEAVE_TIMEOUT_S)
+                    for s in self._servers
+                ]
+            )
 
         self._loop.run(leave())
-        # Whoever died in a broadcast leaves this side waiting in it until its time is up: nobody waits for that long.
+        # Whoever died in a broadcast leaves this side waiting in it until its time is up: nobody waits for
+        # that long.
         gone = _in_thread(lambda: dist.destroy_process_group(self._group))
         with contextlib.suppress(TimeoutError):
             gone.result(LEAVE_TIMEOUT_S)
 
     def _await(self, done: Any, replies: list[Future[Any]], what: str) -> None:
-        """Wait for `done()`. Raises ServerFault as soon as a server has failed, or names those that are late."""
+        """Wait for `done()`. Raises ServerFault as soon as a server has failed, or names those that are
+        late."""
         deadline = time.monotonic() + self._timeout_s
         while not done():
             for reply in replies:
                 if reply.done():
                     reply.result()
             if time.monotonic() > deadline:
-                late = [s.name for s, reply in zip(self._servers, replies, strict=True) if not reply.done()] or [s.name for s in self._servers]
-                raise ServerFault(late[0], f"{what} took more than {self._timeout_s:g} s (also late: {', '.join(late[1:]) or 'none'})")
+                late = [
+                    s.name for s, reply in zip(self._servers, replies, strict=True) if not reply.done()
+                ] or [s.name for s in self._servers]
+                raise ServerFault(
+                    late[0],
+                    f"{what} took more than {self._timeout_s:g} s (also late: "
+                    f"{', '.join(late[1:]) or 'none'})",
+                )
             time.sleep(POLL_S)
         for reply in replies:
             reply.result()
@@ -126,11 +157,15 @@ class UnderWay:
     def wait(self) -> None:
         """Until every server has loaded it. Raises ServerFault."""
         what = f"loading {self._bucket.names[0]} and {len(self._bucket.names) - 1} further tensors"
-        self._group._await(lambda: self._work.is_completed() and all(r.done() for r in self._replies), self._replies, what)
+        self._group._await(
+            lambda: self._work.is_completed() and all(r.done() for r in self._replies), self._replies, what
+        )
 
 
 def _make(backend: str, store: Any, size: int, name: str, timeout: datetime.timedelta) -> Any:
-    group, _ = _new_process_group_helper(size, 0, [], Backend(backend), store, group_name=GroupName(name), timeout=timeout)
+    group, _ = _new_process_group_helper(
+        size, 0, [], Backend(backend), store, group_name=GroupName(name), timeout=timeout
+    )
     _world.pg_group_ranks[group] = {i: i for i in range(size)}
     return group
 

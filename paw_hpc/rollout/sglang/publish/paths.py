@@ -1,4 +1,5 @@
-"""The three ways of weights to servers: a folder, a process group, shared memory. Each loads them; whether they arrived is checked elsewhere."""
+"""The three ways of weights to servers: a folder, a process group, shared memory. Each loads them; whether
+they arrived is checked elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from paw_hpc.system.storage import storage_errors
 
 KEPT_VERSIONS = 2
 CPU_BUCKET_BYTES = 32 << 20
-"""In CPU memory a bucket is no larger: fresh memory costs its first touch more than a copy, and both sides have so little at hand again and again."""
+"""In CPU memory a bucket is no larger: fresh memory costs its first touch more than a copy, and both sides
+have so little at hand again and again."""
 
 
 class PublishPath(Protocol):
@@ -42,15 +44,23 @@ class PublishPath(Protocol):
 
 
 class DiskPath:
-    """A folder in the Hugging Face layout, in safetensors files as large as a bucket. Servers must see it under the same name. Tensors go into the
-    files as they come: nothing is kept in memory.
+    """A folder in the Hugging Face layout, in safetensors files as large as a bucket. Servers must see it
+    under the same name. Tensors go into the files as they come: nothing is kept in memory.
 
     Args:
         folder: holds one folder per version; the last two are kept.
     """
 
-    def __init__(self, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, timeout_s: float):
-        self._loop, self._folder, self._config, self._bucket_bytes, self._timeout_s = loop, folder, config, bucket_bytes, timeout_s
+    def __init__(
+        self, loop: EventLoop, folder: Path, config: PreTrainedConfig, bucket_bytes: int, timeout_s: float
+    ):
+        self._loop, self._folder, self._config, self._bucket_bytes, self._timeout_s = (
+            loop,
+            folder,
+            config,
+            bucket_bytes,
+            timeout_s,
+        )
 
     def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
         if not self.folder(version).is_dir():
@@ -82,7 +92,9 @@ class DiskPath:
             temporary.mkdir(parents=True)
             with WeightFiles(temporary, self._bucket_bytes) as files:
                 files.add_all(tensors)
-            (temporary / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files.weight_map}))
+            (temporary / "model.safetensors.index.json").write_text(
+                json.dumps({"metadata": {}, "weight_map": files.weight_map})
+            )
             self._config.save_pretrained(temporary)
             temporary.rename(final)
         for old in sorted(self._folder.glob("[0-9]*"))[:-KEPT_VERSIONS]:
@@ -90,16 +102,20 @@ class DiskPath:
 
 
 class _Online:
-    """What the ways without a file share: buckets between begin and end, and the version set with the last one."""
+    """What the ways without a file share: buckets between begin and end, and the version set with the last
+    one."""
 
     def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float):
         self._loop, self._timeout_s = loop, timeout_s
-        self._bucket_bytes = bucket_bytes if torch.cuda.is_available() else min(bucket_bytes, CPU_BUCKET_BYTES)
+        self._bucket_bytes = (
+            bucket_bytes if torch.cuda.is_available() else min(bucket_bytes, CPU_BUCKET_BYTES)
+        )
 
     def deliver(self, servers: Sequence[Server], passes: Passes, version: int) -> None:
         sessions = self._loop.run(all_well([s.http.begin_update(self._timeout_s) for s in servers]))
         smallest = self._send_all(servers, passes)
-        # A small tensor once more: the version is told, and the cache flushed, with the last load and not before.
+        # A small tensor once more: the version is told, and the cache flushed, with the last load and not
+        # before.
         self._send_last(servers, smallest, {"weight_version": str(version), "flush_cache": True})
         opened = [s for s, session in zip(servers, sessions, strict=True) if session]
         self._loop.run(all_well([s.http.end_update(self._timeout_s) for s in opened]))
@@ -133,7 +149,8 @@ class Smallest:
 class BroadcastPath(_Online):
     """A process group of this process (rank 0) and every rank of every server.
 
-    Gathering and sending overlap: while one bucket is under way, the next is filled. Each has half of the allowed memory.
+    Gathering and sending overlap: while one bucket is under way, the next is filled. Each has half of the
+    allowed memory.
     """
 
     def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float):
@@ -177,14 +194,16 @@ class BroadcastPath(_Online):
 
 
 class TensorPath(_Online):
-    """Shared memory (CUDA IPC for tensors on a GPU): servers on this machine read the buckets where they lie."""
+    """Shared memory (CUDA IPC for tensors on a GPU): servers on this machine read the buckets where they
+    lie."""
 
     def close(self) -> None: ...
 
     def _send_all(self, servers: Sequence[Server], passes: Passes) -> NamedTensor:
         smallest = Smallest()
         tensors = smallest.watch(passes())
-        # A server's reply says that it has read its memory, but for a GPU only that it will: there, memory is not used twice.
+        # A server's reply says that it has read its memory, but for a GPU only that it will: there, memory is
+        # not used twice.
         buffer = _shared_buffer if torch.cuda.is_available() else in_turn(1, _shared_buffer)
         for bucket in buckets(tensors, min(self._bucket_bytes, passes.weights.nbytes), buffer):
             self._send(servers, bucket, {"flush_cache": False})
@@ -207,7 +226,8 @@ class TensorPath(_Online):
 
 
 def _handle(tensors: list[tuple[str, torch.Tensor]]) -> str:
-    # The default strategy passes file descriptors over a socket with a key of this process tree: an unrelated server fails at it, and dies.
+    # The default strategy passes file descriptors over a socket with a key of this process tree: an unrelated
+    # server fails at it, and dies.
     before = torch.multiprocessing.get_sharing_strategy()
     torch.multiprocessing.set_sharing_strategy("file_system")
     try:
@@ -235,8 +255,9 @@ def _shared_buffer(size: int, device: torch.device) -> torch.Tensor:
 
 
 def _keep_files_private() -> None:
-    """torch's manager of shared memory is a process of its own, which inherits what is open here and lives as long as a server reads from it. Whoever
-    waits for a pipe of this process to close, such as the parent of a spawned rank, would wait for the servers."""
+    """torch's manager of shared memory is a process of its own, which inherits what is open here and lives as
+    long as a server reads from it. Whoever waits for a pipe of this process to close, such as the parent of a
+    spawned rank, would wait for the servers."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
             with contextlib.suppress(OSError):  # the listing's own

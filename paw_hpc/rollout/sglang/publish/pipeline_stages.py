@@ -1,4 +1,5 @@
-"""Broadcast from every pipeline stage: each sends the tensors it has, without the detour over the first process."""
+"""Broadcast from every pipeline stage: each sends the tensors it has, without the detour over the first
+process."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Stages:
     weights: Weights
     """Of this process's stage; its ranks alone take part."""
     senders: tuple[int, ...]
-    """The rank of each stage, in their order, that sends its tensors; the first process is the first of them."""
+    """The rank of each stage, in their order, that sends its tensors; the first process is the first of
+    them."""
 
 
 @dataclass(slots=True)
@@ -43,16 +45,21 @@ class _Part:
 
 
 class StagedBroadcast(BroadcastPath):
-    """One process group per stage: its sender (rank 0 there) and every rank of every server. Every process of the trainer has one of these.
+    """One process group per stage: its sender (rank 0 there) and every rank of every server. Every process of
+    the trainer has one of these.
 
-    Servers load one bucket at a time, in the order of their requests: stages send one after the other, so that no two servers can wait for different
-    stages. While one sends, each later one gathers its first bucket; within a stage, the next bucket is gathered while one is under way.
+    Servers load one bucket at a time, in the order of their requests: stages send one after the other, so
+    that no two servers can wait for different stages. While one sends, each later one gathers its first
+    bucket; within a stage, the next bucket is gathered while one is under way.
 
     Args:
-        key: of the servers, which the other processes hear with every order; None: they have none, or this is another process.
+        key: of the servers, which the other processes hear with every order; None: they have none, or this is
+            another process.
     """
 
-    def __init__(self, loop: EventLoop, bucket_bytes: int, timeout_s: float, stages: Stages, key: str | None = None):
+    def __init__(
+        self, loop: EventLoop, bucket_bytes: int, timeout_s: float, stages: Stages, key: str | None = None
+    ):
         super().__init__(loop, bucket_bytes, timeout_s)
         self._stages, self._key = stages, key
         self._http: aiohttp.ClientSession | None = None
@@ -92,10 +99,16 @@ class StagedBroadcast(BroadcastPath):
             self._leave()  # somebody may have missed a broadcast
         return smallest, parts
 
-    def _send_stage(self, servers: Sequence[Server], sample: WeightSample, smallest: Smallest, part: _Part) -> None:
-        """Send this stage's tensors when it is its turn, unless an earlier stage has failed; gather them to the end in any case."""
+    def _send_stage(
+        self, servers: Sequence[Server], sample: WeightSample, smallest: Smallest, part: _Part
+    ) -> None:
+        """Send this stage's tensors when it is its turn, unless an earlier stage has failed; gather them to
+        the end in any case."""
         position = self._stages.senders.index(distributed.rank())
-        before, after = [self._stages.senders[i] if 0 <= i < len(self._stages.senders) else None for i in (position - 1, position + 1)]
+        before, after = [
+            self._stages.senders[i] if 0 <= i < len(self._stages.senders) else None
+            for i in (position - 1, position + 1)
+        ]
         passing = sample.watch(self._stages.weights.tensors())
         packed = self._packed(smallest.watch(passing), self._stages.weights.nbytes)
         well = False
@@ -108,7 +121,10 @@ class StagedBroadcast(BroadcastPath):
         except ServerFault as fault:
             part.fault, well = (fault.server, fault.reason), False
         except Exception as error:
-            part.error, well = f"publication from rank {distributed.rank()}: {type(error).__name__}: {error}", False
+            part.error, well = (
+                f"publication from rank {distributed.rank()}: {type(error).__name__}: {error}",
+                False,
+            )
         finally:
             for _ in passing:
                 pass
@@ -119,7 +135,10 @@ class StagedBroadcast(BroadcastPath):
         """Servers of the first process's fleet, seen from here."""
         if self._http is None:
             self._http = self._loop.run(_session(key))
-        return [Server(i, a.name, client=ServerClient(a.name, a.url, self._http), ranks=a.ranks, device=a.device) for i, a in enumerate(addresses)]
+        return [
+            Server(i, a.name, client=ServerClient(a.name, a.url, self._http), ranks=a.ranks, device=a.device)
+            for i, a in enumerate(addresses)
+        ]
 
 
 async def _session(key: str | None) -> aiohttp.ClientSession:

@@ -53,7 +53,8 @@ Order = WholePass | StagePass | Ended
 
 
 class Passes:
-    """The passes of one publication: each is seen by its sample, and begun by all processes that share the weights.
+    """The passes of one publication: each is seen by its sample, and begun by all processes that share the
+    weights.
 
     Args:
         give_order: gives an order to the other processes; None: there are none.
@@ -71,7 +72,8 @@ class Passes:
         return self._passing
 
     def finish(self) -> None:
-        """Go through what is left of the pass: the other processes gather in step, also where sending has failed."""
+        """Go through what is left of the pass: the other processes gather in step, also where sending has
+        failed."""
         for _ in self._passing:
             pass
 
@@ -85,7 +87,8 @@ class StageSender(Protocol):
 
 
 class FollowingPublisher:
-    """The publisher of every process but the first, which publishes: takes part in its passes over the weights.
+    """The publisher of every process but the first, which publishes: takes part in its passes over the
+    weights.
 
     Args:
         receive: what the first process tells.
