@@ -83,6 +83,7 @@ class Load:
         while (now := time.time() - started) < options.seconds:
             found.samples.append(self._server.sample(now))
             found.harm = self._hostile.last or found.harm
+            self._tell(found.samples[-1])
             while plan and now >= plan[0][0]:
                 plan.pop(0)[1](self)
             time.sleep(options.sample_s)
@@ -104,6 +105,11 @@ class Load:
             not any(0 <= at - death < BROKEN_S for death in self._deaths) for at in found.played.lost
         )
         return found
+
+    def _tell(self, sample: Sample) -> None:
+        now = _sum(one.last for one in [*self._ended, *self._clients] if one.last is not None)
+        there = sum(one.last.connected for one in self._clients if one.last is not None)
+        say(f"{sample.at_s:.0f} s: {there} sessions, {now.steps} steps, {sample.processes} processes, {sample.memory_mib:.0f} MiB")
 
     def kill_server(self) -> None:
         self._deaths.append(time.time())
@@ -157,6 +163,7 @@ def load(options: argparse.Namespace) -> Found:
         found = Load(options, server, walks_file, stack).run()
         found.swapped = asyncio.run(swapped(server, walks))
         until(lambda: not server.connected())
+        until(lambda: len(server.family()) <= 1 + (options.benchmark == "alfworld"))
         found.at_rest = server.sample(options.seconds)
         found.places = asyncio.run(places(server)), server.sessions
         found.stopped, found.log = server.stop(), server.log()
