@@ -33,7 +33,8 @@ def test_every_file_is_listed_with_its_kind_and_what_it_is() -> None:
         for kind in ("recipe", "sweep", "choices", "batch")
     }
     assert kinds["recipe"] == RECIPES and kinds["sweep"] == SWEEPS
-    assert kinds["choices"] == [ROOT / "miniature/protocol-choices.yaml", ROOT / "paper/choices.yaml"]
+    choices = ("miniature/conversation-choices", "miniature/protocol-choices", "paper/choices")
+    assert kinds["choices"] == [ROOT / f"{name}.yaml" for name in choices]
     assert kinds["batch"] == sorted((CHECKOUT / "slurm").glob("*.sbatch"))
     assert all(file.about and "\n" not in file.about for file in files), [
         file.name for file in files if not file.about
