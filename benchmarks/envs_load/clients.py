@@ -47,7 +47,7 @@ class Played:
     errors: list[str] = field(default_factory=list)
     connected: int = 0
     """Sessions now."""
-    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=2000))
+    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     """For steps, the last ones."""
 
 
@@ -89,7 +89,8 @@ async def _play(url: str, key: str, walks: Sequence[Walk], sessions: int, think_
         for number in range(sessions):
             group.create_task(session(number))
         while True:
-            report.send(played)
+            # A full pipe may not hold up the sessions. (What is sent is what `recv` reads.)
+            await asyncio.to_thread(report.send_bytes, pickle.dumps(played))
             await asyncio.sleep(1)
 
 
@@ -194,7 +195,7 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
         await once("gone amid steps", gone_amid_a_step)
         await asyncio.gather(*(once("more sessions than places", lambda: session(reset, headers=bearer(key))) for _ in range(places)))
         await _stay_half_open(open_ones, half_open, host, int(port), key, found)
-        report.send(found)
+        await asyncio.to_thread(report.send_bytes, pickle.dumps(found))
         await asyncio.sleep(1)
 
 
