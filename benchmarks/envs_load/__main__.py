@@ -29,8 +29,6 @@ from tests.envs.walks import AUTO, GENERATED, Walk, walk_bare
 
 SPARE = 8
 """Places of the server beyond the clients' sessions; hostile clients come and go there."""
-BROKEN_S = 30.0
-"""A connection that breaks so long after the server was killed was broken by that."""
 
 
 @dataclass
@@ -51,7 +49,7 @@ class Found:
     """At the end everybody is killed at once: processes of episodes then, and seconds until these and all
     connections had gone."""
     lost_in_peace: int = 0
-    """Connections that broke though no server was killed."""
+    """Connections that broke, or were refused, while no server was dead or coming back."""
     swapped: int = 0
     """Differences where two sessions exchange their websockets: the control."""
     places: tuple[int, int] = (0, 0)
@@ -101,15 +99,19 @@ class Load:
             until(lambda: len(self._server.family()) == rest and not self._server.connected(), killed),
         )
         found.played = _sum(one.last for one in [*self._ended, *self._clients] if one.last is not None)
+        war = [(death, death + back) for death, back in zip(self._deaths, found.back_s, strict=True)]
         found.lost_in_peace = sum(
-            not any(0 <= at - death < BROKEN_S for death in self._deaths) for at in found.played.lost
+            not any(death <= at <= back for death, back in war) for at in found.played.lost
         )
         return found
 
     def _tell(self, sample: Sample) -> None:
         now = _sum(one.last for one in [*self._ended, *self._clients] if one.last is not None)
         there = sum(one.last.connected for one in self._clients if one.last is not None)
-        say(f"{sample.at_s:.0f} s: {there} sessions, {now.steps} steps, {sample.processes} processes, {sample.memory_mib:.0f} MiB")
+        say(
+            f"{sample.at_s:.0f} s: {there} sessions, {now.steps} steps, {sample.processes} processes, "
+            f"{sample.memory_mib:.0f} MiB"
+        )
 
     def kill_server(self) -> None:
         self._deaths.append(time.time())

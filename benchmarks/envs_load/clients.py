@@ -47,7 +47,7 @@ class Played:
     errors: list[str] = field(default_factory=list)
     connected: int = 0
     """Sessions now."""
-    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=2000))
+    waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
     """For steps, the last ones."""
 
 
@@ -100,7 +100,8 @@ async def _play(
         for number in range(sessions):
             group.create_task(session(number))
         while True:
-            report.send(played)
+            # A full pipe may not hold up the sessions. (What is sent is what `recv` reads.)
+            await asyncio.to_thread(report.send_bytes, pickle.dumps(played))
             await asyncio.sleep(1)
 
 
@@ -242,7 +243,7 @@ async def _harm(url: str, key: str, places: int, half_open: int, report: Any) ->
             )
         )
         await _stay_half_open(open_ones, half_open, host, int(port), key, found)
-        report.send(found)
+        await asyncio.to_thread(report.send_bytes, pickle.dumps(found))
         await asyncio.sleep(1)
 
 
