@@ -38,6 +38,7 @@ class Found:
     played: Played = field(default_factory=Played)
     harm: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: float = 0.0
+    """Without those in which a server came back."""
     samples: list[Sample] = field(default_factory=list)
     client_kills: list[float] = field(default_factory=list)
     """Seconds until the server had closed all connections of a killed process of clients."""
@@ -78,7 +79,8 @@ class Load:
         until(self._all_there, patience_s=PATIENCE_S)
         say("all there")
         started, plan = time.time(), _plan(options)
-        while (now := time.time() - started) < options.seconds:
+        # a server that comes back stops the clock
+        while (now := time.time() - started - sum(found.back_s)) < options.seconds:
             found.samples.append(self._server.sample(now))
             found.harm = self._hostile.last or found.harm
             self._tell(found.samples[-1])
@@ -86,7 +88,7 @@ class Load:
                 plan.pop(0)[1](self)
             time.sleep(options.sample_s)
         until(lambda: bool(self._hostile.last), patience_s=PATIENCE_S)
-        found.harm, found.seconds = self._hostile.last, time.time() - started
+        found.harm, found.seconds = self._hostile.last, time.time() - started - sum(found.back_s)
         rest, episodes, killed = (
             self._at_rest,
             len(self._server.family()) - self._at_rest,
