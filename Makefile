@@ -56,13 +56,15 @@ setup-pretrained: setup  ## A small pretrained model in the cache, for tests wit
 run: setup  ## The main job: vanilla GRPO and GRPO+PaW from one warm start, with table and figure (seven to nine minutes on two cores)
 	$(CPU_THREADS) $(BIN)/paw quickstart $(QUICKSTART)
 
-# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, so they are not shared out one by one. Those of the cluster mostly
-# wait, for Slurm, and run beside all others (tests/conftest.py makes the two groups).
-MANY := tests/rollout tests/cluster tests/pretrained $(wildcard tests/policy/test_megatron_*.py)
+# Servers, nodes of a test cluster, ranks: these tests have many processes themselves, and are not shared out. Those of the cluster mostly wait, for
+# Slurm, and run beside all others; what they say comes after.
+MANY := tests/rollout tests/pretrained $(wildcard tests/policy/test_megatron_*.py)
 
 test: setup check  ## Lint, types and all tests; those of servers and of Slurm as far as these are here
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,$(MANY))
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(MANY)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadscope $(addprefix --ignore=,tests/cluster $(MANY))
+	@log=$$(mktemp); $(BIN)/python -m pytest tests/cluster >$$log 2>&1 & cluster=$$!; \
+	$(BIN)/python -m pytest $(MANY); others=$$?; \
+	wait $$cluster; status=$$?; cat $$log; rm $$log; test $$others = 0 && test $$status = 0
 
 test-all: setup-sglang setup-slurm setup-browser setup-pretrained  ## The same, and SGLang, Slurm and a browser must be here (root); a pretrained model where it can be had
 	PAW_REQUIRE_SGLANG=1 PAW_REQUIRE_BROWSER=1 PAW_REQUIRE_SLURM=1 PAW_REQUIRE_SECOND_USER=1 $(MAKE) test

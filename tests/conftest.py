@@ -25,15 +25,9 @@ pytest_plugins = ["pytester"]
 
 torch.set_num_threads(1)
 
-CLUSTER = Path(__file__).parent / "cluster"
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     beside.mark(items)
-    for item in items:  # for `--dist loadgroup` (see the Makefile)
-        item.add_marker(
-            pytest.mark.xdist_group("cluster" if CLUSTER in item.path.parents else "ranks and servers")
-        )
 
 
 @pytest.hookimpl(wrapper=True)
