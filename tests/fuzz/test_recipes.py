@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import yaml
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from paw_hpc.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from paw_hpc.recipe import Recipe, dump_recipe, load_recipe, parse_recipe, read_yaml
 from paw_hpc.recipe import loading as recipe_loading
 from paw_hpc.study import sweep
 from paw_hpc.study.sweep import load_sweep
 from tests.fuzz import scratch
-from tests.fuzz.harness import Target, broken_on, judged
+from tests.fuzz.harness import Target, TooMuch, broken_on, judged
 from tests.fuzz.inputs import DEEP, ENDLESS, HUGE, VALUES, damaged, documents
 from tests.recipe_values import KEYS, NASTY
 
@@ -190,6 +191,10 @@ SWEEPS = st.tuples(
 ) | st.just((_yaml(MANY[0]), _yaml(MANY[1]), None))
 
 
+def _has(word: bytes) -> Callable[[Path], bool]:
+    return lambda path: word in path.read_bytes()
+
+
 def _plain_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -204,13 +209,13 @@ def _hints(error: Any) -> str:
 
 
 TARGETS = [
-    Target("recipe", FILES, _recipe, lambda patch: patch.setattr(recipe_loading, "read_yaml", _plain_yaml), BaseException),
+    Target("recipe", FILES, _recipe, lambda patch: patch.setattr(recipe_loading, "read_yaml", broken_on(read_yaml, _has(b"policy")))),
     Target("values of a recipe", documents(VALID), _values, lambda patch: patch.setattr(recipe_loading, "explain", _hints)),
     Target(
         "overrides", _overrides(), _overridden,
         lambda patch: patch.setattr(recipe_loading, "_said", broken_on(recipe_loading._said, lambda error: "flow" in str(error))),
     ),
-    Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", _plain_yaml), BaseException),
+    Target("sweep", SWEEPS, _sweep, lambda patch: patch.setattr(sweep, "read_yaml", broken_on(read_yaml, _has(b"arm")))),
 ]  # fmt: skip
 
 
@@ -222,3 +227,12 @@ def test_every_input_is_read_or_refused_in_one_line(target: Target) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_a_planted_fault_is_found(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     target.finds_the_planted_fault(monkeypatch)
+
+
+def test_a_loader_without_bounds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One input, not a search for one: each that a plain loader blows up takes seconds."""
+    bomb = BOMBS[1].encode()
+    _recipe(bomb)
+    monkeypatch.setattr(recipe_loading, "read_yaml", _plain_yaml)
+    with pytest.raises(TooMuch):
+        _recipe(bomb)
