@@ -6,6 +6,7 @@ asked for before any library imports Triton.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ from tests import beside
 pytest_plugins = ["pytester"]
 
 torch.set_num_threads(1)
+
+# A shell has its background processes ignore Ctrl-C, and `make test` has one: it ends with the others, its
+# servers and nodes with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

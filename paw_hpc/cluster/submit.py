@@ -26,19 +26,19 @@ from paw_hpc.system.storage import storage_errors, write_atomically
 
 JOB = (sys.executable, "-u", "-m", "paw_hpc.cluster.job")
 """What a job runs, before the run's directory: it begins or continues the run, and ends with its status."""
-_ASKED_LATER = frozenset(
-    (
-        *(
-            "trainer_nodes",
-            "rollout_nodes",
-            "retriever_node",
-            "trainer_gpus",
-            "processes_per_node",
-            "servers_per_node",
-        ),
-        *("gpu", "attempts", "interface", "srun", "container"),
-    )
-)
+_ASKED_LATER = {
+    "trainer_nodes",
+    "rollout_nodes",
+    "retriever_node",
+    "trainer_gpus",
+    "processes_per_node",
+    "servers_per_node",
+    "gpu",
+    "attempts",
+    "interface",
+    "srun",
+    "container",
+}
 """Keys of the `cluster` section that the job reads, not the scheduler."""
 
 
@@ -238,7 +238,7 @@ def _launcher(executor: str, launch: Launchable) -> Launcher:
 
 def _allocation(launch: Launchable) -> tuple[int, dict[str, object]]:
     """All that a job asks for: what tasks of an array have in common."""
-    return launch.layout.nodes, launch.recipe.cluster.model_dump(exclude=set(_ASKED_LATER))
+    return launch.layout.nodes, launch.recipe.cluster.model_dump(exclude=_ASKED_LATER)
 
 
 def _keep(text: str, folder: Path) -> Path:
