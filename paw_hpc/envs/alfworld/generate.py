@@ -64,9 +64,8 @@ class Batch:
         """Covers the generator's own text (but for its imports), ALFWorld's release and this order: no other
         games are mistaken for these, shipped ones neither.
         """
-        texts = [
-            (Path(__file__).parent / name).read_text().splitlines() for name in ("scenes.py", "compose.py")
-        ]
+        sources = ("rooms.py", "scenes.py", "compose.py")
+        texts = [(Path(__file__).parent / name).read_text().splitlines() for name in sources]
         own = ["\n".join(line for line in text if not line.startswith("from paw_hpc")) for text in texts]
         parts = [*own, *installed_logic(), importlib.metadata.version("alfworld")]
         key = hashlib.sha256(
