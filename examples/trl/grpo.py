@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -24,32 +24,12 @@ import paw_hpc.policy
 from paw_hpc.envs import Environments, Outcome, Panel, write_outcomes
 
 SHIPPED = Path(paw_hpc.policy.__file__).parent / "shipped" / "warm_start"
-RULES = {
-    "games": "generated",
-    "task_types": ["pick_and_place_simple", "look_at_obj_in_light"],
-    "prompt": "compact",
-    "max_steps": 6,
-}
+TASK_TYPES = ["pick_and_place_simple", "look_at_obj_in_light"]
+RULES = {"games": "generated", "task_types": TASK_TYPES, "prompt": "compact", "max_steps": 6}
 NEW_TOKENS = 16
 
 
-class Episode(Protocol):
-    """What is asked of an episode; those of `Environments` are such."""
-
-    @property
-    def done(self) -> bool: ...
-    @property
-    def score(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def invalid(self) -> int: ...
-    def messages(self) -> Any: ...
-    def respond(self, response: str, /) -> Any: ...
-    def close(self) -> None: ...
-
-
-def rendered(tokenizer: Any, episode: Episode) -> list[int]:
+def rendered(tokenizer: Any, episode: Any) -> list[int]:
     text = tokenizer.apply_chat_template(episode.messages(), add_generation_prompt=True, tokenize=False)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -72,7 +52,7 @@ def spoken(model: Any, tokenizer: Any, context: list[int]) -> tuple[list[int], l
     return ids.tolist(), logps.tolist()
 
 
-def played(model: Any, tokenizer: Any, episode: Episode) -> dict[str, list[Any]]:
+def played(model: Any, tokenizer: Any, episode: Any) -> dict[str, list[Any]]:
     """One episode as TRL wants it: tokens from the first prompt on, and which of them are the model's."""
     prompt = rendered(tokenizer, episode)
     ids, mask, logps = list[int](), list[int](), list[float]()
@@ -87,7 +67,7 @@ def played(model: Any, tokenizer: Any, episode: Episode) -> dict[str, list[Any]]
 
 
 def trained(
-    folder: str, updates: int, prompts: list[str], begin: Callable[[str, int], Episode]
+    folder: str, updates: int, prompts: list[str], begin: Callable[[str, int], Any]
 ) -> tuple[Any, Any]:
     """Model and tokenizer after so many updates.
 
@@ -95,24 +75,18 @@ def trained(
         prompts: what TRL repeats, one for each task, and hands back for every completion that it wants.
         begin: an episode of a prompt, and which of its episodes, from 0.
     """
-    # Not in half precision, as the small policy is stored: there Adam divides nothing by nothing where a
-    # gradient is zero.
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-    )
-    repeats = dict.fromkeys(prompts, 0)
+    # Not in half precision, as it is stored: where a gradient is zero, Adam would divide nothing by nothing.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data, repeats = Dataset.from_dict({"prompt": prompts}), dict.fromkeys(prompts, 0)
 
     def play(wanted: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {}
         for prompt in wanted:  # each stands there once per completion that is wanted
             episode = begin(prompt, repeats[prompt])
             repeats[prompt] += 1
-            shown = {
-                **played(trainer.model, tokenizer, episode),
-                "score": episode.score,
-                "invalid": episode.invalid / episode.steps,
-            }
+            shown: dict[str, Any] = played(trainer.model, tokenizer, episode)
+            shown |= {"score": episode.score, "invalid": episode.invalid / episode.steps}
             for name, value in shown.items():
                 found.setdefault(name, []).append(value)
             episode.close()
@@ -134,10 +108,7 @@ def trained(
         bf16=False,
         gradient_checkpointing=False,
     )
-    data = Dataset.from_dict({"prompt": prompts})
-    trainer = GRPOTrainer(
-        model, reward, args=config, train_dataset=data, processing_class=tokenizer, rollout_func=play
-    )
+    trainer = GRPOTrainer(model, reward, config, data, processing_class=tokenizer, rollout_func=play)
     trainer.train()
     return trainer.model, tokenizer
 
@@ -160,10 +131,11 @@ def judged(path: str, outcomes: list[Outcome], panel: Panel, player: str, update
 def main(updates: int, folder: str) -> None:
     with Environments("alfworld", **RULES) as environments:
         tasks = {task.task_id: task for task in environments.tasks("train")}
-        prompts = list(tasks)[:64]
-        model, tokenizer = trained(
-            folder, updates, prompts, lambda task_id, repeat: environments.open(tasks[task_id], repeat=repeat)
-        )
+
+        def begin(task_id: str, repeat: int) -> Any:
+            return environments.open(tasks[task_id], repeat=repeat)
+
+        model, tokenizer = trained(folder, updates, list(tasks)[:64], begin)
         panel = environments.panel("valid_seen:8@0")
         outcomes = []
         for task in panel.tasks:

@@ -32,7 +32,7 @@ SEEDS = 64
 
 
 class Remote:
-    """An episode of a session, in the words of `grpo.Episode`."""
+    """An episode of a session, in the words that those of `Environments` have."""
 
     def __init__(self, session: Any, **which: Any):
         self._session, self._said = session, session.reset(prompts=True, **which)
