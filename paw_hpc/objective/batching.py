@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from paw_hpc.experience import ACTION, Batch
+from paw_hpc.objective.prefixes import by_prefix
 from paw_hpc.recipe import AlgorithmSection
 
 
@@ -49,23 +50,31 @@ def with_gradient(batch: Batch, algorithm: AlgorithmSection) -> Batch:
     return batch if len(kept) in (0, batch.num_sequences) else batch.take(kept)
 
 
-def micro_batches(batch: Batch, max_tokens: int) -> list[Batch]:
+def micro_batches(batch: Batch, max_tokens: int, share_prefixes: bool = False) -> list[Batch]:
     """Cut into parts of at most `max_tokens` tokens, longest sequences first, so that neighbours are of
     similar length (little attention padding).
 
     A longer sequence forms a part of its own. Streams are not rescaled: summed losses of the parts are the
     loss of the batch.
+
+    Args:
+        share_prefixes: sequences that begin alike become neighbours instead, and what a part computes once
+            counts once (`policy.share_prefixes`).
     """
     lengths = batch.lengths
-    order = torch.argsort(lengths, descending=True, stable=True)
+    if share_prefixes:
+        order, shared = by_prefix(batch)
+    else:
+        order = torch.argsort(lengths, descending=True, stable=True)
+        shared = torch.zeros_like(order)
     parts: list[list[int]] = []
     room = 0
-    for sequence, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        if not parts or length > room:
+    for sequence, length, known in zip(order.tolist(), lengths[order].tolist(), shared.tolist(), strict=True):
+        if not parts or length - known > room:
             parts.append([])
-            room = max_tokens
+            room, known = max_tokens, 0
         parts[-1].append(sequence)
-        room -= length
+        room -= length - known
     return [batch.take(torch.tensor(part)) for part in parts]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from paw_hpc.experience import Batch
 from paw_hpc.kernels import linear_logprob_entropy, linear_row_loss
 from paw_hpc.objective.plan import micro_batches
 from paw_hpc.objective.policy_loss import Sums, make_row_loss, make_value_loss, row_metrics, value_metrics
+from paw_hpc.objective.prefixes import Prefixes
 from paw_hpc.policy import checkpoint
 from paw_hpc.policy.backend import Metrics, rows_from_device
 from paw_hpc.policy.checkpoint_folder import OTHER_WEIGHTS, has_moved
@@ -32,6 +34,15 @@ from paw_hpc.policy.throughput import ModelCost, memory_peak_bytes, peak_flops, 
 from paw_hpc.policy.trainer import Trained, Trainer
 from paw_hpc.recipe import Recipe
 from paw_hpc.system.errors import CheckpointError
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One micro-batch on the device: what is computed of it, and who sees whom."""
+
+    transition: torch.Tensor  # int64[N], on the CPU
+    batch: Batch
+    packing: Packing
 
 
 class HuggingFacePolicy(Trainer):
@@ -70,11 +81,15 @@ class HuggingFacePolicy(Trainer):
             for module in (self.model, *([] if self.critic is None else [self.critic.body])):
                 module.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
 
+    def _begin(self) -> None:
+        self._computed_tokens = 0
+
     def _costs(self, batch: Batch, seconds: float) -> Metrics:
         epochs, cost = self.recipe.optimizer.epochs, ModelCost.of(self.model.config)
-        flops = None if cost is None else cost.flops(batch) * epochs
+        share = self._computed_tokens / (batch.num_tokens * epochs)
+        flops = None if cost is None else cost.flops(batch, computed=share) * epochs
         peak = peak_flops(self.device, getattr(torch, self.recipe.model.dtype))
-        return rates(
+        costs = rates(
             batch.num_tokens * epochs,
             batch.num_rows * epochs,
             seconds,
@@ -82,6 +97,7 @@ class HuggingFacePolicy(Trainer):
             flops,
             peak,
         )
+        return costs | ({"shared_prefix_share": 1 - share} if self.recipe.policy.share_prefixes else {})
 
     def state(self) -> dict[str, Any]:
         """Weights, moments and the fingerprint of the initial policy, as copies on the CPU. Nothing here
@@ -139,16 +155,20 @@ class HuggingFacePolicy(Trainer):
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, Batch]]:
-        """Each micro-batch on the CPU and on the device."""
-        for part in micro_batches(batch, self.recipe.optimizer.max_tokens_per_micro_batch):
-            yield part, part.to(self.device)
+    def _parts(self, batch: Batch) -> Iterator[_Pass]:
+        """The micro-batches. Nothing is kept of one when the next is asked for."""
+        share = self.recipe.policy.share_prefixes
+        for part in micro_batches(batch, self.recipe.optimizer.max_tokens_per_micro_batch, share):
+            prefixes = Prefixes.of(part) if share else None
+            packing = Packing.of(part.cu_seqlens, self.device, prefixes)
+            computed = part if prefixes is None else prefixes.applied(part)
+            yield _Pass(part.transition, computed.to(self.device), packing)
 
-    def _hidden_rows(self, model: PreTrainedModel, part: Batch, on_device: Batch) -> torch.Tensor:
+    def _hidden_rows(self, model: PreTrainedModel, part: _Pass) -> torch.Tensor:
         """[R, H]: hidden states at the scored rows."""
-        packing = Packing.of(part.cu_seqlens, self.device)
-        return hidden_states(model, on_device.tokens, on_device.position_ids, packing).index_select(
-            0, on_device.row_position
+        batch = part.batch
+        return hidden_states(model, batch.tokens, batch.position_ids, part.packing).index_select(
+            0, batch.row_position
         )
 
     @property
@@ -165,15 +185,12 @@ class HuggingFacePolicy(Trainer):
         scoring = self.model if model == "policy" else self.reference
         assert scoring is not None
         found, order = [], []
-        for part, on_device in self._parts(batch):
-            if not part.num_rows:
+        for part in self._parts(batch):
+            if not part.batch.num_rows:
                 continue
-            hidden = self._hidden_rows(scoring, part, on_device)
-            found.append(
-                torch.stack(
-                    linear_logprob_entropy(hidden, _head(scoring), on_device.row_target, **self._head_options)
-                ).float()
-            )
+            hidden, target = self._hidden_rows(scoring, part), part.batch.row_target
+            scores = linear_logprob_entropy(hidden, _head(scoring), target, **self._head_options)
+            found.append(torch.stack(scores).float())
             order.append(batch.rows_of(part.transition))
         logp, entropy = rows_from_device(found, order, torch.empty(2, batch.num_rows))
         return logp, entropy
@@ -183,18 +200,10 @@ class HuggingFacePolicy(Trainer):
         """See `Trainer._values`."""
         assert self.critic is not None
         critic, found, order = self.critic, list[torch.Tensor](), list[torch.Tensor]()
-        for part, on_device in self._parts(batch):
-            found.append(self._part_values(critic, part, on_device)[None])
+        for part in self._parts(batch):
+            found.append(_part_values(critic, part)[None])
             order.append(batch.rows_of(part.transition))
         return rows_from_device(found, order, torch.empty(1, batch.num_rows))[0]
-
-    def _part_values(self, critic: Critic, part: Batch, on_device: Batch) -> torch.Tensor:
-        return critic(
-            on_device.tokens,
-            on_device.position_ids,
-            Packing.of(part.cu_seqlens, self.device),
-            on_device.row_position,
-        )
 
     def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
         """See `Trainer._accumulate`."""
@@ -215,18 +224,20 @@ class HuggingFacePolicy(Trainer):
 
     def _accumulate_policy(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         total = torch.zeros((), device=self.device)
-        for part, on_device in self._parts(mini):
-            if not part.num_rows:
+        for part in self._parts(mini):
+            batch = part.batch
+            if not batch.num_rows:
                 continue
+            self._computed_tokens += batch.num_tokens
             self.optimizer.collect_directly(_head(self.model))
-            hidden = self._hidden_rows(self.model, part, on_device)
-            row_loss = make_row_loss(on_device, self.recipe)
+            hidden = self._hidden_rows(self.model, part)
+            row_loss = make_row_loss(batch, self.recipe)
             result = linear_row_loss(
-                hidden, _head(self.model), on_device.row_target, row_loss, **self._head_options
+                hidden, _head(self.model), batch.row_target, row_loss, **self._head_options
             )
             result.loss.backward()
             total += result.loss.detach()
-            sums.append(row_metrics(on_device, result.logp, result.entropy, self.recipe))
+            sums.append(row_metrics(batch, result.logp, result.entropy, self.recipe))
             if self._seen is not None:
                 self._seen.append((part.transition, None, result.logp.detach()))
         return total
@@ -234,15 +245,20 @@ class HuggingFacePolicy(Trainer):
     def _accumulate_critic(self, mini: Batch, sums: list[Sums]) -> torch.Tensor:
         assert self.critic is not None
         total = torch.zeros((), device=self.device)
-        for part, on_device in self._parts(mini):
-            if not part.num_rows:
+        for part in self._parts(mini):
+            if not part.batch.num_rows:
                 continue
-            values = self._part_values(self.critic, part, on_device)
-            loss = make_value_loss(on_device, self.recipe)(values).sum()
+            values = _part_values(self.critic, part)
+            loss = make_value_loss(part.batch, self.recipe)(values).sum()
             loss.backward()
             total += loss.detach()
-            sums.append(value_metrics(on_device, values.detach(), self.recipe))
+            sums.append(value_metrics(part.batch, values.detach(), self.recipe))
         return total
+
+
+def _part_values(critic: Critic, part: _Pass) -> torch.Tensor:
+    batch = part.batch
+    return critic(batch.tokens, batch.position_ids, part.packing, batch.row_position)
 
 
 def _head(model: PreTrainedModel) -> nn.Parameter:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from paw_hpc.objective.prefixes import Prefixes
 from paw_hpc.policy.cache import SlotCache, layer_of
 from paw_hpc.system.errors import UserError
 
@@ -62,12 +63,29 @@ class Packing:
     restore: torch.Tensor | None  # int64[T], place of each token
     cache: SlotCache | None = None
     cache_index: torch.Tensor | None = None  # int64[T], slot * capacity + position (with a cache)
+    copies: torch.Tensor | None = None
+    """int64[A]: the samples are of copies of tokens that were computed once; which ones. None: T are A."""
+    answers: torch.Tensor | None = None  # int64[T], the copy of each token whose attention is its own
     calls: int = 0
     """How often attention was called with this packing."""
 
     @classmethod
-    def of(cls, cu_seqlens: torch.Tensor, device: torch.device | str = "cpu") -> Packing:
-        """From offsets int32/int64[N+1] on the CPU; the index tensors are made on `device`."""
+    def of(
+        cls,
+        cu_seqlens: torch.Tensor,
+        device: torch.device | str = "cpu",
+        prefixes: Prefixes | None = None,
+    ) -> Packing:
+        """From offsets int32/int64[N+1] on the CPU; the index tensors are made on `device`.
+
+        Args:
+            prefixes: only some tokens are computed, and these are all that attention is given and answers
+                (T is their number); the offsets are then the prefixes' own.
+        """
+        if prefixes is not None:
+            packing = cls.of(prefixes.cu_seqlens, device)
+            packing.copies, packing.answers = prefixes.attended.to(device), prefixes.answer.to(device)
+            return packing
         cu = cu_seqlens.to(device="cpu", dtype=torch.long)
         lengths = cu[1:] - cu[:-1]
         if len(lengths) == 0 or bool((lengths <= 0).any()):
@@ -101,6 +119,14 @@ class Packing:
         if self.cache is not None:
             assert self.cache_index is not None
             self.cache.write(layer_of(module), self.cache_index, key, value)
+        if self.copies is None or self.answers is None:
+            return self._attend(query, key, value, scale)
+        query, key, value = (x.index_select(0, self.copies) for x in (query, key, value))
+        return self._attend(query, key, value, scale).index_select(0, self.answers)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+    ) -> torch.Tensor:
         gqa = query.shape[1] != key.shape[1]
         if use_varlen(query):
             cu, longest = self.cu_seqlens, self.max_length

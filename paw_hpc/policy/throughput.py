@@ -78,15 +78,19 @@ class ModelCost:
         head_dim = getattr(config, "head_dim", None) or hidden // heads
         return cls(layers, hidden, heads, kv_heads, head_dim, ffn_hidden, vocabulary)
 
-    def flops(self, batch: Batch, passes: int = 3) -> float:
+    def flops(self, batch: Batch, passes: int = 3, computed: float = 1.0) -> float:
         """FLOPs of a forward pass (`passes` = 1) or of forward and backward (3) over a batch: matrix products
         of the layers, causal attention within each sample, and the LM head of the scored rows. Recomputation
-        is not counted, as usual for MFU."""
+        is not counted, as usual for MFU.
+
+        Args:
+            computed: the share of the tokens that goes through the layers (`policy.share_prefixes`).
+        """
         width = self.heads * self.head_dim
         weights = (
             self.hidden * (2 * width + 2 * self.kv_heads * self.head_dim) + 3 * self.hidden * self.ffn_hidden
         )
-        linear = 2.0 * self.layers * weights * batch.num_tokens
+        linear = 2.0 * self.layers * weights * batch.num_tokens * computed
         attention = 2.0 * self.layers * width * float(batch.lengths.double().square().sum())
         head = 2.0 * batch.num_rows * self.hidden * self.vocabulary
         return passes * (linear + attention + head)

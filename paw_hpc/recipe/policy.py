@@ -156,6 +156,11 @@ class PolicySection(Section):
     equally good, nothing of them is an observation to learn, and neither KL loss nor entropy bonus is on.
     Gradients are the same up to rounding. `policy/entropy` and `policy/approx_kl` are then means over what is
     trained on, and `policy/tokens` and `policy/rows` count no more than that."""
+    share_prefixes: bool = False
+    """Compute once what sequences of a pass begin with alike, as members of a group do with their first
+    prompt: a token at the same place behind the same tokens has the same hidden state. Losses and gradients
+    are the same up to rounding; `policy/shared_prefix_share` says how many tokens that saved. Attention is
+    still of whole sequences, by PyTorch's kernels: with Megatron, megatron.layers is then local."""
 
 
 class MegatronSection(Section):

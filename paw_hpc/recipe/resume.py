@@ -41,6 +41,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, ...]] = {
         "rollout.batching",
         "rollout.max_batch",
         "optimizer.max_tokens_per_micro_batch",
+        "policy.share_prefixes",
         "megatron",
         "eval",
         "checkpoint",

@@ -11,15 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from paw_hpc.objective.plan import pack
+from paw_hpc.objective.prefixes import Prefixes
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
+from paw_hpc.policy.megatron import model as megatron_model
 from paw_hpc.policy.megatron.layout import Layout, has_transformer_engine
-from paw_hpc.policy.megatron.microbatches import micro_batches, partition
+from paw_hpc.policy.megatron.microbatches import micro_batches, partition, partition_sharing
 from paw_hpc.policy.megatron.model import transformer_engine_wanted
 from paw_hpc.policy.throughput import ModelCost
 from paw_hpc.recipe import MegatronSection
 from paw_hpc.system.errors import CheckpointError, RecipeError
 from tests.factories import random_pool, tiny_recipe
 from tests.policy.models import random_model
+from tests.test_prefixes import batch_of, families
 
 QWEN_1_5B = Architecture(
     model_type="qwen2",
@@ -137,6 +140,18 @@ def test_transformer_engine_is_refused_where_it_is_not_installed() -> None:
     assert not transformer_engine_wanted(tiny_recipe())
 
 
+@pytest.mark.parametrize("asked", [{"megatron.context_parallel": 2}, {"policy.share_prefixes": True}])
+def test_what_transformer_engine_cannot_do_here_takes_other_layers(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(megatron_model, "has_transformer_engine", lambda: True)
+    assert transformer_engine_wanted(tiny_recipe())
+    assert not transformer_engine_wanted(tiny_recipe(**asked))
+    [key] = asked
+    with pytest.raises(RecipeError, match=rf"megatron\.layers: transformer_engine cannot do {key}"):
+        transformer_engine_wanted(tiny_recipe(**asked, **{"megatron.layers": "transformer_engine"}))
+
+
 def test_an_unknown_architecture_is_refused_by_name() -> None:
     config = random_model("qwen2 tied").config
     config.model_type = "mamba2"
@@ -176,9 +191,30 @@ def test_micro_batches_hold_every_sample_once_and_are_balanced(
         )
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("multiple", [1, 2])
+@pytest.mark.parametrize("max_tokens", [1, 40, 300, 10_000])
+def test_micro_batches_of_what_begins_alike(ranks: int, multiple: int, max_tokens: int) -> None:
+    pool = families(conversations=False)
+    batch = pack(pool, [t.observation_ids for t in pool.transitions])
+    shares = partition_sharing(batch, ranks, max_tokens, multiple)
+    assert sorted(s for share in shares for part in share for s in part) == list(range(batch.num_sequences))
+    assert len({len(share) for share in shares}) == 1 and len(shares[0]) % multiple == 0
+    parts = [batch.take(torch.tensor(part)) for share in shares for part in share if part]
+    computed = [len(Prefixes.of(part).computed) for part in parts]
+    assert all(c <= max_tokens or p.num_sequences == 1 for c, p in zip(computed, parts, strict=True))
+    # What is cut apart is computed twice, so few and large parts share most.
+    apart = partition(batch.lengths, ranks, max_tokens, multiple)
+    if max_tokens >= 300:
+        assert len(shares[0]) <= len(apart[0]) and sum(computed) < 0.9 * batch.num_tokens
+        assert max(computed) <= 1.5 * sum(computed) / len(computed) + int(batch.lengths.max())
+
+
 def test_few_samples_leave_some_ranks_without_any() -> None:
     assert partition(torch.tensor([7]), 3, 10) == [[[0]], [[]], [[]]]
     assert partition(torch.tensor([], dtype=torch.long), 2, 10) == [[[]], [[]]]
+    assert partition_sharing(batch_of([1, 2, 3]), 3, 10) == [[[0]], [[]], [[]]]
+    assert partition_sharing(batch_of(), 2, 10) == [[[]], [[]]]
 
 
 def test_padding_is_what_sequence_parallelism_needs_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

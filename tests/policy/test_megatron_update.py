@@ -76,6 +76,7 @@ def test_two_ranks_that_share_the_tokens(folder: Path) -> None:
         folder,
         cases.context_parallel,
         cases.context_parallel_with_few_samples,
+        cases.beginnings_computed_once,
         cases.a_wrong_exchange_is_seen,
     )
 

@@ -292,6 +292,16 @@ def chains_of_replicas(rank: int, folder: Path) -> None:
     )
 
 
+def beginnings_computed_once(rank: int, folder: Path) -> None:
+    """The last one has pieces of tokens that sequences share, and padding behind them."""
+    share = {"policy.share_prefixes": True}
+    check(folder, Layout(tensor=2, sequence=True), "paw", **share)
+    check(folder, Layout(data=2), "ppo", **share, **{"optimizer.max_tokens_per_micro_batch": 300})
+    check(folder, Layout(pipeline=2), "chains", **share)
+    check(folder, Layout(data=2), "one-sample", **share)
+    check(folder, Layout(context=2), "ppo-tokens", **share, **{"optimizer.max_tokens_per_micro_batch": 301})
+
+
 def context_parallel(rank: int, folder: Path) -> None:
     """Four query and two key heads: each rank has one key head and those that see it."""
     check(folder, Layout(context=2))

@@ -21,7 +21,7 @@ def update_costs(
     config: PreTrainedConfig,
     processes: int,
     device: torch.device,
-    padding: int,
+    computed: torch.Tensor,
     seconds: float,
     phases: Mapping[str, float],
 ) -> Metrics:
@@ -29,23 +29,24 @@ def update_costs(
 
     Args:
         processes: ranks of the layout.
-        padding: tokens of padding that this rank computed and no other one counts.
+        computed: int64[2], tokens of samples and of padding that this rank computed and no other one counts.
         phases: seconds by name, this rank's own.
     """
-    replicas = torch.tensor([float(padding), 0.0])
+    replicas = computed.double()
     memory = torch.tensor(float(memory_peak_bytes(device)))
     dist.all_reduce(replicas)
     dist.all_reduce(memory, op=dist.ReduceOp.MAX)
     epochs = recipe.optimizer.epochs
     tokens, rows = batch.num_tokens * epochs, batch.num_rows * epochs
     cost = ModelCost.of(config)
-    flops = None if cost is None else cost.flops(batch) * epochs
+    once, padding = replicas.tolist()
+    flops = None if cost is None else cost.flops(batch, computed=once / tokens) * epochs
     peak = peak_flops(device, getattr(torch, recipe.model.dtype))
     named = {f"time/policy_{name}_s": spent for name, spent in sorted(phases.items())}
-    share = float(replicas[0]) / (tokens + float(replicas[0]))
-    return (
-        named | {"padding_share": share} | rates(tokens, rows, seconds, float(memory), flops, peak, processes)
-    )
+    named["padding_share"] = padding / (once + padding)
+    if recipe.policy.share_prefixes:
+        named["shared_prefix_share"] = 1 - once / tokens
+    return named | rates(tokens, rows, seconds, float(memory), flops, peak, processes)
 
 
 def own_device(device: torch.device) -> torch.device:

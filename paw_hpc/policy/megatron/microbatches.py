@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from paw_hpc.experience import Batch
+from paw_hpc.objective.prefixes import Prefixes, by_prefix
 from paw_hpc.policy.megatron.attention import PackedSamples
 from paw_hpc.policy.megatron.layout import Layout
 from paw_hpc.policy.packed import Packing
@@ -29,6 +30,8 @@ class MicroBatch:
     tokens: torch.Tensor  # int64[T of this rank], with what `padding` adds at the end
     position_ids: torch.Tensor
     samples: PackedSamples
+    computed: int
+    """Tokens of the whole pass that go through the layers, without padding."""
     padding: int
     """Tokens that belong to no sequence: what context and sequence parallelism need to divide them, and the
     one token of a pass without any."""
@@ -62,7 +65,41 @@ def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int 
         count += multiple
 
 
-def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.device) -> list[MicroBatch]:
+def partition_sharing(batch: Batch, ranks: int, max_tokens: int, multiple: int = 1) -> list[list[list[int]]]:
+    """As `partition`, only that sequences that begin alike come into the same micro-batch, and count there
+    once what they share (`policy.share_prefixes`): the order of `by_prefix`, cut into runs of nearly the same
+    number of computed tokens."""
+    order, shared = (found.tolist() for found in by_prefix(batch))
+    lengths = batch.lengths[order].tolist()
+    count = math.ceil(max(1, (sum(lengths) - sum(shared)) / (ranks * max_tokens)) / multiple) * multiple
+    while True:
+        runs, filled = _runs(lengths, shared, ranks * count)
+        if all(size <= max_tokens or len(run) == 1 for run, size in zip(runs, filled, strict=True)):
+            content = [[order[place] for place in run] for run in runs]
+            return [content[rank::ranks] for rank in range(ranks)]
+        count += multiple
+
+
+def _runs(lengths: list[int], shared: list[int], count: int) -> tuple[list[list[int]], list[int]]:
+    """Consecutive places, cut into `count` runs, and the tokens that each run computes: the first of a run
+    shares with nobody."""
+    runs: list[list[int]] = [[] for _ in range(count)]
+    filled, left, current = [0] * count, sum(lengths) - sum(shared), 0
+    target = left / count
+    for place, (length, known) in enumerate(zip(lengths, shared, strict=True)):
+        more = length - known
+        if runs[current] and current + 1 < count and filled[current] + more / 2 > target:
+            left -= filled[current]
+            current += 1
+            target = left / (count - current)
+        runs[current].append(place)
+        filled[current] += more if len(runs[current]) > 1 else length
+    return runs, filled
+
+
+def micro_batches(
+    batch: Batch, layout: Layout, max_tokens: int, device: torch.device, share_prefixes: bool = False
+) -> list[MicroBatch]:
     """This rank's share of a batch: its replica's, and with context parallelism its piece of the tokens of
     each pass.
 
@@ -72,24 +109,34 @@ def micro_batches(batch: Batch, layout: Layout, max_tokens: int, device: torch.d
     """
     # The interleaved schedule asks for a multiple of the stages; with fewer micro-batches than stages, stages
     # would stand idle anyway.
-    shares = partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
+    shares = (
+        partition_sharing(batch, layout.data, max_tokens, layout.pipeline)
+        if share_prefixes
+        else partition(batch.lengths, layout.data, max_tokens, layout.pipeline)
+    )
     return [
-        _micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device)
+        _micro_batch(batch, torch.tensor(sequences, dtype=torch.long), layout, device, share_prefixes)
         for sequences in shares[layout.data_rank]
     ]
 
 
-def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: torch.device) -> MicroBatch:
+def _micro_batch(
+    batch: Batch, sequences: torch.Tensor, layout: Layout, device: torch.device, share_prefixes: bool
+) -> MicroBatch:
     part = batch.take(sequences)
+    prefixes = Prefixes.of(part) if share_prefixes and part.num_tokens else None
+    part = part if prefixes is None else prefixes.applied(part)
+    computed = part.num_tokens
     divisor = layout.context * (layout.tensor if layout.sequence else 1)
     padding = -part.num_tokens % divisor if part.num_tokens else divisor
     cu = part.cu_seqlens
     tokens, position_ids = part.tokens, part.position_ids
     if padding:
         cu = torch.cat([cu, cu[-1:] + padding])
+        prefixes = None if prefixes is None else prefixes.padded(padding)
         tokens = torch.cat([tokens, tokens.new_zeros(padding)])
         position_ids = torch.cat([position_ids, torch.arange(padding)])
-    packing = Packing.of(cu, device)
+    packing = Packing.of(cu, device, prefixes)
     packed = PackedSamples(
         qkv_format="thd",
         cu_seqlens_q=packing.cu_seqlens,
@@ -107,5 +154,5 @@ def _micro_batch(batch: Batch, sequences: torch.Tensor, layout: Layout, device: 
         part, row_index = part.with_rows(own, first, last), row_index[own]
         tokens, position_ids = tokens[first:last], position_ids[first:last]
     return MicroBatch(
-        part.to(device), row_index, tokens.to(device), position_ids.to(device), packed, padding, own
+        part.to(device), row_index, tokens.to(device), position_ids.to(device), packed, computed, padding, own
     )

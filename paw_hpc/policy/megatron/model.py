@@ -146,13 +146,18 @@ def transformer_engine_wanted(recipe: Recipe) -> bool:
     forced = recipe.megatron.layers == "transformer_engine"
     if forced and not has_transformer_engine():
         raise RecipeError("megatron.layers: Transformer Engine is not installed; use auto or local")
-    if recipe.megatron.context_parallel > 1:  # its layers cut sequences in a way of their own
-        if forced:
+    # Its layers cut sequences in a way of their own, and know no copies of what was computed once.
+    for key, asked in (
+        ("megatron.context_parallel", recipe.megatron.context_parallel > 1),
+        ("policy.share_prefixes", recipe.policy.share_prefixes),
+    ):
+        if asked and forced:
             raise RecipeError(
-                "megatron.layers: transformer_engine has no context parallelism here; use auto or local, "
-                "or context_parallel=1"
+                f"megatron.layers: transformer_engine cannot do {key} here; use auto or local, or leave "
+                f"{key} off"
             )
-        return False
+        if asked:
+            return False
     return forced or (recipe.megatron.layers == "auto" and has_transformer_engine())
 
 

@@ -84,7 +84,8 @@ class MegatronPolicy(Trainer):
             self.layout = layout
             models = self._build("vocabulary")
             load_hf(models, folder, layout, self.architecture)
-        self._clock, self._padding = PhaseClock(self.device), 0
+        self._clock = PhaseClock(self.device)
+        self._computed = torch.zeros(2, dtype=torch.long)  # this replica's tokens in an update, and padding
         # Model folders and seeds give the reference again after a resume, so checkpoints need not hold it.
         wanted, on_cpu = recipe.algorithm.kl_coefficient > 0, recipe.megatron.reference_on_cpu
         self.reference = Reference(self._frozen(models), stays_on_cpu=on_cpu) if wanted else None
@@ -186,9 +187,8 @@ class MegatronPolicy(Trainer):
         return self.layout.last_stage and self.layout.tensor_rank == 0
 
     def _parts(self, batch: Batch) -> list[MicroBatch]:
-        return micro_batches(
-            batch, self.layout, self.recipe.optimizer.max_tokens_per_micro_batch, self.device
-        )
+        tokens = self.recipe.optimizer.max_tokens_per_micro_batch
+        return micro_batches(batch, self.layout, tokens, self.device, self.recipe.policy.share_prefixes)
 
     @property
     def has_reference(self) -> bool:
@@ -249,14 +249,15 @@ class MegatronPolicy(Trainer):
     def _begin(self) -> None:
         self._checkpoints.poll()
         self._clock.take()
-        self._padding = 0
+        self._computed.zero_()
 
     def _accumulate(self, model: Trained, batch: Batch, sums: list[Sums]) -> torch.Tensor:
         """See `Trainer._accumulate`; the loss is this rank's share of it, float64[]."""
         trained, make_loss = self._model(model), self._row_loss if model == "policy" else self._value_loss
         with self._clock.measure("packing"):
             parts = self._parts(batch)
-        self._padding += sum(part.padding for part in parts) if model == "policy" else 0
+        if model == "policy":
+            self._computed += torch.tensor([[part.computed, part.padding] for part in parts]).sum(0)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         trained.accumulate(parts, make_loss(trained, total, sums))
         return total
@@ -327,7 +328,7 @@ class MegatronPolicy(Trainer):
         return add_sums(everyone)
 
     def _costs(self, batch: Batch, seconds: float) -> Metrics:
-        counted = self._padding if self._speaks and self.layout.context_rank == 0 else 0
+        counted = self._computed if self._speaks and self.layout.context_rank == 0 else 0 * self._computed
         return update_costs(
             batch,
             self.recipe,

@@ -1,0 +1,102 @@
+"""What `policy.share_prefixes` saves: the same experience scored and trained with and without it, in turns.
+
+    python benchmarks/prefixes.py [RECIPE ...] [--set key=value ...] [--rounds 4]
+
+One update's episodes of each recipe are played and planned. Then old log-probs are computed and gradients
+accumulated both ways, round by round, in alternating order; no step is made. The first round is not counted.
+Printed are the tokens, how many of them were computed, and the ratio of the seconds with its 95 % interval
+from a bootstrap over rounds. Log-probs, loss and gradient norm of the two ways are compared: more than
+rounding between them ends the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from paw_hpc.build import Machinery
+from paw_hpc.evaluation.statistics import ratio_interval
+from paw_hpc.experience import Batch, Pool
+from paw_hpc.loop import tasks_of
+from paw_hpc.objective.plan import plan
+from paw_hpc.policy.huggingface import HuggingFacePolicy
+from paw_hpc.recipe import Recipe, load_recipe
+from paw_hpc.rollout.event_loop import EventLoop
+
+WAYS = {"whole": False, "shared": True}
+
+
+def experience(recipe: Recipe) -> tuple[HuggingFacePolicy, Pool, Batch]:
+    """The policy, what it played in the first update, and the batch that is planned of it."""
+    with EventLoop() as runner, Machinery(recipe, runner) as machinery:
+        tasks = tasks_of(machinery.benchmark.tasks("train"), recipe, 0)
+        groups, stats = machinery.collect(tasks, recipe.rollout.group_size, 0)
+        pool = Pool.from_groups(groups)
+        policy = machinery.policy
+        assert isinstance(policy, HuggingFacePolicy)
+        own = recipe.algorithm.old_logp == "rollout"
+        scores = machinery.scores_of(pool, stats) if own else policy.score(pool)
+        return policy, pool, plan(pool, scores, recipe, 0).batch
+
+
+def measured(policy: HuggingFacePolicy, pool: Pool, batch: Batch, rounds: int) -> str:
+    """A row of the table."""
+    seconds: dict[tuple[str, str], list[float]] = {
+        (way, phase): [] for way in WAYS for phase in ("score", "train")
+    }
+    computed = 0
+    for turn in range(rounds + 1):
+        results = []
+        for way in sorted(WAYS, reverse=bool(turn % 2)):
+            sections = policy.recipe.policy.model_copy(update={"share_prefixes": WAYS[way]})
+            policy.recipe = policy.recipe.model_copy(update={"policy": sections})
+            policy._begin()
+            start = time.perf_counter()
+            logp = policy.score(pool).old_logp
+            scored = time.perf_counter()
+            loss = float(policy._accumulate("policy", batch, []))
+            trained = time.perf_counter()
+            gradients = [p.grad.double() for p in policy.model.parameters() if p.grad is not None]
+            norm = float(torch.sqrt(torch.stack([g.square().sum() for g in gradients]).sum()))
+            policy.model.zero_grad(set_to_none=True)
+            results.append((logp, torch.tensor([loss, norm])))
+            computed = policy._computed_tokens if WAYS[way] else computed
+            if turn:
+                seconds[way, "score"].append(scored - start)
+                seconds[way, "train"].append(trained - scored)
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    ratios = [ratio(seconds["shared", phase], seconds["whole", phase]) for phase in ("score", "train")]
+    return (
+        f"{len(pool)} | {batch.num_sequences} | {batch.num_tokens:,} | {computed:,} | "
+        f"{computed / batch.num_tokens:.3f} | {' | '.join(ratios)}"
+    )
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> str:
+    low, high = ratio_interval(above, below, range(len(above)))
+    return f"{sum(above) / sum(below):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", type=Path, default=[Path("recipes/quickstart-generated.yaml")])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--rounds", type=int, default=4)
+    options = parser.parse_args()
+    print(
+        "| recipe | transitions | sequences | tokens | computed | share | scoring, shared / whole | training |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for path in options.recipes:
+        recipe = load_recipe(path, options.set)
+        row = measured(*experience(recipe), options.rounds)
+        print(f"| {recipe.name} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
