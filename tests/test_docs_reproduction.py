@@ -11,8 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from paw_hpc import __version__
+from paw_hpc.cluster.footprint import footprint_of
 from paw_hpc.cluster.overview import overview_lines
-from paw_hpc.cluster.plan import make_plan
 from paw_hpc.objective.plan import plan
 from paw_hpc.recipe import load_recipe
 from paw_hpc.run.public_names import public_names
@@ -35,7 +35,7 @@ def test_the_estimates_are_those_of_the_planner(path: Path) -> None:
     sweep = load_sweep(path)
     lines = overview_lines(
         sweep.name,
-        [make_plan(load_recipe(one.base, one.changes)) for one in sweep.variants],
+        [footprint_of(load_recipe(one.base, one.changes)) for one in sweep.variants],
         len(sweep.seeds),
     )
     shown = [line.removeprefix("    ") for line in section("What it may cost").splitlines()]

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from paw_hpc.cli.main import app
-from paw_hpc.cluster.plan import Plan, make_plan
+from paw_hpc.cluster.footprint import Footprint, footprint_of
 from paw_hpc.cluster.submit import Launchable, alike, array_script
 from paw_hpc.recipe import PROTOCOLS, ProtocolName, Recipe, load_recipe
 from paw_hpc.recipe.protocols import departures
@@ -49,8 +49,8 @@ def recipe_of(variant: Variant) -> Recipe:
 
 
 @functools.cache
-def plans(path: Path, protocol: str | None = None) -> tuple[Plan, ...]:
-    return tuple(make_plan(recipe_of(variant)) for variant in sweep(path, protocol).variants)
+def plans(path: Path, protocol: str | None = None) -> tuple[Footprint, ...]:
+    return tuple(footprint_of(recipe_of(variant)) for variant in sweep(path, protocol).variants)
 
 
 def all_variants(protocol: str | None = None) -> list[Variant]:

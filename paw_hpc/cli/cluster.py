@@ -135,27 +135,27 @@ def plan(
 ) -> None:
     """What runs where, what it needs of a GPU's memory, and how long an update may take; refuses what cannot
     fit. Of a sweep: a line per run."""
+    from paw_hpc.cluster.footprint import footprint_data, footprint_of, print_footprint
     from paw_hpc.cluster.overview import overview_lines
-    from paw_hpc.cluster.plan import make_plan, plan_data, print_plan
     from paw_hpc.study.sweep import is_sweep, load_sweep
 
     planned = []
     paths, overrides = _split(arguments)
     for path in paths:
         if not is_sweep(path):
-            one_plan = make_plan(_Wanted(path, overrides).recipe())
-            planned.append(plan_data(one_plan, len(_seeds(seeds)) if seeds is not None else 1))
+            footprint = footprint_of(_Wanted(path, overrides).recipe())
+            planned.append(footprint_data(footprint, len(_seeds(seeds)) if seeds is not None else 1))
             if not as_json:
-                print_plan(one_plan)
+                print_footprint(footprint)
             continue
         sweep, count = load_sweep(path, words or ()), len(_seeds(seeds)) if seeds is not None else None
-        plans = [
-            make_plan(_Wanted(one.base, overrides, one.changes).recipe())
+        footprints = [
+            footprint_of(_Wanted(one.base, overrides, one.changes).recipe())
             for one in _chosen(path, sweep, only)
         ]
-        planned += [plan_data(one, count or len(sweep.seeds)) for one in plans]
+        planned += [footprint_data(one, count or len(sweep.seeds)) for one in footprints]
         if not as_json:
-            print("\n".join(overview_lines(sweep.name, plans, count or len(sweep.seeds))))
+            print("\n".join(overview_lines(sweep.name, footprints, count or len(sweep.seeds))))
     if as_json:
         print_json({"runs": planned})
 

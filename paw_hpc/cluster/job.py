@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from paw_hpc.cluster import attempts, slurm
-from paw_hpc.cluster.layout import plan_layout
+from paw_hpc.cluster.layout import lay_out
 from paw_hpc.cluster.steps import LocalMachine, SlurmMachine
 from paw_hpc.cluster.supervise import Ending, Result, Supervisor
 from paw_hpc.run.metrics import RunDirectory
@@ -47,7 +47,7 @@ def main(run: Path, *, local: bool = False) -> int:
 
 def _in_allocation(run: Path, job: int) -> int:
     recipe = RunDirectory(run).recipe()
-    layout = plan_layout(recipe)
+    layout = lay_out(recipe)
     hosts = hostnames(os.environ["SLURM_JOB_NODELIST"])
     if len(hosts) < layout.nodes:
         raise UserError(
@@ -69,7 +69,7 @@ def _in_allocation(run: Path, job: int) -> int:
 
 def _alone(run: Path) -> int:
     recipe = RunDirectory(run).recipe()
-    machine = LocalMachine.of(recipe.cluster, plan_layout(recipe).nodes)
+    machine = LocalMachine.of(recipe.cluster, lay_out(recipe).nodes)
     return _repeat(Supervisor(run, machine, os.getpid()), run)
 
 

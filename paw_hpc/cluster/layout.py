@@ -53,7 +53,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class ClusterLayout:
-    """What `plan_layout` found possible. Nodes are counted from 0; the batch script runs on node 0."""
+    """What `lay_out` found possible. Nodes are counted from 0; the batch script runs on node 0."""
 
     shape: Shape
     gpus_per_node: int
@@ -87,7 +87,7 @@ class ClusterLayout:
         )
 
 
-def plan_layout(recipe: Recipe) -> ClusterLayout:
+def lay_out(recipe: Recipe) -> ClusterLayout:
     """The layout that the recipe's `cluster`, `megatron` and `rollout.fleet` sections describe.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Groups of processes of one job: as steps of a Slurm allocation, or as plain processes of this machine. Both
+"""The running roles of one job: as steps of a Slurm allocation, or as plain processes of this machine. Both
 are started, told, and ended alike."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RETRIEVER = "PAW_RETRIEVER"
 """Environment variable: address of the job's own retrieval server, which stands in for the recipe's
 `env.search.url`."""
 GRACE_S = 25.0
-"""How long a group may take to end once it was asked to."""
+"""How long a role may take to end once it was asked to."""
 
 
 def started_file(logs: Path, rank: int) -> Path:
@@ -38,7 +38,7 @@ def ended_file(logs: Path, rank: int) -> Path:
     return logs / f".ended-{rank}"
 
 
-class Group(Protocol):
+class RunningRole(Protocol):
     """A running role."""
 
     role: Role
@@ -59,14 +59,14 @@ class Group(Protocol):
 
 
 class Machine(Protocol):
-    """Where groups run."""
+    """Where roles run."""
 
     hosts: Sequence[str]
     """Names of the layout's nodes."""
 
     def start(
         self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
-    ) -> Group: ...
+    ) -> RunningRole: ...
 
 
 @dataclass
@@ -80,7 +80,7 @@ class SlurmMachine:
 
     def start(
         self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
-    ) -> SrunGroup:
+    ) -> SrunRole:
         log = logs / f"{role.name}-%N.log"
         srun = [*self.srun(role), f"--output={log}", *self.in_container(command)]
         # Standard input is what `end` closes.
@@ -89,7 +89,7 @@ class SlurmMachine:
             env={**_clean(os.environ), **self.settings.environment, **environment},
             stdin=subprocess.PIPE,
         )
-        return SrunGroup(role, process)
+        return SrunRole(role, process)
 
     def srun(self, role: Role) -> list[str]:
         """srun's own arguments. Everything is said: srun takes what is not said from the variables of the
@@ -148,7 +148,7 @@ class SlurmMachine:
 
 
 @dataclass
-class SrunGroup:
+class SrunRole:
     """A job step."""
 
     role: Role
@@ -187,8 +187,8 @@ class LocalMachine:
 
     def start(
         self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
-    ) -> LocalGroup:
-        group = LocalGroup(role)
+    ) -> LocalRole:
+        running = LocalRole(role)
         threads = max(1, (os.cpu_count() or 1) // role.processes)
         for rank in range(role.processes):
             name = f"{role.name}-{socket.gethostname()}" + (f"-{rank}" if role.processes > 1 else "")
@@ -206,12 +206,12 @@ class LocalMachine:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
-            group.processes.append(process)
-        return group
+            running.processes.append(process)
+        return running
 
 
 @dataclass
-class LocalGroup:
+class LocalRole:
     """Plain processes; when one fails the others are ended."""
 
     role: Role

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from paw_hpc.cluster import attempts, slurm
+from paw_hpc.cluster.footprint import footprint_of
 from paw_hpc.cluster.layout import ClusterLayout
 from paw_hpc.cluster.models import architecture_for
-from paw_hpc.cluster.plan import make_plan
 from paw_hpc.recipe import Recipe, dump_recipe
 from paw_hpc.recipe.doors import LAUNCHERS, Launcher
 from paw_hpc.recipe.resume import Difference
@@ -71,10 +71,10 @@ class Launchable:
         Args:
             change: keys that may differ from the run's recipe although they change what an update computes.
         """
-        plan = make_plan(recipe)
+        footprint = footprint_of(recipe)
         directory = RunDirectory(run)
         changed = changes.permitted(run, directory.recipe(), recipe, change) if directory.exists else ()
-        return cls(recipe, run.absolute(), plan.layout, tuple(changed))
+        return cls(recipe, run.absolute(), footprint.layout, tuple(changed))
 
     @property
     def finished(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from paw_hpc.cluster.layout import plan_layout
+from paw_hpc.cluster.layout import lay_out
 from paw_hpc.cluster.memory import too_much
 from paw_hpc.policy.convert.architecture import Architecture
 from paw_hpc.recipe import Recipe, parse_recipe
@@ -22,7 +22,7 @@ def nearest_that_fits(recipe: Recipe, model: Architecture) -> tuple[list[str], R
     for changes in _candidates(recipe, model):
         try:
             candidate = apply_overrides(recipe, changes)
-            layout = plan_layout(candidate)
+            layout = lay_out(candidate)
         except RecipeError:
             continue
         if too_much(candidate, layout, model) is None:

@@ -1,7 +1,7 @@
-"""One attempt of a launched run: starts its groups, watches them, and sees that they end together.
+"""One attempt of a launched run: starts its roles, watches them, and sees that they end together.
 
-The first group that ends decides. The trainer ends by itself when the run is complete, and after a signal
-once it has saved; then servers are ended. When a server group or the retriever ends first, the trainer is
+The first role that ends decides. The trainer ends by itself when the run is complete, and after a signal
+once it has saved; then servers are ended. When the rollout or the retriever ends first, the trainer is
 ended at once: it could only wait. Nothing is left behind in any case.
 
 Signals: SIGUSR2 (Slurm's warning before the time limit, and before preemption where the cluster is set so),
@@ -26,8 +26,8 @@ from enum import Enum
 from pathlib import Path
 
 from paw_hpc.cluster import attempts, slurm
-from paw_hpc.cluster.layout import ClusterLayout, Role, plan_layout, port
-from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Group, Machine, ended_file, started_file
+from paw_hpc.cluster.layout import ClusterLayout, Role, lay_out, port
+from paw_hpc.cluster.steps import LOOPBACK, RETRIEVER, Machine, RunningRole, ended_file, started_file
 from paw_hpc.recipe import Recipe
 from paw_hpc.run import fence
 from paw_hpc.run.metrics import RunDirectory
@@ -70,13 +70,13 @@ class Supervisor:
         run: an existing run directory (its recipe.yaml is what runs).
         machine: of the allocation, or this one.
         job: the allocation's id; any number outside of Slurm.
-        python: interpreter of the groups.
+        python: interpreter of the roles.
     """
 
     def __init__(self, run: Path, machine: Machine, job: int, python: str = sys.executable):
         self.run, self.machine, self.job, self.python = run.resolve(), machine, job, python
         self.recipe: Recipe = RunDirectory(run).recipe()
-        self.layout: ClusterLayout = plan_layout(self.recipe)
+        self.layout: ClusterLayout = lay_out(self.recipe)
         self.asked: str | None = None
         """The signal that asked for a stop."""
         self._told = -math.inf
@@ -111,32 +111,31 @@ class Supervisor:
         return result
 
     def _guarded(self, number: int, logs: Path) -> Result:
-        groups: list[Group] = []
+        running: list[RunningRole] = []
         self._key = new_key()
         write_secret(logs / KEY_FILE, self._key)
         try:
             for role in reversed(self.layout.roles):  # servers first: they take longest to come up
-                groups.append(
+                running.append(
                     self.machine.start(role, self._command(role, number), self._environment(number), logs)
                 )
-            first = self._watch(groups, logs)
+            first = self._watch(running, logs)
             return self._judge(first, logs)
         finally:
-            trainer_ended = any(group.role.name == "trainer" and group.poll() is not None for group in groups)
-            for group in reversed(groups):  # the trainer before what it talks to
-                group.end(
-                    at_once=group.role.name == "retriever"
-                    or (group.role.name == "trainer" and not trainer_ended)
+            trainer_ended = any(one.role.name == "trainer" and one.poll() is not None for one in running)
+            for one in reversed(running):  # the trainer before what it talks to
+                one.end(
+                    at_once=one.role.name == "retriever" or (one.role.name == "trainer" and not trainer_ended)
                 )
             (logs / KEY_FILE).unlink(missing_ok=True)  # it opens nothing any more
 
-    def _watch(self, groups: list[Group], logs: Path) -> Group:
-        """The first group to end; a stop is passed on meanwhile."""
-        trainer = next(group for group in groups if group.role.name == "trainer")
+    def _watch(self, running: list[RunningRole], logs: Path) -> RunningRole:
+        """The first one to end; a stop is passed on meanwhile."""
+        trainer = next(one for one in running if one.role.name == "trainer")
         while True:
             if self.asked is not None:
                 self._tell(trainer, logs)
-            ended = [group for group in groups if group.poll() is not None]
+            ended = [one for one in running if one.poll() is not None]
             if trainer in ended:
                 return trainer
             # Once the whole job has been told to end, servers may go first: the trainer may still be saving.
@@ -144,7 +143,7 @@ class Supervisor:
                 return ended[0]
             time.sleep(POLL_S)
 
-    def _tell(self, trainer: Group, logs: Path) -> None:
+    def _tell(self, trainer: RunningRole, logs: Path) -> None:
         """Ask the trainer to stop, and again while the loop may not listen yet; but not before its processes
         have begun: it would kill them."""
         if not all(started_file(logs, rank).exists() for rank in range(trainer.role.processes)):
@@ -155,7 +154,7 @@ class Supervisor:
             trainer.ask_to_stop()
             self._told = time.monotonic()
 
-    def _judge(self, first: Group, logs: Path) -> Result:
+    def _judge(self, first: RunningRole, logs: Path) -> Result:
         status, saved = first.poll(), attempts.saved_updates(self.run)
         assert status is not None
         if first.role.name != "trainer":
@@ -257,7 +256,7 @@ def _reported(logs: Path) -> tuple[str, bool]:
 
 
 def _last_words(logs: Path, role: str) -> str:
-    """What the group's latest log ends with, for a reason in one line."""
+    """What the role's latest log ends with, for a reason in one line."""
     files = sorted(logs.glob(f"{role}-*.log"), key=lambda path: path.stat().st_mtime)
     for path in reversed(files):
         lines = [

@@ -14,7 +14,7 @@ import pytest
 from paw_hpc.cli import cluster as cli_cluster
 from paw_hpc.cli import doctor
 from paw_hpc.cluster import batch, slurm
-from paw_hpc.cluster.layout import plan_layout
+from paw_hpc.cluster.layout import lay_out
 from paw_hpc.cluster.settings import load_for_cluster
 from paw_hpc.cluster.status import status_of
 from paw_hpc.cluster.steps import SlurmMachine
@@ -279,7 +279,7 @@ def test_containers_are_flags_of_srun_or_apptainer(tmp_path: Path) -> None:
     ):
         made = recipe(cluster={"container": container})
         machine = SlurmMachine(7, ["a"], made.cluster, mounts=[tmp_path])
-        line = " ".join([*machine.srun(plan_layout(made).trainer), *machine.in_container(["python", "-V"])])
+        line = " ".join([*machine.srun(lay_out(made).trainer), *machine.in_container(["python", "-V"])])
         assert expected in line and f"{tmp_path}:{tmp_path}" in line and line.endswith("python -V")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.cluster.layout import PORTS, plan_layout, port
+from paw_hpc.cluster.layout import PORTS, lay_out, port
 from paw_hpc.recipe import Recipe, parse_recipe
 from paw_hpc.system.errors import RecipeError
 from paw_hpc.system.keys import new_key
@@ -28,7 +28,7 @@ SGLANG = {"engine": "sglang"}
 
 
 def test_disaggregated_nodes_train_first_and_serve_after() -> None:
-    layout = plan_layout(
+    layout = lay_out(
         recipe(
             {"trainer_nodes": 2, "rollout_nodes": 3, "gpus_per_node": 8},
             {"engine": "sglang", "fleet": {"tensor_parallel": 2}},
@@ -47,7 +47,7 @@ def test_disaggregated_nodes_train_first_and_serve_after() -> None:
 
 def test_every_gpu_of_a_node_is_used_once_at_most() -> None:
     for servers, tensor, trainers in ((2, 2, 4), (1, 4, 4), (4, 1, 4)):
-        layout = plan_layout(
+        layout = lay_out(
             recipe(
                 {"gpus_per_node": 8, "trainer_gpus": trainers},
                 {"engine": "sglang", "fleet": {"servers": servers, "tensor_parallel": tensor}},
@@ -58,20 +58,20 @@ def test_every_gpu_of_a_node_is_used_once_at_most() -> None:
 
 
 def test_colocated_servers_take_turns_with_the_trainer_on_all_gpus() -> None:
-    layout = plan_layout(
+    layout = lay_out(
         recipe({"gpus_per_node": 8}, {"engine": "sglang", "fleet": {"servers": 8, "colocated": True}})
     )
     assert layout.shape == "colocated" and layout.trainer.processes == 8 and layout.own_servers == 8
 
 
 def test_a_megatron_recipe_of_two_ranks_needs_no_cluster_section() -> None:
-    layout = plan_layout(recipe({}, megatron={"tensor_parallel": 2}))
+    layout = lay_out(recipe({}, megatron={"tensor_parallel": 2}))
     assert layout.nodes == 1 and layout.trainer.processes == 2 and layout.shape == "in process"
 
 
 def test_a_retriever_gets_the_last_node() -> None:
     search = {"name": "search", "search": {"retriever": "http", "url": "http://localhost:1"}}
-    layout = plan_layout(recipe({"rollout_nodes": 1, "retriever_node": True}, SGLANG, env=search))
+    layout = lay_out(recipe({"rollout_nodes": 1, "retriever_node": True}, SGLANG, env=search))
     assert layout.nodes == 3 and layout.node(2) == "1 retriever (CPU)"
 
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_is_refused_by_its_key(
     cluster: dict[str, Any], rollout: dict[str, Any], sections: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(RecipeError, match=said):
-        plan_layout(recipe(cluster, rollout, **sections))
+        lay_out(recipe(cluster, rollout, **sections))
 
 
 def test_ports_of_an_attempt_follow_from_its_key() -> None:

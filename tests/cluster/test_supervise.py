@@ -21,7 +21,7 @@ import pytest
 
 from paw_hpc.cluster import attempts, worker
 from paw_hpc.cluster.layout import PORTS, Role
-from paw_hpc.cluster.steps import LocalGroup, LocalMachine
+from paw_hpc.cluster.steps import LocalMachine, LocalRole
 from paw_hpc.cluster.supervise import Ending, Supervisor
 from paw_hpc.envs.search.benchmark import make_retriever
 from paw_hpc.policy import checkpoint
@@ -45,7 +45,7 @@ class Scripted(LocalMachine):
 
     def start(
         self, role: Role, command: Sequence[str], environment: Mapping[str, str], logs: Path
-    ) -> LocalGroup:
+    ) -> LocalRole:
         head = (
             f"import os, pathlib, signal, sys, time\nRUN, LOGS = pathlib.Path({str(self.run)!r}), "
             f"pathlib.Path({str(logs)!r})\n"

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from paw_hpc.cluster.estimate import Assumptions, StepTime, step_time
-from paw_hpc.cluster.layout import ClusterLayout, plan_layout
+from paw_hpc.cluster.layout import ClusterLayout, lay_out
 from paw_hpc.cluster.memory import ServerMemory, TrainerMemory, server_memory, too_much, trainer_memory
 from paw_hpc.cluster.models import NotMadeYet, architecture_for, parameters
 from paw_hpc.cluster.suggestion import nearest_that_fits
@@ -21,7 +21,7 @@ from paw_hpc.system.gpus import GIB, GPU_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Footprint:
     """A recipe that fits."""
 
     recipe: Recipe
@@ -34,16 +34,16 @@ class Plan:
     assumptions: Assumptions
 
 
-def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
+def footprint_of(recipe: Recipe, assumptions: Assumptions | None = None) -> Footprint:
     """Raises RecipeError for a layout that does not divide or does not fit; then it names the nearest one
     that does."""
-    layout, given = plan_layout(recipe), assumptions or Assumptions()
+    layout, given = lay_out(recipe), assumptions or Assumptions()
     try:
         model = architecture_for(recipe)
     except NotMadeYet:
         if layout.gpus_per_node:
             raise
-        return Plan(recipe, layout, None, None, None, None, given)
+        return Footprint(recipe, layout, None, None, None, None, given)
     if recipe.policy.backend == "megatron":
         Layout.of(recipe.megatron, layout.trainer.processes).check(model)
     if (why := too_much(recipe, layout, model)) is not None:
@@ -55,7 +55,7 @@ def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
         )
         raise RecipeError(f"cluster: {why}; {nearest}")
     server = server_memory(recipe, model) if recipe.rollout.starts_servers and layout.gpus_per_node else None
-    return Plan(
+    return Footprint(
         recipe,
         layout,
         model,
@@ -66,19 +66,19 @@ def make_plan(recipe: Recipe, assumptions: Assumptions | None = None) -> Plan:
     )
 
 
-def print_plan(plan: Plan, console: Console | None = None) -> None:
+def print_footprint(footprint: Footprint, console: Console | None = None) -> None:
     """Everything a user may want to check before submitting."""
     out = console or Console(soft_wrap=True)
-    for line in plan_lines(plan):
+    for line in footprint_lines(footprint):
         out.print(line, markup=False, highlight=False)
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """The text of `print_plan`."""
-    recipe, layout = plan.recipe, plan.layout
+def footprint_lines(footprint: Footprint) -> list[str]:
+    """The text of `print_footprint`."""
+    recipe, layout = footprint.recipe, footprint.layout
     size = (
-        f"{parameter_count(parameters(plan.model))} parameters"
-        if plan.model is not None
+        f"{parameter_count(parameters(footprint.model))} parameters"
+        if footprint.model is not None
         else f"{recipe.model.path or 'a tiny model'} (not made yet)"
     )
     nodes = f"{layout.nodes} node{'s' * (layout.nodes > 1)}"
@@ -92,33 +92,33 @@ def plan_lines(plan: Plan) -> list[str]:
             f"  trainer: tensor {m.tensor_parallel} x pipeline {m.pipeline_parallel} x context "
             f"{m.context_parallel} x data {data} = {count} processes"
         )
-    lines += _memory(plan)
-    if plan.time is None:
+    lines += _memory(footprint)
+    if footprint.time is None:
         return [*lines, "time: not estimated for CPU nodes"]
-    t = plan.time
+    t = footprint.time
     lines.append(
         f"time per update, estimated: {t.update_s:.0f} s = play "
         f"{t.play_s:.0f}{' overlapping' if t.overlapped else ' +'} score {t.score_s:.0f}"
         f" + train {t.train_s:.0f}, publish {t.publish_s:.1f}; {recipe.updates} updates in "
         f"{t.update_s * recipe.updates / 3600:.1f} h"
     )
-    return lines + [f"  assumed: {line}" for line in plan.assumptions.lines()]
+    return lines + [f"  assumed: {line}" for line in footprint.assumptions.lines()]
 
 
-def plan_data(plan: Plan, seeds: int) -> dict[str, Any]:
+def footprint_data(footprint: Footprint, seeds: int) -> dict[str, Any]:
     """The same in numbers, for programs: bytes of one GPU (or process), seconds, GPU hours of one run; null
     where nothing is known.
 
     Args:
         seeds: as many runs are asked for.
     """
-    recipe, layout, time = plan.recipe, plan.layout, plan.time
-    memory = {"trainer": plan.trainer, "server": plan.server}
+    recipe, layout, time = footprint.recipe, footprint.layout, footprint.time
+    memory = {"trainer": footprint.trainer, "server": footprint.server}
     return {
         "name": recipe.name,
         "seeds": seeds,
         "updates": recipe.updates,
-        "parameters": None if plan.model is None else parameters(plan.model),
+        "parameters": None if footprint.model is None else parameters(footprint.model),
         "nodes": [layout.node(index) for index in range(layout.nodes)],
         "gpus_per_node": layout.gpus_per_node,
         "gpu": recipe.cluster.gpu if layout.gpus_per_node else None,
@@ -128,17 +128,17 @@ def plan_data(plan: Plan, seeds: int) -> dict[str, Any]:
         },
         "estimated": None if time is None else asdict(time) | {"update_s": time.update_s},
         "gpu_hours": None if time is None else layout.gpus * time.update_s * recipe.updates / 3600,
-        "assumed": plan.assumptions.lines() if time is not None else [],
+        "assumed": footprint.assumptions.lines() if time is not None else [],
     }
 
 
-def _memory(plan: Plan) -> list[str]:
-    if (t := plan.trainer) is None:
+def _memory(footprint: Footprint) -> list[str]:
+    if (t := footprint.trainer) is None:
         return ["memory: not known before the model is made"]
-    capacity = GPU_BYTES[plan.recipe.cluster.gpu]
+    capacity = GPU_BYTES[footprint.recipe.cluster.gpu]
     where = (
         f"of {capacity / GIB:.0f} GiB per trainer GPU"
-        if plan.layout.gpus_per_node
+        if footprint.layout.gpus_per_node
         else "per trainer process (not checked on CPU nodes)"
     )
     parts = (
@@ -156,7 +156,7 @@ def _memory(plan: Plan) -> list[str]:
         f"memory: {t.total / GIB:.1f} GiB {where}: "
         + ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts if size)
     ]
-    if (s := plan.server) is not None:
+    if (s := footprint.server) is not None:
         lines.append(
             f"  server: {s.total / GIB:.1f} of {capacity / GIB:.0f} GiB per GPU: weights "
             f"{s.weights / GIB:.1f}, KV cache {s.cache / GIB:.1f}"

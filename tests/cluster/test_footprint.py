@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from paw_hpc.cluster.layout import plan_layout
+from paw_hpc.cluster.footprint import footprint_lines, footprint_of
+from paw_hpc.cluster.layout import lay_out
 from paw_hpc.cluster.memory import server_memory, trainer_memory
 from paw_hpc.cluster.models import PUBLISHED, architecture_for, parameters
-from paw_hpc.cluster.plan import make_plan, plan_lines
 from paw_hpc.cluster.suggestion import apply_overrides
 from paw_hpc.recipe import Recipe, load_recipe, parse_recipe
 from paw_hpc.system.errors import RecipeError
@@ -57,7 +57,7 @@ def test_parameters_of_a_real_model_are_counted() -> None:
 def test_states_are_bytes_per_parameter() -> None:
     recipe = big(megatron__distributed_optimizer=False)
     memory, count = (
-        trainer_memory(recipe, plan_layout(recipe), architecture_for(recipe)),
+        trainer_memory(recipe, lay_out(recipe), architecture_for(recipe)),
         parameters(architecture_for(recipe)),
     )
     assert memory.weights == pytest.approx(2 * count, rel=1e-6)  # bfloat16
@@ -67,14 +67,14 @@ def test_states_are_bytes_per_parameter() -> None:
 
 def test_parallelism_and_sharding_divide_states() -> None:
     one, model = big(), architecture_for(big())
-    alone = trainer_memory(one, plan_layout(one), model)
+    alone = trainer_memory(one, lay_out(one), model)
     tensor = big(megatron__tensor_parallel=4)
-    split = trainer_memory(tensor, plan_layout(tensor), model)
+    split = trainer_memory(tensor, lay_out(tensor), model)
     assert split.weights == pytest.approx(alone.weights / 4, rel=1e-3)
     assert alone.optimizer == pytest.approx(12 * parameters(model) / 8, rel=1e-3)  # eight replicas share it
     assert split.optimizer == pytest.approx(12 * parameters(model) / 4 / 2, rel=1e-3)
     recomputed = big(megatron__recompute="full")
-    assert trainer_memory(recomputed, plan_layout(recomputed), model).activations < alone.activations / 8
+    assert trainer_memory(recomputed, lay_out(recomputed), model).activations < alone.activations / 8
 
 
 def test_the_cache_is_what_weights_leave() -> None:
@@ -97,15 +97,15 @@ def test_the_cache_is_what_weights_leave() -> None:
 )
 def test_a_refusal_names_a_layout_that_fits(changes: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="the nearest layout that fits: ") as refused:
-        make_plan(big(**changes))
+        footprint_of(big(**changes))
     overrides = dict(word.split("=") for word in str(refused.value).rpartition("that fits: ")[2].split())
-    found = make_plan(apply_overrides(big(**changes), overrides))
+    found = footprint_of(apply_overrides(big(**changes), overrides))
     assert found.trainer is not None and found.trainer.total < GPU_BYTES[found.recipe.cluster.gpu]
 
 
 def test_what_nothing_can_hold_is_said() -> None:
     with pytest.raises(RecipeError, match="use a smaller model"):
-        make_plan(
+        footprint_of(
             big("Qwen/Qwen2.5-72B-Instruct", cluster__gpu="L40S", optimizer__max_tokens_per_micro_batch=2**22)
         )
 
@@ -115,18 +115,18 @@ def test_a_layout_that_does_not_divide_the_model_is_refused() -> None:
         RecipeError,
         match=r"megatron.tensor_parallel: 8 does not divide the model's 4 key-value heads|attention heads",
     ):
-        make_plan(big(megatron__tensor_parallel=8))
+        footprint_of(big(megatron__tensor_parallel=8))
 
 
 def test_an_unknown_model_is_refused_with_those_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read on import
     with pytest.raises(RecipeError, match=r"nobody/nothing.*Qwen2.5-7B"):
-        make_plan(big("nobody/nothing"))
+        footprint_of(big("nobody/nothing"))
 
 
 def test_more_gpus_are_faster_and_memory_is_listed() -> None:
-    few = make_plan(big(megatron__tensor_parallel=2, megatron__recompute="full"))
-    many = make_plan(
+    few = footprint_of(big(megatron__tensor_parallel=2, megatron__recompute="full"))
+    many = footprint_of(
         big(
             megatron__tensor_parallel=2,
             megatron__recompute="full",
@@ -136,7 +136,7 @@ def test_more_gpus_are_faster_and_memory_is_listed() -> None:
     )
     assert few.trainer is not None and few.time is not None and many.time is not None
     assert many.time.train_s == pytest.approx(few.time.train_s / 2) and many.time.play_s < few.time.play_s
-    text = "\n".join(plan_lines(few))
+    text = "\n".join(footprint_lines(few))
     for word in (
         "weights",
         "gradients",
@@ -153,5 +153,5 @@ def test_more_gpus_are_faster_and_memory_is_listed() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_has_a_plan(path: Path) -> None:
-    plan = make_plan(load_recipe(path))
-    assert plan.layout.nodes >= 1 and plan_lines(plan)[0].startswith(plan.recipe.name)
+    plan = footprint_of(load_recipe(path))
+    assert plan.layout.nodes >= 1 and footprint_lines(plan)[0].startswith(plan.recipe.name)
