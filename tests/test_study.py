@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from paw_hpc.evaluation.panel import Evaluation
 from paw_hpc.evaluation.results import EvaluationResult, read_evaluations
 from paw_hpc.recipe import Recipe
 from paw_hpc.study import local
+from paw_hpc.study.sweep import load_sweep
 from paw_hpc.system.errors import RecipeError
 from tests.report.synthetic import draw, evaluation
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 SWEEP = """
 sweep: tiny
 choices: choices.yaml
@@ -24,7 +27,7 @@ seeds: [3]
 runs: [{game: g, arm: [vanilla, paw]}]
 """
 CHOICES = """
-game: {g: {base: recipe.yaml}}
+game: {g: {base: recipe.yaml}, talk: {base: talk.yaml}}
 arm: {vanilla: {wm: {enabled: false}}, paw: {wm: {enabled: true}}, other: {env: {max_steps: 2}}}
 """
 RECIPE = """
@@ -41,7 +44,9 @@ eval: {panel: "valid_seen:2@0", temperature: 1.0}
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    for name, text in (("sweep.yaml", SWEEP), ("choices.yaml", CHOICES), ("recipe.yaml", RECIPE)):
+    talk = {"base": "recipe.yaml", "env": {"prompt": "compact-conversation", "history": "all"}}
+    texts = {"sweep": SWEEP, "choices": CHOICES, "recipe": RECIPE, "talk": yaml.safe_dump(talk)}
+    for name, text in ((f"{name}.yaml", text) for name, text in texts.items()):
         (tmp_path / name).write_text(text)
     return tmp_path / "sweep.yaml"
 
@@ -62,6 +67,28 @@ def test_runs_may_differ_in_what_training_calls_invalid(sweep: Path) -> None:
     other = [planned("a"), planned("b", "env.validity=format", "env.max_steps=7")]
     with pytest.raises(RecipeError, match="env: b differs from a"):
         local._check_alike(other, {one.label: one.recipe for one in other})
+
+
+def test_each_prompt_has_a_start_of_its_own(sweep: Path) -> None:
+    def planned(label: str, *changes: str) -> local.PlannedRun:
+        return local.PlannedRun(label, sweep.parent / "recipe.yaml", changes, sweep.parent / label)
+
+    talk = ("env.prompt=compact-conversation", "env.history=all")
+    own = "model.path=warm-start-generated"
+    alike = [planned("a"), planned("b", *talk, own), planned("c"), planned("d", *talk, own)]
+    local._check_alike(alike, {one.label: one.recipe for one in alike})
+    for name, changes in {"model: e differs from b": talk, "model: e differs from a": (own,)}.items():
+        other = [*alike, planned("e", *changes)]
+        with pytest.raises(RecipeError, match=name):
+            local._check_alike(other, {one.label: one.recipe for one in other})
+
+
+def test_the_study_of_conversations_is_one(tmp_path: Path) -> None:
+    """Its runs can be trained and judged together."""
+    sweep_ = load_sweep(RECIPES / "miniature" / "conversation.yaml")
+    runs = [local.PlannedRun(one.name, one.base, one.changes, tmp_path) for one in sweep_.variants]
+    local._check_alike(runs, {one.label: one.recipe for one in runs})
+    assert {local._prompt(one.recipe) for one in runs} == {("compact", 2), ("compact-conversation", "all")}
 
 
 def test_a_run_that_fails_ends_the_study(sweep: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +116,18 @@ def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_aga
     monkeypatch.setattr(local, "_judge", None)
     monkeypatch.setattr(local.processes, "run_together", None)
     assert local.run_sweep(sweep, [], out, 2)
+
+
+def test_starts_that_see_other_prompts_are_judged_apart(sweep: Path) -> None:
+    out = sweep.parent / "out"
+    sweep.write_text(SWEEP.replace("game: g", "game: [g, talk]"))
+    assert local.run_sweep(sweep, ["rollout.max_prompt_tokens=1024"], out, 2)
+    found = {name: read_evaluations(out / f"{name}-vanilla-s3") for name in ("g", "talk")}
+    starts = {name: before for name, (before, _) in found.items()}
+    assert starts["g"].protocol != starts["talk"].protocol and starts["g"].observation_ce
+    assert starts["talk"].observation_tokens == found["talk"][1].observation_tokens
+    assert starts["talk"] == read_evaluations(out / "talk-paw-s3")[0]
+    assert "talk-paw" in (out / "report" / "report.md").read_text()
 
 
 class Inline:

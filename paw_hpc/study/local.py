@@ -39,9 +39,12 @@ BEFORE, AFTER = "start", "end"
 """Labels of the two evaluations of every run."""
 _SHARED = ("env", "model", "eval")
 """Sections that all runs must have alike: one start, one panel."""
-_FREE = {"env": {"validity", "invalid_penalty"}}
-"""Keys of these that may differ all the same: they say what training calls invalid and what that costs, and
+_FREE = {"validity", "invalid_penalty"}
+"""Keys of `env` that may differ all the same: they say what training calls invalid and what that costs, and
 change neither task nor game."""
+_PROMPT = {"prompt", "history"}
+"""Keys of `env` that may differ, too: the same games, shown in another way. A policy plays by the prompt that
+it knows, so each has a start of its own, which the runs with that prompt share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Repor
             said why.
 
     Raises:
-        RecipeError: runs that differ in environment, model or evaluation.
+        RecipeError: runs that differ in environment or evaluation, or in the model that a prompt starts from.
     """
     started, recipes = time.perf_counter(), {planned.label: planned.recipe for planned in runs}
     _check_alike(runs, recipes)
@@ -101,12 +104,15 @@ def run(runs: Sequence[PlannedRun], report_folder: Path, parallel: int) -> Repor
             f"{judged.name}: {len(judged.tasks)} tasks never trained on, {first.eval.repeats} episode(s) each"
         )
         _say(f"{len(runs)} runs, {parallel} at a time; judged on {panel}")
-        judges, to_go = _Judges(first, parallel), len(runs)
+        to_go, judges = len(runs), dict[_Prompt, _Judges]()
         for seed in dict.fromkeys(recipe.seed for recipe in recipes.values()):
             batch = [planned for planned in runs if recipes[planned.label].seed == seed]
             if not _train(batch, recipes, parallel, to_go):
                 return None
-            judges.judge(batch, recipes[batch[0].label])
+            for prompt in dict.fromkeys(_prompt(recipes[planned.label]) for planned in batch):
+                same = [planned for planned in batch if _prompt(recipes[planned.label]) == prompt]
+                recipe = recipes[same[0].label]
+                judges.setdefault(prompt, _Judges(recipe, parallel)).judge(same, recipe)
             to_go -= len(batch)
     report = write_report([planned.directory for planned in runs], report_folder)
     print_report(report)
@@ -125,20 +131,30 @@ def _say(text: str) -> None:
     Console(stderr=True).print(f"study  {text}", highlight=False, soft_wrap=True)
 
 
+_Prompt = tuple[str, int | str]
+
+
+def _prompt(recipe: Recipe) -> _Prompt:
+    return recipe.env.prompt, recipe.env.history
+
+
 def _check_alike(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe]) -> None:
-    first = runs[0]
-    for planned in runs[1:]:
+    """Against the first run, and the model against the first with the same prompt."""
+    of_prompt: dict[_Prompt, PlannedRun] = {}
+    for planned in runs:
+        recipe = recipes[planned.label]
+        same = of_prompt.setdefault(_prompt(recipe), planned)
         for section in _SHARED:
+            first, left_out = (same, None) if section == "model" else (runs[0], _FREE | _PROMPT)
             mine, theirs = (
-                getattr(recipes[label], section).model_dump(exclude=_FREE.get(section))
-                for label in (planned.label, first.label)
+                getattr(one, section).model_dump(exclude=left_out) for one in (recipe, recipes[first.label])
             )
             if mine != theirs:
                 raise RecipeError(
                     f"{planned.source}: {section}: {planned.label} differs from {first.label}; runs of a "
-                    "study share start and "
-                    "panel: let them differ in algorithm, wm, optimizer, rollout, seed, env.validity or "
-                    "env.invalid_penalty"
+                    "study share start and panel: let them differ in algorithm, wm, optimizer, rollout, "
+                    "seed, env.validity or env.invalid_penalty, or in env.prompt and env.history, each of "
+                    "which may have a model of its own"
                 )
 
 
@@ -179,8 +195,8 @@ def _complete(planned: PlannedRun, recipe: Recipe) -> bool:
 
 
 class _Judges:
-    """Judge the policy before training, once per seed (seeds of episodes come from the run's), and the end of
-    every run that has no result yet.
+    """Of the runs with one prompt: judge the policy before training, once per seed (seeds of episodes come
+    from the run's), and the end of every run that has no result yet.
 
     The play of the very first start is what every observation cross-entropy is measured on: also in a study
     that goes on with a later seed.
@@ -215,8 +231,8 @@ class _Judges:
             if starting is not None:
                 before = starting.result()
             _say(
-                f"before training, seed {recipe.seed}: success {before.result.success:.1%}; judging "
-                f"{len(left)} ends"
+                f"before training, seed {recipe.seed}, {recipe.env.prompt} prompt: success "
+                f"{before.result.success:.1%}; judging {len(left)} ends"
             )
             for future in as_completed(ending):
                 planned, after = ending[future], future.result()
