@@ -4,6 +4,10 @@ Lucene's variant (k1 = 0.9, b = 0.4 are Anserini's): idf = ln(1 + (N - df + 0.5)
 tf / (tf + k1 (1 - b + b L / avg)) with L read back from Lucene's lossy one-byte document length and avg
 exact; a term repeated in the query counts as often. Scores are compared in float32, equal ones by id
 ascending.
+
+Search QA ranks with `bm25s`, which has the same formula, but document lengths as they are. Of 1,415 recorded
+queries on the 1,000 products it gives the recorded first page of ten for 55 %, this index for 99.6 % (a test
+has both): with it, episodes would no longer be those of the original environment.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paw_hpc.envs.webshop.analysis import terms
 from paw_hpc.envs.webshop.catalogue import Catalogue
 from paw_hpc.envs.webshop.data import SMALL_INSTRUCTIONS, instruction_digest
 from paw_hpc.envs.webshop.replay import replay
@@ -103,6 +105,25 @@ def test_purchase_prices_are_those_of_the_recording(small: Catalogue) -> None:
         {"color": "black", "size": "3x-large"},
         50.0,
     )
+
+
+def test_ranking_with_whole_lengths_is_not_lucenes(small: Catalogue, recorded: Path) -> None:
+    """The control, and why this index is kept beside `bm25s`: the same terms and formula, without the
+    one-byte lengths."""
+    bm25s = pytest.importorskip("bm25s")
+    products = [small.products[number] for number in range(len(small.products))]
+    by_id = np.argsort(np.argsort([product.asin for product in products]))
+    model = bm25s.BM25(method="lucene", k1=0.9, b=0.4)
+    model.index([terms(product.document) for product in products], show_progress=False)
+    page = queries = 0
+    with gzip.open(recorded / "lucene_gold_top50.tsv.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            query, _, ranked = line.rstrip("\n").partition("\t")
+            scores = model.get_scores(terms(query))
+            found = [products[n].asin for n in np.lexsort((by_id, -scores))[:10] if scores[n] > 0]
+            page += found == [item.partition(":")[0] for item in ranked.split()[:10]]
+            queries += 1
+    assert 0.4 < page / queries < 0.7
 
 
 def test_ranking_is_lucenes(small: Catalogue, recorded: Path) -> None:
