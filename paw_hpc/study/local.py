@@ -1,5 +1,5 @@
-"""A small study on one machine: many runs from one start, several at a time, all judged on one held-out
-panel, and a report (`paw study SWEEP`).
+"""A small study on one machine: many runs from one start (one for each prompt), several at a time, all
+judged on one held-out panel, and a report (`paw study SWEEP`).
 
 The quickstart is the study of two arms and one seed. Whatever was done already is not done again, so a study
 that was stopped goes on with the same command. Seed after seed is trained and judged: one that was stopped
