@@ -1,8 +1,13 @@
 """What `policy.share_prefixes` saves: the same experience scored and trained with and without it, in turns.
 
     python benchmarks/prefixes.py [RECIPE ...] [--set key=value ...] [--rounds 4]
+    python benchmarks/prefixes.py --count MODEL
 
-One update's episodes of each recipe are played and planned. Then old log-probs are computed and gradients
+With `--count`: how many tokens of a model's tokenizer are computed where two groups of eight play the
+benchmarks' full prompts at random, each response 25 words of thought, drawn anew, and an action. Policies
+that think and act alike share more.
+
+Otherwise: one update's episodes of each recipe are played and planned. Then old log-probs are computed and gradients
 accumulated both ways, round by round, in alternating order; no step is made. The first round is not counted.
 Printed are the tokens, how many of them were computed, and the ratio of the seconds with its 95 % interval
 from a bootstrap over rounds. Log-probs, loss and gradient norm of the two ways are compared: more than
@@ -12,17 +17,22 @@ rounding between them ends the benchmark.
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from paw_hpc.build import Machinery
+from paw_hpc.envs import Environments
 from paw_hpc.evaluation.statistics import ratio_interval
-from paw_hpc.experience import Batch, Pool
+from paw_hpc.experience import Batch, Pool, offsets_of
 from paw_hpc.loop import tasks_of
 from paw_hpc.objective.plan import plan
+from paw_hpc.objective.prefixes import Prefixes
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.recipe import Recipe, load_recipe
 from paw_hpc.rollout.event_loop import EventLoop
@@ -82,12 +92,98 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> str:
     return f"{sum(above) / sum(below):.3f} [{low:.3f}, {high:.3f}]"
 
 
+PLAYED: dict[str, dict[str, Any]] = {
+    "alfworld": {"games": "generated", "task_types": ["pick_and_place_simple"], "max_steps": 30},
+    "webshop": {"webshop": {"catalogue": "generated"}, "max_steps": 15},
+    "search": {"search": {"data": "generated"}, "max_steps": 4},
+}
+PROMPTS = {"paper": {"prompt": "paper"}, "conversation": {"prompt": "conversation", "history": "all"}}
+
+
+def counted(tokenizer: Any, name: str, prompt: str) -> str:
+    """A row of the table of `--count`."""
+    rng, sequences = random.Random(0), list[list[int]]()
+    with Environments(name, **PLAYED[name], **PROMPTS[prompt]) as environments:
+        for task in environments.tasks("train")[:2]:
+            for member in range(8):
+                episode, played = environments.open(task, repeat=member), list[list[int]]()
+                while not episode.done:
+                    text = tokenizer.apply_chat_template(
+                        episode.messages(), add_generation_prompt=True, tokenize=False
+                    )
+                    action = at_random(episode, rng)
+                    thought = " ".join(rng.choices(WORDS, k=25))
+                    said = f"{text}<think>{thought}</think><action>{action}</action>"
+                    played.append(tokenizer(said, add_special_tokens=False).input_ids)
+                    episode.step(action)
+                sequences += played[-1:] if prompt == "conversation" else played
+                episode.close()
+    tokens, computed = sum(map(len, sequences)), len(Prefixes.of(without_rows(sequences)).computed)
+    return f"{len(sequences)} | {tokens:,} | {computed:,} | {computed / tokens:.3f}"
+
+
+WORDS = [
+    "I",
+    "should",
+    "look",
+    "at",
+    "this",
+    "now",
+    "maybe",
+    "try",
+    "there",
+    "first",
+    "then",
+    "take",
+    "it",
+    "and",
+    "go",
+    "on",
+    "to",
+    "the",
+    "next",
+    "one",
+]
+
+
+def at_random(episode: Any, rng: random.Random) -> str:
+    if not episode.admissible:  # search QA
+        return f"<search>{' '.join(rng.choices(WORDS, k=3))}</search>"
+    action = rng.choice(episode.admissible)
+    return f"search[{rng.choice(WORDS)} {rng.choice(WORDS)}]" if action.startswith("search[") else action
+
+
+def without_rows(sequences: Sequence[Sequence[int]]) -> Batch:
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    none = torch.empty(0, dtype=torch.long)
+    return Batch(
+        tokens=torch.tensor([token for sequence in sequences for token in sequence]),
+        position_ids=torch.cat([torch.arange(len(sequence)) for sequence in sequences]),
+        cu_seqlens=offsets_of(lengths).int(),
+        row_position=none,
+        row_target=none,
+        row_kind=none.to(torch.uint8),
+        row_cu=torch.zeros(len(sequences) + 1, dtype=torch.long),
+        streams={},
+        transition=torch.arange(len(sequences)),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="*", type=Path, default=[Path("recipes/quickstart-generated.yaml")])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--count", metavar="MODEL", help="folder with a tokenizer that has a chat template")
     options = parser.parse_args()
+    if options.count:
+        tokenizer = AutoTokenizer.from_pretrained(options.count)
+        print("| benchmark | prompt | sequences | tokens | computed | share |")
+        print("|---|---|---:|---:|---:|---:|")
+        for name in PLAYED:
+            for prompt in PROMPTS:
+                print(f"| {name} | {prompt} | {counted(tokenizer, name, prompt)} |", flush=True)
+        return
     print(
         "| recipe | transitions | sequences | tokens | computed | share | scoring, shared / whole | training |"
     )
