@@ -122,6 +122,7 @@ def megatron(dtype: str) -> None:
         "algorithm.kl_coefficient": 0.01,
         "model.dtype": dtype,
         "megatron.reference_on_cpu": False,
+        "policy.share_prefixes": True,
     }
     with tempfile.TemporaryDirectory() as folder, distributed.joined(gpu=False, timeout_s=60.0):
         recipe = tiny_recipe(
@@ -154,7 +155,7 @@ def grpo_paw(dtype: str) -> None:
 
 
 def ppo(dtype: str) -> None:
-    policy(dtype, **{"algorithm.name": "ppo", "wm.enabled": True})
+    policy(dtype, **{"algorithm.name": "ppo", "wm.enabled": True, "policy.share_prefixes": True})
 
 
 class _Record(DecodingSteps):
