@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from paw_hpc.experience import Batch, Pool
 from paw_hpc.objective.batching import micro_batches
 from paw_hpc.objective.packing import pack
 from paw_hpc.objective.plan import plan
 from paw_hpc.objective.prefixes import Prefixes, by_prefix
+from paw_hpc.policy import packed
 from paw_hpc.policy.trainer import NO_IDS
 from tests.factories import as_conversations, random_groups
 from tests.policy.models import model_folder, policy_from
@@ -159,6 +162,28 @@ def test_a_wrong_place_is_seen(folder: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Prefixes, "of", wrong)
     assert float((policy.score(pool).old_logp - before).abs().max()) > 1e-4
+
+
+def test_the_kernel_for_any_lengths_is_given_copies_too(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's, which packs samples itself: here one that attends to each sample in turn."""
+
+    def one_by_one(q: Any, k: Any, v: Any, cu: Any, *_: Any, scale: float | None, **__: Any) -> torch.Tensor:
+        found = []
+        seen.append(len(q))
+        for a, b in itertools.pairwise(cu.tolist()):
+            parts = (x[a:b].transpose(0, 1)[None] for x in (q, k, v))
+            out = F.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)
+            found.append(out[0].transpose(0, 1))
+        return torch.cat(found)
+
+    pool, seen = families(), list[int]()
+    policies = [policy_from(folder, **{"policy.share_prefixes": share}) for share in (True, False)]
+    expected = policies[1].score(pool).old_logp
+    monkeypatch.setattr(packed, "use_varlen", lambda query: True)
+    monkeypatch.setattr(packed, "varlen", SimpleNamespace(varlen_attn=one_by_one))
+    for policy in policies:
+        torch.testing.assert_close(policy.score(pool).old_logp, expected, atol=3e-6, rtol=1e-6)
+    assert seen
 
 
 def test_a_token_of_the_common_prompt_changes_the_rows_of_all_members(folder: str) -> None:

@@ -10,7 +10,7 @@ function also serves generation (prefill writes the cache, `Decoding` reads it).
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -60,11 +60,12 @@ class Packing:
     buckets: list[_Bucket]
     # int64[P], token of each padded place of the concatenated buckets; None: identity (all lengths are equal)
     take: torch.Tensor | None
-    restore: torch.Tensor | None  # int64[T], place of each token
+    restore: torch.Tensor | None  # int64[T], place of each token, or of one of its copies
     cache: SlotCache | None = None
     cache_index: torch.Tensor | None = None  # int64[T], slot * capacity + position (with a cache)
     copies: torch.Tensor | None = None
-    """int64[A]: the samples are of copies of tokens that were computed once; which ones. None: T are A."""
+    """int64[A]: the samples are of copies of tokens that were computed once; which ones. None: they are the T
+    tokens themselves."""
     answers: torch.Tensor | None = None  # int64[T], the copy of each token whose attention is its own
     calls: int = 0
     """How often attention was called with this packing."""
@@ -83,9 +84,17 @@ class Packing:
                 (T is their number); the offsets are then the prefixes' own.
         """
         if prefixes is not None:
-            packing = cls.of(prefixes.cu_seqlens, device)
-            packing.copies, packing.answers = prefixes.attended.to(device), prefixes.answer.to(device)
-            return packing
+            packing, copies, answers = cls.of(prefixes.cu_seqlens), prefixes.attended, prefixes.answer
+            padded = copies if packing.take is None else copies[packing.take]
+            places = answers if packing.restore is None else packing.restore[answers]
+            return replace(
+                packing,
+                cu_seqlens=packing.cu_seqlens.to(device),
+                take=padded.to(device),
+                restore=places.to(device),
+                copies=copies.to(device),
+                answers=answers.to(device),
+            )
         cu = cu_seqlens.to(device="cpu", dtype=torch.long)
         lengths = cu[1:] - cu[:-1]
         if len(lengths) == 0 or bool((lengths <= 0).any()):
@@ -119,23 +128,18 @@ class Packing:
         if self.cache is not None:
             assert self.cache_index is not None
             self.cache.write(layer_of(module), self.cache_index, key, value)
-        if self.copies is None or self.answers is None:
-            return self._attend(query, key, value, scale)
-        query, key, value = (x.index_select(0, self.copies) for x in (query, key, value))
-        return self._attend(query, key, value, scale).index_select(0, self.answers)
-
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
-    ) -> torch.Tensor:
         gqa = query.shape[1] != key.shape[1]
         if use_varlen(query):
             cu, longest = self.cu_seqlens, self.max_length
+            if self.copies is not None:
+                query, key, value = (x.index_select(0, self.copies) for x in (query, key, value))
             # torch 2.11 shares key heads among query heads without being told.
             grouped: dict[str, Any] = {"enable_gqa": gqa} if "enable_gqa" in _VARLEN_OPTIONS else {}
             packed = varlen.varlen_attn(
                 query, key, value, cu, cu, longest, longest, window_size=(-1, 0), scale=scale, **grouped
             )
-            return cast(torch.Tensor, packed)
+            packed = cast(torch.Tensor, packed)
+            return packed if self.answers is None else packed.index_select(0, self.answers)
         sizes = [bucket.samples * bucket.length for bucket in self.buckets]
         parts = [
             (x if self.take is None else x.index_select(0, self.take)).split(sizes)
