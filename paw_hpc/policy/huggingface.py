@@ -73,6 +73,8 @@ class HuggingFacePolicy(Trainer):
             if self.critic is None
             else Optimizer(self.critic, recipe.optimizer.critic_lr, recipe.optimizer, recipe.warmup_updates)
         )
+        self._computed_tokens = 0
+        """Of the policy, in an update so far."""
         self._head_options: dict[str, Any] = {
             "temperature": recipe.rollout.temperature,
             "chunk_rows": recipe.model.head_chunk_rows,
