@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -120,18 +121,6 @@ def test_every_run_is_judged_beside_the_start_and_a_second_call_does_nothing_aga
     assert local.run_sweep(sweep, [], out, 2)
 
 
-def test_starts_that_see_other_prompts_are_judged_apart(sweep: Path) -> None:
-    out = sweep.parent / "out"
-    sweep.write_text(SWEEP.replace("game: g", "game: [g, talk]"))
-    assert local.run_sweep(sweep, ["rollout.max_prompt_tokens=1024"], out, 2)
-    found = {name: read_evaluations(out / f"{name}-vanilla-s3") for name in ("g", "talk")}
-    starts = {name: before for name, (before, _) in found.items()}
-    assert starts["g"].protocol != starts["talk"].protocol and starts["g"].observation_ce
-    assert starts["talk"].observation_tokens == found["talk"][1].observation_tokens
-    assert starts["talk"] == read_evaluations(out / "talk-paw-s3")[0]
-    assert "talk-paw" in (out / "report" / "report.md").read_text()
-
-
 class Inline:
     """A pool that works in this process."""
 
@@ -148,16 +137,14 @@ class Inline:
         return future
 
 
-def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the first was judged before: then its start is played again, and nothing of it is
-    written."""
+def pretended(monkeypatch: pytest.MonkeyPatch, done: Mapping[str, list[Any]]) -> list[tuple[Any, ...]]:
+    """Nothing is trained or played; what would be is logged. `done`: evaluations that are there already."""
     log: list[tuple[Any, ...]] = []
 
     def judge(recipe: Recipe, run: Path | None, observed: Any) -> Evaluation:
         log.append(("judged", recipe.seed, run and run.name, observed))
-        play: Any = [] if observed else f"play of seed {recipe.seed}"
+        talk = " in conversation" if recipe.env.conversation else ""
+        play: Any = [] if observed else f"play of seed {recipe.seed}{talk}"
         return Evaluation(evaluation(draw(0, 2, 0.5), update=0 if run is None else 1), play)
 
     monkeypatch.setattr(local, "ProcessPoolExecutor", Inline)
@@ -173,8 +160,17 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(
     )
     monkeypatch.setattr(local, "write_report", lambda *_: None)
     monkeypatch.setattr(local, "print_report", lambda _: None)
-    sweep.write_text(SWEEP.replace("[3]", "[3, 4]"))
+    return log
+
+
+def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first was judged before: then its start is played again, and nothing of it is
+    written."""
     done: dict[str, list[Any]] = {}
+    log = pretended(monkeypatch, done)
+    sweep.write_text(SWEEP.replace("[3]", "[3, 4]"))
     local.run_sweep(sweep, [], sweep.parent / "out", 2)
     of_3 = [("trained", "g-vanilla-s3", "g-paw-s3"), ("judged", 3, None, None)]
     of_3 += [("judged", 3, name, "play of seed 3") for name in ("g-vanilla-s3", "g-paw-s3")]
@@ -197,6 +193,23 @@ def test_seeds_are_judged_one_after_the_other_on_the_play_of_the_first(
     local.run_sweep(sweep, [], sweep.parent / "out", 2)
     assert [entry for entry in log if entry[0] == "judged"] == [("judged", 3, None, None), *of_4]
     assert {entry[1] for entry in log if entry[0] == "written"} == {"g-vanilla-s4", "g-paw-s4"}
+
+
+def test_starts_that_see_other_prompts_are_judged_apart(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = pretended(monkeypatch, {})
+    sweep.write_text(SWEEP.replace("[3]", "[3, 4]").replace("game: g", "game: [g, talk]"))
+    local.run_sweep(sweep, [], sweep.parent / "out", 2)
+    plays = {"g": "play of seed 3", "talk": "play of seed 3 in conversation"}
+    of_3, of_4 = [], []
+    for name, play in plays.items():
+        of_3 += [("judged", 3, None, None)]
+        of_3 += [("judged", 3, f"{name}-{arm}-s3", play) for arm in ("vanilla", "paw")]
+        of_4 += [("judged", 4, None, play)]
+        of_4 += [("judged", 4, f"{name}-{arm}-s4", play) for arm in ("vanilla", "paw")]
+    assert [entry for entry in log if entry[0] == "judged"] == [*of_3, *of_4]
+    written = [entry[1] for entry in log if entry[0] == "written"]
+    labels = [f"{name}-{arm}-s{seed}" for name in plays for arm in ("vanilla", "paw") for seed in (3, 4)]
+    assert sorted(written) == sorted(2 * labels)  # the start and the end of each
 
 
 def played(result: EvaluationResult) -> list[tuple[str, int]]:
