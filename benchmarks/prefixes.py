@@ -23,16 +23,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from paw_hpc.build import Machinery
 from paw_hpc.envs import Environments
 from paw_hpc.evaluation.statistics import ratio_interval
-from paw_hpc.experience import Batch, Pool, offsets_of
+from paw_hpc.experience import Batch, Pool
 from paw_hpc.loop import tasks_of
 from paw_hpc.objective.plan import plan
-from paw_hpc.objective.prefixes import Prefixes
+from paw_hpc.objective.prefixes import sorted_by_beginning
 from paw_hpc.policy.huggingface import HuggingFacePolicy
 from paw_hpc.recipe import Recipe, load_recipe
 from paw_hpc.rollout.event_loop import EventLoop
@@ -118,7 +119,8 @@ def counted(tokenizer: Any, name: str, prompt: str) -> str:
                     episode.step(action)
                 sequences += played[-1:] if prompt == "conversation" else played
                 episode.close()
-    tokens, computed = sum(map(len, sequences)), len(Prefixes.of(without_rows(sequences)).computed)
+    tokens = sum(map(len, sequences))
+    computed = tokens - sum(sorted_by_beginning([np.array(ids) for ids in sequences])[1])
     return f"{len(sequences)} | {tokens:,} | {computed:,} | {computed / tokens:.3f}"
 
 
@@ -151,22 +153,6 @@ def at_random(episode: Any, rng: random.Random) -> str:
         return f"<search>{' '.join(rng.choices(WORDS, k=3))}</search>"
     action = rng.choice(episode.admissible)
     return f"search[{rng.choice(WORDS)} {rng.choice(WORDS)}]" if action.startswith("search[") else action
-
-
-def without_rows(sequences: Sequence[Sequence[int]]) -> Batch:
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    none = torch.empty(0, dtype=torch.long)
-    return Batch(
-        tokens=torch.tensor([token for sequence in sequences for token in sequence]),
-        position_ids=torch.cat([torch.arange(len(sequence)) for sequence in sequences]),
-        cu_seqlens=offsets_of(lengths).int(),
-        row_position=none,
-        row_target=none,
-        row_kind=none.to(torch.uint8),
-        row_cu=torch.zeros(len(sequences) + 1, dtype=torch.long),
-        streams={},
-        transition=torch.arange(len(sequences)),
-    )
 
 
 def main() -> None:

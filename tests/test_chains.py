@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from paw_hpc.experience import Batch, Ids, Pool
+from paw_hpc.experience import Batch, Ids, Pool, Scores
 from paw_hpc.objective.packing import pack
 from paw_hpc.objective.plan import mini_batches, plan
 from paw_hpc.policy.critic import critic_batch
@@ -183,6 +183,15 @@ def test_a_plan_of_chains_is_the_plan_of_samples(arm: str) -> None:
     assert contexts(chains.batch) == contexts(samples.batch)
 
 
+def same_scores(found: Scores, expected: Scores) -> None:
+    """Up to rounding."""
+    for name in ("old_logp", "entropy", "ref_logp", "values"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_scores_and_updates_are_those_of_samples(arm: str, folder: str) -> None:
     pool = conversations()
@@ -211,11 +220,7 @@ def test_scores_and_updates_are_those_of_samples(arm: str, folder: str) -> None:
     assert tokens < more
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0.0)
     for (scores, metrics, logp), (theirs, their_metrics, their_logp) in zip(chains, samples, strict=True):
-        for name in ("old_logp", "entropy", "ref_logp", "values"):
-            one, other = getattr(scores, name), getattr(theirs, name)
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-6)
+        same_scores(scores, theirs)
         torch.testing.assert_close(logp, their_logp, atol=3e-6, rtol=1e-6)
         for name in {"policy_loss", "wm_loss", "grad_norm", "value_loss"} & their_metrics.keys():
             assert metrics[name] == pytest.approx(their_metrics[name], abs=2e-6, rel=1e-5), name

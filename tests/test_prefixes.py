@@ -20,7 +20,7 @@ from paw_hpc.policy import packed
 from paw_hpc.policy.trainer import NO_IDS
 from tests.factories import as_conversations, random_groups
 from tests.policy.models import model_folder, policy_from
-from tests.test_chains import ARMS, SMOOTH
+from tests.test_chains import ARMS, SMOOTH, same_scores
 
 
 def families(seed: int = 3, *, conversations: bool = True, **options: Any) -> Pool:
@@ -132,11 +132,7 @@ def test_scores_and_updates_are_those_of_whole_sequences(arm: str, conversations
     for (scores, metrics, logp, rows), (theirs, their_metrics, their_logp, their_rows) in zip(
         shared, whole, strict=True
     ):
-        for name in ("old_logp", "entropy", "ref_logp", "values"):
-            one, other = getattr(scores, name), getattr(theirs, name)
-            assert (one is None) == (other is None)
-            if one is not None:
-                torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-6)
+        same_scores(scores, theirs)
         torch.testing.assert_close(logp, their_logp, atol=3e-6, rtol=1e-6)
         torch.testing.assert_close(rows, their_rows, atol=3e-6, rtol=1e-6)
         for name in {"policy_loss", "wm_loss", "grad_norm", "value_loss"} & their_metrics.keys():

@@ -9,6 +9,7 @@ window say before the history, and as much of the answers as was sampled alike.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,12 +87,17 @@ def by_prefix(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
             too. None of those before has more in common with it.
     """
     tokens, cu = batch.tokens.numpy(), batch.cu_seqlens.numpy()
-    sequences = [tokens[a:b] for a, b in itertools.pairwise(cu)]
+    order, shared = sorted_by_beginning([tokens[a:b] for a, b in itertools.pairwise(cu)])
+    return torch.tensor(order, dtype=torch.long), torch.tensor(shared, dtype=torch.long)
+
+
+def sorted_by_beginning(sequences: Sequence[Places]) -> tuple[list[int], list[int]]:
+    """As `by_prefix`, of ids from 0 to 2^32 - 1."""
     # Bytes compare like the tokens where the highest byte comes first.
     words = [sequence.astype(">u4").tobytes() for sequence in sequences]
     order = sorted(range(len(words)), key=words.__getitem__)
     shared = [0] + [_common(sequences[a], sequences[b]) for a, b in itertools.pairwise(order)]
-    return torch.tensor(order, dtype=torch.long), torch.tensor(shared[: len(order)], dtype=torch.long)
+    return order, shared[: len(order)]
 
 
 def _common(a: Places, b: Places) -> int:
