@@ -8,7 +8,7 @@ rows, A action tokens of a pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -278,17 +278,6 @@ class Batch:
             value_position=None if self.value_position is None else self.value_position[samples] + shift,
             sample_cu=offsets_of(counts),
             rows_of_kind=None if self.rows_of_kind is None else self.rows_of_kind[rows_of],
-        )
-
-    def with_tokens(self, computed: torch.Tensor, place: torch.Tensor) -> Batch:
-        """With these tokens alone (int64[T'], indices into its own), and its rows and values where `place`
-        (int64[T]) says that their tokens stand; `cu_seqlens` is left as it is."""
-        return replace(
-            self,
-            tokens=self.tokens[computed],
-            position_ids=self.position_ids[computed],
-            row_position=place[self.row_position],
-            value_position=None if self.value_position is None else place[self.value_position],
         )
 
     def counted_by_kind(self) -> torch.Tensor:

@@ -3,6 +3,9 @@ out what has no gradient."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -67,15 +70,25 @@ def micro_batches(batch: Batch, max_tokens: int, share_prefixes: bool = False) -
     else:
         order = torch.argsort(lengths, descending=True, stable=True)
         shared = torch.zeros_like(order)
-    parts: list[list[int]] = []
-    room = 0
-    for sequence, length, known in zip(order.tolist(), lengths[order].tolist(), shared.tolist(), strict=True):
-        if not parts or length - known > room:
-            parts.append([])
-            room, known = max_tokens, 0
-        parts[-1].append(sequence)
-        room -= length - known
-    return [batch.take(torch.tensor(part)) for part in parts]
+    runs = consecutive(lengths[order].tolist(), shared.tolist(), max_tokens)
+    return [batch.take(order[run.start : run.stop]) for run in runs]
+
+
+def consecutive(lengths: Sequence[int], shared: Sequence[int], max_tokens: int) -> list[range]:
+    """Sequences in their order cut into as few runs as possible, each of which computes at most `max_tokens`
+    tokens, or is a single sequence.
+
+    Args:
+        shared: how many of a sequence's tokens were computed with the one before it, if that is in its run.
+    """
+    starts, room = list[int](), 0
+    for place, (length, known) in enumerate(zip(lengths, shared, strict=True)):
+        more = length - known
+        if not starts or more > room:
+            starts.append(place)
+            room, more = max_tokens, length
+        room -= more
+    return [range(a, b) for a, b in itertools.pairwise([*starts, len(lengths)])]
 
 
 def _scaled(batch: Batch, factor: float) -> Batch:

@@ -75,7 +75,14 @@ class Prefixes:
     def applied(self, batch: Batch) -> Batch:
         """The batch with the computed tokens alone, rows at their places. `cu_seqlens` still counts the
         tokens of whole sequences, so it is no batch to take sequences of."""
-        return batch.with_tokens(self.computed, self.place)
+        values = batch.value_position
+        return replace(
+            batch,
+            tokens=batch.tokens[self.computed],
+            position_ids=batch.position_ids[self.computed],
+            row_position=self.place[batch.row_position],
+            value_position=None if values is None else self.place[values],
+        )
 
 
 def by_prefix(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

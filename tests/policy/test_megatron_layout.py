@@ -6,10 +6,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from paw_hpc.objective import batching
 from paw_hpc.objective.plan import pack
 from paw_hpc.objective.prefixes import Prefixes
 from paw_hpc.policy.convert.architecture import Architecture, architecture_of
@@ -203,11 +205,24 @@ def test_micro_batches_of_what_begins_alike(ranks: int, multiple: int, max_token
     parts = [batch.take(torch.tensor(part)) for share in shares for part in share if part]
     computed = [len(Prefixes.of(part).computed) for part in parts]
     assert all(c <= max_tokens or p.num_sequences == 1 for c, p in zip(computed, parts, strict=True))
+    fewest = len(batching.micro_batches(batch, max_tokens, share_prefixes=True))
+    assert len(shares[0]) == -(-fewest // (ranks * multiple)) * multiple
     # What is cut apart is computed twice, so few and large parts share most.
     apart = partition(batch.lengths, ranks, max_tokens, multiple)
     if max_tokens >= 300:
         assert len(shares[0]) <= len(apart[0]) and sum(computed) < 0.9 * batch.num_tokens
         assert max(computed) <= 1.5 * sum(computed) / len(computed) + int(batch.lengths.max())
+
+
+def test_many_micro_batches_of_what_begins_alike() -> None:
+    """As many as in a real run: what each computes anew of a shared beginning must not mount up."""
+    rng = np.random.default_rng(0)
+    firsts = [rng.integers(0, 1000, 40).tolist() for _ in range(8)]
+    batch = batch_of(*(first + rng.integers(0, 1000, 60).tolist() for first in firsts for _ in range(100)))
+    [passes] = partition_sharing(batch, 1, 1000)
+    computed = [len(Prefixes.of(batch.take(torch.tensor(part))).computed) for part in passes]
+    once = len(Prefixes.of(batch).computed)
+    assert max(computed) <= 1000 and once < sum(computed) <= 1.1 * once and len(passes) <= 1.1 * once / 960
 
 
 def test_few_samples_leave_some_ranks_without_any() -> None:

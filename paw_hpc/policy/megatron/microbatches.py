@@ -3,6 +3,7 @@ is on the device."""
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from paw_hpc.experience import Batch
+from paw_hpc.objective.batching import consecutive
 from paw_hpc.objective.prefixes import Prefixes, by_prefix
 from paw_hpc.policy.megatron.attention import PackedSamples
 from paw_hpc.policy.megatron.layout import Layout
@@ -67,34 +69,18 @@ def partition(lengths: torch.Tensor, ranks: int, max_tokens: int, multiple: int 
 
 def partition_sharing(batch: Batch, ranks: int, max_tokens: int, multiple: int = 1) -> list[list[list[int]]]:
     """As `partition`, only that sequences that begin alike come into the same micro-batch, and count there
-    once what they share (`policy.share_prefixes`): the order of `by_prefix`, cut into runs of nearly the same
-    number of computed tokens."""
+    once what they share (`policy.share_prefixes`): the order of `by_prefix`, cut into as few runs as hold the
+    tokens, the largest of them as small as it can be."""
     order, shared = (found.tolist() for found in by_prefix(batch))
     lengths = batch.lengths[order].tolist()
-    count = math.ceil(max(1, (sum(lengths) - sum(shared)) / (ranks * max_tokens)) / multiple) * multiple
-    while True:
-        runs, filled = _runs(lengths, shared, ranks * count)
-        if all(size <= max_tokens or len(run) == 1 for run, size in zip(runs, filled, strict=True)):
-            content = [[order[place] for place in run] for run in runs]
-            return [content[rank::ranks] for rank in range(ranks)]
-        count += multiple
-
-
-def _runs(lengths: list[int], shared: list[int], count: int) -> tuple[list[list[int]], list[int]]:
-    """Consecutive places, cut into `count` runs, and the tokens that each run computes: the first of a run
-    shares with nobody."""
-    runs: list[list[int]] = [[] for _ in range(count)]
-    filled, left, current = [0] * count, sum(lengths) - sum(shared), 0
-    target = left / count
-    for place, (length, known) in enumerate(zip(lengths, shared, strict=True)):
-        more = length - known
-        if runs[current] and current + 1 < count and filled[current] + more / 2 > target:
-            left -= filled[current]
-            current += 1
-            target = left / (count - current)
-        runs[current].append(place)
-        filled[current] += more if len(runs[current]) > 1 else length
-    return runs, filled
+    fewest = max(1, len(consecutive(lengths, shared, max_tokens)))
+    places = ranks * multiple * math.ceil(fewest / (ranks * multiple))
+    size = bisect.bisect_left(
+        range(max_tokens), True, key=lambda size: len(consecutive(lengths, shared, size)) <= places
+    )
+    content = [[order[place] for place in run] for run in consecutive(lengths, shared, size)]
+    content += [[]] * (places - len(content))
+    return [content[rank::ranks] for rank in range(ranks)]
 
 
 def micro_batches(
