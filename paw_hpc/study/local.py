@@ -45,6 +45,8 @@ change neither task nor game."""
 _PROMPT = {"prompt", "history"}
 """Keys of `env` that may differ, too: the same games, shown in another way. A policy plays by the prompt that
 it knows, so each has a start of its own, which the runs with that prompt share."""
+_Prompt = tuple[str, int | str]
+"""Their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,6 @@ def _say(text: str) -> None:
     Console(stderr=True).print(f"study  {text}", highlight=False, soft_wrap=True)
 
 
-_Prompt = tuple[str, int | str]
-
-
 def _prompt(recipe: Recipe) -> _Prompt:
     return recipe.env.prompt, recipe.env.history
 
@@ -145,7 +144,9 @@ def _check_alike(runs: Sequence[PlannedRun], recipes: Mapping[str, Recipe]) -> N
         recipe = recipes[planned.label]
         same = of_prompt.setdefault(_prompt(recipe), planned)
         for section in _SHARED:
-            first, left_out = (same, None) if section == "model" else (runs[0], _FREE | _PROMPT)
+            first, left_out = same if section == "model" else runs[0], None
+            if section == "env":
+                left_out = _FREE | _PROMPT
             mine, theirs = (
                 getattr(one, section).model_dump(exclude=left_out) for one in (recipe, recipes[first.label])
             )
