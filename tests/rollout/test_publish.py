@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from paw_hpc.policy.tiny import build_tiny
 from paw_hpc.recipe import TinyModel
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
+from paw_hpc.rollout.sglang.client import ServerClient
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, buckets, in_turn, weights_of
 from paw_hpc.rollout.sglang.publish.checks import WeightSample, cpu_checksum
@@ -142,12 +143,61 @@ class TestTurnsUnderWay:
             and metrics["fleet/lost"] == metrics["fleet/retried_turns"] == 0
         )
 
-    def test_memory_that_servers_gave_up_is_theirs_again_after_a_publication(self, site: Site) -> None:
-        for path in ("disk", "tensor"):
-            site.take(path)
-            site.publisher.release_memory()
-            site.change_weights(6)
-            assert_serves_the_trainers(site, site.publish())
+
+class TestReleasedMemory:
+    @pytest.mark.parametrize("path", ["disk", "tensor"])
+    def test_is_theirs_again_after_a_publication(self, site: Site, path: str) -> None:
+        site.take(path)
+        site.publisher.release_memory()
+        site.change_weights(6)
+        assert_serves_the_trainers(site, site.publish())
+
+    def test_is_released_by_a_server_that_still_generates(self, site: Site) -> None:
+        """As it does when somebody asks for its health. SGLang's scheduler dies of it, unless the request is
+        over before."""
+        server, prompt = site.fleet.servers[0], site.prompts(1, seed=5)[0]
+        sampling = {"temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
+        turn = site.loop.start(server.http.generate("long", prompt, sampling, 120.0))
+        probe = site.loop.start(server.http.healthy(120.0))
+        site.loop.run(asyncio.sleep(0.3))
+        site.publisher.release_memory()
+        cut = site.loop.wait(turn)
+        assert cut.ended == "abort" and 0 < len(cut.ids) < 400, "it did generate"
+        site.loop.wait(probe)
+        site.change_weights(7)
+        assert_serves_the_trainers(site, site.publish())
+        assert site.fleet.drain_metrics()["fleet/lost"] == 0
+
+    def test_is_not_generated_from(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server whose weights are gone is not asked for its health, which is a token that it generates:
+        on a GPU that ends it."""
+        asked: list[float] = []
+        healthy = ServerClient.healthy
+
+        async def counted(client: ServerClient, timeout_s: float) -> bool:
+            asked.append(timeout_s)
+            return await healthy(client, timeout_s)
+
+        monkeypatch.setattr(ServerClient, "healthy", counted)
+        nap = asyncio.sleep(2.5 * site.fleet.settings.health_every_s)
+        site.publisher.release_memory()
+        asked.clear()
+        site.loop.run(nap)
+        assert not asked
+        site.publish()
+        site.loop.run(asyncio.sleep(2.5 * site.fleet.settings.health_every_s))
+        assert asked, "control: it is asked otherwise"
+
+    def test_of_a_server_that_dies_meanwhile_is_not_taken_back(self, site: Site) -> None:
+        """It comes back with memory, at the next publication, which finds it dead or starting."""
+        site.publisher.release_memory()
+        process = site.fleet.servers[1].process
+        assert process is not None
+        site.loop.run(process.end())
+        site.change_weights(8)
+        version = site.publish()
+        site.all_ready()
+        assert_serves_the_trainers(site, version)
 
 
 # -------------------------------------------------------------------------------------------- without servers

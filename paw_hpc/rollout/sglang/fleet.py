@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from paw_hpc.recipe import FleetSection
@@ -51,7 +51,7 @@ class Fleet:
 
     @property
     def publishing(self) -> asyncio.Lock:
-        """Held while weights change."""
+        """Held while weights change, and while servers have none."""
         return self._common.publishing
 
     def give_late_servers(self, bring_up: Callable[[Server], Awaitable[int | None]]) -> None:
@@ -92,7 +92,9 @@ class Fleet:
 
     async def hold(self) -> None:
         """No turn begins, and those that are running come back as far as they are: weights may change. Until
-        `proceed`."""
+        `proceed`. Holds on where it holds already."""
+        if self.publishing.locked() and not self.routing.open:
+            return
         await self.publishing.acquire()
         self.routing.open = False
         await self._all_of(self._up(), lambda s: s.http.pause(self.settings.health_timeout_s))
@@ -122,6 +124,19 @@ class Fleet:
         if self.publishing.locked():
             self.publishing.release()
         self._common.wake()
+
+    async def release_memory(self, tags: Sequence[str]) -> None:
+        """Idle servers give up what `tags` name (SGLang's words), until `Server.released` is taken back. A
+        server that fails at it is started anew."""
+
+        async def release(server: Server) -> None:
+            # What paused servers were about to do may not be over yet, such as a health check's token:
+            # flushing waits for it. A scheduler that is told to release while it generates ends.
+            await server.http.flush_cache()
+            await server.http.release_memory(tags)
+            server.released = True
+
+        await self._all_of(self._up(), release)
 
     async def _all_of(self, servers: list[Server], ask: Callable[[Server], Coroutine[Any, Any, Any]]) -> None:
         for server, outcome in zip(servers, await each([ask(s) for s in servers]), strict=True):

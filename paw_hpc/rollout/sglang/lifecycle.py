@@ -52,6 +52,8 @@ class Server:
     """In a row, without having been up for long."""
     came_up: float | None = None
     """When it was last found healthy (monotonic seconds); None: never."""
+    released: bool = False
+    """Whether it has given its memory to the trainer (`rollout.fleet.colocated`): it can generate nothing."""
     fault: str = ""
     """Why it was last given up on."""
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -155,6 +157,7 @@ class Keeper:
         server, session = self._server, self._common.session
         assert session is not None
         server.version, server.failed, server.starts = None, asyncio.Event(), server.starts + 1
+        server.released = False
         deadline = time.monotonic() + self._settings.start_timeout_s
         if self._common.launch is None:
             server.client = ServerClient(server.name, server.name, session)
@@ -227,8 +230,8 @@ class Keeper:
             await each(tasks)
 
     async def _probe(self) -> None:
-        """Raises ServerFault once it has been silent for too long. Nothing is asked during a publication: a
-        paused server generates nothing."""
+        """Raises ServerFault once it has been silent for too long. Nothing is asked during a publication, or
+        while its memory is the trainer's: a health check is a token that the server generates."""
         publishing, silent_since = self._common.publishing, time.monotonic()
         while True:
             await asyncio.sleep(self._settings.health_every_s)

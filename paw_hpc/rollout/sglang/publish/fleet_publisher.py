@@ -75,7 +75,6 @@ class FleetPublisher:
         self._busy = False
         self._listening = give_order is None
         """Whether the other processes would take part in a pass now."""
-        self._released: set[str] = set()
         fleet.give_late_servers(self._bring_up)
 
     def publish(self, version: int) -> None:
@@ -119,11 +118,11 @@ class FleetPublisher:
                 self._give_order(Ended())
 
     def release_memory(self) -> None:
-        """Colocated servers give up their weights and caches until the next publication. They must be
-        idle."""
-        servers = self._loop.run(self._fleet.healthy())
-        self._loop.run(all_well([s.http.release_memory(RELEASED) for s in servers]))
-        self._released = {s.http.url for s in servers}
+        """Colocated servers give up their weights and caches until the next publication, and nothing is
+        asked of them before it: no turn, no sign of life."""
+        self._loop.run(self._fleet.healthy())
+        self._loop.run(self._fleet.hold())
+        self._loop.run(self._fleet.release_memory(RELEASED))
 
     def close(self) -> None:
         self._path.close()
@@ -171,7 +170,7 @@ class FleetPublisher:
         """Deliver and check. Raises ServerFault."""
         assert self._passes is not None, "weights were published before"
         started = time.perf_counter()
-        released = [s for s in servers if s.http.url in self._released]
+        released = [s for s in servers if s.released]
         self._loop.run(all_well([s.http.resume_memory(["weights"]) for s in released]))
         try:
             self._path.deliver(servers, self._passes, version)
@@ -179,7 +178,8 @@ class FleetPublisher:
             self._passes.finish()
         self._names = frozenset(self._passes.sample.names)
         self._loop.run(all_well([s.http.resume_memory(["kv_cache"]) for s in released]))
-        self._released -= {s.http.url for s in released}
+        for server in released:
+            server.released = False
         self._loop.run(all_well([self._check(s, version) for s in servers]))
         _log.info(
             "version %d is on %d servers after %.2f s", version, len(servers), time.perf_counter() - started
@@ -231,7 +231,7 @@ class FleetPublisher:
         if isinstance(self._path, DiskPath):
             async with self._fleet.publishing:
                 version = self._fleet.version
-                if self._released or version is None:
+                if server.state != "waiting" or version is None:  # or it was published to meanwhile
                     return None
                 await self._path.load([server], version)
                 await self._check(server, version)
@@ -242,7 +242,9 @@ class FleetPublisher:
         """In the trainer's thread, while that waits for episodes: its weights are those that were published
         last."""
         # About to publish, its weights are newer.
-        if self._busy or not self._listening or self._released or self._fleet.version is None:
+        if self._busy or not self._listening or self._fleet.version is None:
+            return None
+        if self._fleet.publishing.locked():  # since memory was released: by this thread
             return None
         self._loop.run(self._fleet.publishing.acquire())
         try:
