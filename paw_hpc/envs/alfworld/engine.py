@@ -5,7 +5,8 @@ own PDDL environment, ALFWorld's domain and grammar, and Fast Downward's state. 
 all its time on work that cannot change between two calls; that work is done once:
 
 - the PDDL translation of a game (stock: four times per load and reset, two of them for a planner that nobody
-  asked), which is kept from run to run together with what the player reads first (see translations.py),
+  asked), which is made faster (see fast_translation.py) and kept from run to run together with what the
+  player reads first (see translations.py),
 - the parse of each grammar text and query (stock: at every derivation),
 - the copy of the whole context at every symbol (a shallow copy is enough: nothing writes into the nested
   parts),

@@ -1,5 +1,5 @@
-"""A game's PDDL state, made from a translation, and the translation, made by stock TextWorld and Fast
-Downward."""
+"""A game's PDDL state, made from a translation, and the translation, made by stock TextWorld of what Fast
+Downward's translator says (see fast_translation.py)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import textworld
 import textworld.envs.pddl.logic as pddl_logic
 from alfworld.agents.utils.misc import Demangler
 
+from paw_hpc.envs.alfworld import fast_translation
 from paw_hpc.envs.alfworld.translations import Translation
 
 STOCK_STATE = pddl_logic.PddlState
@@ -80,13 +81,15 @@ class TranslatedState(pddl_logic.PddlState):
 
 
 def translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: bool) -> Translation:
-    """By stock TextWorld and Fast Downward; what the player reads first is left open."""
+    """By stock TextWorld; what the player reads first is left open."""
 
     made: list[tuple[Any, str]] = []
 
     def once(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:
-        if not made or (optimize and planner):
-            made.append(STOCK_PDDL2SAS(domain, problem, verbose=False, optimize=optimize))
+        if not made:
+            made.append(fast_translation.translated(domain, problem) or STOCK_PDDL2SAS(domain, problem))
+        elif optimize and planner:
+            made.append(STOCK_PDDL2SAS(domain, problem, optimize=True))
         return made[-1]
 
     collecting = gc.isenabled()
