@@ -100,12 +100,11 @@ class _CachedPddlEnv(PddlEnv):
         self._game_file, self._game_data, self.walkthrough = None, game, game.get("walkthrough")
         self._logic = _game_logic(game["pddl_domain"], game["grammar"])
         self._key = translations.key_of(game, self._planner)
-        self._translation = translations.read(self._key) or state.translate(
-            game, self._logic, self.downward_lib, self._planner
-        )
+        kept = translations.read(self._key)
+        self._translation = kept or state.translate(game, self._logic, self.downward_lib, self._planner)
         self._changing = set(self._translation.changing)
         self._pddl_state = state.TranslatedState(
-            self.downward_lib, game["pddl_problem"], self._logic, self._translation
+            self.downward_lib, game["pddl_problem"], self._logic, self._translation, loaded=kept is None
         )
         self._entity_infos = {}
         for name, type_name, shown in self._translation.variables:

@@ -168,7 +168,10 @@ class _Search:
         for fact in step.index.get(step.key(binding), ()):
             for position, slot in step.binds:
                 binding[slot] = fact[position]
-            self.meet(rule, plan, done + 1, binding, known, waiting)
+            if done + 1 == len(plan):
+                self._ground(rule, binding, known, waiting)
+            else:
+                self.meet(rule, plan, done + 1, binding, known, waiting)
 
     def _ground(self, rule: Rule, binding: list[Any], known: set[Fact], waiting: deque[Fact]) -> None:
         grounding = tuple(binding[: len(rule.domains)])

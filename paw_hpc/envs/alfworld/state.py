@@ -19,25 +19,30 @@ from paw_hpc.envs.alfworld import fast_translation
 from paw_hpc.envs.alfworld.translations import Translation
 
 STOCK_STATE = pddl_logic.PddlState
-STOCK_PDDL2SAS = fast_downward.pddl2sas
 idle_libraries: list[Any] = []
 """Copies of Fast Downward whose game is over; processes that are forked from here inherit them."""
 
 
 class TranslatedState(pddl_logic.PddlState):
     """A PddlState made from a translation; at the start after `rewind`. Its facts are built when they are
-    first asked for."""
+    first asked for.
+
+    Args:
+        loaded: the library has just translated the game and holds its start.
+    """
 
     FACTS = ("_facts", "_vars_by_name", "_vars_by_type", "_var_counts")
 
-    def __init__(self, downward_lib: Any, pddl_problem: str, logic: Any, translation: Translation):
+    def __init__(
+        self, downward_lib: Any, pddl_problem: str, logic: Any, translation: Translation, loaded: bool
+    ):
         self.downward_lib, self.pddl_problem, self._logic, self._translation = (
             downward_lib,
             pddl_problem,
             logic,
             translation,
         )
-        self.name2type = translation.objects
+        self._loaded, self.name2type = loaded, translation.objects
         self._actions = {
             verb: SimpleNamespace(
                 name=verb,
@@ -52,10 +57,12 @@ class TranslatedState(pddl_logic.PddlState):
                 logic.types.add(textworld.logic.Type(name, above))
 
     def rewind(self) -> None:
-        self.downward_lib.load_sas(self._translation.sas)
-        # Without a planner, the translation "for replanning" is only loaded, never used: the plain one will
-        # do.
-        self.downward_lib.load_sas_replan(self._translation.replan)
+        if not self._loaded:
+            self.downward_lib.load_sas(self._translation.sas)
+            # Without a planner, the translation "for replanning" is only loaded, never used: the plain one
+            # will do.
+            self.downward_lib.load_sas_replan(self._translation.replan)
+        self._loaded = False
         for name in self.FACTS:
             self.__dict__.pop(name, None)
 
@@ -81,45 +88,55 @@ class TranslatedState(pddl_logic.PddlState):
 
 
 def translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: bool) -> Translation:
-    """By stock TextWorld; what the player reads first is left open."""
-
-    made: list[tuple[Any, str]] = []
-
-    def once(domain: str, problem: str, verbose: bool = False, optimize: bool = False) -> tuple[Any, str]:
-        if not made:
-            made.append(fast_translation.translated(domain, problem) or STOCK_PDDL2SAS(domain, problem))
-        elif optimize and planner:
-            made.append(STOCK_PDDL2SAS(domain, problem, optimize=True))
-        return made[-1]
-
+    """What stock TextWorld would make of a game, whose start the library then holds; what the player reads
+    first is left open."""
     collecting = gc.isenabled()
     gc.disable()  # a third of the time went into looking for garbage, and there is none
-    original, fast_downward.pddl2sas = fast_downward.pddl2sas, once
     try:
-        state = STOCK_STATE(downward_lib, game["pddl_problem"], logic)
+        texts = logic.domain, game["pddl_problem"]
+        task, sas = fast_translation.translated(*texts) or fast_downward.pddl2sas(*texts)
+        replan = fast_downward.pddl2sas(*texts, optimize=True)[1] if planner else sas
+        downward_lib.load_sas(sas.encode())
+        downward_lib.load_sas_replan(replan.encode())
+        facts = _facts(task, downward_lib)
     finally:
-        fast_downward.pddl2sas = original
         if collecting:
             gc.enable()
-    found = {variable.name: variable for fact in state.facts for variable in fact.arguments}
-    demangler = Demangler(game_infos={name: SimpleNamespace(id=name) for name in found}, shuffle=False)
-    place = {name: number for number, name in enumerate(found)}
+    objects = {thing.name: thing.type_name for thing in task.objects}
+    place = {name: number for number, name in enumerate(dict.fromkeys(n for f in facts for n in f[1:]))}
+    demangler = Demangler(game_infos={name: SimpleNamespace(id=name) for name in place}, shuffle=False)
     return Translation(
-        sas=state.sas.encode(),
-        replan=state.sas_replan.encode(),
-        types=[(type_.name, list(type_.supertype_names)) for type_ in state.task.types],
-        objects=dict(state.name2type),
-        actions={
-            action.name: [(p.name, p.type_name) for p in action.parameters] for action in state.task.actions
-        },
+        sas=sas.encode(),
+        replan=replan.encode(),
+        types=[(type_.name, list(type_.supertype_names)) for type_ in task.types],
+        objects=objects,
+        actions={action.name: [(p.name, p.type_name) for p in action.parameters] for action in task.actions},
         changing=sorted(
-            {effect.literal.predicate.lower() for action in state.task.actions for effect in action.effects}
+            {effect.literal.predicate.lower() for action in task.actions for effect in action.effects}
         ),
-        variables=[
-            (name, variable.type, demangler.demangle_alfred_name(name)) for name, variable in found.items()
-        ],
-        facts=[[fact.name, *(place[variable.name] for variable in fact.arguments)] for fact in state.facts],
+        variables=[(name, objects[name], demangler.demangle_alfred_name(name)) for name in place],
+        facts=[[predicate, *(place[name] for name in names)] for predicate, *names in facts],
     )
+
+
+def _facts(task: Any, downward_lib: Any) -> list[tuple[str, ...]]:
+    """(predicate, objects ...) of the start, each once: those that the problem states, and those that Fast
+    Downward's state holds. As stock, without equalities and whole numbers."""
+    found: dict[tuple[str, ...], None] = {}
+    for stated in task.init:
+        if hasattr(stated, "predicate"):
+            if stated.predicate != "=":
+                found[stated.predicate, *stated.args] = None
+        elif stated.fluent.symbol != "total-cost" and not str(stated.expression.value).isdigit():
+            found[str(stated.expression.value), *stated.fluent.args] = None
+    atoms = (fast_downward.Atom * downward_lib.get_state_size())()
+    downward_lib.get_state(atoms)
+    for atom in atoms:
+        kind, _, said = atom.name.partition(" ")
+        if kind == "Atom":
+            predicate, _, names = said[:-1].partition("(")
+            found[predicate, *filter(None, names.split(", "))] = None
+    return list(found)
 
 
 def library() -> Any:
