@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from paw_hpc.policy.tiny import build_tiny
-from paw_hpc.recipe import TinyModel
+from paw_hpc.recipe import FleetSection, TinyModel
 from paw_hpc.rollout.engines.base import Completion, GenerationRequest
-from paw_hpc.rollout.sglang.client import ServerClient
+from paw_hpc.rollout.sglang.client import ServerClient, ServerFault
+from paw_hpc.rollout.sglang.fleet import Fleet
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import NamedTensors, buckets, in_turn, weights_of
 from paw_hpc.rollout.sglang.publish.checks import WeightSample, cpu_checksum
 from paw_hpc.rollout.sglang.publish.files import WeightFiles
-from paw_hpc.rollout.sglang.publish.fleet_publisher import PublishError
+from paw_hpc.rollout.sglang.publish.fleet_publisher import RELEASED, PublishError
 from paw_hpc.rollout.sglang.publish.paths import _handle, _shared_buffer
 from paw_hpc.rollout.sglang.publish.traversal import Passes
 from tests.rollout.desks import TOKENIZER
@@ -201,6 +202,31 @@ class TestReleasedMemory:
 
 
 # -------------------------------------------------------------------------------------------- without servers
+
+
+def test_memory_is_taken_back_once_where_another_server_fails_at_it() -> None:
+    """The publication begins anew with the servers that are left, which have theirs already. Told twice,
+    SGLang's scheduler ends."""
+
+    class Client:
+        def __init__(self, fails: bool):
+            self.fails, self.told = fails, list[str]()
+
+        async def resume_memory(self, tags: Sequence[str]) -> None:
+            self.told += tags
+            if self.fails:
+                raise ServerFault("server", "made to fail")
+
+    fleet = Fleet(FleetSection(addresses=("http://a", "http://b", "http://c")), None)
+    well, ill, new = clients = Client(False), Client(True), Client(False)
+    for server, client in zip(fleet.servers, clients, strict=True):
+        server.client = client  # type: ignore[assignment]
+        server.released = frozenset(RELEASED if client is not new else ())
+    for _ in range(2):
+        with pytest.raises(ServerFault):
+            asyncio.run(fleet.take_back(fleet.servers, "weights"))
+    assert (well.told, ill.told, new.told) == (["weights"], ["weights", "weights"], [])
+    assert [sorted(s.released) for s in fleet.servers] == [["kv_cache"], ["kv_cache", "weights"], []]
 
 
 def tiny(kv_heads: int = 2, tie: bool = True) -> torch.nn.Module:

@@ -271,3 +271,12 @@ def _message(body: Any) -> str:
 async def each(jobs: Sequence[Any]) -> list[Any]:
     """Results and exceptions of coroutines, in their order (none is cancelled by another's failure)."""
     return await asyncio.gather(*jobs, return_exceptions=True)
+
+
+async def all_well(jobs: Sequence[Any]) -> list[Any]:
+    """All results, in order, once every job has ended. Raises the first error."""
+    outcomes = await each(jobs)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes

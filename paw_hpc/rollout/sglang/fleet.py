@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from paw_hpc.recipe import FleetSection
-from paw_hpc.rollout.sglang.client import ServerFault, each, http_session
+from paw_hpc.rollout.sglang.client import ServerFault, all_well, each, http_session
 from paw_hpc.rollout.sglang.lifecycle import Common, FleetError, Keeper, Server
 from paw_hpc.rollout.sglang.process import Launch, device_of
 from paw_hpc.rollout.sglang.routing import Routing
@@ -126,17 +126,27 @@ class Fleet:
         self._common.wake()
 
     async def release_memory(self, tags: Sequence[str]) -> None:
-        """Idle servers give up what `tags` name (SGLang's words), until `Server.released` is taken back. A
-        server that fails at it is started anew."""
+        """Idle servers give up what `tags` name (SGLang's words), until `take_back`. A server that fails at
+        it is started anew."""
 
         async def release(server: Server) -> None:
             # What paused servers were about to do may not be over yet, such as a health check's token:
             # flushing waits for it. A scheduler that is told to release while it generates ends.
             await server.http.flush_cache()
             await server.http.release_memory(tags)
-            server.released = True
+            server.released = frozenset(tags)
 
         await self._all_of(self._up(), release)
+
+    async def take_back(self, servers: Sequence[Server], tag: str) -> None:
+        """Give servers this part of their memory, where they have released it. Each does so once, whatever
+        becomes of the others: SGLang's scheduler ends when it is told twice. Raises ServerFault."""
+
+        async def one(server: Server) -> None:
+            await server.http.resume_memory([tag])
+            server.released -= {tag}
+
+        await all_well([one(server) for server in servers if tag in server.released])
 
     async def _all_of(self, servers: list[Server], ask: Callable[[Server], Coroutine[Any, Any, Any]]) -> None:
         for server, outcome in zip(servers, await each([ask(s) for s in servers]), strict=True):

@@ -52,8 +52,9 @@ class Server:
     """In a row, without having been up for long."""
     came_up: float | None = None
     """When it was last found healthy (monotonic seconds); None: never."""
-    released: bool = False
-    """Whether it has given its memory to the trainer (`rollout.fleet.colocated`): it can generate nothing."""
+    released: frozenset[str] = frozenset()
+    """What of its memory it has given to the trainer (`rollout.fleet.colocated`; SGLang's words): with
+    anything here, it can generate nothing."""
     fault: str = ""
     """Why it was last given up on."""
     requests: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -157,7 +158,7 @@ class Keeper:
         server, session = self._server, self._common.session
         assert session is not None
         server.version, server.failed, server.starts = None, asyncio.Event(), server.starts + 1
-        server.released = False
+        server.released = frozenset()
         deadline = time.monotonic() + self._settings.start_timeout_s
         if self._common.launch is None:
             server.client = ServerClient(server.name, server.name, session)

@@ -13,13 +13,13 @@ import torch
 
 from paw_hpc.recipe import PublishSection
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.sglang.client import CONTROL_TIMEOUT_S, ServerFault, each
+from paw_hpc.rollout.sglang.client import CONTROL_TIMEOUT_S, ServerFault, all_well, each
 from paw_hpc.rollout.sglang.engine import check_limits
 from paw_hpc.rollout.sglang.fleet import Fleet
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import Weights
 from paw_hpc.rollout.sglang.publish.checks import WeightSample, cpu_checksum, gpu_checksum
-from paw_hpc.rollout.sglang.publish.paths import DiskPath, PublishPath, all_well
+from paw_hpc.rollout.sglang.publish.paths import DiskPath, PublishPath
 from paw_hpc.rollout.sglang.publish.traversal import Ended, Order, Passes
 from paw_hpc.system.errors import UserError
 
@@ -170,16 +170,13 @@ class FleetPublisher:
         """Deliver and check. Raises ServerFault."""
         assert self._passes is not None, "weights were published before"
         started = time.perf_counter()
-        released = [s for s in servers if s.released]
-        self._loop.run(all_well([s.http.resume_memory(["weights"]) for s in released]))
+        self._loop.run(self._fleet.take_back(servers, "weights"))
         try:
             self._path.deliver(servers, self._passes, version)
         finally:
             self._passes.finish()
         self._names = frozenset(self._passes.sample.names)
-        self._loop.run(all_well([s.http.resume_memory(["kv_cache"]) for s in released]))
-        for server in released:
-            server.released = False
+        self._loop.run(self._fleet.take_back(servers, "kv_cache"))
         self._loop.run(all_well([self._check(s, version) for s in servers]))
         _log.info(
             "version %d is on %d servers after %.2f s", version, len(servers), time.perf_counter() - started

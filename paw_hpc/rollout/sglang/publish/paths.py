@@ -19,7 +19,7 @@ import torch.multiprocessing
 from transformers import PreTrainedConfig
 
 from paw_hpc.rollout.event_loop import EventLoop
-from paw_hpc.rollout.sglang.client import ServerFault, each
+from paw_hpc.rollout.sglang.client import ServerFault, all_well
 from paw_hpc.rollout.sglang.lifecycle import Server
 from paw_hpc.rollout.sglang.publish.buckets import Bucket, NamedTensor, NamedTensors, buckets, in_turn
 from paw_hpc.rollout.sglang.publish.files import WeightFiles
@@ -262,12 +262,3 @@ def _keep_files_private() -> None:
         if int(name) > 2:
             with contextlib.suppress(OSError):  # the listing's own
                 os.set_inheritable(int(name), False)
-
-
-async def all_well(jobs: Sequence[Any]) -> list[Any]:
-    """All results, in order, once every job has ended. Raises the first error."""
-    outcomes = await each(jobs)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return outcomes
