@@ -190,7 +190,8 @@ def _applicable_actions(pddl: Any, known: Mapping[str, tuple[Any, str]]) -> list
         if name in known:
             actions[name] = known[name][0]
             continue
-        verb, *arguments = name.split()
+        verb, *words = name.split()
+        arguments = state.named(words, pddl.names)
         action = textworld.logic.Action(name=verb, preconditions=[], postconditions=[])
         action.id, action.operator = operator.id, name
         action.mapping = {

@@ -33,15 +33,21 @@ Pair = tuple[int, int]
 @dataclass
 class _Operator:
     name: str
+    """Action and objects, as Fast Downward's translator writes and sorts it."""
+    objects: tuple[str, ...]
     prevail: list[Pair]
     pre_post: list[tuple[int, int, int, list[Pair]]]
     """(variable, value before or -1, value after, conditions)"""
     cost: int
 
 
-def translated(domain: str, problem: str) -> tuple[Any, str] | None:
+def translated(domain: str, problem: str, numbered: bool = False) -> tuple[Any, str] | None:
     """Fast Downward's task, parsed and normalized, and its text in SAS, as
     `fast_downward.pddl2sas(domain, problem)` gives them. None: the task needs what this module does not know.
+
+    Args:
+        numbered: objects stand in the text by their numbers (see `numbers`). ALFWorld's names are two thirds
+            of a text, and half of the memory that Fast Downward takes for it.
     """
     arguments, sys.argv = sys.argv, ["translate.py", "domain", "task"]  # its options read them when imported
     try:
@@ -56,9 +62,14 @@ def translated(domain: str, problem: str) -> tuple[Any, str] | None:
         task = parsing_functions.parse_task(*parsed)
         normalize.normalize(task)
         try:
-            return task, _Translator(task).text()
+            return task, _Translator(task).text(numbers(task) if numbered else None)
         except Unsupported:
             return None
+
+
+def numbers(task: Any) -> dict[str, str]:
+    """Name of each object -> its place among the task's objects."""
+    return {name: str(place) for place, name in enumerate(dict.fromkeys(o.name for o in task.objects))}
 
 
 class _Translator:
@@ -155,8 +166,8 @@ class _Translator:
                 continue
             changed = {variable for variable, *_ in pre_post}
             prevail = sorted((v, value) for v, value in before.items() if v not in changed)
-            name = f"{action.name} {' '.join(grounding[: action.num_external_parameters])}"
-            yield _Operator(name, prevail, pre_post, cost)
+            objects = grounding[: action.num_external_parameters]
+            yield _Operator(f"{action.name} {' '.join(objects)}", objects, prevail, pre_post, cost)
 
     def _before(
         self, conditions: Sequence[tuple[bool, Callable[[Grounding], Fact]]], grounding: Grounding
@@ -203,7 +214,8 @@ class _Translator:
             if made is None:
                 continue
             for found in translate.translate_strips_operator(made, fluent, ranges, fluent, ranges, {}):
-                yield _Operator(found.name[1:-1], found.prevail, found.pre_post, cost)
+                objects = grounding[: action.num_external_parameters]
+                yield _Operator(found.name[1:-1], objects, found.prevail, found.pre_post, cost)
 
     # --------------------------------------------------------------------------------------- axioms and goal
 
@@ -239,7 +251,8 @@ class _Translator:
 
     # ------------------------------------------------------------------------------------------------- text
 
-    def text(self) -> str:
+    def text(self, written: Mapping[str, str] | None) -> str:
+        """SAS, with other words for objects where `written` has them."""
         operators = self._operators()
         axioms, layers, goal = self._derived()
         order = _order(len(self._variables), operators, axioms, dict(goal))
@@ -248,7 +261,8 @@ class _Translator:
         lines = ["begin_version", "3", "end_version", "begin_metric"]
         lines += [str(int(self._task.use_min_cost_metric)), "end_metric", str(len(order))]
         for number, old in enumerate(order):
-            said = f"{facts[old][0]}({', '.join(facts[old][1:])})"
+            predicate, *names = facts[old]
+            said = f"{predicate}({', '.join(names if written is None else map(written.__getitem__, names))})"
             lines += ["begin_variable", f"var{number}", str(layers.get(old, -1)), "2"]
             lines += [f"Atom {said}", f"NegatedAtom {said}", "end_variable"]
         lines += ["0", "begin_state"]  # no groups of facts that exclude each other
@@ -257,7 +271,10 @@ class _Translator:
         lines += [f"{v} {value}" for v, value in sorted((new[v], value) for v, value in goal)]
         lines += ["end_goal", str(len(operators))]
         for operator in operators:
-            lines += ["begin_operator", operator.name, str(len(operator.prevail))]
+            name = operator.name
+            if written is not None:
+                name = " ".join([name.partition(" ")[0], *map(written.__getitem__, operator.objects)])
+            lines += ["begin_operator", name, str(len(operator.prevail))]
             lines += [f"{new[v]} {value}" for v, value in operator.prevail]
             lines.append(str(len(operator.pre_post)))
             for variable, before, after, conditions in operator.pre_post:

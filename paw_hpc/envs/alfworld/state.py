@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +43,8 @@ class TranslatedState(pddl_logic.PddlState):
             translation,
         )
         self._loaded, self.name2type = loaded, translation.objects
+        self.names = tuple(translation.objects) if translation.numbered else None
+        """Of the objects, where the library knows them by their numbers."""
         self._actions = {
             verb: SimpleNamespace(
                 name=verb,
@@ -65,6 +67,19 @@ class TranslatedState(pddl_logic.PddlState):
         self._loaded = False
         for name in self.FACTS:
             self.__dict__.pop(name, None)
+
+    def apply(self, action: Any) -> None:
+        """As stock, for objects that the library may know by numbers."""
+        operator = self._operators[action.id]
+        atoms = (fast_downward.Atom * operator.nb_effect_atoms)()
+        self.downward_lib.apply_operator(operator.id, atoms)
+        for atom in atoms:
+            holds, predicate, objects = read_atom(atom.name, self.names)
+            arguments = [textworld.logic.Variable(name, self.name2type[name]) for name in objects]
+            fact = textworld.logic.Proposition(predicate, arguments)
+            came, went = (fact, fact.negate()) if holds else (fact.negate(), fact)
+            self.remove_fact(went)
+            self.add_fact(came)
 
     def __getattr__(self, name: str) -> Any:
         if name not in self.FACTS:
@@ -94,20 +109,24 @@ def translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: b
     gc.disable()  # a third of the time went into looking for garbage, and there is none
     try:
         texts = logic.domain, game["pddl_problem"]
-        task, sas = fast_translation.translated(*texts) or fast_downward.pddl2sas(*texts)
+        # The planner takes the state over by the names of facts, so those of both texts must agree.
+        made = fast_translation.translated(*texts, numbered=not planner)
+        task, sas = made or fast_downward.pddl2sas(*texts)
         replan = fast_downward.pddl2sas(*texts, optimize=True)[1] if planner else sas
         downward_lib.load_sas(sas.encode())
         downward_lib.load_sas_replan(replan.encode())
-        facts = _facts(task, downward_lib)
+        objects = {thing.name: thing.type_name for thing in task.objects}
+        numbered = made is not None and not planner
+        facts = _facts(task, downward_lib, tuple(objects) if numbered else None)
     finally:
         if collecting:
             gc.enable()
-    objects = {thing.name: thing.type_name for thing in task.objects}
     place = {name: number for number, name in enumerate(dict.fromkeys(n for f in facts for n in f[1:]))}
     demangler = Demangler(game_infos={name: SimpleNamespace(id=name) for name in place}, shuffle=False)
     return Translation(
         sas=sas.encode(),
         replan=replan.encode(),
+        numbered=numbered,
         types=[(type_.name, list(type_.supertype_names)) for type_ in task.types],
         objects=objects,
         actions={action.name: [(p.name, p.type_name) for p in action.parameters] for action in task.actions},
@@ -119,9 +138,13 @@ def translate(game: Mapping[str, Any], logic: Any, downward_lib: Any, planner: b
     )
 
 
-def _facts(task: Any, downward_lib: Any) -> list[tuple[str, ...]]:
+def _facts(task: Any, downward_lib: Any, names: Sequence[str] | None) -> list[tuple[str, ...]]:
     """(predicate, objects ...) of the start, each once: those that the problem states, and those that Fast
-    Downward's state holds. As stock, without equalities and whole numbers."""
+    Downward's state holds. As stock, without equalities and whole numbers.
+
+    Args:
+        names: of the objects, where the library knows them by their numbers.
+    """
     found: dict[tuple[str, ...], None] = {}
     for stated in task.init:
         if hasattr(stated, "predicate"):
@@ -132,11 +155,22 @@ def _facts(task: Any, downward_lib: Any) -> list[tuple[str, ...]]:
     atoms = (fast_downward.Atom * downward_lib.get_state_size())()
     downward_lib.get_state(atoms)
     for atom in atoms:
-        kind, _, said = atom.name.partition(" ")
-        if kind == "Atom":
-            predicate, _, names = said[:-1].partition("(")
-            found[predicate, *filter(None, names.split(", "))] = None
+        holds, predicate, objects = read_atom(atom.name, names)
+        if holds:
+            found[predicate, *objects] = None
     return list(found)
+
+
+def read_atom(said: str, names: Sequence[str] | None) -> tuple[bool, str, list[str]]:
+    """(whether it holds, predicate, objects) of `Atom opened(a)` or `NegatedAtom opened(a)`."""
+    kind, _, fact = said.partition(" ")
+    predicate, _, listed = fact[:-1].partition("(")
+    return kind == "Atom", predicate, named([word for word in listed.split(", ") if word], names)
+
+
+def named(words: list[str], names: Sequence[str] | None) -> list[str]:
+    """Objects by their names."""
+    return words if names is None else [names[int(word)] for word in words]
 
 
 def library() -> Any:

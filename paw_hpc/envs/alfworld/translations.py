@@ -27,7 +27,7 @@ from typing import Any
 
 from paw_hpc.system.data_paths import cache_root
 
-FORMAT = 1
+FORMAT = 2
 """Goes up with every change of this file's form, and of what `engine` writes into it."""
 LARGEST_BYTES = 64 << 20
 """Of a translation, unpacked; ALFWorld's have up to 2 MiB."""
@@ -43,6 +43,8 @@ class Translation:
     sas: bytes
     replan: bytes
     """For the planner; as `sas` where there is none."""
+    numbered: bool
+    """Whether objects stand in `sas` by their places in `objects`, which are shorter than their names."""
     types: list[tuple[str, list[str]]]
     """(name, supertypes)"""
     objects: dict[str, str]
