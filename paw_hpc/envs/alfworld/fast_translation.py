@@ -17,12 +17,12 @@ import contextlib
 import functools
 import io
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from paw_hpc.envs.alfworld.reachability import Fact, Grounding, Rule, Unsupported, picker, reach
+from paw_hpc.envs.alfworld.variable_order import variable_order
 
 TRUE, FALSE = 0, 1
 """A variable's values: the fact holds, or not."""
@@ -255,7 +255,7 @@ class _Translator:
         """SAS, with other words for objects where `written` has them."""
         operators = self._operators()
         axioms, layers, goal = self._derived()
-        order = _order(len(self._variables), operators, axioms, dict(goal))
+        order = variable_order(len(self._variables), operators, axioms, dict(goal))
         new = {old: number for number, old in enumerate(order)}
         facts = list(self._variables)
         lines = ["begin_version", "3", "end_version", "begin_metric"]
@@ -288,46 +288,6 @@ class _Translator:
             variable, value = axiom.effect
             lines += [f"{new[variable]} {1 - value} {value}", "end_rule"]
         return "\n".join(lines) + "\n"
-
-
-def _order(
-    count: int, operators: Sequence[_Operator], axioms: Sequence[Any], goal: Mapping[int, int]
-) -> list[int]:
-    """Fast Downward's order of variables: that of its causal graph, cut until it has no cycles."""
-    from fast_downward.translate.sccs import get_sccs_adjacency_list
-    from fast_downward.translate.variable_order import MaxDAG
-
-    weights: list[defaultdict[int, int]] = [defaultdict(int) for _ in range(count)]
-    for operator in operators:
-        sources = [variable for variable, _ in operator.prevail]
-        sources += [variable for variable, before, _, _ in operator.pre_post if before != -1]
-        for target, _, _, conditions in operator.pre_post:
-            for source in sources:
-                weights[source][target] += 1
-            for source, _ in conditions:
-                weights[source][target] += 1
-    for axiom in axioms:
-        for source, _ in axiom.condition:
-            weights[source][axiom.effect[0]] += 1
-    targets = [
-        [(target, weight) for target, weight in sorted(of_source.items()) if target != source]
-        for source, of_source in enumerate(weights)
-    ]
-    order: list[int] = []
-    for component in get_sccs_adjacency_list([[target for target, _ in edges] for edges in targets]):
-        if len(component) == 1:
-            order.append(component[0])
-            continue
-        inside = set(component)
-        graph: dict[int, list[Pair]] = defaultdict(list)
-        for variable in component:
-            for target, weight in targets[variable]:
-                if target in inside:
-                    if target in goal:
-                        graph[variable].append((target, 100_000 + weight))
-                    graph[variable].append((target, weight))
-        order.extend(MaxDAG(graph, component).get_result())
-    return order
 
 
 def _literals(condition: Any) -> list[Any]:
