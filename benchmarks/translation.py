@@ -18,7 +18,7 @@ from typing import Any
 
 import fast_downward
 
-from paw_hpc.envs.alfworld import engine, fast_translation, games
+from paw_hpc.envs.alfworld import fast_translation, games
 
 
 def timed(translate: Callable[[str, str], Any], domain: str, problem: str) -> tuple[float, Any]:
@@ -48,7 +48,7 @@ def main() -> int:
     wrong = []
     for number, task in enumerate(tasks):
         game = games.load_game(task)
-        texts = engine._game_logic(game["pddl_domain"], game["grammar"]).domain, game["pddl_problem"]
+        texts = game["pddl_domain"], game["pddl_problem"]
         if number == 0:
             fast_translation.translated(*texts), fast_downward.pddl2sas(*texts)  # imports
         spent, made = timed(fast_translation.translated, *texts)

@@ -123,11 +123,11 @@ def test_goals_that_cannot_be_reached_or_are_no_facts_are_too(goal: str) -> None
 def test_a_rule_meets_facts_that_come_in_any_order() -> None:
     """a -> b -> c by a path of two and by one of three; nobody reaches d."""
     steps = [("step", "a", "b"), ("step", "b", "c"), ("step", "c", "a"), ("step", "d", "a")]
-    rule = Rule([None, None], [("at", 0), ("step", 0, 1)], [("at", 1), ("been", "a")], [(), ()])
-    twice = Rule([None, frozenset("bc")], [("at", 0), ("at", 1)], [("both", 0, 1)], [(), ()])
+    rule = Rule(["abcd", "abcd"], [("at", 0), ("step", 0, 1)], [("at", 1), ("been", "a")])
+    twice = Rule(["abcd", "bc"], [("at", 0), ("at", 1)], [("both", 0, 1)])
     known = reach([rule, twice], [("at", "a"), *steps])
     assert {fact for fact in known if fact[0] == "at"} == {("at", "a"), ("at", "b"), ("at", "c")}
     assert rule.found == {("a", "b"), ("b", "c"), ("c", "a")} and ("been", "a") in known
     assert twice.found == {(a, b) for a in "abc" for b in "bc"}
     with pytest.raises(Unsupported):
-        reach([Rule([None], [("step", 0, 0)], [("at", 0)], [()])], steps)
+        reach([Rule(["abcd"], [("step", 0, 0)], [("at", 0)])], steps)

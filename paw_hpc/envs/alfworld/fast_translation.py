@@ -32,13 +32,18 @@ Pair = tuple[int, int]
 
 @dataclass
 class _Operator:
-    name: str
-    """Action and objects, as Fast Downward's translator writes and sorts it."""
+    action: str
     objects: tuple[str, ...]
     prevail: list[Pair]
     pre_post: list[tuple[int, int, int, list[Pair]]]
     """(variable, value before or -1, value after, conditions)"""
     cost: int
+
+    def name(self, written: Mapping[str, str] | None = None) -> str:
+        """As Fast Downward's translator writes and sorts it, with other words for objects where `written` has
+        them."""
+        objects = self.objects if written is None else map(written.__getitem__, self.objects)
+        return f"{self.action} {' '.join(objects)}"
 
 
 def translated(domain: str, problem: str, numbered: bool = False) -> tuple[Any, str] | None:
@@ -94,9 +99,7 @@ class _Translator:
 
     def _rule(self, owner: Any) -> Rule:
         """Of an action: its unconditional effects follow; of an axiom: its head."""
-        slots = {parameter.name: number for number, parameter in enumerate(owner.parameters)}
-        domains: list[Sequence[str]] = [self._objects.get(p.type_name, []) for p in owner.parameters]
-        everything = len(self._task.objects)
+        slots = _slots(owner)
         if isinstance(owner, self._pddl.Action):
             body = _literals(owner.precondition)
             effects = [e for e in owner.effects if not _positive(e.condition)]
@@ -109,17 +112,15 @@ class _Translator:
                 (owner.name, *(slots[p.name] for p in owner.parameters[: owner.num_external_parameters]))
             ]
         return Rule(
-            domains=[None if len(d) == everything else frozenset(d) for d in domains],
+            domains=[self._objects.get(parameter.type_name, []) for parameter in owner.parameters],
             body=[_slotted(literal, slots) for literal in body if not literal.negated],
             heads=heads,
-            free=domains,
         )
 
     def _conditional(self, action: Any) -> Iterable[Rule]:
         for effect in action.effects:
             if _positive(effect.condition) and not effect.literal.negated:
-                slots = {parameter.name: number for number, parameter in enumerate(action.parameters)}
-                whole = self._rule(action)
+                slots, whole = _slots(action), self._rule(action)
                 body = [_slotted(literal, slots) for literal in _positive(effect.condition)]
                 head = _slotted(effect.literal, slots)
                 yield replace(whole, body=whole.body + body, heads=[head], found=set())
@@ -133,11 +134,11 @@ class _Translator:
                 found += self._plain(action)
             else:
                 found += self._by_fast_downward(action)
-        return sorted(found, key=lambda op: (op.name, op.prevail, op.pre_post))
+        return sorted(found, key=lambda op: (op.name(), op.prevail, op.pre_post))
 
     def _plain(self, action: Any) -> Iterable[_Operator]:
         """Operators of an action whose effects have no conditions."""
-        slots = {parameter.name: number for number, parameter in enumerate(action.parameters)}
+        slots = _slots(action)
         # Negated literals last: they may contradict others, and others do not contradict each other.
         wanted = sorted(_literals(action.precondition), key=lambda literal: literal.negated)
         conditions = [(one.negated, picker(_slotted(one, slots), len(slots))) for one in wanted]
@@ -167,7 +168,7 @@ class _Translator:
             changed = {variable for variable, *_ in pre_post}
             prevail = sorted((v, value) for v, value in before.items() if v not in changed)
             objects = grounding[: action.num_external_parameters]
-            yield _Operator(f"{action.name} {' '.join(objects)}", objects, prevail, pre_post, cost)
+            yield _Operator(action.name, objects, prevail, pre_post, cost)
 
     def _before(
         self, conditions: Sequence[tuple[bool, Callable[[Grounding], Fact]]], grounding: Grounding
@@ -215,7 +216,7 @@ class _Translator:
                 continue
             for found in translate.translate_strips_operator(made, fluent, ranges, fluent, ranges, {}):
                 objects = grounding[: action.num_external_parameters]
-                yield _Operator(found.name[1:-1], objects, found.prevail, found.pre_post, cost)
+                yield _Operator(action.name, objects, found.prevail, found.pre_post, cost)
 
     # --------------------------------------------------------------------------------------- axioms and goal
 
@@ -271,10 +272,7 @@ class _Translator:
         lines += [f"{v} {value}" for v, value in sorted((new[v], value) for v, value in goal)]
         lines += ["end_goal", str(len(operators))]
         for operator in operators:
-            name = operator.name
-            if written is not None:
-                name = " ".join([name.partition(" ")[0], *map(written.__getitem__, operator.objects)])
-            lines += ["begin_operator", name, str(len(operator.prevail))]
+            lines += ["begin_operator", operator.name(written), str(len(operator.prevail))]
             lines += [f"{new[v]} {value}" for v, value in operator.prevail]
             lines.append(str(len(operator.pre_post)))
             for variable, before, after, conditions in operator.pre_post:
@@ -304,6 +302,11 @@ def _literals(condition: Any) -> list[Any]:
 
 def _positive(condition: Any) -> list[Any]:
     return [literal for literal in _literals(condition) if not literal.negated]
+
+
+def _slots(owner: Any) -> dict[str, int]:
+    """Numbers of an action's or axiom's parameters."""
+    return {parameter.name: number for number, parameter in enumerate(owner.parameters)}
 
 
 def _slotted(literal: Any, slots: Mapping[str, int]) -> tuple[Any, ...]:

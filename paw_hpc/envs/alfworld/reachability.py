@@ -31,15 +31,14 @@ class Rule:
     `body` and `heads` are (predicate, slots ...): a slot is a parameter's number, or the name of an object.
     """
 
-    domains: list[frozenset[str] | None]
-    """Objects that each parameter may be; None: any."""
+    domains: list[Sequence[str]]
+    """Objects that each parameter may be."""
     body: list[tuple[Any, ...]]
     heads: list[tuple[Any, ...]]
-    free: list[Sequence[str]] = field(default_factory=list)
-    """Objects of each parameter, for those that no literal of the body binds."""
     found: set[Grounding] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.allowed = [frozenset(domain) for domain in self.domains]
         self.names = sorted({slot for literal in self.body for slot in literal[1:] if isinstance(slot, str)})
         """Objects that the body names."""
         self.makes = [picker(head, len(self.domains)) for head in self.heads]
@@ -77,29 +76,29 @@ def reach(rules: Sequence[Rule], facts: Iterable[Fact]) -> set[Fact]:
     Raises:
         Unsupported: a literal that names a parameter twice.
     """
-    known: set[Fact] = set(facts)
     search = _Search(rules)
-    for fact in sorted(known):
-        if fact[0] not in search.fluent:
-            search.add(fact)
-    waiting = deque(sorted(fact for fact in known if fact[0] in search.fluent))
+    for fact in facts:
+        search.learn(fact)
     for rule, plan in search.unconditional:
-        search.meet(rule, plan, 0, rule.unbound(), known, waiting)
-    while waiting:
-        fact = waiting.popleft()
+        search.meet(rule, plan, 0, rule.unbound())
+    while search.waiting:
+        fact = search.waiting.popleft()
         search.add(fact)
         for rule, plan, constants, binds in search.triggers.get(fact[0], ()):
             if all(fact[position] == name for position, name in constants):
                 binding = rule.unbound()
                 for position, slot in binds:
                     binding[slot] = fact[position]
-                search.meet(rule, plan, 0, binding, known, waiting)
-    return known
+                search.meet(rule, plan, 0, binding)
+    return search.known
 
 
 class _Search:
     def __init__(self, rules: Sequence[Rule]):
         self.fluent = {head[0] for rule in rules for head in rule.heads}
+        self.known = set[Fact]()
+        self.waiting = deque[Fact]()
+        """Known facts that can come and that no rule has met; the others can be found at once."""
         self._indices: dict[tuple[str, tuple[int, ...]], dict[Any, list[Fact]]] = {}
         self._of_predicate: dict[str, list[tuple[Callable[[Any], Any], dict[Any, list[Fact]]]]] = defaultdict(
             list
@@ -119,6 +118,14 @@ class _Search:
                     constants = [(i, s) for i, s in enumerate(literal) if i and isinstance(s, str)]
                     binds = [(i, s) for i, s in enumerate(literal) if isinstance(s, int)]
                     self.triggers[literal[0]].append((rule, self.plan(rule, number), constants, binds))
+
+    def learn(self, fact: Fact) -> None:
+        if fact not in self.known:
+            self.known.add(fact)
+            if fact[0] in self.fluent:
+                self.waiting.append(fact)
+            else:
+                self.add(fact)
 
     def add(self, fact: Fact) -> None:
         """Let rules find it."""
@@ -145,47 +152,32 @@ class _Search:
                 _Step(self._index(literal[0], positions), _key([literal[p] for p in positions]), binds)
             )
             bound |= set(literal[1:])
-        for slot, objects in enumerate(rule.free):
+        for slot, objects in enumerate(rule.domains):
             if slot not in bound:
                 steps.append(_Step({(): [(name,) for name in objects]}, _key(()), [(0, slot)]))
         return steps
 
-    def meet(
-        self,
-        rule: Rule,
-        plan: Sequence[_Step],
-        done: int,
-        binding: list[Any],
-        known: set[Fact],
-        waiting: deque[Fact],
-    ) -> None:
+    def meet(self, rule: Rule, plan: Sequence[_Step], done: int, binding: list[Any]) -> None:
         """All groundings of a rule that go on from a binding, which `done` steps of the plan have made; what
         they lead to is known, and waits."""
         if done == len(plan):
-            self._ground(rule, binding, known, waiting)
+            self._ground(rule, binding)
             return
         step = plan[done]
         for fact in step.index.get(step.key(binding), ()):
             for position, slot in step.binds:
                 binding[slot] = fact[position]
-            if done + 1 == len(plan):
-                self._ground(rule, binding, known, waiting)
-            else:
-                self.meet(rule, plan, done + 1, binding, known, waiting)
+            self.meet(rule, plan, done + 1, binding)
 
-    def _ground(self, rule: Rule, binding: list[Any], known: set[Fact], waiting: deque[Fact]) -> None:
+    def _ground(self, rule: Rule, binding: list[Any]) -> None:
         grounding = tuple(binding[: len(rule.domains)])
         if grounding in rule.found:
             return
-        for name, domain in zip(grounding, rule.domains, strict=True):
-            if domain is not None and name not in domain:
-                return
+        if not all(name in allowed for name, allowed in zip(grounding, rule.allowed, strict=True)):
+            return
         rule.found.add(grounding)
         for make in rule.makes:
-            fact = make(grounding)
-            if fact not in known:
-                known.add(fact)
-                waiting.append(fact)
+            self.learn(make(grounding))
 
     def _index(self, predicate: str, positions: tuple[int, ...]) -> dict[Any, list[Fact]]:
         if (predicate, positions) not in self._indices:
