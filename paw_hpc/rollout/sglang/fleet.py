@@ -42,6 +42,8 @@ class Fleet:
         self.routing = Routing(self._common)
         self.report, self.count = self._common.report, self._common.count
         self._keepers: list[asyncio.Task[None]] = []
+        self._holds = False
+        """Whether `publishing` is ours, from `hold` to `proceed`."""
         self._since = time.perf_counter()
 
     @property
@@ -93,9 +95,10 @@ class Fleet:
     async def hold(self) -> None:
         """No turn begins, and those that are running come back as far as they are: weights may change. Until
         `proceed`. Holds on where it holds already."""
-        if self.publishing.locked() and not self.routing.open:
+        if self._holds:
             return
         await self.publishing.acquire()
+        self._holds = True
         self.routing.open = False
         await self._all_of(self._up(), lambda s: s.http.pause(self.settings.health_timeout_s))
         # A request that reaches a server after the pause has not begun there: it waits at the door, and will
@@ -115,15 +118,19 @@ class Fleet:
             server.version = version if reached else server.version
             server.state = "ready" if reached else "waiting"
         self.routing.open = True
-        self.publishing.release()
+        self._let_go()
         self._common.wake()
 
     def give_up(self, error: Exception) -> None:
         """A publication failed for good: nobody may play on with older weights."""
         self._common.failure = FleetError(f"weights were not published: {error}")
-        if self.publishing.locked():
-            self.publishing.release()
+        if self._holds:
+            self._let_go()
         self._common.wake()
+
+    def _let_go(self) -> None:
+        self._holds = False
+        self.publishing.release()
 
     async def release_memory(self, tags: Sequence[str]) -> None:
         """Idle servers give up what `tags` name (SGLang's words), until `take_back`. A server that fails at
